@@ -1,0 +1,272 @@
+//! Downloads the files of a data set. A file gets its name only once its checksum is right, so
+//! whatever bears the name is whole.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+
+use super::{DataSet, write_atomic};
+
+/// Where a set is published.
+pub struct Remote {
+    /// Address that file names are appended to.
+    pub mirror: String,
+    /// Its files.
+    pub files: [RemoteFile; 4],
+}
+
+/// A published file.
+pub struct RemoteFile {
+    /// Its name, here and there.
+    pub name: &'static str,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+}
+
+/// What [`fetch`] did about a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was there and its checksum is right.
+    Intact,
+    /// It was downloaded and its checksum is right.
+    Downloaded,
+}
+
+impl Remote {
+    /// Where `set` is published; none for the glyphs, which have no files.
+    pub fn of(set: DataSet) -> Option<Self> {
+        // The same mirrors as torchvision. Not all of them speak TLS; the checksums make up for it.
+        let (mirror, files) = match set {
+            DataSet::Glyphs => return None,
+            DataSet::FashionMnist => (
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                [
+                    (26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+                    (29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+                    (4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+                    (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+                ],
+            ),
+            DataSet::Mnist => (
+                "https://ossci-datasets.s3.amazonaws.com/mnist/",
+                [
+                    (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+                    (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+                    (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+                    (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+                ],
+            ),
+        };
+        let names = [
+            "train-images-idx3-ubyte.gz",
+            "train-labels-idx1-ubyte.gz",
+            "t10k-images-idx3-ubyte.gz",
+            "t10k-labels-idx1-ubyte.gz",
+        ];
+        let files = std::array::from_fn(|i| RemoteFile {
+            name: names[i],
+            bytes: files[i].0,
+            sha256: files[i].1.to_string(),
+        });
+        let mirror = mirror.to_string();
+        Some(Self { mirror, files })
+    }
+}
+
+/// Makes sure that all files of a set lie in `dir`, downloading those that are missing. Draws a
+/// progress bar where standard error is a terminal. Says for each file what it took.
+///
+/// # Errors
+/// A file of that name is there but differs from the published one (it is left alone), cannot be
+/// downloaded, or arrives with a wrong checksum.
+pub fn fetch(remote: &Remote, dir: &Path) -> Result<[Outcome; 4]> {
+    let mut outcomes = [Outcome::Intact; 4];
+    for (file, outcome) in remote.files.iter().zip(&mut outcomes) {
+        let path = dir.join(file.name);
+        if path.exists() {
+            check_intact(file, &path)?;
+        } else {
+            let url = format!("{}{}", remote.mirror, file.name);
+            write_atomic(&path, |to| {
+                download(&url, file, to).with_context(|| format!("cannot download {url}"))
+            })?;
+            *outcome = Outcome::Downloaded;
+        }
+    }
+    Ok(outcomes)
+}
+
+fn check_intact(file: &RemoteFile, path: &Path) -> Result<()> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let limit = file.bytes + 1; // a longer file is wrong already
+        File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().with_context(|| format!("cannot read `{}`", path.display()))?;
+    ensure!(
+        hex(Sha256::digest(&bytes)) == file.sha256,
+        "`{}` is not the published file (its SHA-256 differs); move it away to download that",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Copies `url` to `to` and checks what came.
+fn download(url: &str, file: &RemoteFile, to: &mut File) -> Result<()> {
+    // Without a network this should fail at once, and a stalled download soon.
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_resolve(Some(Duration::from_secs(5)))
+        .timeout_connect(Some(Duration::from_secs(5)))
+        .timeout_per_read(Some(Duration::from_secs(15)))
+        .build()
+        .into();
+    let mut response = agent.get(url).call()?;
+    let mut body = response.body_mut().as_reader().take(file.bytes + 1);
+
+    let bar = progress_bar(file);
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let count = body.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        hash.update(&buffer[..count]);
+        to.write_all(&buffer[..count])?;
+        bar.inc(count as u64);
+    }
+    bar.finish_and_clear();
+    let found = hex(hash.finalize());
+    if found != file.sha256 {
+        bail!("what came has SHA-256 {found}, the published file {}", file.sha256);
+    }
+    Ok(())
+}
+
+fn progress_bar(file: &RemoteFile) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}")
+        .expect("a valid template");
+    ProgressBar::new(file.bytes).with_style(style).with_message(file.name)
+}
+
+fn hex(bytes: impl AsRef<[u8]>) -> String {
+    let digits = bytes.as_ref().iter().map(|byte| format!("{byte:02x}"));
+    digits.collect()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::fs;
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Serves `contents` in the order of the files of a set, each at its name. The checksums are
+    /// those of `contents`.
+    pub fn serve(contents: [Vec<u8>; 4]) -> Remote {
+        let mut remote = Remote::of(DataSet::Mnist).unwrap();
+        for (file, content) in remote.files.iter_mut().zip(&contents) {
+            file.bytes = content.len() as u64;
+            file.sha256 = hex(Sha256::digest(content));
+        }
+        let names = remote.files.each_ref().map(|file| file.name);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        remote.mirror = format!("http://{}/", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut request = String::new();
+                let mut reader = BufReader::new(&stream);
+                while reader.read_line(&mut request).unwrap() > 2 {}
+                let content = names
+                    .iter()
+                    .position(|name| request.starts_with(&format!("GET /{name} ")))
+                    .map(|i| &contents[i][..]);
+                let (status, content) = match content {
+                    Some(content) => ("200 OK", content),
+                    None => ("404 Not Found", &b"no"[..]),
+                };
+                let length = content.len();
+                let head =
+                    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+                let _ = stream.write_all(&[head.as_bytes(), content].concat());
+            }
+        });
+        remote
+    }
+
+    fn four_files() -> [Vec<u8>; 4] {
+        std::array::from_fn(|i| vec![i as u8; 200_000])
+    }
+
+    #[test]
+    fn downloads_what_is_missing() {
+        let dir = TempDir::new().unwrap();
+        let dir = dir.path().join("new");
+        let remote = serve(four_files());
+        assert_eq!(fetch(&remote, &dir).unwrap(), [Outcome::Downloaded; 4]);
+        assert_eq!(fetch(&remote, &dir).unwrap(), [Outcome::Intact; 4]);
+        fs::remove_file(dir.join(remote.files[2].name)).unwrap();
+        let outcomes = fetch(&remote, &dir).unwrap();
+        assert_eq!(outcomes[2], Outcome::Downloaded);
+        assert_eq!(outcomes[3], Outcome::Intact);
+        assert_eq!(fs::read(dir.join(remote.files[3].name)).unwrap(), four_files()[3]);
+    }
+
+    #[test]
+    fn leaves_a_differing_file_alone() {
+        let dir = TempDir::new().unwrap();
+        let remote = serve(four_files());
+        let path = dir.path().join(remote.files[0].name);
+        fs::write(&path, "mine").unwrap();
+        let error = fetch(&remote, dir.path()).unwrap_err().to_string();
+        assert!(error.contains("not the published file"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn keeps_nothing_of_a_wrong_download() {
+        let fails_with = |remote: &Remote, part: &str| {
+            let dir = TempDir::new().unwrap();
+            let error = format!("{:#}", fetch(remote, dir.path()).unwrap_err());
+            assert!(error.contains(part), "{error}");
+            assert!(error.contains(remote.files[0].name), "{error}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        };
+        let mut remote = serve(four_files());
+        remote.files[0].sha256 = "0".repeat(64);
+        fails_with(&remote, "SHA-256");
+
+        let mut remote = serve(four_files());
+        remote.files[0].bytes -= 1; // more comes than was published
+        fails_with(&remote, "SHA-256");
+
+        let mut remote = serve(four_files());
+        remote.mirror += "elsewhere/";
+        fails_with(&remote, "404");
+
+        remote.mirror = "http://127.0.0.1:1/".to_string();
+        fails_with(&remote, "refused");
+    }
+
+    #[test]
+    fn published_files_are_those_that_are_read() {
+        for set in [DataSet::FashionMnist, DataSet::Mnist] {
+            for (file, name) in Remote::of(set).unwrap().files.iter().zip(super::super::idx::NAMES) {
+                assert_eq!(file.name, format!("{name}.gz"));
+                assert_eq!(file.sha256.len(), 64);
+            }
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The IDX format of the MNIST family: a magic number, the dimensions, the bytes.
+//!
+//! Nothing in a file is trusted: what the header promises is checked before it is read, no more than
+//! it promises is ever held in memory, and every way a file can be wrong is an [`IdxError`].
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+
+use super::{CLASSES, SIDE, Split};
+
+/// The four files of a set: training images and labels, test images and labels. Each may be
+/// compressed, with `.gz` at the end of its name.
+pub const NAMES: [&str; 4] = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+];
+
+/// The largest body a header may declare, in bytes.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// What can be wrong with an IDX file.
+#[derive(Debug, thiserror::Error)]
+pub enum IdxError {
+    /// There is no such file.
+    #[error("`{0}` is missing, with and without `.gz`")]
+    Missing(PathBuf),
+    /// It cannot be opened, read or decompressed.
+    #[error("cannot read `{path}` ({source}); check that it is readable, or get it again")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system or the decompressor said.
+        source: io::Error,
+    },
+    /// It does not begin as an IDX file of bytes with the right number of dimensions does.
+    #[error("`{path}` begins with {found:02x?}, not {expected:02x?}; it is another kind of file")]
+    Magic {
+        /// The file.
+        path: PathBuf,
+        /// Its first four bytes.
+        found: [u8; 4],
+        /// What they should be.
+        expected: [u8; 4],
+    },
+    /// The header declares more than [`MAX_BYTES`].
+    #[error("`{path}` claims dimensions {dims:?}, more than 1 GiB; it is damaged, get it again")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The declared dimensions.
+        dims: Vec<u32>,
+    },
+    /// It ends early.
+    #[error("`{path}` ends after {found} of {expected} bytes; it is cut short, get it again")]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Uncompressed bytes there are.
+        found: u64,
+        /// Uncompressed bytes there should be.
+        expected: u64,
+    },
+    /// It goes on after the last declared byte.
+    #[error("`{path}` goes on after its {expected} bytes; it is damaged, get it again")]
+    TrailingBytes {
+        /// The file.
+        path: PathBuf,
+        /// Uncompressed bytes there should be.
+        expected: u64,
+    },
+    /// It holds no images or labels.
+    #[error("`{0}` holds nothing; get it again")]
+    Empty(PathBuf),
+    /// Its images have another size.
+    #[error("`{path}` holds images of {height}x{width} pixels, not {SIDE}x{SIDE}")]
+    ImageSize {
+        /// The file.
+        path: PathBuf,
+        /// Declared height.
+        height: u32,
+        /// Declared width.
+        width: u32,
+    },
+    /// A label is not a class.
+    #[error("`{path}`: label {index} is {label}, but there are only {CLASSES} classes")]
+    Label {
+        /// The file.
+        path: PathBuf,
+        /// Which label, from 0.
+        index: usize,
+        /// Its value.
+        label: u8,
+    },
+    /// Images and labels do not belong together.
+    #[error(
+        "`{images}` holds {image_count} images, but `{labels}` {label_count} labels; \
+             get both from the same place"
+    )]
+    Counts {
+        /// The file of images.
+        images: PathBuf,
+        /// How many it holds.
+        image_count: usize,
+        /// The file of labels.
+        labels: PathBuf,
+        /// How many it holds.
+        label_count: usize,
+    },
+}
+
+/// The path of file `name` in `dir`, compressed or not.
+///
+/// # Errors
+/// [`IdxError::Missing`].
+pub fn locate(dir: &Path, name: &str) -> Result<PathBuf, IdxError> {
+    let plain = dir.join(name);
+    [dir.join(format!("{name}.gz")), plain.clone()]
+        .into_iter()
+        .find(|path| path.is_file())
+        .ok_or(IdxError::Missing(plain))
+}
+
+/// Reads a file of images, `[count, 28, 28]`, and the file of their labels, `[count]`.
+///
+/// # Errors
+/// Any but [`IdxError::Missing`].
+pub fn read_split(images: &Path, labels: &Path) -> Result<Split, IdxError> {
+    let split = Split { images: read_images(images)?, labels: read_labels(labels)? };
+    let image_count = split.images.len() / (SIDE * SIDE);
+    if image_count != split.labels.len() {
+        return Err(IdxError::Counts {
+            images: images.into(),
+            image_count,
+            labels: labels.into(),
+            label_count: split.labels.len(),
+        });
+    }
+    Ok(split)
+}
+
+fn read_images(path: &Path) -> Result<Vec<u8>, IdxError> {
+    let idx = Idx::<3>::open(path)?;
+    let [_, height, width] = idx.dims;
+    if [height, width] != [SIDE as u32; 2] {
+        return Err(IdxError::ImageSize { path: path.into(), height, width });
+    }
+    idx.body()
+}
+
+fn read_labels(path: &Path) -> Result<Vec<u8>, IdxError> {
+    let labels = Idx::<1>::open(path)?.body()?;
+    if let Some(index) = labels.iter().position(|&l| usize::from(l) >= CLASSES) {
+        return Err(IdxError::Label { path: path.into(), index, label: labels[index] });
+    }
+    Ok(labels)
+}
+
+/// A file whose header, with `D` dimensions, has been read.
+struct Idx<'a, const D: usize> {
+    path: &'a Path,
+    reader: Box<dyn Read>,
+    dims: [u32; D],
+}
+
+impl<'a, const D: usize> Idx<'a, D> {
+    fn open(path: &'a Path) -> Result<Self, IdxError> {
+        let file = BufReader::new(File::open(path).map_err(read_error(path))?);
+        let is_gzip = path.extension().is_some_and(|extension| extension == "gz");
+        let mut reader: Box<dyn Read> = match is_gzip {
+            true => Box::new(MultiGzDecoder::new(file)),
+            false => Box::new(file),
+        };
+        // Two zeros, 8 for unsigned bytes, the number of dimensions.
+        let magic = [0, 0, 8, D as u8];
+        let header = read_up_to(&mut reader, Self::HEADER).map_err(read_error(path))?;
+        if let Some(&found) = header.first_chunk::<4>()
+            && found != magic
+        {
+            return Err(IdxError::Magic { path: path.into(), found, expected: magic });
+        }
+        if (header.len() as u64) < Self::HEADER {
+            return Err(IdxError::Truncated {
+                path: path.into(),
+                found: header.len() as u64,
+                expected: Self::HEADER,
+            });
+        }
+        let dims = std::array::from_fn(|d| {
+            let at = 4 + 4 * d;
+            u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        });
+        Ok(Self { path, reader, dims })
+    }
+
+    /// Bytes before the body.
+    const HEADER: u64 = 4 + 4 * D as u64;
+
+    /// Reads exactly the bytes that the header declares, to the end of the file.
+    fn body(mut self) -> Result<Vec<u8>, IdxError> {
+        let path = self.path;
+        let product = self.dims.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim.into()));
+        let size = match product {
+            Some(0) => return Err(IdxError::Empty(path.into())),
+            Some(size) if size <= MAX_BYTES => size,
+            _ => {
+                return Err(IdxError::TooLarge { path: path.into(), dims: self.dims.to_vec() });
+            }
+        };
+        // One byte more tells a longer file, and takes gzip to its checksum.
+        let body = read_up_to(&mut self.reader, size + 1).map_err(read_error(path))?;
+        let found = Self::HEADER + body.len() as u64;
+        let expected = Self::HEADER + size;
+        if found < expected {
+            return Err(IdxError::Truncated { path: path.into(), found, expected });
+        }
+        if found > expected {
+            return Err(IdxError::TrailingBytes { path: path.into(), expected });
+        }
+        Ok(body)
+    }
+}
+
+/// Reads `limit` bytes, or fewer at the end. Grows with what is there, whatever `limit` claims.
+fn read_up_to(reader: &mut dyn Read, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reader.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_error(path: &Path) -> impl FnOnce(io::Error) -> IdxError {
+    move |source| IdxError::Read { path: path.into(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const IMAGES: [u8; 4] = [0, 0, 8, 3];
+    const LABELS: [u8; 4] = [0, 0, 8, 1];
+
+    fn idx(magic: [u8; 4], dims: &[u32], body: &[u8]) -> Vec<u8> {
+        let mut bytes = magic.to_vec();
+        bytes.extend(dims.iter().flat_map(|d| d.to_be_bytes()));
+        bytes.extend(body);
+        bytes
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn with_file<T>(name: &str, bytes: &[u8], read: impl FnOnce(&Path) -> T) -> T {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        read(&path)
+    }
+
+    /// Reads labels from these bytes, plain and compressed, which must fail alike.
+    fn labels_error(bytes: &[u8]) -> IdxError {
+        let plain = with_file("labels", bytes, read_labels).unwrap_err();
+        let packed = with_file("labels.gz", &gzip(bytes), read_labels).unwrap_err();
+        assert_eq!(std::mem::discriminant(&plain), std::mem::discriminant(&packed));
+        assert!(packed.to_string().contains("labels.gz"), "{packed}");
+        plain
+    }
+
+    fn images_error(bytes: &[u8]) -> IdxError {
+        with_file("images", bytes, read_images).unwrap_err()
+    }
+
+    #[test]
+    fn reads_plain_and_compressed() {
+        let body = [1_u8; 2 * SIDE * SIDE];
+        let images = idx(IMAGES, &[2, 28, 28], &body);
+        assert_eq!(with_file("i", &images, read_images).unwrap(), body);
+        let labels = idx(LABELS, &[2], &[0, 9]);
+        let packed = gzip(&labels);
+        assert_eq!(with_file("l.gz", &packed, read_labels).unwrap(), [0, 9]);
+    }
+
+    #[test]
+    fn locates_either_name() {
+        let dir = TempDir::new().unwrap();
+        let error = locate(dir.path(), "a").unwrap_err();
+        assert!(matches!(error, IdxError::Missing(_)), "{error}");
+        fs::create_dir(dir.path().join("a.gz")).unwrap(); // a folder does not count
+        fs::write(dir.path().join("a"), "").unwrap();
+        assert_eq!(locate(dir.path(), "a").unwrap(), dir.path().join("a"));
+    }
+
+    #[test]
+    fn wrong_magic() {
+        let error = labels_error(&idx(IMAGES, &[1, 28, 28], &[0; 784]));
+        assert!(matches!(error, IdxError::Magic { .. }), "{error}");
+        let error = labels_error(b"<html>404</html>");
+        assert!(matches!(error, IdxError::Magic { .. }), "{error}");
+    }
+
+    #[test]
+    fn too_large() {
+        let most = u32::MAX;
+        let error = labels_error(&idx(LABELS, &[most], &[]));
+        assert!(matches!(error, IdxError::TooLarge { .. }), "{error}");
+        let error = images_error(&idx(IMAGES, &[most, 28, 28], &[]));
+        assert!(matches!(error, IdxError::TooLarge { .. }), "{error}");
+        // The product wraps around 64 bits to 0.
+        let dims = [1 << 31, 1 << 31, 4];
+        let error = with_file("i", &idx(IMAGES, &dims, &[]), |path| {
+            Idx::<3>::open(path).and_then(Idx::body).unwrap_err()
+        });
+        assert!(matches!(error, IdxError::TooLarge { .. }), "{error}");
+    }
+
+    #[test]
+    fn truncated() {
+        for bytes in [&[][..], &[0, 0], &[0, 0, 8, 1, 0]] {
+            let error = labels_error(bytes);
+            assert!(matches!(error, IdxError::Truncated { .. }), "{error}");
+        }
+        // The count lies, just within the limit: only what is there is read.
+        let error = labels_error(&idx(LABELS, &[1 << 30], &[1, 2, 3]));
+        assert!(matches!(error, IdxError::Truncated { found: 11, .. }), "{error}");
+    }
+
+    #[test]
+    fn trailing_bytes() {
+        let error = labels_error(&idx(LABELS, &[2], &[1, 2, 3]));
+        assert!(matches!(error, IdxError::TrailingBytes { .. }), "{error}");
+        // A gzip bomb: 64 MiB of zeros behind a header that declares two bytes.
+        let mut bytes = idx(LABELS, &[2], &[1, 2]);
+        bytes.resize(64 << 20, 0);
+        let error = with_file("l.gz", &gzip(&bytes), read_labels).unwrap_err();
+        assert!(matches!(error, IdxError::TrailingBytes { .. }), "{error}");
+    }
+
+    #[test]
+    fn nothing_in_it() {
+        let error = labels_error(&idx(LABELS, &[0], &[]));
+        assert!(matches!(error, IdxError::Empty(_)), "{error}");
+        let error = images_error(&idx(IMAGES, &[0, 28, 28], &[]));
+        assert!(matches!(error, IdxError::Empty(_)), "{error}");
+    }
+
+    #[test]
+    fn image_size() {
+        let error = images_error(&idx(IMAGES, &[1, 28, 27], &[0; 28 * 27]));
+        assert!(matches!(error, IdxError::ImageSize { width: 27, .. }), "{error}");
+    }
+
+    #[test]
+    fn label_out_of_range() {
+        let error = labels_error(&idx(LABELS, &[3], &[0, 9, 10]));
+        assert!(matches!(error, IdxError::Label { index: 2, label: 10, .. }), "{error}");
+    }
+
+    #[test]
+    fn counts_differ() {
+        let images = idx(IMAGES, &[1, 28, 28], &[0; 784]);
+        let labels = idx(LABELS, &[2], &[0, 1]);
+        let error = with_file("i", &images, |images| {
+            with_file("l", &labels, |labels| read_split(images, labels).unwrap_err())
+        });
+        assert!(matches!(error, IdxError::Counts { .. }), "{error}");
+    }
+
+    #[test]
+    fn corrupt_gzip() {
+        let good = gzip(&idx(LABELS, &[3], &[1, 2, 3]));
+        let last = good.len() - 1;
+        let mut wrong_checksum = good.clone();
+        wrong_checksum[last - 4] ^= 1;
+        let mut rubbish_behind = good.clone();
+        rubbish_behind.extend(b"rubbish");
+        let cases = [&good[..last], &wrong_checksum, &rubbish_behind, b"not gzip at all"];
+        for bytes in cases {
+            let error = with_file("l.gz", bytes, read_labels).unwrap_err();
+            assert!(matches!(error, IdxError::Read { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn unreadable() {
+        let error = read_labels(Path::new("/no/such/file")).unwrap_err();
+        assert!(matches!(error, IdxError::Read { .. }), "{error}");
+    }
+}

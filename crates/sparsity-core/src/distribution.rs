@@ -1,0 +1,198 @@
+//! Layer sparsities from one global sparsity: uniform, ER, ERK.
+
+use crate::Error;
+use serde::{Deserialize, Serialize};
+
+/// Name and weight shape of one layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerSpec {
+    /// The layer's name, used in errors and logs.
+    pub name: String,
+    /// `[out, in]` or `[out, in, kh, kw]`, in the order of PyTorch.
+    pub dims: Vec<usize>,
+    /// Kept dense whatever the global sparsity.
+    pub keep_dense: bool,
+}
+
+impl LayerSpec {
+    /// A layer that may be sparse. `dims` is `[out, in, …]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for fewer than two dimensions or an empty one, [`Error::TooLarge`] from 2³² weights on.
+    pub fn new(name: impl Into<String>, dims: impl Into<Vec<usize>>) -> Result<Self, Error> {
+        let (layer, dims) = (name.into(), dims.into());
+        if dims.len() < 2 || dims.contains(&0) {
+            return Err(Error::Shape { layer, dims });
+        }
+        let positions = dims.iter().try_fold(1usize, |product, d| product.checked_mul(*d));
+        match positions {
+            Some(positions) if positions < u32::MAX as usize => {
+                Ok(Self { name: layer, dims, keep_dense: false })
+            }
+            _ => Err(Error::TooLarge { layer, positions: positions.unwrap_or(usize::MAX) }),
+        }
+    }
+
+    /// The same layer, kept dense.
+    pub fn dense(mut self) -> Self {
+        self.keep_dense = true;
+        self
+    }
+
+    /// Number of neurons `N`.
+    pub fn neurons(&self) -> usize {
+        self.dims[0]
+    }
+
+    /// Dense fan-in `M = in·kh·kw`.
+    pub fn dense_fan_in(&self) -> usize {
+        self.dims[1..].iter().product()
+    }
+
+    /// Number of weights `N·M`.
+    pub fn weights(&self) -> usize {
+        self.dims.iter().product()
+    }
+}
+
+/// How a global sparsity is shared among layers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Distribution {
+    /// The same sparsity for every sparse layer.
+    Uniform,
+    /// Erdős–Rényi: density ∝ `(in + out) / (in · out)` (Mocanu et al. 2018).
+    Er,
+    /// Erdős–Rényi kernel: density ∝ `(Σ dims / Π dims) ^ power` (RigL, Evci et al. 2020).
+    Erk {
+        /// 1 in the paper.
+        power: f64,
+    },
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        Self::Erk { power: 1.0 }
+    }
+}
+
+/// The sparsity of every layer, in order, such that all layers together have the global `sparsity`.
+///
+/// Layers with `keep_dense` get 0, and the others make up for them.
+///
+/// # Errors
+/// [`Error::Sparsity`] outside `[0, 1)`; [`Error::TooManyDense`] if ER or ERK cannot make up for the dense layers.
+pub fn layer_sparsities(
+    layers: &[LayerSpec],
+    sparsity: f64,
+    distribution: Distribution,
+) -> Result<Vec<f64>, Error> {
+    if !(0.0..1.0).contains(&sparsity) {
+        return Err(Error::Sparsity(sparsity));
+    }
+    match distribution {
+        Distribution::Uniform => Ok(uniform(layers, sparsity)),
+        Distribution::Er => {
+            let score = |l: &LayerSpec| (l.dims[0] + l.dims[1]) as f64 / (l.dims[0] * l.dims[1]) as f64;
+            erdos_renyi(layers, sparsity, &layers.iter().map(score).collect::<Vec<_>>())
+        }
+        Distribution::Erk { power } => {
+            let score =
+                |l: &LayerSpec| (l.dims.iter().sum::<usize>() as f64 / l.weights() as f64).powf(power);
+            erdos_renyi(layers, sparsity, &layers.iter().map(score).collect::<Vec<_>>())
+        }
+    }
+}
+
+/// The same sparsity everywhere, raised for the layers kept dense; the plain value if that would exceed 1.
+fn uniform(layers: &[LayerSpec], sparsity: f64) -> Vec<f64> {
+    let total: usize = layers.iter().map(LayerSpec::weights).sum();
+    let sparse: usize = layers.iter().filter(|l| !l.keep_dense).map(LayerSpec::weights).sum();
+    let raised = sparsity * total as f64 / sparse.max(1) as f64;
+    let sparsity = if raised < 1.0 { raised } else { sparsity };
+    layers.iter().map(|l| if l.keep_dense { 0.0 } else { sparsity }).collect()
+}
+
+/// Density `ε·score`, with `ε` solving for the global count; layers that would exceed density 1 become
+/// dense one at a time, largest score first.
+fn erdos_renyi(layers: &[LayerSpec], sparsity: f64, scores: &[f64]) -> Result<Vec<f64>, Error> {
+    let total: usize = layers.iter().map(LayerSpec::weights).sum();
+    let mut dense: Vec<bool> = layers.iter().map(|l| l.keep_dense || sparsity == 0.0).collect();
+    loop {
+        let sparse: Vec<usize> = (0..layers.len()).filter(|&i| !dense[i]).collect();
+        // Lowest index first among equals: `max_by` would take the last.
+        let Some(&largest) = sparse.iter().rev().max_by(|&&a, &&b| scores[a].total_cmp(&scores[b])) else {
+            return Ok(vec![0.0; layers.len()]);
+        };
+        let dense_weights: usize = (0..layers.len()).filter(|&i| dense[i]).map(|i| layers[i].weights()).sum();
+        let budget = total as f64 * (1.0 - sparsity) - dense_weights as f64;
+        if budget <= 0.0 {
+            return Err(Error::TooManyDense { sparsity, dense: dense_weights, total });
+        }
+        let epsilon = budget / sparse.iter().map(|&i| scores[i] * layers[i].weights() as f64).sum::<f64>();
+        if epsilon * scores[largest] > 1.0 {
+            dense[largest] = true;
+            continue;
+        }
+        let sparsity_of = |i: usize| if dense[i] { 0.0 } else { 1.0 - epsilon * scores[i] };
+        return Ok((0..layers.len()).map(sparsity_of).collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mlp() -> Vec<LayerSpec> {
+        [("fc1", [300, 784]), ("fc2", [100, 300]), ("fc3", [10, 100])]
+            .map(|(name, dims)| LayerSpec::new(name, dims).unwrap())
+            .to_vec()
+    }
+
+    fn global(layers: &[LayerSpec], sparsities: &[f64]) -> f64 {
+        let zeros: f64 = layers.iter().zip(sparsities).map(|(l, s)| l.weights() as f64 * s).sum();
+        zeros / layers.iter().map(LayerSpec::weights).sum::<usize>() as f64
+    }
+
+    #[test]
+    fn erk_and_er_keep_the_global_sparsity_and_agree_on_linear_layers() {
+        for sparsity in [0.5, 0.8, 0.9, 0.99] {
+            let erk = layer_sparsities(&mlp(), sparsity, Distribution::default()).unwrap();
+            assert!((global(&mlp(), &erk) - sparsity).abs() < 1e-12);
+            assert_eq!(erk, layer_sparsities(&mlp(), sparsity, Distribution::Er).unwrap());
+        }
+    }
+
+    #[test]
+    fn erk_by_hand() {
+        // Scores 5/6 and 7/12; weights 6 and 12; each layer's weight × score is Σ dims: 5 and 7.
+        let layers = [LayerSpec::new("a", [2, 3]).unwrap(), LayerSpec::new("b", [3, 4]).unwrap()];
+        let s = layer_sparsities(&layers, 0.5, Distribution::default()).unwrap();
+        assert!((s[0] - (1.0 - 9.0 / 12.0 * 5.0 / 6.0)).abs() < 1e-12);
+        assert!((s[1] - (1.0 - 9.0 / 12.0 * 7.0 / 12.0)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn uniform_makes_up_for_dense_layers_or_gives_up() {
+        let mut layers = mlp();
+        layers[2].keep_dense = true;
+        let s = layer_sparsities(&layers, 0.9, Distribution::Uniform).unwrap();
+        assert!((global(&layers, &s) - 0.9).abs() < 1e-12);
+        assert_eq!((s[2], s[0] > 0.9), (0.0, true));
+        layers[0].keep_dense = true;
+        assert_eq!(layer_sparsities(&layers, 0.9, Distribution::Uniform).unwrap(), [0.0, 0.9, 0.0]);
+        let erk = layer_sparsities(&layers, 0.9, Distribution::default());
+        assert!(matches!(erk, Err(Error::TooManyDense { .. })));
+    }
+
+    #[test]
+    fn bad_input_is_refused() {
+        for sparsity in [-0.1, 1.0, f64::NAN] {
+            assert!(matches!(layer_sparsities(&mlp(), sparsity, Distribution::Er), Err(Error::Sparsity(_))));
+        }
+        assert!(LayerSpec::new("x", [3]).is_err());
+        assert!(LayerSpec::new("x", [3, 0]).is_err());
+        assert!(matches!(LayerSpec::new("x", [usize::MAX, 2]), Err(Error::TooLarge { .. })));
+        assert_eq!(layer_sparsities(&mlp(), 0.0, Distribution::default()).unwrap(), [0.0; 3]);
+    }
+}

@@ -1,0 +1,272 @@
+//! The largest `n` of millions of magnitudes in O(n), with ties going to the lower flat index.
+//!
+//! Magnitudes of finite floats order like the integers of their bit patterns without the sign. A histogram
+//! over the upper 16 bits finds the bin that holds the `n`-th largest; only that bin is looked at closely.
+
+use crate::Mask;
+use rayon::prelude::*;
+
+/// Bit pattern of |x|; monotone in |x| for finite values.
+pub(crate) fn magnitude(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
+}
+
+const BIN_SHIFT: u32 = 15;
+const BINS: usize = 1 << 16;
+
+/// The positions among which the largest are sought.
+#[derive(Clone, Copy)]
+pub(crate) enum Candidates<'a> {
+    /// Every position.
+    All,
+    /// Active positions with a non-zero value, in neurons that are not skipped.
+    NonZero { mask: &'a Mask, skip: &'a [bool] },
+    /// Active positions, whatever their value.
+    Active(&'a Mask),
+    /// Positions inactive in this mask.
+    NotIn(&'a Mask),
+}
+
+/// Magnitudes of one layer, `[neurons, dense fan-in]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Scores<'a> {
+    pub values: &'a [f32],
+    pub neurons: usize,
+    pub candidates: Candidates<'a>,
+}
+
+impl Scores<'_> {
+    fn dense_fan_in(&self) -> usize {
+        self.values.len() / self.neurons
+    }
+
+    /// Calls `each(input, magnitude)` for the candidates of one neuron in ascending order.
+    #[inline(always)]
+    fn of_neuron(&self, neuron: usize, mut each: impl FnMut(usize, u32)) {
+        let m = self.dense_fan_in();
+        let row = &self.values[neuron * m..][..m];
+        match self.candidates {
+            Candidates::All => row.iter().enumerate().for_each(|(j, v)| each(j, magnitude(*v))),
+            Candidates::Active(mask) => mask.inputs(neuron).for_each(|j| each(j, magnitude(row[j]))),
+            Candidates::NonZero { skip, .. } if skip[neuron] => {}
+            Candidates::NonZero { mask, .. } => {
+                mask.inputs(neuron).filter(|&j| row[j] != 0.0).for_each(|j| each(j, magnitude(row[j])))
+            }
+            Candidates::NotIn(mask) => {
+                for (w, (word, chunk)) in mask.row(neuron).iter().zip(row.chunks(64)).enumerate() {
+                    for (bit, value) in chunk.iter().enumerate().filter(|(bit, _)| word >> bit & 1 == 0) {
+                        each(w * 64 + bit, magnitude(*value));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Neurons in groups large enough to be worth a task.
+    fn blocks(&self) -> impl ParallelIterator<Item = std::ops::Range<usize>> + use<'_> {
+        let neurons = self.neurons;
+        let block = (1usize << 18).div_ceil(self.dense_fan_in().max(1));
+        (0..neurons.div_ceil(block)).into_par_iter().map(move |b| b * block..((b + 1) * block).min(neurons))
+    }
+
+    /// The number of candidates.
+    pub fn count(&self) -> usize {
+        let count = |neuron| {
+            let mut n = 0;
+            self.of_neuron(neuron, |_, _| n += 1);
+            n
+        };
+        self.blocks().map(|block| block.map(count).sum::<usize>()).sum()
+    }
+
+    /// The boundary of the `n` largest candidates (all of them if there are fewer).
+    pub fn largest(&self, n: usize) -> Largest {
+        if n == 0 {
+            return Largest { above: u32::MAX, ties: Ties::None };
+        }
+        let histogram = self
+            .blocks()
+            .fold(
+                || vec![0u32; BINS],
+                |mut bins, block| {
+                    block.for_each(|neuron| {
+                        self.of_neuron(neuron, |_, s| bins[(s >> BIN_SHIFT) as usize] += 1)
+                    });
+                    bins
+                },
+            )
+            .reduce(
+                || vec![0u32; BINS],
+                |mut a, b| {
+                    a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+                    a
+                },
+            );
+        // Walk down from the largest bin to the one where the n-th largest lies.
+        let mut before = 0;
+        let bin = (0..BINS).rev().find(|&bin| {
+            before += histogram[bin] as usize;
+            before >= n
+        });
+        let Some(bin) = bin else {
+            return Largest { above: 0, ties: Ties::All };
+        };
+        before -= histogram[bin] as usize;
+
+        let mut inside: Vec<u32> = self
+            .blocks()
+            .flat_map_iter(|block| {
+                let mut found = Vec::new();
+                for neuron in block {
+                    self.of_neuron(neuron, |_, s| {
+                        if (s >> BIN_SHIFT) as usize == bin {
+                            found.push(s);
+                        }
+                    });
+                }
+                found
+            })
+            .collect();
+        let wanted = n - before;
+        let (larger, &mut boundary, _) = inside.select_nth_unstable_by(wanted - 1, |a, b| b.cmp(a));
+        let ties_wanted = wanted - larger.iter().filter(|s| **s > boundary).count();
+        let ties_found = inside.iter().filter(|s| **s == boundary).count();
+        let ties = if ties_wanted == ties_found { Ties::All } else { self.first_ties(boundary, ties_wanted) };
+        Largest { above: boundary, ties }
+    }
+
+    /// Lets the first `wanted` candidates equal to `boundary` pass, in flat order.
+    fn first_ties(&self, boundary: u32, mut wanted: usize) -> Ties {
+        let quota = (0..self.neurons).map(|neuron| {
+            let mut equal = 0;
+            self.of_neuron(neuron, |_, s| equal += usize::from(s == boundary));
+            let quota = equal.min(wanted);
+            wanted -= quota;
+            quota
+        });
+        Ties::Quota(quota.collect())
+    }
+
+    /// Marks in `row` the candidates of `neuron` that are among the `largest`.
+    pub fn mark(&self, largest: &Largest, neuron: usize, row: &mut [u64]) {
+        let (above, mut quota) = match &largest.ties {
+            Ties::None => return,
+            Ties::All => (largest.above, usize::MAX),
+            Ties::Quota(quota) => (largest.above, quota[neuron]),
+        };
+        self.of_neuron(neuron, |j, s| {
+            let tie = s == above && quota > 0;
+            quota -= usize::from(tie);
+            row[j / 64] |= u64::from(s > above || tie) << (j % 64);
+        });
+    }
+}
+
+/// What separates the largest magnitudes from the others.
+pub(crate) struct Largest {
+    /// Candidates with a magnitude above this are in.
+    above: u32,
+    ties: Ties,
+}
+
+/// Which candidates exactly at the boundary are in.
+enum Ties {
+    None,
+    All,
+    /// That many of each neuron, lowest input first.
+    Quota(Vec<usize>),
+}
+
+/// Keeps in `row` (marked inputs of one neuron with `values`) only the `n` largest magnitudes.
+pub(crate) fn keep_largest_of_row(row: &mut [u64], values: &[f32], n: usize) {
+    let mut keys: Vec<u64> = crate::mask::set_bits(row).map(|j| row_key(j, values[j])).collect();
+    row.fill(0);
+    mark_largest_keys(&mut keys, n, row);
+}
+
+/// Adds to `row` the `n` largest magnitudes of `values` among positions not marked yet.
+/// `keys` is scratch space.
+pub(crate) fn add_largest_to_row(row: &mut [u64], values: &[f32], n: usize, keys: &mut Vec<u64>) {
+    if n == 0 {
+        return;
+    }
+    keys.clear();
+    let unmarked = |(j, _): &(usize, &f32)| row[j / 64] >> (j % 64) & 1 == 0;
+    keys.extend(values.iter().enumerate().filter(unmarked).map(|(j, v)| row_key(j, *v)));
+    mark_largest_keys(keys, n, row);
+}
+
+/// Orders by magnitude, then by lower input.
+fn row_key(input: usize, value: f32) -> u64 {
+    u64::from(magnitude(value)) << 32 | u64::from(!(input as u32))
+}
+
+fn mark_largest_keys(keys: &mut [u64], n: usize, row: &mut [u64]) {
+    let n = n.min(keys.len());
+    if n == 0 {
+        return;
+    }
+    keys.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
+    for key in &keys[..n] {
+        let input = !(*key as u32) as usize;
+        row[input / 64] |= 1 << (input % 64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The same by a full stable sort.
+    fn by_sorting(values: &[f32], candidates: &[usize], n: usize) -> Vec<u8> {
+        let mut order = candidates.to_vec();
+        order.sort_by_key(|&i| std::cmp::Reverse(magnitude(values[i])));
+        let mut marked = vec![0; values.len()];
+        order.iter().take(n).for_each(|&i| marked[i] = 1);
+        marked
+    }
+
+    fn by_selection(scores: Scores, n: usize) -> Vec<u8> {
+        let m = scores.dense_fan_in();
+        let mut mask = Mask::empty(scores.neurons, m);
+        let largest = scores.largest(n);
+        let (words, width) = mask.rows_mut();
+        words.chunks_mut(width).enumerate().for_each(|(i, row)| scores.mark(&largest, i, row));
+        mask.to_bytes()
+    }
+
+    proptest! {
+        #[test]
+        fn selection_is_a_stable_sort(
+            neurons in 1usize..6,
+            m in 1usize..150,
+            n in 0usize..600,
+            few in any::<bool>(),
+            seed in proptest::collection::vec((-4i8..4, any::<bool>()), 900),
+        ) {
+            // Few distinct values make many ties, also between signs.
+            let count = neurons * m;
+            let values: Vec<f32> = (0..count)
+                .map(|i| if few { f32::from(seed[i].0) } else { f32::from(seed[i].0) + (i as f32).sin() })
+                .collect();
+            let bytes: Vec<u8> = (0..count).map(|i| u8::from(seed[i].1)).collect();
+            let mask = Mask::from_bytes(neurons, m, &bytes).unwrap();
+            let skip: Vec<bool> = (0..neurons).map(|i| i == 1).collect();
+            let sets: [(Candidates, Vec<usize>); 4] = [
+                (Candidates::All, (0..count).collect()),
+                (Candidates::Active(&mask), (0..count).filter(|&i| bytes[i] == 1).collect()),
+                (Candidates::NotIn(&mask), (0..count).filter(|&i| bytes[i] == 0).collect()),
+                (
+                    Candidates::NonZero { mask: &mask, skip: &skip },
+                    (0..count).filter(|&i| bytes[i] == 1 && values[i] != 0.0 && i / m != 1).collect(),
+                ),
+            ];
+            for (candidates, expected) in sets {
+                let scores = Scores { values: &values, neurons, candidates };
+                prop_assert_eq!(scores.count(), expected.len());
+                prop_assert_eq!(by_selection(scores, n), by_sorting(&values, &expected, n));
+            }
+        }
+    }
+}

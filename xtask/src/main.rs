@@ -1,0 +1,157 @@
+//! `cargo xtask reproduce TABLE`: the paper's tables, computed here and rendered beside the published numbers.
+//!
+//! ```text
+//! recipes/*.toml ─ recipe ─ cells ─ runner (drives `srigl train`) ─┐
+//!                                        published/*.toml ─────────┼─ tables/grid ─ report ─ files, terminal
+//!                           tables/{flops, variance} (no training) ┘
+//! ```
+//!
+//! No tensor library is linked, so this compiles in seconds. To add a table of trained networks, add a recipe
+//! and a line in [`tables`]; to add another kind of table, write a function that returns a
+//! [`report::Report`].
+
+mod chart;
+mod published;
+mod recipe;
+mod report;
+mod runner;
+mod stats;
+mod tables;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tables::{TableName, grid};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Tasks of this workspace.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compute a table and write it beside the published numbers.
+    ///
+    /// Training tables are made of cells, one run of `srigl train` each. A rerun keeps finished cells and
+    /// resumes unfinished ones; a cell whose settings have changed starts again. Delete OUT/runs to start over,
+    /// for instance after a change of `srigl` itself.
+    Reproduce(Reproduce),
+}
+
+#[derive(Args)]
+struct Reproduce {
+    /// Which table.
+    table: TableName,
+
+    /// Folder of the data sets, handed to `srigl train --data`.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// Runs per cell instead of the recipe's number; seeds are 0, 1, ….
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: Option<u64>,
+
+    /// Print results.json on standard output, and nothing else there.
+    #[arg(long)]
+    json: bool,
+
+    /// Folder for table.md, results.json, accuracy.svg and the runs [default: results/TABLE in the workspace].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Lift the limits that keep the recipe short.
+    #[arg(long)]
+    full: bool,
+
+    /// Runs at the same time [default: number of cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+
+    /// Device handed to `srigl train --device`.
+    #[arg(long, value_name = "D")]
+    device: Option<String>,
+}
+
+impl Reproduce {
+    /// Tables that train nothing refuse options that would be ignored.
+    fn refuse_training_options(&self) -> Result<()> {
+        let given = [
+            ("--data", self.data.is_some()),
+            ("--seeds", self.seeds.is_some()),
+            ("--full", self.full),
+            ("--jobs", self.jobs.is_some()),
+            ("--device", self.device.is_some()),
+        ];
+        for (option, given) in given {
+            ensure!(!given, "table `{}` trains nothing, so {option} has no effect; leave it out", self.table);
+        }
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    let Command::Reproduce(args) = Cli::parse().command;
+    match reproduce(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Computes, writes and prints one table. `false` if it is incomplete or wrong.
+fn reproduce(args: &Reproduce) -> Result<bool> {
+    let out = match &args.out {
+        Some(out) => std::path::absolute(out).with_context(|| format!("--out {}", out.display()))?,
+        None => workspace_root().join("results").join(args.table.to_string()),
+    };
+    let report = match args.table.recipe() {
+        Some(recipe) => {
+            let data = args.data.as_ref().map(|data| {
+                data.canonicalize().with_context(|| format!("--data {}: no such folder", data.display()))
+            });
+            let options = grid::Options {
+                data: data.transpose()?,
+                seeds: args.seeds,
+                full: args.full,
+                jobs: args.jobs.map_or_else(available_cores, usize::from),
+                device: args.device.clone(),
+                runs: out.join("runs"),
+            };
+            grid::reproduce(&args.table.to_string(), recipe, &options)?
+        }
+        None => {
+            args.refuse_training_options()?;
+            match args.table {
+                TableName::Flops => tables::flops::reproduce()?,
+                _ => tables::variance::reproduce(),
+            }
+        }
+    };
+
+    report.write(&out)?;
+    if args.json {
+        println!("{}", report.json_text());
+    } else {
+        println!("{}", report.terminal());
+    }
+    eprintln!("written to {}", out.display());
+    for problem in &report.problems {
+        eprintln!("error: {problem}");
+    }
+    Ok(report.problems.is_empty())
+}
+
+/// The workspace root: the folder above this crate.
+fn workspace_root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in a workspace")
+}
+
+fn available_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,402 @@
+//! Runs cells as child processes of `srigl train`, several at a time, and picks up where it was interrupted.
+//!
+//! Each cell has a folder `RUNS/CELL`. Before its run starts, the flags go to `RUNS/CELL/cell.json`; whether a
+//! folder can be reused is decided by comparing that file with the flags wanted now.
+
+use crate::recipe::Cell;
+use crate::report::write_atomically;
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// How to run cells.
+pub struct Runner {
+    /// The `srigl` binary.
+    pub srigl: PathBuf,
+    /// Folder of the run folders.
+    pub runs: PathBuf,
+    /// Cells at the same time, at least 1.
+    pub jobs: usize,
+    /// Threads of each child. Results do not depend on it.
+    pub threads: usize,
+}
+
+/// What is read from the `result.json` of a run; accuracies and sparsities are shares in `[0, 1]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunResult {
+    /// Test accuracy after the last epoch.
+    pub test_accuracy: f64,
+    /// Epochs trained.
+    pub epochs: u64,
+    /// Global sparsity of the final masks.
+    pub sparsity: f64,
+    /// The data set that was really used.
+    pub data: DataUsed,
+    /// The sparse layers, input first; empty for dense.
+    pub layers: Vec<LayerResult>,
+}
+
+/// The data set a run was really trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataUsed {
+    /// Name of the data set.
+    pub name: String,
+    /// Where it came from.
+    pub source: String,
+    /// Made up rather than the real images.
+    pub synthetic: bool,
+}
+
+/// The final mask of one layer, in numbers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayerResult {
+    /// Layer name.
+    pub name: String,
+    /// Neurons `N`.
+    pub neurons: f64,
+    /// Neurons with at least one active weight.
+    pub active: f64,
+}
+
+/// A cell without a result.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Name of the cell.
+    pub cell: String,
+    /// What went wrong: the cause, the command and the end of its error output, over several lines.
+    pub message: String,
+}
+
+/// What to do with a cell, given its folder.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// There is a result of exactly these flags.
+    Reuse,
+    /// Nothing yet, or an interrupted run of exactly these flags: `srigl train --resume` does the right thing.
+    Run,
+    /// A run of other flags is in the way.
+    Restart,
+}
+
+/// The contents of `cell.json`.
+#[derive(Serialize, Deserialize)]
+struct CellFile {
+    args: Vec<String>,
+}
+
+impl Runner {
+    /// Runs all cells that have no result yet. A failing cell does not stop the others.
+    ///
+    /// Results are in the order of `cells`. Progress goes to standard error.
+    pub fn run_all(&self, cells: &[Cell]) -> Vec<Result<RunResult, Failure>> {
+        let progress = Progress::new(cells.len());
+        let queue = Mutex::new(cells.iter().enumerate());
+        let results: Mutex<Vec<Option<Result<RunResult, Failure>>>> = Mutex::new(vec![None; cells.len()]);
+        std::thread::scope(|scope| {
+            for _ in 0..self.jobs.min(cells.len()) {
+                scope.spawn(|| {
+                    loop {
+                        // Not a `while let`: it would hold the lock while the cell runs.
+                        let next = queue.lock().expect("no worker panics").next();
+                        let Some((index, cell)) = next else { break };
+                        let result = self.run_or_reuse(cell, &progress);
+                        results.lock().expect("no worker panics")[index] = Some(result);
+                    }
+                });
+            }
+        });
+        let results = results.into_inner().expect("no worker panics");
+        results.into_iter().map(|result| result.expect("every cell was taken from the queue")).collect()
+    }
+
+    fn run_or_reuse(&self, cell: &Cell, progress: &Progress) -> Result<RunResult, Failure> {
+        let start = Instant::now();
+        progress.started(cell);
+        let outcome = self.try_cell(cell);
+        let reused = matches!(outcome, Ok((_, Step::Reuse)));
+        let result = outcome
+            .map(|(result, _)| result)
+            .map_err(|error| Failure { cell: cell.to_string(), message: format!("{error:#}") });
+        progress.finished(cell, &result, if reused { None } else { Some(start.elapsed()) });
+        result
+    }
+
+    fn try_cell(&self, cell: &Cell) -> Result<(RunResult, Step)> {
+        let folder = self.runs.join(cell.to_string());
+        let step = next_step(&folder, cell)?;
+        if step == Step::Restart {
+            std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+        if step != Step::Reuse {
+            std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            let file = CellFile { args: cell.args.clone() };
+            write_atomically(&folder.join("cell.json"), &serde_json::to_string_pretty(&file)?)?;
+            self.train(cell, &folder)?;
+        }
+        Ok((read_result(&folder)?, step))
+    }
+
+    /// Runs `srigl train` to its end.
+    fn train(&self, cell: &Cell, folder: &Path) -> Result<()> {
+        let log = folder.join("stderr.log");
+        let stderr = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let threads = self.threads.to_string();
+        let mut command = Command::new(&self.srigl);
+        command
+            .arg("train")
+            .args(&cell.args)
+            .args(["--threads", &threads, "--resume", "--quiet", "--out"])
+            .arg(folder)
+            .env("RAYON_NUM_THREADS", &threads)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
+        let status = command.status().with_context(|| {
+            format!("cannot start {}; build it or correct SRIGL_BIN", self.srigl.display())
+        })?;
+        if !status.success() {
+            let log = std::fs::read(&log).map(|log| String::from_utf8_lossy(&log).into_owned());
+            bail!("{status}\n  command: {}\n{}", shell_line(&command), tail(&log.unwrap_or_default(), 20));
+        }
+        Ok(())
+    }
+}
+
+/// Decides by `cell.json` and `result.json` in the cell's folder.
+fn next_step(folder: &Path, cell: &Cell) -> Result<Step> {
+    if !folder.exists() {
+        return Ok(Step::Run);
+    }
+    let Ok(text) = std::fs::read_to_string(folder.join("cell.json")) else {
+        // Removing a folder that somebody else filled is not ours to do.
+        let empty = folder.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        ensure!(
+            empty,
+            "{} exists, but has no cell.json: it was not made by this command; move it away or choose another --out",
+            folder.display()
+        );
+        return Ok(Step::Run);
+    };
+    match serde_json::from_str::<CellFile>(&text) {
+        Ok(file) if file.args == cell.args && folder.join("result.json").exists() => Ok(Step::Reuse),
+        Ok(file) if file.args == cell.args => Ok(Step::Run),
+        _ => Ok(Step::Restart),
+    }
+}
+
+fn read_result(folder: &Path) -> Result<RunResult> {
+    let path = folder.join("result.json");
+    let fix = || format!("{} is no result; delete {} to run again", path.display(), folder.display());
+    let text = std::fs::read_to_string(&path).with_context(fix)?;
+    let result: RunResult = serde_json::from_str(&text).with_context(fix)?;
+    ensure!(
+        (0.0..=1.0).contains(&result.test_accuracy),
+        "{}: test_accuracy {} is not a share in [0, 1]",
+        path.display(),
+        result.test_accuracy
+    );
+    Ok(result)
+}
+
+/// Builds `srigl`, or takes the binary that the environment variable `SRIGL_BIN` names.
+///
+/// # Errors
+/// If the build fails, or `SRIGL_BIN` is no file.
+pub fn srigl_binary(device: Option<&str>) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("SRIGL_BIN") {
+        let path = PathBuf::from(path);
+        ensure!(path.is_file(), "SRIGL_BIN is {}, which is no file; correct or unset it", path.display());
+        return Ok(path);
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    // The message format makes cargo say where the binary is, whatever the target directory.
+    command
+        .args(["build", "--package", "srigl-cli", "--bin", "srigl", "--message-format=json-render-diagnostics"])
+        .current_dir(crate::workspace_root())
+        .stderr(Stdio::inherit());
+    if device.is_some_and(|device| device.starts_with("cuda")) {
+        command.args(["--features", "cuda"]);
+    }
+    let output = command.output().with_context(|| format!("cannot start {}", shell_line(&command)))?;
+    ensure!(output.status.success(), "building srigl failed: {}", shell_line(&command));
+    executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built srigl, but named no executable")
+}
+
+/// The last `"executable": PATH` among cargo's JSON messages.
+fn executable(messages: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)))
+        .next_back()
+}
+
+/// A command as one could type it.
+fn shell_line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let quoted = words.map(|word| {
+        let word = word.to_string_lossy();
+        let plain = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_./=+:,".contains(c));
+        if plain { word.into_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// The last `count` lines, indented.
+fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(count)..];
+    last.iter().map(|line| format!("  | {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// One bar for all cells, and a line for each one finished. Without a terminal, the lines alone.
+struct Progress {
+    bar: ProgressBar,
+    state: Mutex<ProgressState>,
+}
+
+struct ProgressState {
+    cells: usize,
+    finished: usize,
+    /// Cells finished by running, not by reuse: the only ones that tell how long the rest will take.
+    ran: u32,
+    start: Instant,
+    current: Vec<String>,
+}
+
+impl Progress {
+    fn new(cells: usize) -> Self {
+        let bar = ProgressBar::new(cells as u64);
+        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} cells, {elapsed}{msg}");
+        bar.set_style(style.expect("the template is well-formed"));
+        bar.enable_steady_tick(Duration::from_millis(500));
+        let state = ProgressState { cells, finished: 0, ran: 0, start: Instant::now(), current: Vec::new() };
+        Self { bar, state: Mutex::new(state) }
+    }
+
+    fn started(&self, cell: &Cell) {
+        let mut state = self.state.lock().expect("no worker panics");
+        state.current.push(cell.to_string());
+        self.bar.set_message(state.message());
+    }
+
+    fn finished(&self, cell: &Cell, result: &Result<RunResult, Failure>, took: Option<Duration>) {
+        let mut state = self.state.lock().expect("no worker panics");
+        state.finished += 1;
+        state.ran += u32::from(took.is_some());
+        let name = cell.to_string();
+        state.current.retain(|current| *current != name);
+        let outcome = match result {
+            Ok(result) => format!("{:.2} %", 100.0 * result.test_accuracy),
+            Err(_) => "failed".into(),
+        };
+        let took = took.map_or("kept from before".into(), |took| format!("{:.1} s", took.as_secs_f64()));
+        let line = format!("[{:>3}/{}] {name}: {outcome}, {took}", state.finished, state.cells);
+        self.bar.set_position(state.finished as u64);
+        self.bar.set_message(state.message());
+        // `println` of the bar prints nothing where the bar itself is hidden.
+        if self.bar.is_hidden() {
+            eprintln!("{line}{}", state.time_left());
+        } else {
+            self.bar.println(line);
+        }
+        if state.finished == state.cells {
+            self.bar.finish_and_clear();
+        }
+    }
+}
+
+impl ProgressState {
+    /// `, about 95 s left` once a cell has run to its end.
+    fn time_left(&self) -> String {
+        if self.ran == 0 || self.finished == self.cells {
+            return String::new();
+        }
+        let per_cell = self.start.elapsed() / self.ran;
+        let left = per_cell * (self.cells - self.finished) as u32;
+        format!(", about {} left", indicatif::HumanDuration(left))
+    }
+
+    fn message(&self) -> String {
+        format!("{} | {}", self.time_left(), self.current.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Method;
+
+    fn cell(args: &[&str]) -> Cell {
+        Cell {
+            grid: "g".into(),
+            method: Method::Rigl,
+            sparsity: Some(0.9),
+            seed: 0,
+            args: args.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn write_cell(folder: &Path, args: &[&str]) {
+        let file = CellFile { args: cell(args).args };
+        std::fs::write(folder.join("cell.json"), serde_json::to_string(&file).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_reused_only_for_the_same_flags() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = temp.path().join("run");
+        let wanted = cell(&["--lr", "0.1"]);
+        assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run);
+        std::fs::create_dir(&folder).unwrap();
+        assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run);
+        write_cell(&folder, &["--lr", "0.1"]);
+        assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run);
+        std::fs::write(folder.join("result.json"), "{}").unwrap();
+        assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Reuse);
+        assert_eq!(next_step(&folder, &cell(&["--lr", "0.2"])).unwrap(), Step::Restart);
+        std::fs::write(folder.join("cell.json"), "{ torn").unwrap();
+        assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Restart);
+        std::fs::remove_file(folder.join("cell.json")).unwrap();
+        let error = next_step(&folder, &wanted).unwrap_err().to_string();
+        assert!(error.contains("not made by this command"), "{error}");
+    }
+
+    #[test]
+    fn a_result_must_be_complete_and_a_share() {
+        let temp = tempfile::tempdir().unwrap();
+        let good = r#"{"test_accuracy": 0.5, "epochs": 1, "sparsity": 0.9, "layers": [],
+            "data": {"name": "d", "source": "s", "synthetic": true}}"#;
+        let read = |text: &str| {
+            std::fs::write(temp.path().join("result.json"), text).unwrap();
+            read_result(temp.path()).map_err(|error| format!("{error:#}"))
+        };
+        assert!(read(good).unwrap().data.synthetic);
+        assert!(read("{}").unwrap_err().contains("missing field `test_accuracy`"));
+        assert!(read(&good.replace("0.5", "87.1")).unwrap_err().contains("not a share"));
+    }
+
+    #[test]
+    fn commands_can_be_pasted_into_a_shell() {
+        let mut command = Command::new("a b/srigl");
+        command.args(["train", "--lr", "0.1", "it's"]);
+        assert_eq!(shell_line(&command), r"'a b/srigl' train --lr 0.1 'it'\''s'");
+    }
+
+    #[test]
+    fn the_last_lines_of_an_error_are_kept() {
+        assert_eq!(tail("a\nb\nc\n", 2), "  | b\n  | c");
+        assert_eq!(tail("", 2), "");
+    }
+
+    #[test]
+    fn cargo_names_the_executable() {
+        let messages = "{\"executable\":null}\n{\"executable\":\"/t/srigl\"}\n{\"reason\":\"build-finished\"}\n";
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/srigl")));
+    }
+}
