@@ -33,7 +33,7 @@ impl Method {
             Self::Set => "SET",
             Self::Rigl => "RigL",
             Self::SriglNoAblation => "SRigL without ablation",
-            Self::Srigl => "SRigL",
+            Self::Srigl => "SRigL with ablation",
         }
     }
 
@@ -110,7 +110,17 @@ struct Full {
 
 /// Flags that this program sets itself.
 const RESERVED: [&str; 11] = [
-    "method", "no-ablation", "sparsity", "seed", "data", "device", "threads", "out", "resume", "quiet", "json",
+    "method",
+    "no-ablation",
+    "sparsity",
+    "seed",
+    "data",
+    "device",
+    "threads",
+    "out",
+    "resume",
+    "quiet",
+    "json",
 ];
 
 impl Recipe {
@@ -280,7 +290,8 @@ mod tests {
     fn keys_become_flags() {
         let recipe = Recipe::parse(RECIPE, false, None).unwrap();
         let args = flags(&recipe.grids[0].train).unwrap().join(" ");
-        let expected = "--epochs 5 --lr-schedule cosine --model mlp --nesterov --train-limit 100 --weight-decay 0.0001";
+        let expected =
+            "--epochs 5 --lr-schedule cosine --model mlp --nesterov --train-limit 100 --weight-decay 0.0001";
         assert_eq!(args, expected);
     }
 
@@ -295,9 +306,14 @@ mod tests {
 
     #[test]
     fn dense_runs_once_per_seed() {
-        let cells = Recipe::parse(RECIPE, false, None).unwrap().grids[0].cells(&["--data".into(), "d".into()]).unwrap();
+        let cells = Recipe::parse(RECIPE, false, None).unwrap().grids[0]
+            .cells(&["--data".into(), "d".into()])
+            .unwrap();
         let names: Vec<String> = cells.iter().map(ToString::to_string).collect();
-        assert_eq!(names[..3], ["g-dense-seed0", "g-srigl-no-ablation-90-seed0", "g-srigl-no-ablation-93.75-seed0"]);
+        assert_eq!(
+            names[..3],
+            ["g-dense-seed0", "g-srigl-no-ablation-90-seed0", "g-srigl-no-ablation-93.75-seed0"]
+        );
         assert_eq!(names.len(), 6);
         assert!(!cells[0].args.contains(&"--sparsity".into()));
         assert_eq!(cells[2].args[..5], ["--method", "srigl", "--no-ablation", "--sparsity", "0.9375"]);

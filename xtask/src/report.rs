@@ -44,7 +44,7 @@ impl Report {
     pub fn write(&self, out: &Path) -> Result<()> {
         std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
         write_atomically(&out.join("table.md"), &self.markdown())?;
-        write_atomically(&out.join("results.json"), &self.json_text())?;
+        write_atomically(&out.join("results.json"), &(self.json_text() + "\n"))?;
         if let Some(chart) = &self.chart {
             write_atomically(&out.join("accuracy.svg"), chart)?;
         }
@@ -119,9 +119,10 @@ pub fn write_atomically(path: &Path, text: &str) -> Result<()> {
     let folder = path.parent().context("a file has a folder")?;
     let write = || -> std::io::Result<()> {
         // Not `NamedTempFile::new_in`: that one is readable by its owner only.
-        let mut file = tempfile::Builder::new().prefix(".tmp").make_in(folder, |path| std::fs::File::create(path))?;
+        let mut file = tempfile::Builder::new()
+            .prefix(".tmp")
+            .make_in(folder, |path| std::fs::File::create_new(path))?;
         file.write_all(text.as_bytes())?;
-        file.write_all(b"\n")?;
         file.persist(path)?;
         Ok(())
     };

@@ -1,7 +1,8 @@
 //! Runs cells as child processes of `srigl train`, several at a time, and picks up where it was interrupted.
 //!
-//! Each cell has a folder `RUNS/CELL`. Before its run starts, the flags go to `RUNS/CELL/cell.json`; whether a
-//! folder can be reused is decided by comparing that file with the flags wanted now.
+//! Each cell has a run folder `RUNS/CELL`, which belongs to `srigl` alone. Beside it lie `RUNS/CELL.log`, its
+//! error output, and `RUNS/CELL.cell.json`, the flags, written before the run starts. Whether a run folder can
+//! be reused is decided by comparing those flags with the ones wanted now.
 
 use crate::recipe::Cell;
 use crate::report::write_atomically;
@@ -49,6 +50,18 @@ pub struct DataUsed {
     pub source: String,
     /// Made up rather than the real images.
     pub synthetic: bool,
+    /// Training images used.
+    pub train_images: usize,
+    /// Test images used.
+    pub test_images: usize,
+}
+
+impl DataUsed {
+    /// The source without a path of this machine, which has no place in a report.
+    pub fn public_source(&self) -> &str {
+        let path = self.source.contains(['/', '\\']) && !self.source.starts_with("http");
+        if path { "local files" } else { &self.source }
+    }
 }
 
 /// The final mask of one layer, in numbers.
@@ -82,7 +95,7 @@ enum Step {
     Restart,
 }
 
-/// The contents of `cell.json`.
+/// The contents of `CELL.cell.json`.
 #[derive(Serialize, Deserialize)]
 struct CellFile {
     args: Vec<String>,
@@ -129,12 +142,15 @@ impl Runner {
         let folder = self.runs.join(cell.to_string());
         let step = next_step(&folder, cell)?;
         if step == Step::Restart {
-            std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot remove {}", folder.display()))?;
         }
         if step != Step::Reuse {
-            std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            // `srigl` makes the run folder; it refuses one with files of others in it.
+            std::fs::create_dir_all(&self.runs)
+                .with_context(|| format!("cannot create {}", self.runs.display()))?;
             let file = CellFile { args: cell.args.clone() };
-            write_atomically(&folder.join("cell.json"), &serde_json::to_string_pretty(&file)?)?;
+            write_atomically(&beside(&folder, "cell.json"), &(serde_json::to_string_pretty(&file)? + "\n"))?;
             self.train(cell, &folder)?;
         }
         Ok((read_result(&folder)?, step))
@@ -142,8 +158,9 @@ impl Runner {
 
     /// Runs `srigl train` to its end.
     fn train(&self, cell: &Cell, folder: &Path) -> Result<()> {
-        let log = folder.join("stderr.log");
-        let stderr = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let log = beside(folder, "log");
+        let stderr =
+            std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let threads = self.threads.to_string();
         let mut command = Command::new(&self.srigl);
         command
@@ -166,26 +183,33 @@ impl Runner {
     }
 }
 
-/// Decides by `cell.json` and `result.json` in the cell's folder.
+/// Decides by the flags beside the run folder and the result in it.
 fn next_step(folder: &Path, cell: &Cell) -> Result<Step> {
     if !folder.exists() {
         return Ok(Step::Run);
     }
-    let Ok(text) = std::fs::read_to_string(folder.join("cell.json")) else {
-        // Removing a folder that somebody else filled is not ours to do.
-        let empty = folder.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-        ensure!(
-            empty,
-            "{} exists, but has no cell.json: it was not made by this command; move it away or choose another --out",
-            folder.display()
-        );
-        return Ok(Step::Run);
-    };
-    match serde_json::from_str::<CellFile>(&text) {
-        Ok(file) if file.args == cell.args && folder.join("result.json").exists() => Ok(Step::Reuse),
-        Ok(file) if file.args == cell.args => Ok(Step::Run),
-        _ => Ok(Step::Restart),
-    }
+    let flags = beside(folder, "cell.json");
+    // Removing a folder that somebody else made is not ours to do.
+    ensure!(
+        flags.exists(),
+        "{} exists, but {} does not: it was not made by this command; move it away or choose another --out",
+        folder.display(),
+        flags.display()
+    );
+    let text = std::fs::read_to_string(&flags).with_context(|| format!("cannot read {}", flags.display()))?;
+    Ok(match serde_json::from_str::<CellFile>(&text) {
+        Ok(file) if file.args == cell.args && folder.join("result.json").exists() => Step::Reuse,
+        Ok(file) if file.args == cell.args => Step::Run,
+        _ => Step::Restart,
+    })
+}
+
+/// `RUNS/CELL` → `RUNS/CELL.extension`. Not `Path::with_extension`: names of cells may have dots (93.75).
+fn beside(folder: &Path, extension: &str) -> PathBuf {
+    let mut path = folder.as_os_str().to_owned();
+    path.push(".");
+    path.push(extension);
+    path.into()
 }
 
 fn read_result(folder: &Path) -> Result<RunResult> {
@@ -216,7 +240,14 @@ pub fn srigl_binary(device: Option<&str>) -> Result<PathBuf> {
     let mut command = Command::new(cargo);
     // The message format makes cargo say where the binary is, whatever the target directory.
     command
-        .args(["build", "--package", "srigl-cli", "--bin", "srigl", "--message-format=json-render-diagnostics"])
+        .args([
+            "build",
+            "--package",
+            "srigl-cli",
+            "--bin",
+            "srigl",
+            "--message-format=json-render-diagnostics",
+        ])
         .current_dir(crate::workspace_root())
         .stderr(Stdio::inherit());
     if device.is_some_and(|device| device.starts_with("cuda")) {
@@ -344,7 +375,7 @@ mod tests {
 
     fn write_cell(folder: &Path, args: &[&str]) {
         let file = CellFile { args: cell(args).args };
-        std::fs::write(folder.join("cell.json"), serde_json::to_string(&file).unwrap()).unwrap();
+        std::fs::write(beside(folder, "cell.json"), serde_json::to_string(&file).unwrap()).unwrap();
     }
 
     #[test]
@@ -354,15 +385,14 @@ mod tests {
         let wanted = cell(&["--lr", "0.1"]);
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run);
         std::fs::create_dir(&folder).unwrap();
-        assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run);
         write_cell(&folder, &["--lr", "0.1"]);
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run);
         std::fs::write(folder.join("result.json"), "{}").unwrap();
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Reuse);
         assert_eq!(next_step(&folder, &cell(&["--lr", "0.2"])).unwrap(), Step::Restart);
-        std::fs::write(folder.join("cell.json"), "{ torn").unwrap();
+        std::fs::write(beside(&folder, "cell.json"), "{ torn").unwrap();
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Restart);
-        std::fs::remove_file(folder.join("cell.json")).unwrap();
+        std::fs::remove_file(beside(&folder, "cell.json")).unwrap();
         let error = next_step(&folder, &wanted).unwrap_err().to_string();
         assert!(error.contains("not made by this command"), "{error}");
     }
@@ -371,7 +401,7 @@ mod tests {
     fn a_result_must_be_complete_and_a_share() {
         let temp = tempfile::tempdir().unwrap();
         let good = r#"{"test_accuracy": 0.5, "epochs": 1, "sparsity": 0.9, "layers": [],
-            "data": {"name": "d", "source": "s", "synthetic": true}}"#;
+            "data": {"name": "d", "source": "s", "synthetic": true, "train_images": 9, "test_images": 3}}"#;
         let read = |text: &str| {
             std::fs::write(temp.path().join("result.json"), text).unwrap();
             read_result(temp.path()).map_err(|error| format!("{error:#}"))
@@ -379,6 +409,20 @@ mod tests {
         assert!(read(good).unwrap().data.synthetic);
         assert!(read("{}").unwrap_err().contains("missing field `test_accuracy`"));
         assert!(read(&good.replace("0.5", "87.1")).unwrap_err().contains("not a share"));
+    }
+
+    #[test]
+    fn paths_stay_out_of_reports() {
+        let data = |source: &str| DataUsed {
+            name: "d".into(),
+            source: source.into(),
+            synthetic: false,
+            train_images: 1,
+            test_images: 1,
+        };
+        assert_eq!(data("/home/me/data").public_source(), "local files");
+        assert_eq!(data("https://a.org/b").public_source(), "https://a.org/b");
+        assert_eq!(data("generated (synthetic)").public_source(), "generated (synthetic)");
     }
 
     #[test]
@@ -396,7 +440,8 @@ mod tests {
 
     #[test]
     fn cargo_names_the_executable() {
-        let messages = "{\"executable\":null}\n{\"executable\":\"/t/srigl\"}\n{\"reason\":\"build-finished\"}\n";
+        let messages =
+            "{\"executable\":null}\n{\"executable\":\"/t/srigl\"}\n{\"reason\":\"build-finished\"}\n";
         assert_eq!(executable(messages), Some(PathBuf::from("/t/srigl")));
     }
 }

@@ -1,2 +1,50 @@
-//! x
-fn main() {}
+//! `srigl`: train, evaluate and mask sparse networks from the command line.
+
+mod data;
+mod device;
+mod eval;
+mod mask;
+mod model;
+mod train;
+
+use clap::{Parser, Subcommand};
+
+/// Train networks that are 80–99 % sparse from the first step (SRigL, RigL, SET), and edit sparsity masks of
+/// any framework's safetensors files.
+#[derive(Parser)]
+#[command(version, propagate_version = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  srigl train --model mlp --dataset fashion-mnist --method srigl --sparsity 0.95 --out runs/first
+  srigl eval runs/first
+  srigl mask inspect runs/first/model.safetensors
+  srigl data info fashion-mnist";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model, dense or sparse, into a run folder.
+    Train(train::TrainArgs),
+    /// Evaluate the model of a run folder on the test images.
+    Eval(eval::EvalArgs),
+    /// Plan, make, update and inspect masks in safetensors files of any framework.
+    Mask(mask::MaskArgs),
+    /// Show, download and look at data sets.
+    Data(data::command::DataArgs),
+}
+
+fn main() {
+    let result = match Cli::parse().command {
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Mask(args) => mask::run(args),
+        Command::Data(args) => data::command::run(args),
+    };
+    if let Err(error) = result {
+        eprintln!("srigl: {error:#}");
+        std::process::exit(1);
+    }
+}

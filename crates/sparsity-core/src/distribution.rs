@@ -81,7 +81,7 @@ impl Default for Distribution {
 /// Layers with `keep_dense` get 0, and the others make up for them.
 ///
 /// # Errors
-/// [`Error::Sparsity`] outside `[0, 1)`; [`Error::TooManyDense`] if ER or ERK cannot make up for the dense layers.
+/// [`Error::Sparsity`] outside `[0, 1)`; [`Error::TooManyDense`] if the other layers cannot make up for the dense ones.
 pub fn layer_sparsities(
     layers: &[LayerSpec],
     sparsity: f64,
@@ -89,6 +89,10 @@ pub fn layer_sparsities(
 ) -> Result<Vec<f64>, Error> {
     if !(0.0..1.0).contains(&sparsity) {
         return Err(Error::Sparsity(sparsity));
+    }
+    if sparsity > 0.0 && !layers.is_empty() && layers.iter().all(|l| l.keep_dense) {
+        let total = layers.iter().map(LayerSpec::weights).sum();
+        return Err(Error::TooManyDense { sparsity, dense: total, total });
     }
     match distribution {
         Distribution::Uniform => Ok(uniform(layers, sparsity)),
@@ -108,7 +112,8 @@ pub fn layer_sparsities(
 fn uniform(layers: &[LayerSpec], sparsity: f64) -> Vec<f64> {
     let total: usize = layers.iter().map(LayerSpec::weights).sum();
     let sparse: usize = layers.iter().filter(|l| !l.keep_dense).map(LayerSpec::weights).sum();
-    let raised = sparsity * total as f64 / sparse.max(1) as f64;
+    // With nothing kept dense `raised` may differ from the plain value in the last bit, and the floors would move.
+    let raised = if sparse == total { sparsity } else { sparsity * total as f64 / sparse.max(1) as f64 };
     let sparsity = if raised < 1.0 { raised } else { sparsity };
     layers.iter().map(|l| if l.keep_dense { 0.0 } else { sparsity }).collect()
 }
@@ -183,6 +188,15 @@ mod tests {
         assert_eq!(layer_sparsities(&layers, 0.9, Distribution::Uniform).unwrap(), [0.0, 0.9, 0.0]);
         let erk = layer_sparsities(&layers, 0.9, Distribution::default());
         assert!(matches!(erk, Err(Error::TooManyDense { .. })));
+        layers[1].keep_dense = true;
+        let all = layer_sparsities(&layers, 0.9, Distribution::Uniform);
+        assert!(matches!(all, Err(Error::TooManyDense { .. })));
+    }
+
+    #[test]
+    fn uniform_without_dense_layers_is_the_global_sparsity_to_the_last_bit() {
+        let layers = [LayerSpec::new("a", [64, 784]).unwrap(), LayerSpec::new("b", [100, 300]).unwrap()];
+        assert_eq!(layer_sparsities(&layers, 0.99, Distribution::Uniform).unwrap(), [0.99; 2]);
     }
 
     #[test]

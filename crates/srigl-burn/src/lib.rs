@@ -1,1 +1,61 @@
-//! x
+//! Dynamic sparse training for [Burn](burn): train networks that are 80–99 % sparse from the first step.
+//!
+//! Two lines sparsify a training script. The model and the optimizer that come back are Burn's own, so the
+//! training loop, gradient accumulation, records and Burn's `Learner` stay as they are:
+//!
+//! ```
+//! use burn::module::Module;
+//! use burn::nn::{Linear, LinearConfig, Relu};
+//! use burn::optim::{GradientsParams, SgdConfig, momentum::MomentumConfig};
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use srigl_burn::SriglConfig;
+//!
+//! #[derive(Module, Debug)]
+//! struct Net {
+//!     fc1: Linear,
+//!     fc2: Linear,
+//! }
+//!
+//! # fn main() -> Result<(), srigl_burn::Error> {
+//! let device = Device::flex().autodiff();
+//! let net = Net {
+//!     fc1: LinearConfig::new(64, 32).init(&device),
+//!     fc2: LinearConfig::new(32, 10).init(&device),
+//! };
+//!
+//! let srigl = SriglConfig::new(0.8).with_end_step(75).with_delta_t(10);
+//! let (mut net, mut optim) = srigl.sparsify(net, SgdConfig::new().with_momentum(Some(MomentumConfig::new())).build())?;
+//!
+//! for _ in 0..100 {
+//!     let x = Tensor::<2>::random([16, 64], Distribution::Default, &device);
+//!     let y = net.fc2.forward(Relu::new().forward(net.fc1.forward(x)));
+//!     let grads = GradientsParams::from_grads(y.powf_scalar(2.0).mean().backward(), &net);
+//!     net = optim.step(0.01, net, grads);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! After every `step` each inactive weight is exactly 0 and so are its optimizer moments; every `ΔT` steps the
+//! topology is updated from the weights and the dense gradients. Masks, step count, schedule and random state are
+//! part of the optimizer's record, so `optim.save(…)`/`optim.load(…)` resume them.
+//!
+//! Other methods (RigL, SET, static masks, dense) differ by the configuration alone: [`SparseMethod`].
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod discover;
+mod error;
+mod export;
+mod layout;
+mod optimizer;
+mod topology;
+
+pub use config::{SparseMethod, SriglConfig};
+pub use discover::sparse_layers;
+pub use error::Error;
+pub use export::{NamedTensor, state_dict};
+pub use optimizer::{SparseOptimizer, SparseState};
+pub use sparsity_core::{Distribution, LayerSpec, LayerStats, Mask, ThresholdBase, UpdateReport, WeightInit};
+pub use topology::{Topology, TopologyEvent, TopologyLayer};

@@ -89,7 +89,7 @@ fn info(images: &Images, as_json: bool) -> Result<()> {
     let test = images.test.class_counts(images.classes);
     let names = images.set.class_names();
     if as_json {
-        let split = |split: &Split, classes| json!({ "count": split.len(), "classes": classes });
+        let split = |split: &Split, counts| json!({ "count": split.len(), "class_counts": counts });
         let value = json!({
             "set": images.set,
             "source": images.source,

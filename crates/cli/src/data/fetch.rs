@@ -113,7 +113,8 @@ fn check_intact(file: &RemoteFile, path: &Path) -> Result<()> {
     let bytes = read().with_context(|| format!("cannot read `{}`", path.display()))?;
     ensure!(
         hex(Sha256::digest(&bytes)) == file.sha256,
-        "`{}` is not the published file (its SHA-256 differs); move it away to download that",
+        "`{}` differs from the published file (another SHA-256: damaged, or compressed anew); \
+         move it away to download that",
         path.display()
     );
     Ok(())
@@ -231,7 +232,7 @@ pub mod tests {
         let path = dir.path().join(remote.files[0].name);
         fs::write(&path, "mine").unwrap();
         let error = fetch(&remote, dir.path()).unwrap_err().to_string();
-        assert!(error.contains("not the published file"), "{error}");
+        assert!(error.contains("differs from the published"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     }
 
@@ -249,7 +250,7 @@ pub mod tests {
         fails_with(&remote, "SHA-256");
 
         let mut remote = serve(four_files());
-        remote.files[0].bytes -= 1; // more comes than was published
+        remote.files[0].bytes = 10; // far more comes than was published: it is cut off
         fails_with(&remote, "SHA-256");
 
         let mut remote = serve(four_files());

@@ -37,6 +37,11 @@ pub enum DataSet {
 }
 
 impl DataSet {
+    /// Whether the images are generated, not real.
+    pub fn is_synthetic(self) -> bool {
+        self == Self::Glyphs
+    }
+
     /// The name in commands, settings and folders, such as `fashion-mnist`.
     pub fn name(self) -> &'static str {
         match self {

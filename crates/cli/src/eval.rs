@@ -1,0 +1,82 @@
+//! `srigl eval`.
+
+use crate::model::WithModel;
+use crate::train::{Batches, Checkpoint, RunFolder, evaluate};
+use crate::{data, device};
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use clap::Args;
+use srigl_models::Classifier;
+use std::path::PathBuf;
+
+/// Arguments of `srigl eval`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  srigl eval runs/srigl95 --json")]
+pub struct EvalArgs {
+    /// Run folder of `srigl train`.
+    run: PathBuf,
+
+    /// Folder with the data set's IDX files.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// flex, ndarray, cuda or cuda:N.
+    #[arg(long, default_value = "flex")]
+    device: String,
+
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Evaluates the last checkpoint of a run on the test images.
+pub fn run(args: EvalArgs) -> Result<()> {
+    let device = device::parse(&args.device)?;
+    let (folder, config) = RunFolder::existing(&args.run)?;
+    let path = folder.file("checkpoint.safetensors");
+    ensure!(path.exists(), "{} has no checkpoint yet: train it first", args.run.display());
+    let checkpoint = Checkpoint::load(&path)?;
+    let images = data::load(config.dataset, args.data.as_deref())?;
+    let (trained_on, data) = (&checkpoint.progress.data, images.set.to_string());
+    ensure!(*trained_on == data, "the run was trained on {trained_on}, but the data is {data}: provide it with --data");
+
+    let shape = [images.channels, images.height, images.width];
+    let test = Batches::new(&images.test, config.test_limit, shape, images.mean_std());
+    let evaluation = Evaluation { checkpoint: &checkpoint, test: &test, device: &device };
+    let (loss, accuracy) = config
+        .model
+        .with(images.classes, &device, evaluation)
+        .with_context(|| format!("{} does not hold this model", path.display()))?;
+    let epoch = checkpoint.progress.epoch;
+    if args.json {
+        let count = test.images();
+        let result = serde_json::json!({
+            "epoch": epoch, "test_loss": loss, "test_accuracy": accuracy, "test_images": count, "data": data,
+            "synthetic": images.set.is_synthetic(),
+        });
+        println!("{result:#}");
+    } else {
+        println!(
+            "{} after epoch {epoch}: test loss {loss:.4}, test accuracy {:.2} % on {} images of {data}",
+            config.title(),
+            100.0 * accuracy,
+            test.images()
+        );
+    }
+    Ok(())
+}
+
+struct Evaluation<'a> {
+    checkpoint: &'a Checkpoint,
+    test: &'a Batches<'a>,
+    device: &'a Device,
+}
+
+impl WithModel for Evaluation<'_> {
+    type Output = Result<(f64, f64)>;
+
+    fn run<M: Classifier>(self, model: M) -> Result<(f64, f64)> {
+        let model = self.checkpoint.load_model(model)?;
+        Ok(evaluate(&model, self.test, self.device))
+    }
+}

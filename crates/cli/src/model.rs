@@ -1,0 +1,37 @@
+//! Models by name.
+
+use burn::tensor::Device;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use srigl_models::{Mlp, MlpConfig, MnistCnn, MnistCnnConfig, ResNet8, ResNet8Config};
+
+/// `--model`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModelName {
+    /// 784-300-100-10.
+    Mlp,
+    /// Two 3×3 convolutions (32, 64) and two linear layers (9216 → 128 → 10).
+    MnistCnn,
+    /// The smallest residual network of the CIFAR family.
+    Resnet8,
+}
+
+/// What is done with a model whose type is known only at run time.
+pub trait WithModel {
+    /// Result of the work.
+    type Output;
+    /// Works with a freshly initialised model.
+    fn run<M: srigl_models::Classifier>(self, model: M) -> Self::Output;
+}
+
+impl ModelName {
+    /// Initialises the model for 28×28 images of one channel and hands it over.
+    pub fn with<W: WithModel>(self, classes: usize, device: &Device, work: W) -> W::Output {
+        match self {
+            Self::Mlp => work.run::<Mlp>(MlpConfig::new().with_classes(classes).init(device)),
+            Self::MnistCnn => work.run::<MnistCnn>(MnistCnnConfig::new().with_classes(classes).init(device)),
+            Self::Resnet8 => work.run::<ResNet8>(ResNet8Config::new().with_classes(classes).init(device)),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! One file with all a run needs to go on exactly where it stopped.
+
+use anyhow::{Context, Result, ensure};
+use burn::module::Module;
+use burn::optim::{ModuleOptimizer, OptimizerRecord};
+use burn::store::ModuleRecord;
+use burn::tensor::Bytes;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Where a run stands, and the records of its model and optimizer (which holds masks and topology state).
+pub struct Checkpoint {
+    /// Position and running sums.
+    pub progress: Progress,
+    model: Vec<u8>,
+    optimizer: Vec<u8>,
+}
+
+/// Position of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// Epochs finished.
+    pub epoch: usize,
+    /// Steps taken in the epoch under way.
+    pub step_in_epoch: usize,
+    /// Sum of the training loss over the images of this epoch.
+    pub loss_sum: f64,
+    /// Correct predictions in this epoch.
+    pub correct: u64,
+    /// Best test accuracy after an epoch so far.
+    pub best_test_accuracy: f64,
+    /// Seconds spent in training so far, over all interruptions.
+    pub seconds: f64,
+    /// The data set in use.
+    pub data: String,
+    /// Bytes of `metrics.jsonl` that belong to this state; later ones are cut off on resume.
+    pub metrics_bytes: u64,
+    /// The same for `topology.jsonl`.
+    pub topology_bytes: u64,
+}
+
+impl Checkpoint {
+    /// Takes the records of a model and its optimizer.
+    pub fn new<M: Module>(progress: Progress, model: &M, optim: &ModuleOptimizer) -> Result<Self> {
+        let model = model.clone().into_record().into_bytes().context("cannot record the model")?;
+        let optimizer = optim.to_record().into_bytes().context("cannot record the optimizer")?;
+        Ok(Self { progress, model: model.to_vec(), optimizer: optimizer.to_vec() })
+    }
+
+    /// Writes the checkpoint in one go: a reader sees the old file or the new one.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let state = serde_json::to_string(&self.progress)?;
+        let digest = digest(&state, &self.model, &self.optimizer);
+        let metadata = HashMap::from([("state".into(), state), ("sha256".into(), digest)]);
+        let view = |bytes: &'_ [u8]| TensorView::new(Dtype::U8, vec![bytes.len()], bytes).map(|v| v.data().to_vec());
+        let (model, optimizer) = (view(&self.model)?, view(&self.optimizer)?);
+        let tensors = [
+            ("model", TensorView::new(Dtype::U8, vec![model.len()], &model)?),
+            ("optimizer", TensorView::new(Dtype::U8, vec![optimizer.len()], &optimizer)?),
+        ];
+        let bytes = safetensors::serialize(tensors, Some(metadata))?;
+        super::folder::write_atomically(path, &bytes)
+    }
+
+    /// Reads a checkpoint and checks that it is whole.
+    pub fn load(path: &Path) -> Result<Self> {
+        let read = || -> Result<Self> {
+            let bytes = std::fs::read(path)?;
+            let (_, header) = SafeTensors::read_metadata(&bytes)?;
+            let metadata = header.metadata().clone().unwrap_or_default();
+            let field = |name: &str| metadata.get(name).with_context(|| format!("it has no {name}"));
+            let (state, expected) = (field("state")?, field("sha256")?);
+            let file = SafeTensors::deserialize(&bytes)?;
+            let (model, optimizer) = (file.tensor("model")?.data(), file.tensor("optimizer")?.data());
+            ensure!(digest(state, model, optimizer) == *expected, "its checksum does not match");
+            let progress = serde_json::from_str(state)?;
+            Ok(Self { progress, model: model.to_vec(), optimizer: optimizer.to_vec() })
+        };
+        read().with_context(|| {
+            format!("checkpoint {} is damaged or foreign; delete the run folder to start over", path.display())
+        })
+    }
+
+    /// Loads the model's parameters.
+    pub fn load_model<M: Module>(&self, model: M) -> Result<M> {
+        let record = ModuleRecord::from_bytes(Bytes::from_bytes_vec(self.model.clone()))?;
+        Ok(model.try_load_record(record)?)
+    }
+
+    /// Loads the optimizer's state with masks, step, schedule and random state.
+    pub fn load_optimizer(&self, optim: ModuleOptimizer) -> Result<ModuleOptimizer> {
+        let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(self.optimizer.clone()))?;
+        Ok(optim.load_record(record))
+    }
+}
+
+fn digest(state: &str, model: &[u8], optimizer: &[u8]) -> String {
+    let mut sha = Sha256::new();
+    for part in [state.as_bytes(), model, optimizer] {
+        sha.update((part.len() as u64).to_le_bytes());
+        sha.update(part);
+    }
+    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

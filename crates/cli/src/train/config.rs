@@ -1,0 +1,268 @@
+//! Everything a training's result depends on.
+
+use crate::data::DataSet;
+use crate::model::ModelName;
+use anyhow::{Result, ensure};
+use burn::module::Module;
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer, RmsPropConfig, SgdConfig};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use srigl_burn::{Distribution, SparseMethod, SriglConfig, ThresholdBase, Topology, WeightInit};
+use std::f64::consts::PI;
+
+/// Settings of a run, kept as `config.json`: same settings and data, same result.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    /// Network.
+    #[arg(long, value_enum, default_value = "mlp")]
+    pub model: ModelName,
+    /// Data set; `glyphs` is generated and needs no files.
+    #[arg(long, value_enum, default_value = "fashion-mnist")]
+    pub dataset: DataSet,
+
+    /// Training method.
+    #[arg(long, value_enum, default_value = "srigl")]
+    pub method: MethodName,
+    /// SRigL without neuron ablation (the same as --gamma-sal 0).
+    #[arg(long)]
+    pub no_ablation: bool,
+    /// Share of zeros over all linear and convolution weights, in [0, 1).
+    #[arg(long, default_value_t = 0.9)]
+    pub sparsity: f64,
+    /// How the sparsity is shared among layers.
+    #[arg(long, value_enum, default_value = "erk")]
+    pub distribution: DistributionName,
+    /// Layers kept dense (glob over module paths, repeatable).
+    #[arg(long, value_name = "GLOB")]
+    pub keep_dense: Vec<String>,
+    /// Salient weights a neuron needs: a share of its fan-in below 1, a count from 1 on, 0 for no ablation.
+    #[arg(long, default_value_t = 0.3)]
+    pub gamma_sal: f64,
+    /// Steps between topology updates.
+    #[arg(long, default_value_t = 100)]
+    pub delta_t: u64,
+    /// Share of the weights that the first update replaces.
+    #[arg(long, default_value_t = 0.3)]
+    pub drop_fraction: f64,
+    /// Topology updates end after this share of all steps.
+    #[arg(long, default_value_t = 0.75)]
+    pub end_fraction: f64,
+    /// Steps whose dense gradients are averaged for an update.
+    #[arg(long, default_value_t = 1)]
+    pub grad_accumulation: u64,
+
+    /// Passes over the training images.
+    #[arg(long, default_value_t = 4)]
+    pub epochs: usize,
+    /// Images per step.
+    #[arg(long, default_value_t = 128)]
+    pub batch_size: usize,
+    /// Optimizer.
+    #[arg(long, value_enum, default_value = "sgd")]
+    pub optimizer: OptimizerName,
+    /// Learning rate at the start.
+    #[arg(long, default_value_t = 0.1)]
+    pub lr: f64,
+    /// Momentum of SGD and RMSprop.
+    #[arg(long, default_value_t = 0.9)]
+    pub momentum: f64,
+    /// Weight decay.
+    #[arg(long, default_value_t = 1e-4)]
+    pub weight_decay: f64,
+    /// How the learning rate falls.
+    #[arg(long, value_enum, default_value = "cosine")]
+    pub lr_schedule: LrSchedule,
+    /// Label smoothing.
+    #[arg(long, default_value_t = 0.0)]
+    pub label_smoothing: f32,
+
+    /// Seed of everything random: initial weights and masks, order of images, dropout, growth.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Use only that many training images.
+    #[arg(long)]
+    pub train_limit: Option<usize>,
+    /// Use only that many test images.
+    #[arg(long)]
+    pub test_limit: Option<usize>,
+    /// Also write a checkpoint every so many steps, not only after each epoch.
+    #[arg(long, value_name = "STEPS")]
+    pub checkpoint_every: Option<u64>,
+}
+
+/// `--method`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MethodName {
+    /// No sparsity.
+    Dense,
+    /// A random unstructured mask that never changes.
+    Static,
+    /// Drop by magnitude, grow at random.
+    Set,
+    /// Drop by magnitude, grow by gradient.
+    Rigl,
+    /// RigL with constant fan-in and neuron ablation.
+    Srigl,
+}
+
+/// `--distribution`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DistributionName {
+    /// Erdős–Rényi kernel.
+    Erk,
+    /// Erdős–Rényi over input and output channels.
+    Er,
+    /// The same sparsity everywhere.
+    Uniform,
+}
+
+/// `--optimizer`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimizerName {
+    /// SGD with momentum.
+    Sgd,
+    /// Adam.
+    Adam,
+    /// Adam with decoupled weight decay.
+    Adamw,
+    /// RMSprop with momentum.
+    Rmsprop,
+}
+
+/// `--lr-schedule`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LrSchedule {
+    /// Half a cosine down to 0.
+    Cosine,
+    /// The same all along.
+    Constant,
+}
+
+impl TrainConfig {
+    /// Checks what the sparsity library does not.
+    pub fn validate(&self) -> Result<()> {
+        ensure!((0.0..1.0).contains(&self.sparsity), "--sparsity is {}, but must be in [0, 1)", self.sparsity);
+        ensure!(self.epochs > 0, "--epochs must be at least 1");
+        ensure!(self.batch_size > 0, "--batch-size must be at least 1");
+        ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {}, but must be positive", self.lr);
+        ensure!((0.0..1.0).contains(&self.momentum), "--momentum is {}, but must be in [0, 1)", self.momentum);
+        ensure!(
+            self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+            "--weight-decay is {}, but must not be negative",
+            self.weight_decay
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.end_fraction),
+            "--end-fraction is {}, but must be in [0, 1]",
+            self.end_fraction
+        );
+        ensure!(
+            (0.0..1.0).contains(&self.label_smoothing),
+            "--label-smoothing is {}, but must be in [0, 1)",
+            self.label_smoothing
+        );
+        ensure!(self.train_limit != Some(0) && self.test_limit != Some(0), "image limits must be at least 1");
+        ensure!(self.checkpoint_every != Some(0), "--checkpoint-every must be at least 1");
+        Ok(())
+    }
+
+    /// In a few words.
+    pub fn title(&self) -> String {
+        let name = |value: &dyn ToName| value.name();
+        let ablation = match self.method {
+            MethodName::Srigl if self.ablates() => " with ablation",
+            MethodName::Srigl => " without ablation",
+            _ => "",
+        };
+        format!("{} {}{ablation}", name(&self.model), name(&self.method))
+    }
+
+    /// `γ_sal` in force.
+    fn gamma_sal(&self) -> f64 {
+        if self.no_ablation { 0.0 } else { self.gamma_sal }
+    }
+
+    /// Whether neurons may be ablated.
+    pub fn ablates(&self) -> bool {
+        self.method == MethodName::Srigl && self.gamma_sal() > 0.0
+    }
+
+    /// Learning rate of step `step` (from 1) of `total`.
+    pub fn lr_at(&self, step: u64, total: u64) -> f64 {
+        match self.lr_schedule {
+            LrSchedule::Constant => self.lr,
+            LrSchedule::Cosine => self.lr / 2.0 * (1.0 + (PI * (step - 1) as f64 / total as f64).cos()),
+        }
+    }
+
+    /// The two lines: makes the model sparse, with the optimizer that keeps it so.
+    pub fn sparsify<M: Module>(
+        &self,
+        model: M,
+        total_steps: u64,
+    ) -> Result<(M, ModuleOptimizer, Topology), srigl_burn::Error> {
+        let srigl = self.srigl(total_steps);
+        let decay = (self.weight_decay > 0.0).then(|| WeightDecayConfig::new(self.weight_decay as f32));
+        match self.optimizer {
+            OptimizerName::Sgd => {
+                let momentum = MomentumConfig::new().with_momentum(self.momentum).with_dampening(0.0);
+                let momentum = (self.momentum > 0.0).then_some(momentum);
+                let sgd = SgdConfig::new().with_momentum(momentum).with_weight_decay(decay);
+                srigl.sparsify_observed(model, sgd.build())
+            }
+            OptimizerName::Adam => {
+                srigl.sparsify_observed(model, AdamConfig::new().with_weight_decay(decay).build())
+            }
+            OptimizerName::Adamw => {
+                let adamw = AdamWConfig::new().with_weight_decay(self.weight_decay as f32);
+                srigl.sparsify_observed(model, adamw.build())
+            }
+            OptimizerName::Rmsprop => {
+                let rmsprop = RmsPropConfig::new().with_momentum(self.momentum as f32).with_weight_decay(decay);
+                srigl.sparsify_observed(model, rmsprop.build())
+            }
+        }
+    }
+
+    fn srigl(&self, total_steps: u64) -> SriglConfig {
+        SriglConfig::new(self.sparsity)
+            .with_method(match self.method {
+                MethodName::Dense => SparseMethod::Dense,
+                MethodName::Static => SparseMethod::Static,
+                MethodName::Set => SparseMethod::Set,
+                MethodName::Rigl => SparseMethod::Rigl,
+                MethodName::Srigl => SparseMethod::Srigl,
+            })
+            .with_distribution(match self.distribution {
+                DistributionName::Erk => Distribution::Erk { power: 1.0 },
+                DistributionName::Er => Distribution::Er,
+                DistributionName::Uniform => Distribution::Uniform,
+            })
+            .with_gamma_sal(self.gamma_sal())
+            .with_threshold_base(ThresholdBase::SparseFanIn)
+            .with_keep_dense(self.keep_dense.clone())
+            .with_delta_t(self.delta_t)
+            .with_drop_fraction(self.drop_fraction)
+            .with_end_step(Some((total_steps as f64 * self.end_fraction) as u64))
+            .with_grad_accumulation(self.grad_accumulation)
+            .with_weight_init(WeightInit::KaimingNormal)
+            .with_seed(self.seed)
+    }
+}
+
+/// Names of options as the user types them.
+trait ToName {
+    fn name(&self) -> String;
+}
+
+impl<T: ValueEnum> ToName for T {
+    fn name(&self) -> String {
+        self.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,298 @@
+//! The training loop.
+
+use super::batches::{Batches, correct, evaluate};
+use super::checkpoint::{Checkpoint, Progress};
+use super::folder::{DataUsed, JsonLines, LayerResult, RunFolder, RunResult, write_atomically};
+use super::TrainConfig;
+use crate::data::Images;
+use crate::model::WithModel;
+use anyhow::{Result, bail};
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::tensor::{Device, Int, Tensor};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use safetensors::tensor::{Dtype, TensorView};
+use serde::Serialize;
+use srigl_burn::{Topology, UpdateReport, state_dict};
+use srigl_models::Classifier;
+use std::time::Instant;
+
+/// Losses are read back from the device and shown every so many steps.
+const READ_EVERY: usize = 16;
+
+/// Trains until the last epoch and writes the run folder.
+pub fn train(
+    config: &TrainConfig,
+    folder: &RunFolder,
+    images: &Images,
+    device_name: &str,
+    device: &Device,
+    quiet: bool,
+) -> Result<RunResult> {
+    device.seed(config.seed);
+    let training = device.clone().autodiff();
+    config.model.with(images.classes, &training, Session { config, folder, images, device_name, device, quiet })
+}
+
+struct Session<'a> {
+    config: &'a TrainConfig,
+    folder: &'a RunFolder,
+    images: &'a Images,
+    device_name: &'a str,
+    device: &'a Device,
+    quiet: bool,
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Serialize)]
+struct EpochMetrics {
+    epoch: usize,
+    step: u64,
+    lr: f64,
+    train_loss: f64,
+    train_accuracy: f64,
+    test_loss: f64,
+    test_accuracy: f64,
+    sparsity: f64,
+    images_per_second: f64,
+    seconds: f64,
+}
+
+/// One line of `topology.jsonl`.
+#[derive(Serialize)]
+struct TopologyLine {
+    step: u64,
+    layer: String,
+    #[serde(flatten)]
+    report: UpdateReport,
+    itop: f64,
+}
+
+/// What changes while training.
+struct State<M> {
+    model: M,
+    optim: ModuleOptimizer,
+    topology: Topology,
+    progress: Progress,
+    metrics: JsonLines,
+    updates: JsonLines,
+    /// Loss `[1]`, correct predictions `[1]` and size of batches not read back yet.
+    unread: Vec<(Tensor<1>, Tensor<1, Int>, usize)>,
+    started: Instant,
+}
+
+impl WithModel for Session<'_> {
+    type Output = Result<RunResult>;
+
+    fn run<M: Classifier>(self, model: M) -> Result<RunResult> {
+        let (config, images) = (self.config, self.images);
+        let shape = [images.channels, images.height, images.width];
+        let train = Batches::new(&images.train, config.train_limit, shape, images.mean_std());
+        let test = Batches::new(&images.test, config.test_limit, shape, images.mean_std());
+        let steps_per_epoch = train.images().div_ceil(config.batch_size);
+        let total_steps = (steps_per_epoch * config.epochs) as u64;
+
+        let mut state = self.start(model, total_steps)?;
+        let bar = self.progress_bar(total_steps, state.progress.step);
+        while state.progress.epoch < config.epochs {
+            let epoch = state.progress.epoch;
+            let order = train.order(config.seed, epoch);
+            let batches = order.chunks(config.batch_size).skip(state.progress.step_in_epoch);
+            let (epoch_started, first_step) = (Instant::now(), state.progress.step);
+            for indices in batches {
+                state = self.step(state, &train, indices, total_steps)?;
+                if state.unread.len() == READ_EVERY {
+                    state.read_back()?;
+                    self.show(&bar, &state, epoch_started, first_step);
+                }
+                let due = config.checkpoint_every.is_some_and(|every| state.progress.step.is_multiple_of(every));
+                if due && state.progress.step_in_epoch < steps_per_epoch {
+                    self.checkpoint(&mut state)?;
+                }
+            }
+            state.read_back()?;
+            self.finish_epoch(&mut state, &train, &test, &bar, (epoch_started, first_step), total_steps)?;
+        }
+        bar.finish_and_clear();
+        self.finish(&state, &train, &test)
+    }
+}
+
+impl Session<'_> {
+    /// A new run, or the state of the last checkpoint.
+    fn start<M: Classifier>(&self, model: M, total_steps: u64) -> Result<State<M>> {
+        let (mut model, mut optim, topology) = self.config.sparsify(model, total_steps)?;
+        let path = self.folder.file("checkpoint.safetensors");
+        let data = self.images.set.to_string();
+        let mut progress = Progress { data: data.clone(), ..Default::default() };
+        if path.exists() {
+            let checkpoint = Checkpoint::load(&path)?;
+            if checkpoint.progress.data != data {
+                let before = &checkpoint.progress.data;
+                bail!("the run was started on {before}, but the data is {data} now: provide {before} with --data");
+            }
+            model = checkpoint.load_model(model)?;
+            optim = checkpoint.load_optimizer(optim)?;
+            progress = checkpoint.progress;
+        }
+        let metrics = JsonLines::open(self.folder.file("metrics.jsonl"), progress.metrics_bytes)?;
+        let updates = JsonLines::open(self.folder.file("topology.jsonl"), progress.topology_bytes)?;
+        let unread = Vec::new();
+        Ok(State { model, optim, topology, progress, metrics, updates, unread, started: Instant::now() })
+    }
+
+    fn step<M: Classifier>(
+        &self,
+        mut state: State<M>,
+        train: &Batches,
+        indices: &[usize],
+        total_steps: u64,
+    ) -> Result<State<M>> {
+        let step = state.progress.step + 1;
+        // Dropout draws from the device's generator: a seed per step makes any step a place to resume at.
+        self.device.seed(self.config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step));
+        let device = self.device.clone().autodiff();
+        let (images, labels) = train.get(indices, &device);
+        let logits = state.model.forward(images);
+        let smoothing = (self.config.label_smoothing > 0.0).then_some(self.config.label_smoothing);
+        let loss = CrossEntropyLossConfig::new().with_smoothing(smoothing).init(&device);
+        let loss = loss.forward(logits.clone(), labels.clone());
+        state.unread.push((loss.clone().inner(), correct(logits.inner(), labels.inner()), indices.len()));
+
+        let grads = GradientsParams::from_grads(loss.backward(), &state.model);
+        state.model = state.optim.step(self.config.lr_at(step, total_steps), state.model, grads);
+        state.progress.step = step;
+        state.progress.step_in_epoch += 1;
+        for event in state.topology.drain_events() {
+            let (step, layer, itop) = (event.step, event.layer, event.itop);
+            match event.report {
+                Ok(report) => state.updates.write(&TopologyLine { step, layer, report, itop })?,
+                Err(error) => bail!("step {step}: {error}; training has diverged, try a lower --lr"),
+            }
+        }
+        Ok(state)
+    }
+
+    fn finish_epoch<M: Classifier>(
+        &self,
+        state: &mut State<M>,
+        train: &Batches,
+        test: &Batches,
+        bar: &ProgressBar,
+        (epoch_started, first_step): (Instant, u64),
+        total_steps: u64,
+    ) -> Result<()> {
+        let seconds = epoch_started.elapsed().as_secs_f64();
+        let images = (state.progress.step - first_step) as f64 * self.config.batch_size as f64;
+        let (test_loss, test_accuracy) = evaluate(&state.model.valid(), test, self.device);
+        let progress = &mut state.progress;
+        progress.epoch += 1;
+        progress.step_in_epoch = 0;
+        progress.best_test_accuracy = progress.best_test_accuracy.max(test_accuracy);
+        let line = EpochMetrics {
+            epoch: progress.epoch,
+            step: progress.step,
+            lr: self.config.lr_at(progress.step, total_steps),
+            train_loss: progress.loss_sum / train.images() as f64,
+            train_accuracy: progress.correct as f64 / train.images() as f64,
+            test_loss,
+            test_accuracy,
+            sparsity: state.topology.sparsity(),
+            images_per_second: images / seconds,
+            seconds,
+        };
+        (progress.loss_sum, progress.correct) = (0.0, 0);
+        if !self.quiet {
+            let text = format!(
+                "epoch {}/{}: train loss {:.4}, test accuracy {:.2} %, {:.0} images/s",
+                line.epoch,
+                self.config.epochs,
+                line.train_loss,
+                100.0 * line.test_accuracy,
+                line.images_per_second
+            );
+            bar.suspend(|| eprintln!("{text}"));
+        }
+        state.metrics.write(&line)?;
+        self.checkpoint(state)
+    }
+
+    fn checkpoint<M: Classifier>(&self, state: &mut State<M>) -> Result<()> {
+        state.read_back()?;
+        state.progress.metrics_bytes = state.metrics.sync()?;
+        state.progress.topology_bytes = state.updates.sync()?;
+        let mut progress = state.progress.clone();
+        progress.seconds += state.started.elapsed().as_secs_f64();
+        let checkpoint = Checkpoint::new(progress, &state.model, &state.optim)?;
+        checkpoint.save(&self.folder.file("checkpoint.safetensors"))
+    }
+
+    /// The model in PyTorch's layout with its masks, then the result.
+    fn finish<M: Classifier>(&self, state: &State<M>, train: &Batches, test: &Batches) -> Result<RunResult> {
+        let model = state.model.valid();
+        let (_, test_accuracy) = evaluate(&model, test, self.device);
+        let layers = state.topology.layers();
+        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+        for tensor in state_dict(&model) {
+            let bytes = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            if let Some(layer) = layers.iter().find(|layer| format!("{}.weight", layer.name) == tensor.name) {
+                let name = format!("{}.mask", layer.name);
+                tensors.push((name, Dtype::U8, tensor.dims.clone(), layer.mask.to_bytes()));
+            }
+            tensors.push((tensor.name, Dtype::F32, tensor.dims, bytes));
+        }
+        let mut views = Vec::new();
+        for (name, dtype, dims, bytes) in &tensors {
+            views.push((name, TensorView::new(*dtype, dims.clone(), bytes)?));
+        }
+        write_atomically(&self.folder.file("model.safetensors"), &safetensors::serialize(views, None)?)?;
+
+        let result = RunResult {
+            test_accuracy,
+            best_test_accuracy: state.progress.best_test_accuracy,
+            epochs: state.progress.epoch,
+            seconds: state.progress.seconds + state.started.elapsed().as_secs_f64(),
+            sparsity: state.topology.sparsity(),
+            device: self.device_name.to_string(),
+            data: DataUsed::new(self.images, train.images(), test.images()),
+            layers: layers.iter().map(LayerResult::new).collect(),
+        };
+        write_atomically(&self.folder.file("result.json"), serde_json::to_string_pretty(&result)?.as_bytes())?;
+        Ok(result)
+    }
+
+    fn progress_bar(&self, total_steps: u64, step: u64) -> ProgressBar {
+        let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} steps, {msg}, {eta} left").expect("valid");
+        ProgressBar::with_draw_target(Some(total_steps), target).with_style(style).with_position(step)
+    }
+
+    fn show<M>(&self, bar: &ProgressBar, state: &State<M>, started: Instant, first_step: u64) {
+        let progress = &state.progress;
+        let images = (progress.step_in_epoch * self.config.batch_size) as f64;
+        let new_images = (progress.step - first_step) as f64 * self.config.batch_size as f64;
+        bar.set_position(progress.step);
+        bar.set_message(format!(
+            "loss {:.3}, accuracy {:.1} %, sparsity {:.1} %, {:.0} images/s",
+            progress.loss_sum / images,
+            100.0 * progress.correct as f64 / images,
+            100.0 * state.topology.sparsity(),
+            new_images / started.elapsed().as_secs_f64()
+        ));
+    }
+}
+
+impl<M> State<M> {
+    /// Adds the losses and hits of the last steps to the sums, in order.
+    fn read_back(&mut self) -> Result<()> {
+        for (loss, correct, images) in std::mem::take(&mut self.unread) {
+            let loss = f64::from(loss.into_scalar::<f32>());
+            if !loss.is_finite() {
+                bail!("the loss is {loss} by step {}: training has diverged, try a lower --lr", self.progress.step);
+            }
+            self.progress.loss_sum += loss * images as f64;
+            self.progress.correct += correct.into_scalar::<i64>() as u64;
+        }
+        Ok(())
+    }
+}

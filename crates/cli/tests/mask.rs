@@ -1,0 +1,672 @@
+//! `srigl mask` through the real binary: the authors' golden vectors, round trips, and every kind of bad input.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::Value;
+use tempfile::TempDir;
+
+#[derive(Clone, Debug, PartialEq)]
+struct Tensor {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+type Tensors = BTreeMap<String, Tensor>;
+
+fn f32s(shape: &[usize], values: impl IntoIterator<Item = f32>) -> Tensor {
+    let data = values.into_iter().flat_map(f32::to_le_bytes).collect();
+    Tensor { dtype: Dtype::F32, shape: shape.to_vec(), data }
+}
+
+fn bytes(dtype: Dtype, shape: &[usize], data: impl Into<Vec<u8>>) -> Tensor {
+    Tensor { dtype, shape: shape.to_vec(), data: data.into() }
+}
+
+impl Tensor {
+    fn floats(&self) -> Vec<f32> {
+        self.data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+}
+
+fn encode(tensors: &Tensors, metadata: Option<HashMap<String, String>>) -> Vec<u8> {
+    let views =
+        tensors.iter().map(|(name, t)| (name, TensorView::new(t.dtype, t.shape.clone(), &t.data).unwrap()));
+    safetensors::serialize(views, metadata).unwrap()
+}
+
+fn read(path: &Path) -> Tensors {
+    let file = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let views = SafeTensors::deserialize(&file).unwrap().tensors();
+    views.into_iter().map(|(name, v)| (name, bytes(v.dtype(), v.shape(), v.data()))).collect()
+}
+
+/// A raw file with this header.
+fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+/// Values that look random but are not: no two of a tensor have the same size.
+fn values(count: usize, seed: u32) -> impl Iterator<Item = f32> {
+    (1..=count as u32).map(move |i| {
+        let bits = i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8;
+        (bits as f32 / (1 << 23) as f32 - 1.0) * 0.1 + 1e-6
+    })
+}
+
+/// Two layers with gradients, and tensors that are none of our business.
+fn model() -> Tensors {
+    let layer = |name: &str, shape: &[usize], seed| {
+        let count = shape.iter().product();
+        let tensor = |suffix: &str, seed| (format!("{name}.{suffix}"), f32s(shape, values(count, seed)));
+        [tensor("weight", seed), tensor("grad", seed + 1)]
+    };
+    let others = [
+        ("fc1.bias", f32s(&[20], values(20, 9))),
+        ("norm.weight", bytes(Dtype::BF16, &[20], vec![7; 40])),
+        ("norm.num_batches_tracked", bytes(Dtype::I64, &[], vec![1; 8])),
+        ("weight", f32s(&[2, 2], [f32::NAN; 4])),
+    ];
+    let others = others.map(|(name, tensor)| (name.to_string(), tensor));
+    let layers = [layer("fc1", &[20, 30], 1), layer("conv", &[8, 4, 3, 3], 5)].into_iter().flatten();
+    layers.chain(others).collect()
+}
+
+/// The model with a mask of every second position in each layer.
+fn masked_model() -> Tensors {
+    let mut tensors = model();
+    for name in ["fc1", "conv"] {
+        let shape = tensors[&format!("{name}.weight")].shape.clone();
+        let mask: Vec<u8> = (0..shape.iter().product()).map(|i: usize| (i % 2) as u8).collect();
+        tensors.insert(format!("{name}.mask"), bytes(Dtype::U8, &shape, mask));
+    }
+    tensors
+}
+
+struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { folder: TempDir::new().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn put(&self, name: &str, tensors: &Tensors) {
+        fs::write(self.path(name), encode(tensors, None)).unwrap();
+    }
+
+    /// `srigl mask ARGS` in the folder.
+    fn run(&self, args: &str) -> Output {
+        self.run_with_threads(args, 2)
+    }
+
+    fn run_with_threads(&self, args: &str, threads: usize) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+        command.arg("mask").args(args.split_whitespace()).current_dir(self.folder.path());
+        command.env("RAYON_NUM_THREADS", threads.to_string()).output().unwrap()
+    }
+
+    fn succeed(&self, args: &str) -> String {
+        let output = self.run(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, args: &str) -> Value {
+        let stdout = self.succeed(&format!("{args} --json"));
+        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{args}: {e} in {stdout}"))
+    }
+
+    fn files(&self) -> Vec<String> {
+        let names = fs::read_dir(self.folder.path()).unwrap().map(|e| e.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The command fails with one line that contains `expected`, and changes no file.
+    fn refuse(&self, case: &str, args: &str, expected: &str) {
+        let before = self.files();
+        let output = self.run(args);
+        check_refused(case, &output, expected);
+        assert_eq!(self.files(), before, "{case}: files left behind");
+    }
+}
+
+fn check_refused(case: &str, output: &Output, expected: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    // A signal or a panic would have another code.
+    assert_eq!(output.status.code(), Some(1), "{case}: {stderr}");
+    assert!(stderr.starts_with("srigl: "), "{case}: {stderr}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{case}: {stderr}");
+    assert!(stderr.contains(expected), "{case}: no `{expected}` in: {stderr}");
+    assert!(output.stdout.is_empty(), "{case}: printed something");
+}
+
+#[test]
+fn one_step_matches_the_authors_code() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sparsity-core/tests/golden");
+    let mut count = 0;
+    for entry in fs::read_dir(golden).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "json") {
+            continue;
+        }
+        let settings: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let bench = Bench::new();
+        fs::copy(path.with_extension("in.safetensors"), bench.path("in")).unwrap();
+        let method = settings["method"].as_str().unwrap();
+        let mut args = format!(
+            "step in -o out --method {method} --distribution uniform --sparsity {} --drop-fraction {}",
+            settings["sparsity"], settings["drop_fraction"]
+        );
+        if method == "srigl" {
+            args += &format!(" --gamma-sal {}", settings["gamma_sal"]);
+            for layer in settings["no_ablate"].as_array().unwrap() {
+                args += &format!(" --no-ablate {}", layer.as_str().unwrap());
+            }
+        }
+        let report = bench.json(&args);
+        let (out, want) = (read(&bench.path("out")), read(&path.with_extension("want.safetensors")));
+        assert_eq!(out.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>(), "{args}");
+        for (name, want) in &want {
+            let got = &out[name];
+            assert_eq!((got.dtype, &got.shape), (want.dtype, &want.shape), "{}: {name}", path.display());
+            // As numbers: the authors' code leaves negative zeros at inactive positions.
+            let same = if want.dtype == Dtype::F32 { got.floats() == want.floats() } else { got == want };
+            assert!(same, "{}: {name}", path.display());
+        }
+        let layers = report["layers"].as_array().unwrap();
+        assert_eq!(layers.len() * 2, want.len());
+        count += 1;
+    }
+    assert_eq!(count, 11, "golden vectors present");
+}
+
+#[test]
+fn init_step_and_inspect_agree_for_all_methods() {
+    for method in ["srigl", "rigl", "set", "static"] {
+        let bench = Bench::new();
+        bench.put("in", &model());
+        let target = format!("--method {method} --sparsity 0.8");
+        let init = bench.json(&format!("init in -o sparse {target} --seed 3"));
+        assert_eq!(init, bench.json("inspect sparse"), "{method}");
+        let inputs = read(&bench.path("in"));
+        let sparse = read(&bench.path("sparse"));
+        for name in ["fc1", "conv"] {
+            let (mask, old) = (&sparse[&format!("{name}.mask")], inputs[&format!("{name}.weight")].floats());
+            let new = sparse[&format!("{name}.weight")].floats();
+            assert_eq!((mask.dtype, &mask.shape), (Dtype::U8, &sparse[&format!("{name}.weight")].shape));
+            for (i, active) in mask.data.iter().enumerate() {
+                let want = if *active == 1 { old[i] } else { 0.0 };
+                assert_eq!(new[i].to_bits(), want.to_bits(), "{method} {name} {i}");
+            }
+        }
+
+        let step = bench.json(&format!("step sparse -o new {target} --drop-fraction 0.3 --gamma-sal 0.9"));
+        let inspect = bench.json("inspect new");
+        assert_eq!(step["sparsity"], inspect["sparsity"], "{method}");
+        let new = read(&bench.path("new"));
+        assert!(!new.contains_key("fc1.grad") && !new.contains_key("conv.grad"));
+        for (i, layer) in step["layers"].as_array().unwrap().iter().enumerate() {
+            let name = layer["name"].as_str().unwrap();
+            let (was, now) = (&init["layers"][i], &inspect["layers"][i]);
+            for field in ["name", "neurons", "active", "ablated", "fan_in", "nnz", "sparsity"] {
+                assert_eq!(layer[field], now[field], "{method} {name} {field}");
+            }
+            let count = |layer: &Value, field: &str| layer[field].as_i64().unwrap();
+            let change = count(layer, "grown") - count(layer, "pruned");
+            assert_eq!(count(layer, "nnz") - count(was, "nnz"), change, "{method} {name}");
+            match method {
+                "srigl" => assert_eq!(layer["constant_fan_in"], true),
+                "static" => assert_eq!(new[&format!("{name}.mask")], sparse[&format!("{name}.mask")]),
+                _ => assert!(count(layer, "pruned") > 0 && change == 0, "{method} {name}"),
+            }
+            let mask = &new[&format!("{name}.mask")].data;
+            let weights = new[&format!("{name}.weight")].floats();
+            let zero = |(active, weight): (&u8, &f32)| *active == 1 || weight.to_bits() == 0;
+            assert!(mask.iter().zip(&weights).all(zero), "{method} {name}: inactive weights are 0");
+        }
+    }
+}
+
+#[test]
+fn plan_shares_the_sparsity() {
+    let bench = Bench::new();
+    bench.put("in", &model());
+    for distribution in ["erk", "er", "uniform"] {
+        let plan = bench.json(&format!("plan in --sparsity 0.8 --distribution {distribution}"));
+        assert!((plan["sparsity"].as_f64().unwrap() - 0.8).abs() < 1e-12, "{plan}");
+        let names: Vec<&Value> = plan["layers"].as_array().unwrap().iter().map(|l| &l["name"]).collect();
+        assert_eq!(names, ["conv", "fc1"]);
+    }
+    let plan = bench.json("plan in --sparsity 0.6 --keep-dense c*v --distribution uniform");
+    let (conv, fc1) = (&plan["layers"][0], &plan["layers"][1]);
+    assert_eq!((conv["sparsity"].as_f64(), conv["nnz"].as_u64()), (Some(0.0), Some(288)));
+    assert_eq!(conv["shape"], serde_json::json!([8, 4, 3, 3]));
+    // 0.6 · 888 zeros, all in the 600 weights of fc1.
+    assert!((fc1["sparsity"].as_f64().unwrap() - 0.888).abs() < 1e-12, "{fc1}");
+    assert_eq!((fc1["nnz"].as_u64(), fc1["fan_in"].as_u64()), (Some(67), Some(3)));
+
+    let text = bench.succeed("plan in --sparsity 0.6");
+    assert!(text.contains("8 x 4 x 3 x 3") && text.contains("total"), "{text}");
+    assert_eq!(bench.files(), ["in"]);
+}
+
+#[test]
+fn plan_looks_only_at_shapes() {
+    let bench = Bench::new();
+    bench.put("half", &Tensors::from([("a.weight".into(), bytes(Dtype::BF16, &[4, 6], vec![0xff; 48]))]));
+    assert_eq!(bench.json("plan half --sparsity 0.5")["layers"][0]["nnz"], 12);
+}
+
+#[test]
+fn layers_follow_the_order_of_their_names_and_not_of_their_tensors() {
+    let bench = Bench::new();
+    let names = ["b.weight", "a.b.weight", "a.weight", "a-b.weight"];
+    let tensors = names.map(|name| (name.to_string(), f32s(&[4, 6], values(24, 0))));
+    bench.put("in", &Tensors::from(tensors));
+    let report = bench.json("init in -o out --sparsity 0.5");
+    let names: Vec<&Value> = report["layers"].as_array().unwrap().iter().map(|l| &l["name"]).collect();
+    assert_eq!(names, ["a", "a-b", "a.b", "b"]);
+    let out = read(&bench.path("out"));
+    assert_ne!(out["a.mask"], out["b.mask"], "layers have random streams of their own");
+}
+
+#[test]
+fn results_depend_on_seeds_alone() {
+    let bench = Bench::new();
+    // Several entries, which a hash map would order differently in each process.
+    let metadata =
+        ["format", "author", "licence", "epoch"].map(|key| (key.to_string(), "x\u{e9}".to_string()));
+    fs::write(bench.path("in"), encode(&model(), Some(metadata.into()))).unwrap();
+    let run = |args: &str, threads, out: &str| {
+        let output = bench.run_with_threads(&format!("{args} -o {out}"), threads);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read(bench.path(out)).unwrap()
+    };
+    for method in ["srigl", "set"] {
+        let init = format!("init in --method {method} --sparsity 0.7 --weight-init kaiming-normal");
+        let one = run(&format!("{init} --seed 1"), 1, "one");
+        assert!(one == run(&format!("{init} --seed 1"), 2, "two"), "{method}: threads matter");
+        assert!(one != run(&format!("{init} --seed 2"), 1, "two"), "{method}: the seed does not matter");
+        let step = format!("step one --method {method} --sparsity 0.7 --drop-fraction 0.5");
+        let new = run(&step, 1, "new");
+        assert!(new == run(&step, 2, "two"), "{method}: threads matter");
+        for other in ["--seed 7", "--step 2"] {
+            let random = new != run(&format!("{step} {other}"), 2, "two");
+            assert_eq!(random, method == "set", "{method} {other}");
+        }
+    }
+}
+
+#[test]
+fn other_tensors_and_metadata_pass_through() {
+    let bench = Bench::new();
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string()), ("a\"b".into(), "ü\n".into())]);
+    fs::write(bench.path("in"), encode(&model(), Some(metadata.clone()))).unwrap();
+    bench.succeed("init in -o sparse --sparsity 0.7");
+    bench.succeed("step sparse -o new --sparsity 0.7 --drop-fraction 0.3");
+    for name in ["sparse", "new"] {
+        let file = fs::read(bench.path(name)).unwrap();
+        let (header, parsed) = SafeTensors::read_metadata(&file).unwrap();
+        assert_eq!(parsed.metadata().as_ref(), Some(&metadata), "{name}");
+        assert!(header.is_multiple_of(8), "{name}: data is aligned");
+        let tensors = read(&bench.path(name));
+        for (tensor, want) in model().iter().filter(|(tensor, _)| !tensor.starts_with("conv")) {
+            if !["fc1.weight", "fc1.grad"].contains(&tensor.as_str()) {
+                assert_eq!(&tensors[tensor], want, "{name} {tensor}");
+            }
+        }
+    }
+    let sparse = read(&bench.path("sparse"));
+    assert_eq!(sparse["fc1.grad"], model()["fc1.grad"], "init leaves gradients alone");
+}
+
+#[test]
+fn dense_layers_need_nothing_and_keep_everything() {
+    let bench = Bench::new();
+    let mut tensors = masked_model();
+    tensors.insert("conv.weight".into(), bytes(Dtype::F16, &[8, 4, 3, 3], vec![1; 576]));
+    tensors.remove("conv.grad");
+    bench.put("mask", &tensors);
+    let args = "--sparsity 0.5 --drop-fraction 0.3 --keep-dense conv --distribution uniform";
+    let report = bench.json(&format!("step mask -o out {args}"));
+    assert_eq!((&report["layers"][0]["nnz"], &report["layers"][0]["grown"]), (&144.into(), &0.into()));
+    let out = read(&bench.path("out"));
+    assert_eq!((&out["conv.weight"], &out["conv.mask"]), (&tensors["conv.weight"], &tensors["conv.mask"]));
+
+    tensors.remove("conv.mask");
+    bench.put("none", &tensors);
+    let report = bench.json(&format!("step none -o out {args}"));
+    assert_eq!((&report["layers"][0]["nnz"], &report["layers"][0]["has_mask"]), (&288.into(), &false.into()));
+    assert!(!read(&bench.path("out")).contains_key("conv.mask"));
+
+    tensors.remove("fc1.mask");
+    bench.put("plain", &tensors);
+    bench.succeed("init plain -o out --sparsity 0.5 --keep-dense conv --weight-init torch-default");
+    let out = read(&bench.path("out"));
+    assert_eq!(out["conv.weight"], tensors["conv.weight"]);
+    assert_eq!(out["conv.mask"].data, [1; 288]);
+    let bound = out["fc1.weight"].floats().iter().fold(0.0_f32, |max, w| max.max(w.abs()));
+    assert!(bound > 0.2, "fc1 was drawn anew: {bound}");
+}
+
+#[test]
+fn masks_keep_their_type_and_what_is_inactive_is_ignored() {
+    let bench = Bench::new();
+    let mut tensors = masked_model();
+    bench.put("u8", &tensors);
+    tensors.get_mut("fc1.mask").unwrap().dtype = Dtype::BOOL;
+    // Huge weights where the mask is 0.
+    let mut weights = tensors["fc1.weight"].floats();
+    weights.iter_mut().step_by(2).for_each(|w| *w = 1e30);
+    tensors.insert("fc1.weight".into(), f32s(&[20, 30], weights));
+    bench.put("bool", &tensors);
+    for method in ["srigl", "rigl", "static"] {
+        let args = format!("--method {method} --sparsity 0.5 --drop-fraction 0.3");
+        bench.succeed(&format!("step u8 -o u8-out {args}"));
+        bench.succeed(&format!("step bool -o bool-out {args}"));
+        let (from_u8, from_bool) = (read(&bench.path("u8-out")), read(&bench.path("bool-out")));
+        assert_eq!(from_u8["fc1.weight"], from_bool["fc1.weight"], "{method}");
+        assert_eq!(from_u8["fc1.mask"].data, from_bool["fc1.mask"].data, "{method}");
+        let types = (from_u8["fc1.mask"].dtype, from_bool["fc1.mask"].dtype);
+        assert_eq!(types, (Dtype::U8, Dtype::BOOL), "{method}");
+    }
+}
+
+#[test]
+fn set_and_static_need_no_gradients() {
+    let bench = Bench::new();
+    let mut tensors = masked_model();
+    tensors.retain(|name, _| !name.ends_with(".grad"));
+    bench.put("in", &tensors);
+    for method in ["set", "static"] {
+        bench.succeed(&format!("step in -o {method} --method {method} --sparsity 0.5 --drop-fraction 0.3"));
+    }
+}
+
+#[test]
+fn no_ablate_spares_the_layers_it_names() {
+    let bench = Bench::new();
+    bench.put("in", &model());
+    bench.succeed("init in -o sparse --sparsity 0.8 --seed 1");
+    let active = |options: &str| {
+        let args = format!("step sparse -o out --sparsity 0.8 --drop-fraction 0.3 {options}");
+        let report = bench.json(&args);
+        [0, 1].map(|i| report["layers"][i]["active"].as_u64().unwrap())
+    };
+    let [conv, fc1] = active("--gamma-sal 0.95");
+    assert!(conv < 8 && fc1 < 20, "{conv} {fc1}");
+    assert_eq!(active("--gamma-sal 0.95 --no-ablate fc*"), [conv, 20]);
+    assert_eq!(active("--gamma-sal 0"), [8, 20]);
+}
+
+#[test]
+fn inspect_takes_non_zero_weights_for_active_where_there_is_no_mask() {
+    let bench = Bench::new();
+    let weight = f32s(&[3, 3], [1.0, -0.0, 2.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0]);
+    bench.put("in", &Tensors::from([("a.weight".to_string(), weight)]));
+    let report = bench.json("inspect in");
+    let layer = &report["layers"][0];
+    let want = serde_json::json!({
+        "name": "a", "shape": [3, 3], "has_mask": false, "neurons": 3, "active": 2, "ablated": [1], "fan_in": null,
+        "fan_in_min": 1, "fan_in_max": 2, "nnz": 3, "sparsity": layer["sparsity"], "density": 3.0 / 9.0,
+        "constant_fan_in": false,
+    });
+    assert_eq!(layer, &want);
+    assert!(bench.succeed("inspect in").contains("1 to 2"));
+}
+
+#[test]
+fn the_input_may_be_the_output_and_survives_a_failure() {
+    let bench = Bench::new();
+    bench.put("model", &model());
+    let text = bench.succeed("init model -o model --sparsity 0.5");
+    assert!(text.contains("total") && text.ends_with("wrote `model`\n"), "{text}");
+    let before = fs::read(bench.path("model")).unwrap();
+    bench.refuse("again", "init model -o model --sparsity 0.5", "conv.mask");
+    assert!(before == fs::read(bench.path("model")).unwrap());
+    bench.succeed("step model -o model --sparsity 0.5 --drop-fraction 0.3");
+    assert_eq!(bench.files(), ["model"]);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |name: &str| fs::metadata(bench.path(name)).unwrap().permissions().mode();
+        fs::write(bench.path("ordinary"), "").unwrap();
+        assert_eq!(mode("model"), mode("ordinary"), "the output can be read by whom other files can");
+    }
+}
+
+#[test]
+fn bad_settings_are_refused() {
+    let bench = Bench::new();
+    bench.put("plain", &model());
+    bench.put("mask", &masked_model());
+    let step = "step mask -o out --sparsity 0.5 --drop-fraction";
+    for (args, expected) in [
+        ("plan plain --sparsity 1", "sparsity 1 is outside [0, 1)"),
+        ("plan plain --sparsity -0.1", "sparsity -0.1 is outside [0, 1)"),
+        ("init plain -o out --sparsity nan", "sparsity NaN is outside [0, 1)"),
+        ("init plain -o out --sparsity 0.97 --distribution uniform", "layer `fc1`: fan-in would be 0"),
+        ("init plain -o out --sparsity 0.5 --keep-dense fc3", "--keep-dense fc3: no layer"),
+        ("init plain -o out --sparsity 0.5 --keep-dense fc[", "--keep-dense fc["),
+        ("init plain -o out --sparsity 0.9 --keep-dense fc*", "layers kept dense hold 600 of 888 weights"),
+        ("init plain -o none/out --sparsity 0.5", "no folder `none`"),
+        ("init plain -o . --sparsity 0.5", "cannot write `.`"),
+        ("init plain -o /dev/null --sparsity 0.5", "cannot write `/dev/null`"),
+        (&format!("{step} 1.1"), "drop fraction 1.1 is outside [0, 1]"),
+        (&format!("{step} -0.1"), "drop fraction -0.1 is outside [0, 1]"),
+        (&format!("{step} nan"), "drop fraction NaN is outside [0, 1]"),
+        (&format!("{step} 0.3 --gamma-sal -1"), "gamma_sal is -1"),
+        (&format!("{step} 0.3 --gamma-sal inf"), "gamma_sal is inf"),
+        (&format!("{step} 0.3 --no-ablate head"), "--no-ablate head: no layer"),
+        ("step mask -o out --sparsity 0.99 --drop-fraction 0.3", "layer `conv`: fan-in would be 0"),
+    ] {
+        bench.refuse(args, args, expected);
+    }
+    // clap's own: other words and code, but as clear.
+    for args in [
+        "plan plain",
+        "plan plain --sparsity x",
+        "step mask -o out --sparsity 0.5",
+        "init plain --sparsity 0",
+    ] {
+        let output = bench.run(args);
+        assert_eq!(output.status.code(), Some(2), "{args}");
+        assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{args}");
+    }
+    assert_eq!(bench.files(), ["mask", "plain"]);
+}
+
+#[test]
+fn bad_tensors_are_refused() {
+    let with_value = |name: &str, value: f32| {
+        let mut values = masked_model()[name].floats();
+        values[31] = value;
+        f32s(&masked_model()[name].shape, values)
+    };
+    let shape = [20, 30];
+    let mask = |dtype, value: u8| {
+        let mut data = masked_model()["fc1.mask"].data.clone();
+        data[33] = value;
+        bytes(dtype, &shape, data)
+    };
+    let half = |dtype| Some(bytes(dtype, &shape, vec![0; 1200]));
+    let turned = |name: &str| Some(Tensor { shape: vec![30, 20], ..masked_model()[name].clone() });
+    let mut flat_mask = masked_model()["conv.mask"].clone();
+    flat_mask.shape = vec![8, 36];
+    // The tensor to put or to remove, and what must be in the error.
+    let both: [(&str, Option<Tensor>, &str); 8] = [
+        ("fc1.weight", Some(with_value("fc1.weight", f32::NAN)), "`fc1`: weight is NaN at neuron 1, input 1"),
+        ("fc1.weight", Some(with_value("fc1.weight", f32::INFINITY)), "`fc1`: weight is inf"),
+        ("fc1.weight", Some(with_value("fc1.weight", f32::NEG_INFINITY)), "`fc1`: weight is -inf"),
+        ("fc1.weight", half(Dtype::F16), "`fc1.weight` is F16, but must be F32"),
+        ("fc1.weight", half(Dtype::BF16), "`fc1.weight` is BF16, but must be F32"),
+        ("fc1.weight", Some(bytes(Dtype::F64, &shape, vec![0; 4800])), "`fc1.weight` is F64"),
+        ("fc1.weight", Some(f32s(&[20, 0], [])), "`fc1`: shape [20, 0] is not a weight"),
+        ("x\u{1b}[2J.weight", Some(f32s(&[1, 1], [1.0])), "control characters"),
+    ];
+    let step_only = [
+        ("fc1.grad", None, "`fc1.grad` is missing"),
+        ("fc1.grad", Some(with_value("fc1.grad", f32::NAN)), "`fc1`: gradient is NaN at neuron 1, input 1"),
+        ("fc1.grad", Some(with_value("fc1.grad", f32::INFINITY)), "`fc1`: gradient is inf"),
+        ("fc1.grad", half(Dtype::BF16), "`fc1.grad` is BF16, but must be F32"),
+        ("fc1.grad", turned("fc1.grad"), "`fc1.grad` has shape [30, 20], but `fc1.weight` has [20, 30]"),
+        ("fc1.mask", None, "`fc1.mask` is missing"),
+        ("fc1.mask", Some(mask(Dtype::U8, 2)), "`fc1.mask`: mask value 2 at position 33"),
+        ("fc1.mask", Some(mask(Dtype::BOOL, 255)), "`fc1.mask`: mask value 255 at position 33"),
+        ("fc1.mask", Some(mask(Dtype::I8, 1)), "`fc1.mask` is I8, but must be U8 or BOOL"),
+        ("fc1.mask", Some(masked_model()["fc1.weight"].clone()), "`fc1.mask` is F32, but must be U8 or BOOL"),
+        ("fc1.mask", turned("fc1.mask"), "`fc1.mask` has shape [30, 20], but `fc1.weight` has [20, 30]"),
+        ("conv.mask", Some(flat_mask), "`conv.mask` has shape [8, 36], but `conv.weight` has [8, 4, 3, 3]"),
+    ];
+    let bench = Bench::new();
+    let put = |mut tensors: Tensors, name: &str, tensor: &Option<Tensor>| {
+        match tensor {
+            Some(tensor) => tensors.insert(name.to_string(), tensor.clone()),
+            None => tensors.remove(name),
+        };
+        bench.put("in", &tensors);
+    };
+    let step = "step in -o out --sparsity 0.5 --drop-fraction 0.3";
+    for (name, tensor, expected) in &both {
+        put(model(), name, tensor);
+        bench.refuse(expected, "init in -o out --sparsity 0.5", expected);
+    }
+    for (name, tensor, expected) in both.iter().chain(&step_only) {
+        put(masked_model(), name, tensor);
+        bench.refuse(expected, step, expected);
+        bench.refuse(expected, step, "`in`");
+    }
+    put(masked_model(), "fc1.mask", &Some(mask(Dtype::U8, 2)));
+    bench.refuse("inspect", "inspect in", "`fc1.mask`: mask value 2 at position 33");
+    bench.refuse("static validates", &format!("{step} --method static"), "`fc1.mask`: mask value 2");
+    let nan = with_value("conv.weight", f32::NAN);
+    put(masked_model(), "conv.weight", &Some(nan));
+    bench.refuse("dense", &format!("{step} --keep-dense conv"), "layer `conv`: weight is NaN");
+    put(masked_model(), "fc1.weight", &None);
+    bench.refuse("no weight", &format!("{step} --no-ablate fc1"), "--no-ablate fc1: no layer");
+    bench.put("in", &Tensors::from([("weight".to_string(), f32s(&[2, 2], [1.0; 4]))]));
+    for args in ["plan in --sparsity 0.5", "init in -o out --sparsity 0.5", step, "inspect in"] {
+        bench.refuse("no layers", args, "`in`: no layers");
+    }
+}
+
+#[test]
+fn broken_and_hostile_files_are_refused() {
+    let entry = |shape: &str, start: u64, end: u64| {
+        format!(r#"{{"dtype":"F32","shape":{shape},"data_offsets":[{start},{end}]}}"#)
+    };
+    let one = |shape: &str, start, end| format!(r#"{{"a.weight":{}}}"#, entry(shape, start, end));
+    let good = encode(&masked_model(), None);
+    let huge = u64::MAX / 8;
+    let two = |first: &str, second: &str, a: String, b: String| {
+        raw(&format!(r#"{{"{first}":{a},"{second}":{b}}}"#), &[0; 16])
+    };
+    let mut header_cut = good.clone();
+    header_cut.truncate(100);
+    let mut not_utf8 = raw(&one("[2,2]", 0, 16), &[0; 16]);
+    not_utf8[12] = 0xff;
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", vec![]),
+        ("shorter than a length", vec![1, 2, 3]),
+        ("header cut", header_cut),
+        ("data cut", good[..good.len() - 1].to_vec()),
+        ("data too long", [good.as_slice(), &[0]].concat()),
+        ("header length beyond the file", [&1_000_u64.to_le_bytes()[..], b"{}"].concat()),
+        ("header length of 2^64 - 1", [&[0xff; 8][..], b"{}"].concat()),
+        ("header length of 10^8", [&100_000_000_u64.to_le_bytes()[..], b"{}"].concat()),
+        ("not JSON", raw("{\"a.weight\":", &[])),
+        ("JSON of another kind", raw("[1, 2]", &[])),
+        ("deep JSON", raw(&"[".repeat(1_000_000), &[])),
+        ("text", b"this is a text file and no model".to_vec()),
+        ("not UTF-8", not_utf8),
+        ("unknown type", raw(&one("[2,2]", 0, 16).replace("F32", "F33"), &[0; 16])),
+        ("negative dimension", raw(&one("[-2,2]", 0, 16), &[0; 16])),
+        ("dimensions overflow", raw(&one(&format!("[{huge},{huge}]"), 0, 16), &[0; 16])),
+        ("bytes overflow", raw(&one(&format!("[{huge},2]"), 0, 16), &[0; 16])),
+        ("2^60 weights", raw(&one(&format!("[{},{}]", 1u64 << 30, 1u64 << 30), 0, 1 << 62), &[0; 16])),
+        ("end before start", raw(&one("[2,2]", 16, 0), &[0; 16])),
+        ("offsets beyond the file", raw(&one("[2,2]", 1 << 40, (1 << 40) + 16), &[0; 16])),
+        ("offsets of the wrong size", raw(&one("[2,3]", 0, 16), &[0; 16])),
+        ("overlap", two("a.weight", "b.weight", entry("[2,2]", 0, 16), entry("[2,1]", 8, 16))),
+        ("same bytes", two("a.weight", "b.weight", entry("[2,2]", 0, 16), entry("[2,2]", 0, 16))),
+        ("gap", two("a.weight", "b.weight", entry("[1,1]", 0, 4), entry("[2,1]", 8, 16))),
+        ("name twice", two("a.weight", "a.weight", entry("[2,2]", 0, 16), entry("[4,1]", 0, 16))),
+        ("metadata of numbers", raw(r#"{"__metadata__":{"a":1}}"#, &[])),
+    ];
+    let bench = Bench::new();
+    for (case, file) in cases {
+        fs::write(bench.path("in"), file).unwrap();
+        for args in ["plan in --sparsity 0.5", "inspect in", "init in -o out --sparsity 0.5"] {
+            bench.refuse(case, args, "`in` is not a safetensors file, or a damaged one: ");
+        }
+        bench.refuse(
+            case,
+            "step in -o out --sparsity 0.5 --drop-fraction 0.3",
+            "`in` is not a safetensors file",
+        );
+    }
+    for args in ["inspect none", "step none -o out --sparsity 0.5 --drop-fraction 0.3"] {
+        bench.refuse("missing file", args, "cannot read `none`");
+    }
+    bench.refuse("folder", "inspect .", "cannot read `.`");
+    #[cfg(unix)]
+    bench.refuse("endless device", "inspect /dev/zero", "cannot read `/dev/zero`: it is not a regular file");
+}
+
+/// A full disk, without one: files may not grow beyond a limit, and the signal for that is ignored.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_old_output_and_nothing_else() {
+    let bench = Bench::new();
+    bench.put("plain", &model());
+    bench.put("mask", &masked_model());
+    fs::write(bench.path("out"), "old").unwrap();
+    for args in ["init plain -o out --sparsity 0.5", "step mask -o out --sparsity 0.5 --drop-fraction 0.3"] {
+        for output in ["out", "new"] {
+            let args = args.replace("-o out", &format!("-o {output}"));
+            let script = format!("trap '' XFSZ; ulimit -f 1; exec \"$0\" mask {args}");
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, env!("CARGO_BIN_EXE_srigl")]).current_dir(bench.folder.path());
+            check_refused(&args, &command.output().unwrap(), &format!("cannot write `{output}`"));
+            assert_eq!(bench.files(), ["mask", "out", "plain"], "{args}");
+            assert_eq!(fs::read_to_string(bench.path("out")).unwrap(), "old", "{args}");
+        }
+    }
+}
+
+/// The report goes out before the file gets its name.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_report_that_cannot_be_printed_leaves_no_output() {
+    let bench = Bench::new();
+    bench.put("plain", &model());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+    let args = ["mask", "init", "plain", "-o", "out", "--sparsity", "0.5", "--json"];
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command.args(args).current_dir(bench.folder.path()).stdout(full).output().unwrap();
+    check_refused("full", &output, "cannot write to standard output");
+    assert_eq!(bench.files(), ["plain"]);
+}
+
+#[test]
+fn help_shows_examples() {
+    let bench = Bench::new();
+    for command in ["", "plan", "init", "step", "inspect"] {
+        let help = bench.succeed(&format!("{command} --help"));
+        assert!(help.contains("Examples:\n  srigl mask "), "{help}");
+    }
+    assert!(bench.succeed("--help").contains("save_file"));
+}

@@ -1,0 +1,60 @@
+use crate::Classifier;
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
+use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig, Relu};
+use burn::tensor::{Device, Tensor};
+
+/// Configuration of [`MnistCnn`].
+#[derive(Config, Debug)]
+pub struct MnistCnnConfig {
+    /// Channels of an image of 28×28 pixels.
+    #[config(default = 1)]
+    pub channels: usize,
+    /// Number of classes.
+    #[config(default = 10)]
+    pub classes: usize,
+}
+
+/// The MNIST network of the SRigL paper (PyTorch's MNIST example): two 3×3 convolutions (32, 64), max-pooling,
+/// two linear layers (9216 → 128 → classes), dropout 0.25 and 0.5.
+#[derive(Module, Debug)]
+pub struct MnistCnn {
+    /// `[32, channels, 3, 3]`.
+    pub conv1: Conv2d,
+    /// `[64, 32, 3, 3]`.
+    pub conv2: Conv2d,
+    /// `[128, 9216]`.
+    pub fc1: Linear,
+    /// `[classes, 128]`.
+    pub fc2: Linear,
+    pool: MaxPool2d,
+    dropout1: Dropout,
+    dropout2: Dropout,
+}
+
+impl MnistCnnConfig {
+    /// Initialises the model on a device.
+    pub fn init(&self, device: &Device) -> MnistCnn {
+        MnistCnn {
+            conv1: Conv2dConfig::new([self.channels, 32], [3, 3]).init(device),
+            conv2: Conv2dConfig::new([32, 64], [3, 3]).init(device),
+            fc1: LinearConfig::new(9216, 128).init(device),
+            fc2: LinearConfig::new(128, self.classes).init(device),
+            pool: MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init(),
+            dropout1: DropoutConfig::new(0.25).init(),
+            dropout2: DropoutConfig::new(0.5).init(),
+        }
+    }
+}
+
+impl Classifier for MnistCnn {
+    fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        let x = Relu::new().forward(self.conv1.forward(images));
+        let x = self.pool.forward(Relu::new().forward(self.conv2.forward(x)));
+        let x = self.dropout1.forward(x).flatten(1, 3);
+        let x = Relu::new().forward(self.fc1.forward(x));
+        self.fc2.forward(self.dropout2.forward(x))
+    }
+}

@@ -1,0 +1,39 @@
+//! Errors of setting up sparse training.
+
+/// Why a module cannot be sparsified as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// From the method itself: sparsity out of range, a fan-in of 0, … with the layer's name.
+    #[error(transparent)]
+    Sparsity(#[from] sparsity_core::Error),
+
+    /// The module has no linear or convolution weight that the patterns select.
+    #[error("no sparse layer: the module has no linear or convolution weight that include/exclude/keep_dense leave over")]
+    NoLayers,
+
+    /// A pattern that is no glob.
+    #[error("pattern `{pattern}` in {option}: {reason}")]
+    Pattern {
+        /// The option it was given in.
+        option: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A pattern that selects no layer, most likely a typo.
+    #[error("pattern `{pattern}` in {option} matches none of the layers {layers:?}")]
+    UnusedPattern {
+        /// The option it was given in.
+        option: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// Names of all linear and convolution layers.
+        layers: Vec<String>,
+    },
+
+    /// A dynamic method without the step at which updates end.
+    #[error("set `with_end_step` to the step from which the topology stays fixed (the paper: 75 % of all steps)")]
+    NoEndStep,
+}

@@ -1,0 +1,62 @@
+//! Parameters under PyTorch's names and in PyTorch's layout, for files that other tools read.
+
+use crate::layout::Layout;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+/// One parameter or running statistic of a module.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// Module path with PyTorch's last component: `fc1.weight`, `bn1.bias`, `bn1.running_mean`.
+    pub name: String,
+    /// `[out, in, …]` for linear layers and convolutions.
+    pub dims: Vec<usize>,
+    /// Row-major values.
+    pub values: Vec<f32>,
+}
+
+/// All float parameters of a module, in the order of its fields. Linear weights are transposed to `[out, in]`, and
+/// Burn's `gamma` and `beta` of a normalisation are called `weight` and `bias`.
+pub fn state_dict<M: Module>(module: &M) -> Vec<NamedTensor> {
+    let mut visitor = Visitor::default();
+    module.visit(&mut visitor);
+    visitor.tensors
+}
+
+#[derive(Default)]
+struct Visitor {
+    path: Vec<String>,
+    containers: Vec<String>,
+    tensors: Vec<NamedTensor>,
+}
+
+impl ModuleVisitor for Visitor {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.push(name.to_string());
+        self.containers.push(container_type.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+        self.containers.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let (Some((field, module)), Some(container)) = (self.path.split_last(), self.containers.last()) else {
+            return;
+        };
+        let layout = match (Layout::of_container(container), field.as_str()) {
+            (Some(layout), "weight") => layout,
+            _ => Layout::OutIn,
+        };
+        let field = match field.as_str() {
+            "gamma" => "weight",
+            "beta" => "bias",
+            other => other,
+        };
+        let name = module.iter().map(String::as_str).chain([field]).collect::<Vec<_>>().join(".");
+        let tensor = param.val();
+        let dims = layout.out_in_dims(&tensor.dims());
+        self.tensors.push(NamedTensor { name, dims, values: layout.to_rows(tensor) });
+    }
+}

@@ -1,0 +1,63 @@
+//! How Burn stores the weights of a layer, as seen from rows = neurons.
+
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+use sparsity_core::Mask;
+
+/// Memory layout of a weight tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// `Linear`: `[in, out]`, neurons are columns.
+    InOut,
+    /// `Conv1d`, `Conv2d`, `Conv3d`: `[out, in, k…]`, neurons are rows.
+    OutIn,
+}
+
+impl Layout {
+    /// The layout of the field `weight` in a Burn module, `None` for modules that stay dense.
+    pub fn of_container(container: &str) -> Option<Self> {
+        match container {
+            "Struct:Linear" => Some(Self::InOut),
+            "Struct:Conv1d" | "Struct:Conv2d" | "Struct:Conv3d" => Some(Self::OutIn),
+            _ => None,
+        }
+    }
+
+    /// Dimensions `[out, in, …]` of a tensor with these dimensions in Burn.
+    pub fn out_in_dims(self, dims: &[usize]) -> Vec<usize> {
+        match self {
+            Self::InOut => dims.iter().rev().copied().collect(),
+            Self::OutIn => dims.to_vec(),
+        }
+    }
+
+    /// Row-major values `[N · M]` of a weight or gradient tensor.
+    pub fn to_rows<const D: usize>(self, tensor: Tensor<D>) -> Vec<f32> {
+        let rows = match self {
+            Self::InOut => tensor.swap_dims(0, 1),
+            Self::OutIn => tensor,
+        };
+        rows.into_data().convert::<f32>().try_into_vec().expect("converted to f32")
+    }
+
+    /// A tensor of Burn's dimensions `dims` from row-major values `[N · M]`.
+    pub fn from_rows<const D: usize>(self, rows: Vec<f32>, dims: [usize; D], device: &Device) -> Tensor<D> {
+        match self {
+            Self::InOut => Tensor::from_data(TensorData::new(rows, self.out_in_dims(&dims)), device).swap_dims(0, 1),
+            Self::OutIn => Tensor::from_data(TensorData::new(rows, dims), device),
+        }
+    }
+
+    /// True where the mask is 0, in Burn's dimensions `dims`.
+    pub fn inactive<const D: usize>(self, mask: &Mask, dims: [usize; D], device: &Device) -> Tensor<D, Bool> {
+        let m = mask.dense_fan_in();
+        let bytes = mask.to_bytes();
+        let inactive: Vec<bool> = match self {
+            Self::OutIn => bytes.iter().map(|b| *b == 0).collect(),
+            Self::InOut => {
+                let transposed = (0..m).flat_map(|j| (0..mask.neurons()).map(move |i| i * m + j));
+                transposed.map(|position| bytes[position] == 0).collect()
+            }
+        };
+        Tensor::from_data(TensorData::new(inactive, dims), device)
+    }
+}

@@ -1,0 +1,376 @@
+//! Tables of trained networks: the cells of a recipe, run through `srigl` and summarised.
+
+use crate::chart::{self, Panel, Series};
+use crate::published::Accuracies;
+use crate::recipe::{Cell, Grid, Method, Recipe, percent};
+use crate::report::{Report, Table};
+use crate::runner::{DataUsed, Failure, RunResult, Runner, srigl_binary};
+use crate::stats::Summary;
+use anyhow::{Result, ensure};
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Options of the command line that concern training.
+pub struct Options {
+    /// Folder of the data sets, absolute.
+    pub data: Option<PathBuf>,
+    /// Runs per cell instead of the recipe's number.
+    pub seeds: Option<u64>,
+    /// Lift the recipe's limits.
+    pub full: bool,
+    /// Runs at the same time.
+    pub jobs: usize,
+    /// Device name.
+    pub device: Option<String>,
+    /// Folder of the run folders.
+    pub runs: PathBuf,
+}
+
+/// A cell and what came of it.
+struct Run<'a> {
+    cell: &'a Cell,
+    outcome: &'a Result<RunResult, Failure>,
+}
+
+/// Runs what is missing of a recipe and renders all of it. Problems: failed cells, and cells of one grid that
+/// were trained on different data.
+///
+/// # Errors
+/// If the recipe is malformed, a published table is missing, or `srigl` cannot be built.
+pub fn reproduce(name: &str, recipe: &str, options: &Options) -> Result<Report> {
+    let recipe = Recipe::parse(recipe, options.full, options.seeds)?;
+    let mut common = Vec::new();
+    if let Some(data) = &options.data {
+        common.extend(["--data".into(), data.display().to_string()]);
+    }
+    if let Some(device) = &options.device {
+        common.extend(["--device".into(), device.clone()]);
+    }
+    let mut cells = Vec::new();
+    for grid in &recipe.grids {
+        cells.extend(grid.cells(&common)?);
+    }
+    ensure!(!cells.is_empty(), "recipe `{name}` has no cells; list methods and sparsities");
+
+    let runner = Runner {
+        srigl: srigl_binary(options.device.as_deref())?,
+        runs: options.runs.clone(),
+        jobs: options.jobs,
+        threads: (crate::available_cores() / options.jobs).max(1),
+    };
+    let outcomes = runner.run_all(&cells);
+    let runs: Vec<Run> = cells.iter().zip(&outcomes).map(|(cell, outcome)| Run { cell, outcome }).collect();
+
+    let mut report = Report {
+        title: title(name, &recipe, &runs),
+        facts: vec![
+            format!("`{}`", command(name, options)),
+            "test accuracy in percent after the last epoch (not the best epoch)".into(),
+            "±: 95 % confidence interval of the mean over seeds, Student's t; one seed has none".into(),
+        ],
+        tables: Vec::new(),
+        json: serde_json::Value::Null,
+        chart: None,
+        problems: Vec::new(),
+    };
+    let mut panels = Vec::new();
+    let mut grids = Vec::new();
+    for grid in &recipe.grids {
+        let runs: Vec<&Run> = runs.iter().filter(|run| run.cell.grid == grid.name).collect();
+        let published =
+            grid.published.iter().map(|name| Accuracies::named(name)).collect::<Result<Vec<_>>>()?;
+        let data = data_used(grid, &runs, &mut report.problems);
+        let setting = setting(grid, data);
+        report.facts.push(format!("{}: {setting}", grid.name));
+        report.tables.push(accuracy_table(grid, &runs, &published));
+        report.tables.extend(same_task_tables(grid, &runs, &published, data));
+        report.tables.extend(active_neurons_table(grid, &runs));
+        panels.extend(panel(grid, &runs, data));
+        grids.push(grid_json(grid, &runs));
+    }
+    for run in &runs {
+        if let Err(failure) = run.outcome {
+            report.problems.push(format!("cell {} failed: {}", failure.cell, failure.message));
+        }
+    }
+    report.json = json!({ "table": name, "command": command(name, options), "grids": grids });
+    report.chart = (!panels.is_empty()).then(|| chart::accuracy(&panels));
+    Ok(report)
+}
+
+/// The command that makes this report, without what only concerns this machine.
+fn command(name: &str, options: &Options) -> String {
+    let mut command = format!("cargo xtask reproduce {name}");
+    if options.full {
+        command.push_str(" --full");
+    }
+    if let Some(seeds) = options.seeds {
+        command.push_str(&format!(" --seeds {seeds}"));
+    }
+    if options.data.is_some() {
+        command.push_str(" --data DIR");
+    }
+    if let Some(device) = &options.device {
+        command.push_str(&format!(" --device {device}"));
+    }
+    command
+}
+
+fn title(name: &str, recipe: &Recipe, runs: &[Run]) -> String {
+    let synthetic =
+        runs.iter().filter_map(|run| run.outcome.as_ref().ok()).any(|result| result.data.synthetic);
+    let warning = if synthetic { "SYNTHETIC DATA, not the real images: " } else { "" };
+    format!("{warning}{name}: {}", recipe.title)
+}
+
+/// The data set that the runs report; a problem if they disagree.
+fn data_used<'a>(grid: &Grid, runs: &[&'a Run], problems: &mut Vec<String>) -> Option<&'a DataUsed> {
+    let mut results = runs.iter().filter_map(|run| Some((run.cell, &run.outcome.as_ref().ok()?.data)));
+    let (first, data) = results.next()?;
+    if let Some((other, different)) = results.find(|(_, other)| *other != data) {
+        problems.push(format!(
+            "grid `{}` mixes data sets: {first} used {} ({}), {other} used {} ({}); delete the runs made with the \
+             wrong one and run again",
+            grid.name, data.name, data.source, different.name, different.source
+        ));
+    }
+    Some(data)
+}
+
+/// Model, data, epochs, seeds and γ_sal of a grid in one line.
+fn setting(grid: &Grid, data: Option<&DataUsed>) -> String {
+    let flag = |name: &str| grid.flag(name);
+    let mut parts = vec![format!("model `{}`", flag("model").unwrap_or("default".into()))];
+    match data {
+        Some(data) => {
+            parts.push(format!("data {} (source: {})", data_name(data), data.public_source()));
+            parts.push(format!("{} training and {} test images", data.train_images, data.test_images));
+        }
+        None => parts.push("data unknown, as no run finished".into()),
+    }
+    parts.extend(flag("epochs").map(|epochs| format!("{epochs} epochs")));
+    parts.push(if grid.seeds == 1 { "1 seed".into() } else { format!("{} seeds", grid.seeds) });
+    parts.extend(flag("delta-t").map(|value| format!("ΔT {value}")));
+    parts.extend(flag("gamma-sal").map(|value| format!("γ_sal {value}")));
+    parts.join(", ")
+}
+
+fn data_name(data: &DataUsed) -> String {
+    if data.synthetic { format!("{} SYNTHETIC", data.name) } else { data.name.clone() }
+}
+
+/// The runs of a method at a sparsity (`None` for dense).
+fn select<'a>(runs: &[&'a Run<'a>], method: Method, sparsity: Option<f64>) -> Vec<&'a Run<'a>> {
+    runs.iter().filter(|run| run.cell.method == method && run.cell.sparsity == sparsity).copied().collect()
+}
+
+/// Mean accuracy in percent; an error text if any of the runs failed, so that a mean over the survivors is
+/// never taken for the mean.
+fn summary(runs: &[&Run]) -> Result<Summary, String> {
+    let accuracies: Vec<f64> =
+        runs.iter().filter_map(|run| run.outcome.as_ref().ok()).map(|r| 100.0 * r.test_accuracy).collect();
+    if accuracies.len() < runs.len() {
+        return Err(failed_text(runs));
+    }
+    Summary::of(&accuracies).ok_or_else(String::new)
+}
+
+fn failed_text(runs: &[&Run]) -> String {
+    let failed = runs.iter().filter(|run| run.outcome.is_err()).count();
+    format!("failed ({failed} of {})", runs.len())
+}
+
+fn summary_text(runs: &[&Run]) -> String {
+    match summary(runs) {
+        Ok(Summary { mean, ci95: Some(ci95), .. }) => format!("{mean:.2} ± {ci95:.2}"),
+        Ok(Summary { mean, .. }) => format!("{mean:.2}"),
+        Err(text) => text,
+    }
+}
+
+/// Rows of a grid: dense first, if it is run.
+fn row_sparsities(grid: &Grid) -> Vec<Option<f64>> {
+    let dense = grid.methods.contains(&Method::Dense).then_some(None);
+    dense.into_iter().chain(grid.sparsities.iter().copied().map(Some)).collect()
+}
+
+fn sparsity_label(sparsity: Option<f64>) -> String {
+    sparsity.map_or("0 %".into(), |sparsity| format!("{} %", percent(sparsity)))
+}
+
+/// Accuracy by sparsity and method, and beside it published numbers of other tasks, marked with †.
+fn accuracy_table(grid: &Grid, runs: &[&Run], published: &[Accuracies]) -> Table {
+    let mut table = Table { caption: format!("Accuracy, {}", grid.name), ..Table::default() };
+    table.header.push("sparsity".into());
+    table.header.extend(grid.methods.iter().map(|method| method.label().to_string()));
+    let elsewhere: Vec<&Accuracies> = published.iter().filter(|published| !published.same_task).collect();
+    for (index, published) in elsewhere.iter().enumerate() {
+        let mark = "†".repeat(index + 1);
+        let methods = grid.methods.iter().filter(|method| published.has(**method));
+        table.header.extend(methods.map(|method| format!("{mark} {}", method.label())));
+        table.notes.push(format!(
+            "{mark} {} (± {}). Compare the order of the methods, not the numbers.",
+            published.label, published.spread
+        ));
+    }
+    for sparsity in row_sparsities(grid) {
+        let mut row = vec![sparsity_label(sparsity)];
+        row.extend(grid.methods.iter().map(|&method| summary_text(&select(runs, method, sparsity))));
+        for published in &elsewhere {
+            for &method in grid.methods.iter().filter(|method| published.has(**method)) {
+                row.push(published.text(method, sparsity).unwrap_or_default().into());
+            }
+        }
+        table.rows.push(row);
+    }
+    table.notes.extend(achieved_sparsity(runs));
+    table
+}
+
+/// How far the sparsity of the final masks is from the one asked for.
+fn achieved_sparsity(runs: &[&Run]) -> Option<String> {
+    let sparse = runs.iter().filter_map(|run| {
+        let achieved = run.outcome.as_ref().ok()?.sparsity;
+        Some((run.cell, achieved, (achieved - run.cell.sparsity?).abs()))
+    });
+    let (cell, achieved, _) = sparse.max_by(|a, b| a.2.total_cmp(&b.2))?;
+    Some(format!(
+        "Sparsity of the final masks furthest from the one asked for: {} % ({cell}).",
+        percent((achieved * 1e5).round() / 1e5)
+    ))
+}
+
+/// For each published table of the same task: method by method, ours beside theirs.
+fn same_task_tables(
+    grid: &Grid,
+    runs: &[&Run],
+    published: &[Accuracies],
+    data: Option<&DataUsed>,
+) -> Vec<Table> {
+    let mut tables = Vec::new();
+    for published in published.iter().filter(|published| published.same_task) {
+        let mut table = Table {
+            caption: format!("Beside the {}", published.label),
+            header: ["sparsity", "method", "ours", "theirs"].map(String::from).to_vec(),
+            rows: Vec::new(),
+            notes: vec![format!("± of theirs: {}.", published.spread)],
+        };
+        if data.is_some_and(|data| data.synthetic) {
+            table.notes.push("Ours is on SYNTHETIC data: the two columns cannot be compared.".into());
+        }
+        for sparsity in row_sparsities(grid) {
+            for &method in &grid.methods {
+                let Some(theirs) = published.text(method, sparsity) else { continue };
+                let ours = summary_text(&select(runs, method, sparsity));
+                let label = method.label().to_string();
+                table.rows.push(vec![sparsity_label(sparsity), label, ours, theirs.into()]);
+            }
+        }
+        tables.push(table);
+    }
+    tables
+}
+
+/// Active neurons per layer, mean over seeds, of the methods that may ablate some: RigL by chance, SRigL by
+/// rule. `None` without results.
+fn active_neurons_table(grid: &Grid, runs: &[&Run]) -> Option<Table> {
+    let mut table = Table {
+        caption: format!("Active neurons, {}", grid.name),
+        header: vec!["method".into(), "sparsity".into(), "all layers".into()],
+        rows: Vec::new(),
+        notes: vec!["Neurons with at least one active weight, of the sparse layers; mean over seeds.".into()],
+    };
+    for &method in grid.methods.iter().filter(|method| matches!(method, Method::Rigl | Method::Srigl)) {
+        for &sparsity in &grid.sparsities {
+            let runs = select(runs, method, Some(sparsity));
+            let mut row = vec![method.label().to_string(), sparsity_label(Some(sparsity))];
+            let results: Vec<&RunResult> = runs.iter().filter_map(|run| run.outcome.as_ref().ok()).collect();
+            // As with accuracies, the surviving runs do not stand for all.
+            if results.len() < runs.len() {
+                row.push(failed_text(&runs));
+                table.rows.push(row);
+                continue;
+            }
+            let Some(first) = results.first().filter(|first| !first.layers.is_empty()) else { continue };
+            if table.header.len() == 3 {
+                table.header.extend(first.layers.iter().map(|layer| layer.name.clone()));
+            }
+            let mean = |active: &dyn Fn(&RunResult) -> f64| {
+                results.iter().map(|result| active(result)).sum::<f64>() / results.len() as f64
+            };
+            let neurons: f64 = first.layers.iter().map(|layer| layer.neurons).sum();
+            let active = mean(&|result| result.layers.iter().map(|layer| layer.active).sum());
+            row.push(format!("{:.1} %", 100.0 * active / neurons));
+            for (index, layer) in first.layers.iter().enumerate() {
+                let active = mean(&|result| result.layers.get(index).map_or(f64::NAN, |layer| layer.active));
+                row.push(format!("{} of {}", (10.0 * active).round() / 10.0, layer.neurons));
+            }
+            table.rows.push(row);
+        }
+    }
+    // A failed row ends early.
+    for row in &mut table.rows {
+        row.resize(table.header.len(), String::new());
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// One panel of the figure. `None` if nothing succeeded.
+fn panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option<Panel> {
+    let sparse = grid.methods.iter().filter(|method| **method != Method::Dense);
+    let series: Vec<Series> = sparse
+        .map(|&method| Series {
+            method,
+            points: grid
+                .sparsities
+                .iter()
+                .map(|&sparsity| summary(&select(runs, method, Some(sparsity))).ok())
+                .collect(),
+        })
+        .collect();
+    let dense = summary(&select(runs, Method::Dense, None)).ok();
+    let any = dense.is_some() || series.iter().any(|series| series.points.iter().any(Option::is_some));
+    let model = grid.flag("model").unwrap_or_default();
+    any.then(|| Panel {
+        title: format!("{model} on {}", data.map(data_name).unwrap_or_default()),
+        ticks: grid.sparsities.iter().map(|&sparsity| format!("{} %", percent(sparsity))).collect(),
+        dense,
+        series,
+    })
+}
+
+/// The numbers of a grid: what was asked for, each run, and the summaries.
+fn grid_json(grid: &Grid, runs: &[&Run]) -> serde_json::Value {
+    let run_json = |run: &&Run| {
+        let mut value = json!({
+            "cell": run.cell.to_string(), "method": run.cell.method,
+            "sparsity": run.cell.sparsity.unwrap_or(0.0), "seed": run.cell.seed,
+        });
+        match run.outcome {
+            Ok(result) => {
+                value["result"] = json!(result);
+                value["result"]["data"]["source"] = json!(result.data.public_source());
+            }
+            // The message names folders of this machine; it is on standard error.
+            Err(_) => value["failed"] = json!(true),
+        }
+        value
+    };
+    let mut summaries = Vec::new();
+    for sparsity in row_sparsities(grid) {
+        for &method in &grid.methods {
+            if let Ok(summary) = summary(&select(runs, method, sparsity)) {
+                summaries.push(json!({
+                    "method": method, "sparsity": sparsity.unwrap_or(0.0), "test_accuracy_percent": summary,
+                }));
+            }
+        }
+    }
+    json!({
+        "grid": grid.name,
+        "train": grid.train,
+        "seeds": grid.seeds,
+        "summary": summaries,
+        "runs": runs.iter().map(run_json).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,216 @@
+//! `xtask reproduce` as a user runs it, with a fake `srigl` in place of the real one.
+#![cfg(unix)]
+
+use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A shell script that takes the flags of `srigl train` and writes a result. Each call appends its flags to
+/// `calls.log` beside it. SRigL at 95 % fails while `fail` exists beside it.
+const FAKE_SRIGL: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+echo "threads=$RAYON_NUM_THREADS $*" >> "$here/calls.log"
+method=; sparsity=0; seed=0; out=; epochs=0; ablation=yes; resume=no
+[ "$1" = train ] || { echo "not train: $1" >&2; exit 2; }
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --method) method=$2 ;;
+        --sparsity) sparsity=$2 ;;
+        --seed) seed=$2 ;;
+        --out) out=$2 ;;
+        --epochs) epochs=$2 ;;
+        --no-ablation) ablation=no ;;
+        --resume) resume=yes ;;
+    esac
+    shift
+done
+if [ -e "$here/fail" ] && [ $method = srigl ] && [ $ablation = yes ] && [ $sparsity = 0.95 ]; then
+    echo "error: layer fc1: fan-in would be 0" >&2
+    exit 3
+fi
+[ $resume = yes ] || exit 4
+if [ -d "$out" ] && [ -n "$(ls -A "$out")" ] && [ ! -e "$out/config.json" ]; then
+    echo "error: $out exists and is not a run folder" >&2
+    exit 5
+fi
+mkdir -p "$out" && echo "{}" > "$out/config.json"
+[ -e "$out/checkpoint" ] && echo "continued $out" >> "$here/calls.log"
+case $sparsity in 0) a=0.88 ;; 0.8) a=0.87 ;; 0.9) a=0.86 ;; 0.95) a=0.85 ;; *) a=0.82 ;; esac
+cat > "$out/result.json" <<END
+{"test_accuracy": ${a}$seed, "best_test_accuracy": 0.9, "epochs": $epochs, "seconds": 1.0, "sparsity": $sparsity,
+ "data": {"name": "fashion-mnist", "source": "made by a test", "synthetic": true,
+          "train_images": 60000, "test_images": 10000},
+ "layers": [{"name": "fc1", "neurons": 300, "active": 15$seed, "fan_in": 6, "nnz": 900, "weights": 235200},
+            {"name": "fc2", "neurons": 100, "active": 100, "fan_in": 6, "nnz": 600, "weights": 30000}]}
+END
+"#;
+
+/// A temporary folder with the fake in it.
+struct Stage(tempfile::TempDir);
+
+impl Stage {
+    fn new() -> Self {
+        let stage = Self(tempfile::tempdir().unwrap());
+        std::fs::write(stage.path("srigl"), FAKE_SRIGL).unwrap();
+        std::fs::set_permissions(stage.path("srigl"), PermissionsExt::from_mode(0o755)).unwrap();
+        stage
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `xtask reproduce TABLE … --out STAGE/out`.
+    fn reproduce(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_xtask"))
+            .arg("reproduce")
+            .args(args)
+            .arg("--out")
+            .arg(self.path("out"))
+            .env("SRIGL_BIN", self.path("srigl"))
+            .output()
+            .unwrap()
+    }
+
+    /// The calls of the fake since the last time this was asked.
+    fn calls(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.path("calls.log")).unwrap_or_default();
+        std::fs::remove_file(self.path("calls.log")).ok();
+        log.lines().map(String::from).collect()
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path("out").join(name)).unwrap()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn quick_runs_every_cell_once_and_writes_the_report() {
+    let stage = Stage::new();
+    let output = stage.reproduce(&["quick", "--jobs", "3"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    let calls = stage.calls();
+    assert_eq!(calls.len(), 21);
+    let dense: Vec<_> = calls.iter().filter(|call| call.contains("--method dense")).collect();
+    assert_eq!(dense.len(), 1);
+    assert!(!dense[0].contains("--sparsity"));
+    assert_eq!(calls.iter().filter(|call| call.contains("--no-ablation")).count(), 4);
+    assert!(calls.iter().all(|call| call.contains("--gamma-sal 0.9 ") && call.contains(" --resume")));
+
+    assert_eq!(names(&stage.path("out")), ["accuracy.svg", "results.json", "runs", "table.md"]);
+    let table = stage.read("table.md");
+    assert!(table.starts_with("# SYNTHETIC DATA, not the real images: quick"), "{table}");
+    assert!(table.contains("fashion-mnist SYNTHETIC (source: made by a test)"), "{table}");
+    // Ours, then the paper's RigL, SRigL without and with ablation on another task.
+    let row =
+        "| 99 % |  | 82.00 | 82.00 | 82.00 | 82.00 | 82.00 |  | 92.88 ± 0.14 | 91.47 ± 0.28 | 92.79 ± 0.09 |";
+    assert!(table.contains(row), "{table}");
+    assert!(table.contains("| 99 % | static | 82.00 | 81.7 ± 0.5 |"), "{table}");
+    assert!(table.contains("the two columns cannot be compared"), "{table}");
+    assert!(table.contains("| SRigL with ablation | 99 % | 62.5 % | 150 of 300 | 100 of 100 |"), "{table}");
+    let written = table + &stage.read("results.json") + &stage.read("accuracy.svg");
+    assert!(!written.contains(stage.0.path().to_str().unwrap()), "no path of this machine in the report");
+}
+
+#[test]
+fn a_rerun_keeps_finished_cells_resumes_unfinished_ones_and_restarts_changed_ones() {
+    let stage = Stage::new();
+    assert!(stage.reproduce(&["quick"]).status.success());
+    assert_eq!(stage.calls().len(), 21);
+    let first = stage.read("results.json");
+
+    assert!(stage.reproduce(&["quick"]).status.success());
+    assert_eq!(stage.calls(), Vec::<String>::new());
+    assert_eq!(stage.read("results.json"), first);
+
+    // Interrupted: a checkpoint, but no result.
+    let run = stage.path("out/runs/mlp-rigl-90-seed0");
+    std::fs::remove_file(run.join("result.json")).unwrap();
+    std::fs::write(run.join("checkpoint"), "").unwrap();
+    assert!(stage.reproduce(&["quick"]).status.success());
+    let calls = stage.calls();
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    assert!(calls[1].starts_with("continued"), "{calls:?}");
+
+    // Other settings: nothing of the old runs is used, not even the checkpoint.
+    assert!(stage.reproduce(&["quick", "--device", "other"]).status.success());
+    let calls = stage.calls();
+    assert_eq!(calls.len(), 21, "{calls:?}");
+    assert!(calls.iter().all(|call| call.contains("--device other")));
+}
+
+#[test]
+fn a_failed_cell_is_named_and_never_a_number() {
+    let stage = Stage::new();
+    std::fs::write(stage.path("fail"), "").unwrap();
+    let output = stage.reproduce(&["quick", "--seeds", "2", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stage.calls().len(), 42, "the other cells still run");
+
+    let stderr = stderr(&output);
+    assert!(stderr.contains("cell mlp-srigl-95-seed1 failed: exit status: 3"), "{stderr}");
+    assert!(stderr.contains("fan-in would be 0"), "{stderr}");
+    assert!(stderr.contains("srigl train --method srigl --sparsity 0.95"), "{stderr}");
+
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let runs = json["grids"][0]["runs"].as_array().unwrap();
+    let failed: Vec<_> = runs.iter().filter(|run| run["failed"] == true).map(|run| &run["cell"]).collect();
+    assert_eq!(failed, ["mlp-srigl-95-seed0", "mlp-srigl-95-seed1"]);
+    let table = stage.read("table.md");
+    assert!(table.contains("| 95 % |  | 85.05 ± 0.64 |"), "t(1) · 0.1/√2 /√2 = 0.64: {table}");
+    assert!(table.contains("| failed (2 of 2) |"), "{table}");
+    assert!(table.contains("| SRigL with ablation | 95 % | failed (2 of 2) |  |  |"), "{table}");
+
+    // Once the cause is gone, only the failed cells run.
+    std::fs::remove_file(stage.path("fail")).unwrap();
+    assert!(stage.reproduce(&["quick", "--seeds", "2"]).status.success());
+    assert_eq!(stage.calls().len(), 2);
+}
+
+#[test]
+fn fashion_mnist_has_two_grids() {
+    let stage = Stage::new();
+    let output = stage.reproduce(&["fashion-mnist", "--seeds", "1"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let calls = stage.calls();
+    assert_eq!(calls.len(), 21 + 11);
+    assert_eq!(calls.iter().filter(|call| call.contains("--model mnist-cnn")).count(), 11);
+    let full = stage.reproduce(&["fashion-mnist", "--seeds", "1", "--full"]);
+    assert!(full.status.success(), "{}", stderr(&full));
+    assert!(stage.calls().iter().all(|call| !call.contains("limit")));
+}
+
+#[test]
+fn a_missing_binary_and_options_without_effect_are_refused() {
+    let stage = Stage::new();
+    std::fs::remove_file(stage.path("srigl")).unwrap();
+    let output = stage.reproduce(&["quick"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("SRIGL_BIN is"), "{}", stderr(&output));
+    let output = stage.reproduce(&["flops", "--seeds", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--seeds has no effect"), "{}", stderr(&output));
+}
+
+#[test]
+fn flops_match_the_published_table() {
+    let stage = Stage::new();
+    let output = stage.reproduce(&["flops", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["rows"][0]["parameters"]["ours"], 25_530_472.0);
+    assert_eq!(names(&stage.path("out")), ["results.json", "table.md"]);
+}
