@@ -38,7 +38,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let checkpoint = Checkpoint::load(&path)?;
     let images = data::load(config.dataset, args.data.as_deref())?;
     let (trained_on, data) = (&checkpoint.progress.data, images.set.to_string());
-    ensure!(*trained_on == data, "the run was trained on {trained_on}, but the data is {data}: provide it with --data");
+    ensure!(
+        *trained_on == data,
+        "the run was trained on {trained_on}, but the data is {data}: provide it with --data"
+    );
 
     let shape = [images.channels, images.height, images.width];
     let test = Batches::new(&images.test, config.test_limit, shape, images.mean_std());

@@ -1,72 +1,96 @@
-//! SRigL on a candle tensor: a linear layer learns a sparse teacher, its topology moving as it trains.
+//! SRigL on a candle tensor: a linear layer learns a sparse teacher, and its topology moves as it trains.
 //!
 //! `cargo run -p sparsity-core --example candle`
 //!
-//! What sparse training adds to a dense loop is four lines, marked ①…④; the rest is candle as ever.
+//! What sparse training adds to a dense loop is marked ① to ④; the rest is candle as ever.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{Device, Error, Result, Tensor, Var};
 use sparsity_core::{
     ConstantFanInMask, Layer, LayerSpec, Mask, Method, Stream, UpdateSchedule, WeightInit,
     initialise_weights, settle_weights, update_layer,
 };
 
-const NEURONS: usize = 64;
-const INPUTS: usize = 256;
+const DEVICE: Device = Device::Cpu;
+const NEURONS: usize = 32;
+const INPUTS: usize = 128;
 const SPARSITY: f64 = 0.9;
 const STEPS: u64 = 2000;
 const LEARNING_RATE: f64 = 2.0;
 
 fn main() -> Result<()> {
-    let device = Device::Cpu;
     let method = Method::Srigl(Default::default()); // γ_sal = 0.3, as in the paper
-    let spec = LayerSpec::new("fc", [NEURONS, INPUTS]).map_err(candle_core::Error::wrap)?;
-    let mut schedule = UpdateSchedule::new(STEPS * 3 / 4); // every 100 steps in the first 75 % of training
+    let schedule = UpdateSchedule { delta_t: 200, ..UpdateSchedule::new(STEPS * 3 / 4) };
+    let spec = LayerSpec::new("fc", [NEURONS, INPUTS]).map_err(Error::wrap)?;
+    let teacher = teacher()?;
 
-    // The teacher: half of its neurons use 40 inputs each, the others nothing, so there is something to ablate.
-    let teacher = teacher(&device)?;
-
-    // ① Draw a random mask with constant fan-in, and initial weights for it.
+    // ① A random mask with constant fan-in, and initial weights that suit it. Candle stores `[out, in]`, so
+    //   rows are neurons already; a convolution `[out, in, kh, kw]` is `[out, in·kh·kw]` here.
     let start = Stream { seed: 1, layer: 0, step: 0 };
-    let mut mask = method.initial_mask(&spec, SPARSITY, start).map_err(candle_core::Error::wrap)?;
+    let mut mask = method.initial_mask(&spec, SPARSITY, start).map_err(Error::wrap)?;
     let mut weights = vec![0.0; spec.weights()];
     initialise_weights(&mut weights, &mask, WeightInit::default(), start);
+    let mut mask_tensor = to_tensor(&mask)?;
+    let weight = Var::from_tensor(&Tensor::from_vec(weights, (NEURONS, INPUTS), &DEVICE)?)?;
 
-    let weight = Var::from_vec(weights, (NEURONS, INPUTS), &device)?;
-    let mut mask_tensor = to_tensor(&mask, &device)?;
-    println!("{:>5}{:>9}{:>8}{:>8}{:>8}{:>7}", "step", "loss", "fan-in", "active", "pruned", "grown");
-
-    schedule.delta_t = 200;
+    println!("{:>5} {:>8} {:>7} {:>7} {:>7} {:>6}", "step", "loss", "fan-in", "active", "pruned", "grown");
     for step in 1..=STEPS {
-        let x = Tensor::randn(0f32, 1.0, (128, INPUTS), &device)?;
+        let x = Tensor::randn(0f32, 1.0, (64, INPUTS), &DEVICE)?;
         let error = (x.matmul(&weight.t()?)? - x.matmul(&teacher.t()?)?)?;
         let loss = error.sqr()?.mean_all()?;
-        // The weights are zero where inactive, so plain autograd yields the dense gradient.
+        // The weights themselves are zero where inactive, so autograd gives the dense gradient.
         let grads = loss.backward()?;
         let grad = grads.get(&weight).expect("the loss depends on the weight");
 
-        // ② Mask the gradient before the optimizer step (here plain SGD), so inactive weights stay zero.
+        // ② Mask the gradient before the optimizer step (plain SGD here): inactive weights stay zero.
         weight.set(&(weight.as_tensor() - ((grad * &mask_tensor)? * LEARNING_RATE)?)?)?;
 
         if schedule.is_update(step) {
-            // ③ New mask from the weights and the dense gradient.
-            let (mut w, g) = (to_vec(&weight)?, to_vec(grad)?);
+            // ③ A new mask, from the weights and the dense gradient.
+            let (mut weights, gradients) = (to_vec(&weight)?, to_vec(grad)?);
             let layer = Layer {
                 name: &spec.name,
-                weights: &w,
-                grads: &g,
+                weights: &weights,
+                grads: &gradients,
                 mask: &mask,
                 sparsity: SPARSITY,
-                ablate: true, // false for a classifier: its neurons are the classes
+                ablate: true, // false for a classifier, whose neurons are the classes
             };
-            let stream = Stream { step, ..start };
-            let update = update_layer(&method, schedule.drop_fraction_at(step), &layer, stream)
-                .map_err(candle_core::Error::wrap)?;
+            let alpha = schedule.drop_fraction_at(step);
+            let update =
+                update_layer(&method, alpha, &layer, Stream { step, ..start }).map_err(Error::wrap)?;
 
-            // ④ Zero what is inactive or new. (Settle your optimizer's moments the same way.)
-            settle_weights(&mut w, &mask, &update.mask);
-            weight.set(&Tensor::from_vec(w, (NEURONS, INPUTS), &device)?)?;
-            (mask, mask_tensor) = (update.mask, to_tensor(&update.mask, &device)?);
+            // ④ Zero what is inactive or new. Moments of an optimizer are settled the same way.
+            settle_weights(&mut weights, &mask, &update.mask);
+            weight.set(&Tensor::from_vec(weights, (NEURONS, INPUTS), &DEVICE)?)?;
+            (mask, mask_tensor) = (update.mask.clone(), to_tensor(&update.mask)?);
+
+            // Every neuron that is left has the same number of weights, or this conversion fails.
+            let fan_in = ConstantFanInMask::try_from(update.mask).map_err(Error::wrap)?.fan_in();
+            assert_eq!(update.report.stats.fan_in, Some(fan_in));
+            let (loss, active) = (loss.to_scalar::<f32>()?, update.report.stats.active);
+            let (pruned, grown) = (update.report.pruned, update.report.grown);
+            println!("{step:5} {loss:8.4} {fan_in:7} {active:7} {pruned:7} {grown:6}");
         }
     }
     Ok(())
+}
+
+/// A layer to imitate: three neurons of four use 12 inputs each, the others none, so there is much to ablate.
+fn teacher() -> Result<Tensor> {
+    let mut teacher = vec![0.0f32; NEURONS * INPUTS];
+    for neuron in (0..NEURONS).filter(|neuron| neuron % 4 != 0) {
+        (0..12).for_each(|i| teacher[neuron * INPUTS + (neuron * 7 + i * i) % INPUTS] = 0.3);
+    }
+    Tensor::from_vec(teacher, (NEURONS, INPUTS), &DEVICE)
+}
+
+/// `[N, M]` of ones and zeros.
+fn to_tensor(mask: &Mask) -> Result<Tensor> {
+    let values: Vec<f32> = mask.to_bytes().into_iter().map(f32::from).collect();
+    Tensor::from_vec(values, (mask.neurons(), mask.dense_fan_in()), &DEVICE)
+}
+
+/// Row-major values.
+fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
 }

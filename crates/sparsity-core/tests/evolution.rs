@@ -9,7 +9,8 @@ use sparsity_core::{
 };
 use std::fmt::Write;
 
-const SPARSITY: f64 = 0.75;
+/// 67 of 240 weights: 6 for each of ten neurons, 7 if there are only nine.
+const SPARSITY: f64 = 0.72;
 /// The neuron that falls silent for a while, and cries out when it is over.
 const QUIET: usize = 3;
 const SILENCE: std::ops::RangeInclusive<u64> = 2..=5;
@@ -137,6 +138,7 @@ fn srigl_with_ablation() {
     let alive: Vec<bool> = evolution.masks.iter().map(|m| m.fan_in(QUIET) > 0).collect();
     let died = alive.iter().position(|alive| !alive).expect("the quiet neuron dies");
     assert!(died > 0 && alive[died..].contains(&true), "and comes back: {alive:?}");
+    assert_eq!(evolution.masks[died].fan_in(0), 7, "the others share its weights");
     insta::assert_snapshot!(evolution.text);
 }
 
@@ -150,14 +152,14 @@ fn srigl_without_ablation() {
 #[test]
 fn rigl() {
     let evolution = Evolution::of(Method::Rigl);
-    assert!(evolution.masks.iter().all(|m| m.nnz() == 60));
+    assert!(evolution.masks.iter().all(|m| m.nnz() == 67));
     insta::assert_snapshot!(evolution.text);
 }
 
 #[test]
 fn set() {
     let evolution = Evolution::of(Method::Set);
-    assert!(evolution.masks.iter().all(|m| m.nnz() == 60));
+    assert!(evolution.masks.iter().all(|m| m.nnz() == 67));
     insta::assert_snapshot!(evolution.text);
 }
 

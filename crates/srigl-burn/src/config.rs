@@ -95,7 +95,11 @@ impl SriglConfig {
     ///
     /// # Errors
     /// Settings out of range, patterns that match nothing, or a layer that would be left without weights.
-    pub fn sparsify<M: Module, O: Optimizer>(&self, module: M, optim: O) -> Result<(M, ModuleOptimizer), Error> {
+    pub fn sparsify<M: Module, O: Optimizer>(
+        &self,
+        module: M,
+        optim: O,
+    ) -> Result<(M, ModuleOptimizer), Error> {
         let (module, optim, _) = self.sparsify_observed(module, optim)?;
         Ok((module, optim))
     }
@@ -142,7 +146,8 @@ impl SriglConfig {
             optimizers.with_group(ParamGroup::from_path(path), sparse, None)
         });
         let weights = sparse.into_iter().collect();
-        let mut initialise = Initialise { path: Vec::new(), weights, init: self.weight_init, seed: self.seed };
+        let mut initialise =
+            Initialise { path: Vec::new(), weights, init: self.weight_init, seed: self.seed };
         Ok((module.map(&mut initialise), optim, topology))
     }
 
@@ -217,8 +222,11 @@ struct Patterns(Vec<GlobMatcher>);
 impl Patterns {
     fn new(option: &'static str, patterns: &[String], layers: &[String]) -> Result<Self, Error> {
         let compile = |pattern: &String| {
-            let glob = Glob::new(pattern)
-                .map_err(|e| Error::Pattern { option, pattern: pattern.clone(), reason: e.kind().to_string() })?;
+            let glob = Glob::new(pattern).map_err(|e| Error::Pattern {
+                option,
+                pattern: pattern.clone(),
+                reason: e.kind().to_string(),
+            })?;
             let matcher = glob.compile_matcher();
             if layers.iter().any(|layer| matcher.is_match(layer)) {
                 return Ok(matcher);

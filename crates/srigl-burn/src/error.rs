@@ -8,7 +8,9 @@ pub enum Error {
     Sparsity(#[from] sparsity_core::Error),
 
     /// The module has no linear or convolution weight that the patterns select.
-    #[error("no sparse layer: the module has no linear or convolution weight that include/exclude/keep_dense leave over")]
+    #[error(
+        "no sparse layer: the module has no linear or convolution weight that include/exclude/keep_dense leave over"
+    )]
     NoLayers,
 
     /// A pattern that is no glob.
@@ -34,6 +36,8 @@ pub enum Error {
     },
 
     /// A dynamic method without the step at which updates end.
-    #[error("set `with_end_step` to the step from which the topology stays fixed (the paper: 75 % of all steps)")]
+    #[error(
+        "set `with_end_step` to the step from which the topology stays fixed (the paper: 75 % of all steps)"
+    )]
     NoEndStep,
 }

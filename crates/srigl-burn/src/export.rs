@@ -42,7 +42,8 @@ impl ModuleVisitor for Visitor {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let (Some((field, module)), Some(container)) = (self.path.split_last(), self.containers.last()) else {
+        let (Some((field, module)), Some(container)) = (self.path.split_last(), self.containers.last())
+        else {
             return;
         };
         let layout = match (Layout::of_container(container), field.as_str()) {

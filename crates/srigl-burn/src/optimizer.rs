@@ -261,3 +261,242 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::TopologyLayer;
+    use burn::optim::decay::WeightDecayConfig;
+    use burn::optim::momentum::MomentumConfig;
+    use burn::optim::{AdamConfig, AdamWConfig, RmsPropConfig, SgdConfig};
+    use sparsity_core::{LayerSpec, SriglSettings, settle_weights};
+
+    const DIMS: [usize; 2] = [24, 16];
+
+    /// A linear layer `[in, out]` = `[24, 16]`, so 16 neurons of dense fan-in 24.
+    fn sparse<O: Optimizer>(inner: O, method: Method, schedule: UpdateSchedule) -> SparseOptimizer<O> {
+        let spec = LayerSpec::new("fc", [DIMS[1], DIMS[0]]).unwrap();
+        let mask = method.initial_mask(&spec, 0.75, Stream { seed: 5, layer: 0, step: 0 }).unwrap();
+        let name = "fc".to_string();
+        let layer = TopologyLayer {
+            name: name.clone(),
+            sparsity: 0.75,
+            mask: mask.clone(),
+            ever_active: mask.clone(),
+        };
+        let weight = SparseWeight {
+            name,
+            index: 0,
+            layout: Layout::InOut,
+            sparsity: 0.75,
+            ablate: true,
+            method,
+            initial_mask: mask,
+        };
+        let topology = Topology::new(vec![layer]);
+        SparseOptimizer { inner, weight: Arc::new(weight), schedule, seed: 5, clipping: None, topology }
+    }
+
+    fn srigl() -> Method {
+        Method::Srigl(SriglSettings { gamma_sal: 0.9, ..Default::default() })
+    }
+
+    fn schedule(grad_accumulation: u64) -> UpdateSchedule {
+        UpdateSchedule { delta_t: 5, grad_accumulation, ..UpdateSchedule::new(40) }
+    }
+
+    /// Deterministic values in [-1, 1) that differ from step to step.
+    fn noise(step: u64, device: &Device) -> Tensor<2> {
+        let value = |i: u64| {
+            let mixed = (i + 1).wrapping_mul(step + 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (mixed >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let values: Vec<f32> = (0..(DIMS[0] * DIMS[1]) as u64).map(value).collect();
+        Tensor::from_data(TensorData::new(values, DIMS), device)
+    }
+
+    fn initial_weight<O: Optimizer>(optim: &SparseOptimizer<O>, device: &Device) -> Tensor<2> {
+        let inactive = Layout::InOut.inactive(&optim.weight.initial_mask, DIMS, device);
+        noise(1000, device).mask_fill(inactive, 0.0)
+    }
+
+    /// Tensors of the inner optimizer's state that have the weight's shape.
+    fn moments<S: RecordState>(inner: &Option<S>, device: &Device) -> Vec<Tensor<2>> {
+        let mut sink = StateSink::default();
+        inner.as_ref().unwrap().state_flatten("", &mut sink);
+        let tensors = sink.tensors.into_iter().map(|(_, data)| data);
+        tensors.filter(|d| d.rank() == 2).map(|d| Tensor::from_data(d, device)).collect()
+    }
+
+    #[allow(deprecated)]
+    fn devices() -> [Device; 2] {
+        [Device::flex(), Device::ndarray()]
+    }
+
+    /// Invariants of DESIGN.md after every step, and the moments of grown weights start at 0.
+    fn check_invariants<O: Optimizer>(inner: O, moments_expected: usize) {
+        for device in devices() {
+            for method in [srigl(), Method::Rigl, Method::Set, Method::Static] {
+                let optim = sparse(inner.clone(), method, schedule(1));
+                let mut weight = initial_weight(&optim, &device);
+                let mut state = None;
+                let mut changed = false;
+                for step in 1..=50 {
+                    let before = optim.topology.layers()[0].mask.clone();
+                    let grad = noise(step, &device) + weight.clone().mul_scalar(0.1);
+                    let (new_weight, new_state) = optim.step(0.05, weight, grad, state);
+                    let new: SparseState<O::State<2>, 2> = new_state.unwrap();
+                    let mask = &new.mask;
+                    let rows = Layout::InOut.to_rows(new_weight.clone());
+                    let moments: Vec<Vec<f32>> =
+                        moments(&new.inner, &device).into_iter().map(|m| Layout::InOut.to_rows(m)).collect();
+                    assert_eq!(moments.len(), moments_expected);
+                    for position in 0..mask.positions() {
+                        let (i, j) = (position / mask.dense_fan_in(), position % mask.dense_fan_in());
+                        let grown = mask.is_active(i, j) && !before.is_active(i, j);
+                        if !mask.is_active(i, j) || grown {
+                            assert_eq!(rows[position], 0.0, "{method:?}, step {step}: weight");
+                            assert!(
+                                moments.iter().all(|m| m[position] == 0.0),
+                                "{method:?}, step {step}: moment"
+                            );
+                        }
+                    }
+                    if let Method::Srigl(_) = method {
+                        sparsity_core::ConstantFanInMask::try_from(mask.clone()).unwrap();
+                    }
+                    changed |= *mask != before;
+                    assert_eq!(new.step, step);
+                    (weight, state) = (new_weight, Some(new));
+                }
+                assert_eq!(changed, method != Method::Static);
+                let updates = optim.topology.drain_events();
+                assert_eq!(
+                    updates.len(),
+                    if method == Method::Static { 0 } else { 7 },
+                    "40 steps, every 5th"
+                );
+            }
+        }
+    }
+
+    fn sgd() -> SgdConfig {
+        SgdConfig::new()
+            .with_momentum(Some(MomentumConfig::new()))
+            .with_weight_decay(Some(WeightDecayConfig::new(0.01)))
+    }
+
+    #[test]
+    fn invariants_hold_with_sgd() {
+        check_invariants(sgd().build(), 1);
+    }
+
+    #[test]
+    fn invariants_hold_with_adam() {
+        check_invariants(AdamConfig::new().with_weight_decay(Some(WeightDecayConfig::new(0.01))).build(), 2);
+    }
+
+    #[test]
+    fn invariants_hold_with_adamw() {
+        check_invariants(AdamWConfig::new().with_weight_decay(0.1).build(), 2);
+    }
+
+    #[test]
+    fn invariants_hold_with_rmsprop() {
+        // Mean square, gradient average (zeros unless centered) and momentum.
+        check_invariants(RmsPropConfig::new().build(), 3);
+    }
+
+    /// Between updates the active weights move exactly as if the inner optimizer trained them alone.
+    #[test]
+    fn weight_decay_and_clipping_act_on_active_weights_alone() {
+        let device = Device::flex();
+        let inner = sgd().build();
+        let mut optim = sparse(inner.clone(), Method::Static, schedule(1));
+        optim.clipping = Some(GradientClipping::Norm(0.5));
+        let mut weight = initial_weight(&optim, &device);
+        let mut state = None;
+
+        // The same weights without their zeros, as a dense tensor [1, active].
+        let mask = &optim.weight.initial_mask;
+        let active: Vec<usize> =
+            mask.to_bytes().iter().enumerate().filter(|(_, b)| **b == 1).map(|(i, _)| i).collect();
+        let pick = |tensor: Tensor<2>| -> Tensor<2> {
+            let rows = Layout::InOut.to_rows(tensor);
+            let picked: Vec<f32> = active.iter().map(|i| rows[*i]).collect();
+            Tensor::from_data(TensorData::new(picked, [1, active.len()]), &Device::flex())
+        };
+        let mut dense = pick(weight.clone());
+        let mut dense_state = None;
+        for step in 1..20 {
+            let grad = noise(step, &device);
+            let dense_grad = GradientClipping::Norm(0.5).clip_gradient(pick(grad.clone()));
+            (dense, dense_state) = inner.step(0.1, dense, dense_grad, dense_state);
+            (weight, state) = optim.step(0.1, weight, grad, state);
+            let tolerance = burn::tensor::Tolerance::<f32>::absolute(1e-6);
+            pick(weight.clone()).into_data().assert_approx_eq(&dense.to_data(), tolerance);
+        }
+    }
+
+    /// An update uses the mean of the last dense gradients: their values at inactive positions decide.
+    #[test]
+    fn growth_follows_the_mean_of_the_gathered_gradients() {
+        let device = Device::flex();
+        let optim = sparse(SgdConfig::new().build(), srigl(), schedule(3));
+        let mut weight = initial_weight(&optim, &device);
+        let mut state: Option<SparseState<_, 2>> = None;
+        let mut sum = noise(3, &device).zeros_like();
+        for step in 1..=5 {
+            if step > 2 {
+                sum = sum + noise(step, &device);
+            }
+            assert_eq!(
+                state.as_ref().is_some_and(|s| s.dense_grad.is_some()),
+                step > 3,
+                "before step {step}"
+            );
+            (weight, state) = optim.step(0.01, weight, noise(step, &device), state);
+        }
+        // Redo the fifth step by hand: plain SGD on the masked gradient, then one update of the core library.
+        let mask = &optim.weight.initial_mask;
+        let mut expected = Layout::InOut.to_rows(initial_weight(&optim, &device));
+        for step in 1..=5 {
+            let mut grad = Layout::InOut.to_rows(noise(step, &device));
+            mask.apply(&mut grad);
+            expected.iter_mut().zip(grad).for_each(|(w, g)| *w -= g * 0.01);
+        }
+        let layer = Layer {
+            name: "fc",
+            weights: &expected.clone(),
+            grads: &Layout::InOut.to_rows(sum.div_scalar(3.0)),
+            mask,
+            sparsity: 0.75,
+            ablate: true,
+        };
+        let stream = Stream { seed: 5, layer: 0, step: 5 };
+        let update = update_layer(&srigl(), optim.schedule.drop_fraction_at(5), &layer, stream).unwrap();
+        settle_weights(&mut expected, mask, &update.mask);
+        assert_eq!(state.unwrap().mask, update.mask);
+        assert_eq!(Layout::InOut.to_rows(weight), expected);
+    }
+
+    #[test]
+    fn gradients_that_are_not_finite_leave_inactive_weights_and_the_mask_alone() {
+        let device = Device::flex();
+        let optim = sparse(sgd().build(), srigl(), schedule(1));
+        let mut weight = initial_weight(&optim, &device);
+        let mut state: Option<SparseState<_, 2>> = None;
+        for _ in 0..5 {
+            let infinite = noise(1, &device).ones_like().mul_scalar(f32::INFINITY);
+            (weight, state) = optim.step(0.1, weight, infinite, state);
+        }
+        let mask = state.unwrap().mask;
+        assert_eq!(mask, optim.weight.initial_mask);
+        let rows = Layout::InOut.to_rows(weight);
+        let bytes = mask.to_bytes();
+        assert!(rows.iter().zip(&bytes).all(|(w, active)| *active == 1 || *w == 0.0));
+        let events = optim.topology.drain_events();
+        let error = events[0].report.as_ref().unwrap_err().to_string();
+        assert!(error.contains("layer `fc`") && error.contains("finite"), "{error}");
+    }
+}

@@ -63,7 +63,8 @@ pub fn evaluate<M: Classifier>(model: &M, batches: &Batches, device: &Device) ->
     for chunk in indices.chunks(1000) {
         let (images, labels) = batches.get(chunk, device);
         let logits = model.forward(images);
-        loss_sum += f64::from(loss.forward(logits.clone(), labels.clone()).into_scalar::<f32>()) * chunk.len() as f64;
+        loss_sum +=
+            f64::from(loss.forward(logits.clone(), labels.clone()).into_scalar::<f32>()) * chunk.len() as f64;
         hits += correct(logits, labels).into_scalar::<i64>();
     }
     (loss_sum / batches.images() as f64, hits as f64 / batches.images() as f64)

@@ -57,7 +57,8 @@ impl Checkpoint {
         let state = serde_json::to_string(&self.progress)?;
         let digest = digest(&state, &self.model, &self.optimizer);
         let metadata = HashMap::from([("state".into(), state), ("sha256".into(), digest)]);
-        let view = |bytes: &'_ [u8]| TensorView::new(Dtype::U8, vec![bytes.len()], bytes).map(|v| v.data().to_vec());
+        let view =
+            |bytes: &'_ [u8]| TensorView::new(Dtype::U8, vec![bytes.len()], bytes).map(|v| v.data().to_vec());
         let (model, optimizer) = (view(&self.model)?, view(&self.optimizer)?);
         let tensors = [
             ("model", TensorView::new(Dtype::U8, vec![model.len()], &model)?),
@@ -82,7 +83,10 @@ impl Checkpoint {
             Ok(Self { progress, model: model.to_vec(), optimizer: optimizer.to_vec() })
         };
         read().with_context(|| {
-            format!("checkpoint {} is damaged or foreign; delete the run folder to start over", path.display())
+            format!(
+                "checkpoint {} is damaged or foreign; delete the run folder to start over",
+                path.display()
+            )
         })
     }
 

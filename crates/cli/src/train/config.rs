@@ -147,11 +147,19 @@ pub enum LrSchedule {
 impl TrainConfig {
     /// Checks what the sparsity library does not.
     pub fn validate(&self) -> Result<()> {
-        ensure!((0.0..1.0).contains(&self.sparsity), "--sparsity is {}, but must be in [0, 1)", self.sparsity);
+        ensure!(
+            (0.0..1.0).contains(&self.sparsity),
+            "--sparsity is {}, but must be in [0, 1)",
+            self.sparsity
+        );
         ensure!(self.epochs > 0, "--epochs must be at least 1");
         ensure!(self.batch_size > 0, "--batch-size must be at least 1");
         ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {}, but must be positive", self.lr);
-        ensure!((0.0..1.0).contains(&self.momentum), "--momentum is {}, but must be in [0, 1)", self.momentum);
+        ensure!(
+            (0.0..1.0).contains(&self.momentum),
+            "--momentum is {}, but must be in [0, 1)",
+            self.momentum
+        );
         ensure!(
             self.weight_decay.is_finite() && self.weight_decay >= 0.0,
             "--weight-decay is {}, but must not be negative",
@@ -224,7 +232,8 @@ impl TrainConfig {
                 srigl.sparsify_observed(model, adamw.build())
             }
             OptimizerName::Rmsprop => {
-                let rmsprop = RmsPropConfig::new().with_momentum(self.momentum as f32).with_weight_decay(decay);
+                let rmsprop =
+                    RmsPropConfig::new().with_momentum(self.momentum as f32).with_weight_decay(decay);
                 srigl.sparsify_observed(model, rmsprop.build())
             }
         }

@@ -99,11 +99,17 @@ impl RunFolder {
         let written = folder.file("config.json");
         if written.exists() {
             if !resume {
-                bail!("{} holds a run already: add --resume to continue it, or choose another --out", path.display());
+                bail!(
+                    "{} holds a run already: add --resume to continue it, or choose another --out",
+                    path.display()
+                );
             }
             let before = read_config(&written)?;
             if let Some(key) = differing_key(&before, config)? {
-                bail!("{} was trained with another --{key}: resume with the same settings, or choose another --out", path.display());
+                bail!(
+                    "{} was trained with another --{key}: resume with the same settings, or choose another --out",
+                    path.display()
+                );
             }
             return Ok(folder);
         }
@@ -134,13 +140,15 @@ impl RunFolder {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let result = serde_json::from_str(&text).with_context(|| format!("{} is not a result", path.display()))?;
+        let result =
+            serde_json::from_str(&text).with_context(|| format!("{} is not a result", path.display()))?;
         Ok(Some(result))
     }
 }
 
 fn read_config(path: &Path) -> Result<TrainConfig> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}; is this a run folder?", path.display()))?;
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read {}; is this a run folder?", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not a run's configuration", path.display()))
 }
 
@@ -187,7 +195,9 @@ impl JsonLines {
     /// Appends one line.
     pub fn write<T: Serialize>(&mut self, line: &T) -> Result<()> {
         let line = serde_json::to_string(line)? + "\n";
-        self.file.write_all(line.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.file
+            .write_all(line.as_bytes())
+            .with_context(|| format!("cannot write {}", self.path.display()))?;
         self.bytes += line.len() as u64;
         Ok(())
     }

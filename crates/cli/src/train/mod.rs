@@ -66,7 +66,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
     args.config.validate()?;
     if let Some(threads) = args.threads {
         ensure!(threads > 0, "--threads must be at least 1");
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")?;
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .context("cannot start threads")?;
     }
     let device = device::parse(&args.device)?;
     let folder = RunFolder::open(&args.out, &args.config, args.resume)?;

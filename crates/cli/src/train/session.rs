@@ -1,9 +1,9 @@
 //! The training loop.
 
+use super::TrainConfig;
 use super::batches::{Batches, correct, evaluate};
 use super::checkpoint::{Checkpoint, Progress};
 use super::folder::{DataUsed, JsonLines, LayerResult, RunFolder, RunResult, write_atomically};
-use super::TrainConfig;
 use crate::data::Images;
 use crate::model::WithModel;
 use anyhow::{Result, bail};
@@ -31,7 +31,11 @@ pub fn train(
 ) -> Result<RunResult> {
     device.seed(config.seed);
     let training = device.clone().autodiff();
-    config.model.with(images.classes, &training, Session { config, folder, images, device_name, device, quiet })
+    config.model.with(
+        images.classes,
+        &training,
+        Session { config, folder, images, device_name, device, quiet },
+    )
 }
 
 struct Session<'a> {
@@ -105,7 +109,8 @@ impl WithModel for Session<'_> {
                     state.read_back()?;
                     self.show(&bar, &state, epoch_started, first_step);
                 }
-                let due = config.checkpoint_every.is_some_and(|every| state.progress.step.is_multiple_of(every));
+                let due =
+                    config.checkpoint_every.is_some_and(|every| state.progress.step.is_multiple_of(every));
                 if due && state.progress.step_in_epoch < steps_per_epoch {
                     self.checkpoint(&mut state)?;
                 }
@@ -129,7 +134,9 @@ impl Session<'_> {
             let checkpoint = Checkpoint::load(&path)?;
             if checkpoint.progress.data != data {
                 let before = &checkpoint.progress.data;
-                bail!("the run was started on {before}, but the data is {data} now: provide {before} with --data");
+                bail!(
+                    "the run was started on {before}, but the data is {data} now: provide {before} with --data"
+                );
             }
             model = checkpoint.load_model(model)?;
             optim = checkpoint.load_optimizer(optim)?;
@@ -257,13 +264,17 @@ impl Session<'_> {
             data: DataUsed::new(self.images, train.images(), test.images()),
             layers: layers.iter().map(LayerResult::new).collect(),
         };
-        write_atomically(&self.folder.file("result.json"), serde_json::to_string_pretty(&result)?.as_bytes())?;
+        write_atomically(
+            &self.folder.file("result.json"),
+            serde_json::to_string_pretty(&result)?.as_bytes(),
+        )?;
         Ok(result)
     }
 
     fn progress_bar(&self, total_steps: u64, step: u64) -> ProgressBar {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} steps, {msg}, {eta} left").expect("valid");
+        let style =
+            ProgressStyle::with_template("{bar:24} {pos}/{len} steps, {msg}, {eta} left").expect("valid");
         ProgressBar::with_draw_target(Some(total_steps), target).with_style(style).with_position(step)
     }
 
@@ -288,7 +299,10 @@ impl<M> State<M> {
         for (loss, correct, images) in std::mem::take(&mut self.unread) {
             let loss = f64::from(loss.into_scalar::<f32>());
             if !loss.is_finite() {
-                bail!("the loss is {loss} by step {}: training has diverged, try a lower --lr", self.progress.step);
+                bail!(
+                    "the loss is {loss} by step {}: training has diverged, try a lower --lr",
+                    self.progress.step
+                );
             }
             self.progress.loss_sum += loss * images as f64;
             self.progress.correct += correct.into_scalar::<i64>() as u64;

@@ -1,0 +1,279 @@
+//! Sparse training of whole modules, in a custom loop and in Burn's `Learner`.
+
+use burn::module::Module;
+use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use srigl_burn::{Error, LayerSpec, SparseMethod, SriglConfig, Topology, sparse_layers, state_dict};
+use srigl_models::{Classifier, MlpConfig, MnistCnnConfig, ResNet8Config};
+
+#[allow(deprecated)]
+fn devices() -> [Device; 2] {
+    [Device::flex(), Device::ndarray()]
+}
+
+/// Images `[n, 1, 28, 28]` and labels of a learnable toy task.
+fn batch(n: usize, step: usize, device: &Device) -> (Tensor<4>, Tensor<1, Int>) {
+    let label = |i: usize| (i * 7 + step * 3) % 10;
+    let pixel = |i: usize, p: usize| {
+        let noise = ((i * 31 + p * 17 + step * 101) % 23) as f32 / 23.0;
+        if p % 10 == label(i) { 1.0 + noise } else { noise }
+    };
+    let images: Vec<f32> = (0..n * 784).map(|k| pixel(k / 784, k % 784)).collect();
+    let labels: Vec<i32> = (0..n).map(|i| label(i) as i32).collect();
+    let images = Tensor::from_data(TensorData::new(images, [n, 1, 28, 28]), device);
+    (images, Tensor::from_data(TensorData::new(labels, [n]), device))
+}
+
+fn gradients<M: Classifier>(model: &M, n: usize, step: usize, device: &Device) -> GradientsParams {
+    let (images, labels) = batch(n, step, device);
+    let loss =
+        burn::nn::loss::CrossEntropyLossConfig::new().init(device).forward(model.forward(images), labels);
+    GradientsParams::from_grads(loss.backward(), model)
+}
+
+/// Inactive weights are exactly 0, active neurons have one fan-in, and the masks are the announced ones.
+fn assert_invariants<M: Module>(model: &M, topology: &Topology, constant_fan_in: bool) {
+    let tensors = state_dict(model);
+    for layer in topology.layers() {
+        let name = format!("{}.weight", layer.name);
+        let weights = &tensors.iter().find(|t| t.name == name).unwrap().values;
+        let mut masked = weights.clone();
+        layer.mask.apply(&mut masked);
+        assert_eq!(&masked, weights, "{name}");
+        if constant_fan_in {
+            assert!(layer.stats().fan_in.is_some(), "{name}: fan-in varies");
+        }
+        assert_eq!(layer.mask.count_not_in(&layer.ever_active), 0);
+    }
+}
+
+fn config(method: SparseMethod) -> SriglConfig {
+    SriglConfig::new(0.9)
+        .with_method(method)
+        .with_delta_t(4)
+        .with_end_step(Some(30))
+        .with_gamma_sal(0.9)
+        .with_seed(3)
+}
+
+#[test]
+fn every_method_keeps_its_invariants_on_every_device() {
+    for device in devices().map(Device::autodiff) {
+        for method in [SparseMethod::Srigl, SparseMethod::Rigl, SparseMethod::Set, SparseMethod::Static] {
+            let model = MlpConfig::new().init(&device);
+            let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
+            let (mut model, mut optim, topology) =
+                config(method).sparsify_observed(model, sgd.build()).unwrap();
+            let initial = topology.layers();
+            assert!((topology.sparsity() - 0.9).abs() < 0.005, "{}", topology.sparsity());
+            for step in 1..12 {
+                let grads = gradients(&model, 16, step, &device);
+                model = optim.step(0.05, model, grads);
+                assert_invariants(&model, &topology, method == SparseMethod::Srigl);
+            }
+            let moved = topology.layers().iter().zip(&initial).any(|(now, before)| now.mask != before.mask);
+            assert_eq!(moved, method != SparseMethod::Static);
+        }
+    }
+}
+
+#[test]
+fn convolutions_and_residual_blocks_become_sparse() {
+    for (device, n) in devices().map(Device::autodiff).into_iter().zip([8, 2]) {
+        let (mut cnn, mut optim, topology) = config(SparseMethod::Srigl)
+            .sparsify_observed(MnistCnnConfig::new().init(&device), AdamWConfig::new().build())
+            .unwrap();
+        for step in 1..6 {
+            let grads = gradients(&cnn, n, step, &device);
+            cnn = optim.step(0.001, cnn, grads);
+            assert_invariants(&cnn, &topology, true);
+        }
+        let (mut net, mut optim, topology) = config(SparseMethod::Srigl)
+            .sparsify_observed(ResNet8Config::new().init(&device), SgdConfig::new().build())
+            .unwrap();
+        for step in 1..6 {
+            let grads = gradients(&net, n, step, &device);
+            net = optim.step(0.01, net, grads);
+            assert_invariants(&net, &topology, true);
+        }
+    }
+}
+
+#[test]
+fn masks_are_the_same_on_flex_and_ndarray() {
+    let masks = devices().map(Device::autodiff).map(|device| {
+        let method = config(SparseMethod::Srigl);
+        let (_, _, topology) =
+            method.sparsify_observed(MlpConfig::new().init(&device), SgdConfig::new().build()).unwrap();
+        topology.layers().into_iter().map(|l| l.mask).collect::<Vec<_>>()
+    });
+    assert_eq!(masks[0], masks[1]);
+}
+
+#[test]
+fn dense_is_the_plain_optimizer() {
+    let device = Device::flex().autodiff();
+    let model = MlpConfig::new().init(&device);
+    let (mut plain, mut plain_optim) = (model.clone(), SgdConfig::new().init());
+    let (mut dense, mut optim) =
+        config(SparseMethod::Dense).sparsify(model, SgdConfig::new().build()).unwrap();
+    for step in 0..3 {
+        plain = plain_optim.step(0.1, plain.clone(), gradients(&plain, 8, step, &device));
+        dense = optim.step(0.1, dense.clone(), gradients(&dense, 8, step, &device));
+    }
+    assert_eq!(state_dict(&plain), state_dict(&dense));
+}
+
+/// Saves after 7 of 14 steps, in the middle of a gathering window, loads into a fresh model and optimizer with other
+/// random weights, and goes on: everything must come out bit for bit as without the interruption.
+#[test]
+fn a_record_resumes_bit_for_bit() {
+    for device in devices().map(Device::autodiff) {
+        let start = |seed| {
+            let config = config(SparseMethod::Srigl).with_grad_accumulation(3).with_seed(seed);
+            let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
+            config.sparsify_observed(MlpConfig::new().init(&device), sgd.build()).unwrap()
+        };
+        let run = |(mut model, mut optim): (_, ModuleOptimizer), steps: std::ops::Range<usize>| {
+            for step in steps {
+                let grads = gradients(&model, 8, step, &device);
+                model = optim.step(0.05, model, grads);
+            }
+            (model, optim)
+        };
+        let (model, optim, straight) = start(3);
+        let (model, optim) = run((model, optim), 0..7);
+        let (saved_model, saved_optim) =
+            (model.clone().into_record().into_bytes().unwrap(), optim.into_bytes().unwrap());
+        let (model, _) = run((model, optim), 7..14);
+
+        let (other_model, other_optim, resumed) = start(99);
+        let other_model =
+            other_model.load_record(burn::store::ModuleRecord::from_bytes(saved_model).unwrap());
+        let other_optim = other_optim.from_bytes(saved_optim).unwrap();
+        let (other_model, _) = run((other_model, other_optim), 7..14);
+
+        assert_eq!(state_dict(&model), state_dict(&other_model));
+        let masks =
+            |t: &Topology| t.layers().into_iter().map(|l| (l.mask, l.ever_active)).collect::<Vec<_>>();
+        assert_eq!(masks(&straight), masks(&resumed));
+        assert_eq!(
+            straight.drain_events().last().unwrap().report,
+            resumed.drain_events().last().unwrap().report
+        );
+    }
+}
+
+#[test]
+fn gradient_accumulation_counts_optimizer_steps() {
+    let device = Device::flex().autodiff();
+    let sgd = SgdConfig::new().build();
+    let (mut model, mut optim, topology) =
+        config(SparseMethod::Srigl).sparsify_observed(MlpConfig::new().init(&device), sgd).unwrap();
+    let mut accumulator = GradientsAccumulator::new();
+    for backward in 1..=16 {
+        let grads = gradients(&model, 8, backward, &device);
+        accumulator.accumulate(&model, grads);
+        if backward % 4 == 0 {
+            model = optim.step(0.01, model, accumulator.grads());
+        }
+        assert_invariants(&model, &topology, true);
+    }
+    let steps: Vec<u64> = topology.drain_events().iter().map(|event| event.step).collect();
+    assert_eq!(steps, [4, 4, 4], "one update of three layers at the fourth optimizer step");
+}
+
+#[derive(Module, Debug)]
+struct Transformer {
+    embedding: Embedding,
+    norm: LayerNorm,
+    attention: MultiHeadAttention,
+    layers: Vec<Linear>,
+    head: Linear,
+}
+
+fn transformer(device: &Device) -> Transformer {
+    Transformer {
+        embedding: EmbeddingConfig::new(50, 32).init(device),
+        norm: LayerNormConfig::new(32).init(device),
+        attention: MultiHeadAttentionConfig::new(32, 4).init(device),
+        layers: (0..2).map(|_| LinearConfig::new(32, 32).init(device)).collect(),
+        head: LinearConfig::new(32, 10).init(device),
+    }
+}
+
+#[test]
+fn linear_layers_and_attention_projections_are_found_and_nothing_else() {
+    let device = Device::flex().autodiff();
+    let found = sparse_layers(&transformer(&device)).unwrap();
+    let names: Vec<&str> = found.iter().map(|l| l.name.as_str()).collect();
+    let attention = ["attention.query", "attention.key", "attention.value", "attention.output"];
+    assert_eq!(names, [&attention[..], &["layers.0", "layers.1", "head"]].concat());
+    assert_eq!(found[6], LayerSpec::new("head", [10, 32]).unwrap());
+
+    let (model, mut optim, topology) = config(SparseMethod::Srigl)
+        .sparsify_observed(transformer(&device), AdamWConfig::new().build())
+        .unwrap();
+    let tokens = Tensor::<2, Int>::ones([2, 5], &device);
+    let x = model.norm.forward(model.embedding.forward(tokens));
+    let y = model.attention.forward(MhaInput::self_attn(x)).context;
+    let y = model.layers.iter().fold(y, |y, layer| layer.forward(y));
+    let loss = model.head.forward(y).powf_scalar(2.0).mean();
+    let grads = GradientsParams::from_grads(loss.backward(), &model);
+    let model = optim.step(0.001, model, grads);
+    assert_invariants(&model, &topology, true);
+}
+
+#[test]
+fn patterns_choose_layers() {
+    let device = Device::flex();
+    let plan = |config: SriglConfig| {
+        let sgd = SgdConfig::new().build();
+        config.sparsify_observed(transformer(&device), sgd).map(|(_, _, topology)| topology.layers())
+    };
+    let strings = |patterns: &[&str]| patterns.iter().map(|p| p.to_string()).collect::<Vec<_>>();
+    let names =
+        |layers: Vec<srigl_burn::TopologyLayer>| layers.into_iter().map(|l| l.name).collect::<Vec<_>>();
+
+    let config = || config(SparseMethod::Srigl);
+    assert_eq!(names(plan(config().with_include(strings(&["layers.*"]))).unwrap()), ["layers.0", "layers.1"]);
+    assert_eq!(
+        names(plan(config().with_exclude(strings(&["attention.*", "head"]))).unwrap()),
+        ["layers.0", "layers.1"]
+    );
+    let layers = plan(config().with_keep_dense(strings(&["head"]))).unwrap();
+    let head = layers.iter().find(|l| l.name == "head").unwrap();
+    assert_eq!((head.sparsity, head.mask.density()), (0.0, 1.0));
+
+    let error = plan(config().with_exclude(strings(&["haed"]))).unwrap_err();
+    assert!(matches!(error, Error::UnusedPattern { .. }) && error.to_string().contains("haed"), "{error}");
+    assert!(matches!(plan(config().with_exclude(strings(&["[a"]))).unwrap_err(), Error::Pattern { .. }));
+    assert!(matches!(plan(config().with_exclude(strings(&["*"]))).unwrap_err(), Error::NoLayers));
+    assert!(matches!(plan(config().with_end_step(None)).unwrap_err(), Error::NoEndStep));
+    let error = plan(SriglConfig { sparsity: 0.999, ..config() }).unwrap_err().to_string();
+    assert!(error.contains("layer `") && error.contains("fan-in would be 0"), "{error}");
+}
+
+/// The classifier is never ablated by default; with an empty list every layer may be.
+#[test]
+fn the_last_layer_is_not_ablated_unless_told() {
+    let device = Device::flex().autodiff();
+    let active = |no_ablation: Option<Vec<String>>| {
+        let config = SriglConfig { no_ablation, gamma_sal: 1e6, ..config(SparseMethod::Srigl) };
+        let (mut model, mut optim, topology) =
+            config.sparsify_observed(MlpConfig::new().init(&device), SgdConfig::new().build()).unwrap();
+        for step in 0..5 {
+            let grads = gradients(&model, 8, step, &device);
+            model = optim.step(0.01, model, grads);
+        }
+        topology.layers().iter().map(|l| l.stats().active).collect::<Vec<_>>()
+    };
+    let default = active(None);
+    assert!(default[0] < 300 && default[1] < 100 && default[2] == 10, "{default:?}");
+    let all = active(Some(Vec::new()));
+    assert!(all[2] < 10, "{all:?}");
+    assert_eq!(active(Some(vec!["fc1".into()]))[0], 300);
+}
