@@ -95,6 +95,9 @@ pub struct Grid {
     #[serde(default)]
     pub train: toml::Table,
     /// What `--full` changes.
+    /// Flags of single sparsities, which replace those of `train`: `[grid.at."0.99"]`.
+    #[serde(default)]
+    at: BTreeMap<String, toml::Table>,
     #[serde(default)]
     full: Full,
 }
@@ -155,6 +158,14 @@ impl Grid {
                 self.name
             );
         }
+        for at in self.at.keys() {
+            ensure!(
+                at.parse().is_ok_and(|at: f64| self.sparsities.contains(&at)),
+                "grid `{}`: [grid.at.\"{at}\"] is none of its sparsities {:?}",
+                self.name,
+                self.sparsities
+            );
+        }
         for sparsity in &self.sparsities {
             ensure!(
                 *sparsity > 0.0 && *sparsity < 1.0,
@@ -172,7 +183,6 @@ impl Grid {
     /// # Errors
     /// If a value of `[train]` is neither text, number nor boolean.
     pub fn cells(&self, common: &[String]) -> Result<Vec<Cell>> {
-        let train = flags(&self.train).with_context(|| format!("grid `{}`", self.name))?;
         let mut cells = Vec::new();
         for seed in 0..self.seeds {
             for &method in &self.methods {
@@ -185,7 +195,7 @@ impl Grid {
                     if let Some(sparsity) = sparsity {
                         args.extend(["--sparsity".into(), sparsity.to_string()]);
                     }
-                    args.extend(train.iter().cloned());
+                    args.extend(self.flags_at(sparsity).with_context(|| format!("grid `{}`", self.name))?);
                     args.extend(["--seed".into(), seed.to_string()]);
                     args.extend(common.iter().cloned());
                     cells.push(Cell { grid: self.name.clone(), method, sparsity, seed, args });
@@ -193,6 +203,30 @@ impl Grid {
             }
         }
         Ok(cells)
+    }
+
+    /// Flags of `srigl train` at one sparsity.
+    fn flags_at(&self, sparsity: Option<f64>) -> Result<Vec<String>> {
+        let mut train = self.train.clone();
+        for (_, table) in self.exceptions().filter(|(at, _)| Some(*at) == sparsity) {
+            train.extend(kebab_case(table));
+        }
+        flags(&train)
+    }
+
+    /// Sparsities with flags of their own.
+    fn exceptions(&self) -> impl Iterator<Item = (f64, &toml::Table)> {
+        self.at.iter().filter_map(|(at, table)| Some((at.parse().ok()?, table)))
+    }
+
+    /// The value of a flag in words, with the sparsities where it differs: `0.3 (0.9 at 99 %)`.
+    pub fn describe_flag(&self, name: &str) -> Option<String> {
+        let exception = |(at, table): (f64, &toml::Table)| {
+            Some(format!("{} at {} %", kebab_case(table).get(name)?, percent(at)))
+        };
+        let exceptions: Vec<String> = self.exceptions().filter_map(exception).collect();
+        let value = self.flag(name)?;
+        Some(if exceptions.is_empty() { value } else { format!("{value} ({})", exceptions.join(", ")) })
     }
 
     /// A flag of `[train]` as text, for headers; `None` if it is not set.
@@ -293,6 +327,18 @@ mod tests {
         let expected =
             "--epochs 5 --lr-schedule cosine --model mlp --nesterov --train-limit 100 --weight-decay 0.0001";
         assert_eq!(args, expected);
+    }
+
+    #[test]
+    fn a_sparsity_can_have_flags_of_its_own() {
+        let recipe = RECIPE.replace("[grid.full]", "[grid.at.\"0.9375\"]\nepochs = 7\n[grid.full]");
+        let grid = &Recipe::parse(&recipe, false, None).unwrap().grids[0];
+        assert_eq!(grid.describe_flag("epochs").unwrap(), "5 (7 at 93.75 %)");
+        let cells = grid.cells(&[]).unwrap();
+        let epochs = |cell: &&Cell| cell.args.windows(2).any(|w| w == ["--epochs", "7"]);
+        assert!(cells.iter().filter(epochs).all(|cell| cell.sparsity == Some(0.9375)));
+        assert_eq!(cells.iter().filter(epochs).count(), 2);
+        assert!(Recipe::parse(&recipe.replace("0.9375\"]", "0.5\"]"), false, None).is_err());
     }
 
     #[test]

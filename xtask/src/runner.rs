@@ -242,10 +242,10 @@ pub fn srigl_binary(device: Option<&str>) -> Result<PathBuf> {
     command
         .args([
             "build",
-            "--package",
-            "srigl-cli",
-            "--bin",
-            "srigl",
+            // The features of Burn's dependencies depend on what is built. All targets at once is what
+            // `cargo test --workspace` builds too, so neither command builds Burn a second time.
+            "--workspace",
+            "--all-targets",
             "--message-format=json-render-diagnostics",
         ])
         .current_dir(crate::workspace_root())
@@ -258,13 +258,12 @@ pub fn srigl_binary(device: Option<&str>) -> Result<PathBuf> {
     executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built srigl, but named no executable")
 }
 
-/// The last `"executable": PATH` among cargo's JSON messages.
+/// The binary `srigl` among cargo's JSON messages, which also name tests, benches and examples.
 fn executable(messages: &str) -> Option<PathBuf> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)))
-        .next_back()
+    messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(|message| {
+        let is_srigl = message["target"]["name"] == "srigl" && message["profile"]["test"] == false;
+        is_srigl.then(|| message["executable"].as_str().map(PathBuf::from))?
+    })
 }
 
 /// A command as one could type it.

@@ -82,7 +82,7 @@ impl Scores<'_> {
     /// The boundary of the `n` largest candidates (all of them if there are fewer).
     pub fn largest(&self, n: usize) -> Largest {
         if n == 0 {
-            return Largest { above: u32::MAX, ties: Ties::None };
+            return Largest { boundary: u32::MAX, ties: Ties::None };
         }
         let histogram = self
             .blocks()
@@ -109,7 +109,7 @@ impl Scores<'_> {
             before >= n
         });
         let Some(bin) = bin else {
-            return Largest { above: 0, ties: Ties::All };
+            return Largest { boundary: 0, ties: Ties::All };
         };
         before -= histogram[bin] as usize;
 
@@ -132,7 +132,7 @@ impl Scores<'_> {
         let ties_wanted = wanted - larger.iter().filter(|s| **s > boundary).count();
         let ties_found = inside.iter().filter(|s| **s == boundary).count();
         let ties = if ties_wanted == ties_found { Ties::All } else { self.first_ties(boundary, ties_wanted) };
-        Largest { above: boundary, ties }
+        Largest { boundary, ties }
     }
 
     /// Lets the first `wanted` candidates equal to `boundary` pass, in flat order.
@@ -149,23 +149,65 @@ impl Scores<'_> {
 
     /// Marks in `row` the candidates of `neuron` that are among the `largest`.
     pub fn mark(&self, largest: &Largest, neuron: usize, row: &mut [u64]) {
-        let (above, mut quota) = match &largest.ties {
+        let (lowest, mut quota) = match &largest.ties {
             Ties::None => return,
-            Ties::All => (largest.above, usize::MAX),
-            Ties::Quota(quota) => (largest.above, quota[neuron]),
+            Ties::All => (largest.boundary, 0),
+            Ties::Quota(quota) => (largest.boundary + 1, quota[neuron]),
         };
-        self.of_neuron(neuron, |j, s| {
-            let tie = s == above && quota > 0;
-            quota -= usize::from(tie);
-            row[j / 64] |= u64::from(s > above || tie) << (j % 64);
-        });
+        let m = self.dense_fan_in();
+        for (w, (word, chunk)) in row.iter_mut().zip(self.values[neuron * m..][..m].chunks(64)).enumerate() {
+            let candidates = self.candidates_of_word(neuron, w, chunk);
+            if candidates == 0 {
+                continue;
+            }
+            *word |= candidates & bits(chunk, |s| s >= lowest);
+            if quota > 0 {
+                let ties = first_bits(candidates & bits(chunk, |s| s == largest.boundary), quota);
+                quota -= ties.count_ones() as usize;
+                *word |= ties;
+            }
+        }
     }
+
+    /// The candidates among the 64 positions (`chunk`) of word `w` of a neuron. Bits past a row's end may be set.
+    fn candidates_of_word(&self, neuron: usize, w: usize, chunk: &[f32]) -> u64 {
+        match self.candidates {
+            Candidates::All => u64::MAX,
+            Candidates::Active(mask) => mask.row(neuron)[w],
+            Candidates::NotIn(mask) => !mask.row(neuron)[w],
+            Candidates::NonZero { skip, .. } if skip[neuron] => 0,
+            Candidates::NonZero { mask, .. } => mask.row(neuron)[w] & bits(chunk, |s| s != 0),
+        }
+    }
+}
+
+/// One bit for each of up to 64 values: whether its magnitude passes the test.
+///
+/// The results go through bytes, since comparing into bytes vectorises and shifting bit by bit does not.
+/// The factor moves byte `i` of eight to bit `56 + i`.
+fn bits(values: &[f32], pass: impl Fn(u32) -> bool) -> u64 {
+    let mut bytes = [0u8; 64];
+    for (byte, value) in bytes.iter_mut().zip(values) {
+        *byte = u8::from(pass(magnitude(*value)));
+    }
+    let (eights, _) = bytes.as_chunks();
+    let pack = |eight: [u8; 8]| u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+    eights.iter().rev().fold(0, |word, eight| word << 8 | pack(*eight))
+}
+
+/// The lowest `n` set bits of a word.
+fn first_bits(word: u64, n: usize) -> u64 {
+    let mut rest = word;
+    for _ in 0..n.min(64) {
+        rest &= rest.wrapping_sub(1);
+    }
+    word & !rest
 }
 
 /// What separates the largest magnitudes from the others.
 pub(crate) struct Largest {
-    /// Candidates with a magnitude above this are in.
-    above: u32,
+    /// Candidates with a larger magnitude are in.
+    boundary: u32,
     ties: Ties,
 }
 
@@ -177,39 +219,42 @@ enum Ties {
     Quota(Vec<usize>),
 }
 
-/// Keeps in `row` (marked inputs of one neuron with `values`) only the `n` largest magnitudes.
+/// Keeps in `row` (marked inputs of one neuron with `values`) only the `n` largest magnitudes,
+/// `1 ≤ n ≤` the number of marked.
 pub(crate) fn keep_largest_of_row(row: &mut [u64], values: &[f32], n: usize) {
-    let mut keys: Vec<u64> = crate::mask::set_bits(row).map(|j| row_key(j, values[j])).collect();
-    row.fill(0);
-    mark_largest_keys(&mut keys, n, row);
-}
-
-/// Adds to `row` the `n` largest magnitudes of `values` among positions not marked yet.
-/// `keys` is scratch space.
-pub(crate) fn add_largest_to_row(row: &mut [u64], values: &[f32], n: usize, keys: &mut Vec<u64>) {
-    if n == 0 {
-        return;
-    }
-    keys.clear();
-    let unmarked = |(j, _): &(usize, &f32)| row[j / 64] >> (j % 64) & 1 == 0;
-    keys.extend(values.iter().enumerate().filter(unmarked).map(|(j, v)| row_key(j, *v)));
-    mark_largest_keys(keys, n, row);
-}
-
-/// Orders by magnitude, then by lower input.
-fn row_key(input: usize, value: f32) -> u64 {
-    u64::from(magnitude(value)) << 32 | u64::from(!(input as u32))
-}
-
-fn mark_largest_keys(keys: &mut [u64], n: usize, row: &mut [u64]) {
-    let n = n.min(keys.len());
-    if n == 0 {
-        return;
-    }
+    // Orders by magnitude, then by lower input.
+    let key = |j: usize| u64::from(magnitude(values[j])) << 32 | u64::from(!(j as u32));
+    let mut keys: Vec<u64> = crate::mask::set_bits(row).map(key).collect();
     keys.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
+    row.fill(0);
     for key in &keys[..n] {
         let input = !(*key as u32) as usize;
         row[input / 64] |= 1 << (input % 64);
+    }
+}
+
+/// Adds to `row` the `n` largest magnitudes of `values` among positions not marked yet, of which there must
+/// be that many. `scratch` spares an allocation per row.
+pub(crate) fn add_largest_to_row(row: &mut [u64], values: &[f32], n: usize, scratch: &mut Vec<u32>) {
+    if n == 0 {
+        return;
+    }
+    // Marked positions count as 0, where they cannot displace another.
+    scratch.clear();
+    for (word, chunk) in row.iter().zip(values.chunks(64)) {
+        let unmarked = |bit: usize| ((word >> bit & 1) as u32).wrapping_sub(1);
+        scratch.extend(chunk.iter().enumerate().map(|(bit, v)| magnitude(*v) & unmarked(bit)));
+    }
+    let (larger, &mut boundary, _) = scratch.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
+    let mut ties = n - larger.iter().filter(|s| **s > boundary).count();
+    for (word, chunk) in row.iter_mut().zip(values.chunks(64)) {
+        let marked = *word;
+        *word |= bits(chunk, |s| s > boundary);
+        if ties > 0 {
+            let equal = first_bits(!marked & bits(chunk, |s| s == boundary), ties);
+            ties -= equal.count_ones() as usize;
+            *word |= equal;
+        }
     }
 }
 

@@ -150,8 +150,8 @@ fn setting(grid: &Grid, data: Option<&DataUsed>) -> String {
     }
     parts.extend(flag("epochs").map(|epochs| format!("{epochs} epochs")));
     parts.push(if grid.seeds == 1 { "1 seed".into() } else { format!("{} seeds", grid.seeds) });
-    parts.extend(flag("delta-t").map(|value| format!("ΔT {value}")));
-    parts.extend(flag("gamma-sal").map(|value| format!("γ_sal {value}")));
+    parts.extend(grid.describe_flag("delta-t").map(|value| format!("ΔT {value}")));
+    parts.extend(grid.describe_flag("gamma-sal").map(|value| format!("γ_sal {value}")));
     parts.join(", ")
 }
 
