@@ -260,10 +260,12 @@ pub fn srigl_binary(device: Option<&str>) -> Result<PathBuf> {
 
 /// The binary `srigl` among cargo's JSON messages, which also name tests, benches and examples.
 fn executable(messages: &str) -> Option<PathBuf> {
-    messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(|message| {
-        let is_srigl = message["target"]["name"] == "srigl" && message["profile"]["test"] == false;
-        is_srigl.then(|| message["executable"].as_str().map(PathBuf::from))?
-    })
+    messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(
+        |message| {
+            let is_srigl = message["target"]["name"] == "srigl" && message["profile"]["test"] == false;
+            is_srigl.then(|| message["executable"].as_str().map(PathBuf::from))?
+        },
+    )
 }
 
 /// A command as one could type it.
@@ -439,8 +441,14 @@ mod tests {
 
     #[test]
     fn cargo_names_the_executable() {
-        let messages =
-            "{\"executable\":null}\n{\"executable\":\"/t/srigl\"}\n{\"reason\":\"build-finished\"}\n";
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"mask"},"profile":{"test":true},"executable":"/t/mask"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"srigl"},"profile":{"test":true},"executable":"/t/srigl-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"srigl"},"profile":{"test":false},"executable":"/t/srigl"}"#,
+        );
         assert_eq!(executable(messages), Some(PathBuf::from("/t/srigl")));
+        assert_eq!(executable("not JSON"), None);
     }
 }

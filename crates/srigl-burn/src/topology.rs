@@ -68,11 +68,12 @@ impl Topology {
         std::mem::take(&mut self.lock().events)
     }
 
-    /// Sparsity over all layers.
+    /// Share of zeros over all layers; 0 for dense training, which has none here.
     pub fn sparsity(&self) -> f64 {
         let state = self.lock();
+        let total: usize = state.layers.iter().map(|l| l.mask.positions()).sum();
         let nnz: usize = state.layers.iter().map(|l| l.mask.nnz()).sum();
-        1.0 - nnz as f64 / state.layers.iter().map(|l| l.mask.positions()).sum::<usize>().max(1) as f64
+        (total - nnz) as f64 / total.max(1) as f64
     }
 
     pub(crate) fn publish(&self, index: usize, mask: &Mask, ever_active: &Mask) {

@@ -6,7 +6,9 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, L
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use srigl_burn::{Distribution, Error, LayerSpec, SparseMethod, SriglConfig, Topology, sparse_layers, state_dict};
+use srigl_burn::{
+    Distribution, Error, LayerSpec, SparseMethod, SriglConfig, Topology, sparse_layers, state_dict,
+};
 use srigl_models::{Classifier, MlpConfig, MnistCnnConfig, ResNet8Config};
 
 #[allow(deprecated)]

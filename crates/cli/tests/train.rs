@@ -1,0 +1,248 @@
+//! `srigl train` and `eval` through the real binary.
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A small run on the generated data set.
+fn srigl(arguments: &str, out: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+    let common =
+        "train --dataset glyphs --train-limit 1024 --test-limit 500 --batch-size 64 --delta-t 5 --quiet";
+    command.args(common.split(' ')).args(arguments.split_whitespace()).arg("--out").arg(out);
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn error_of(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(!output.status.success());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.starts_with("srigl: ") || text.starts_with("error: "), "{text}");
+    text
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// All lines of a log, without what depends on the clock.
+fn lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    let timeless = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().retain(|key, _| key != "seconds" && key != "images_per_second");
+        line
+    };
+    text.lines().map(timeless).collect()
+}
+
+/// Everything a run leaves that must not depend on the machine.
+fn assert_same_run(a: &Path, b: &Path) {
+    let model = |run: &Path| fs::read(run.join("model.safetensors")).unwrap();
+    assert!(model(a) == model(b), "models differ");
+    for log in ["metrics.jsonl", "topology.jsonl"] {
+        assert_eq!(lines(&a.join(log)), lines(&b.join(log)), "{log}");
+    }
+}
+
+#[test]
+fn a_run_leaves_what_it_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let output =
+        run(srigl("--sparsity 0.95 --gamma-sal 0.9 --epochs 3 --lr 0.05 --json", &out).stdin(Stdio::null()));
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed, json(&out.join("result.json")));
+    assert_eq!(printed["data"]["name"], "glyphs");
+    assert_eq!(printed["data"]["synthetic"], true);
+    assert!(printed["test_accuracy"].as_f64().unwrap() > 0.2, "learns something: {printed}");
+    assert!((printed["sparsity"].as_f64().unwrap() - 0.95).abs() < 0.01);
+    assert_eq!(json(&out.join("config.json"))["gamma_sal"], 0.9);
+
+    // 16 steps an epoch, 48 in all, updates every 5th before step 36.
+    assert_eq!(lines(&out.join("metrics.jsonl")).len(), 3);
+    let updates = lines(&out.join("topology.jsonl"));
+    let steps: Vec<u64> =
+        updates.iter().filter(|u| u["layer"] == "fc1").map(|u| u["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [5, 10, 15, 20, 25, 30, 35]);
+    assert!(updates.iter().all(|u| u["fan_in"].is_u64() && u["itop"].is_f64()), "constant fan-in throughout");
+
+    // The exported model is one that `srigl mask inspect` understands, and the masks are those of the result.
+    let mut inspect = Command::new(env!("CARGO_BIN_EXE_srigl"));
+    let output = run(inspect.args(["mask", "inspect", "--json"]).arg(out.join("model.safetensors")));
+    let inspected: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for layer in printed["layers"].as_array().unwrap() {
+        let layers = inspected["layers"].as_array().unwrap();
+        let found = layers.iter().find(|l| l["name"] == layer["name"]).unwrap();
+        for key in ["neurons", "active", "nnz", "fan_in"] {
+            assert_eq!(found[key], layer[key], "{key} of {}", layer["name"]);
+        }
+    }
+
+    let mut eval = Command::new(env!("CARGO_BIN_EXE_srigl"));
+    let output = run(eval.arg("eval").arg(&out).arg("--json"));
+    let evaluated: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(evaluated["test_accuracy"], printed["test_accuracy"]);
+}
+
+/// The process is killed at arbitrary moments, again and again, and resumed; the outcome is that of a run in one go.
+/// The network has dropout, so the random state of the device counts too.
+#[test]
+fn a_killed_run_resumes_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (straight, killed) = (dir.path().join("straight"), dir.path().join("killed"));
+    let arguments = "--model mnist-cnn --train-limit 256 --test-limit 100 --epochs 3 --gamma-sal 0.9 --grad-accumulation 2";
+    let command = |out: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+        command.args("train --dataset glyphs --batch-size 32 --delta-t 5 --lr 0.05 --quiet".split(' '));
+        command.args(arguments.split(' ')).arg("--out").arg(out);
+        command
+    };
+    let started = Instant::now();
+    run(&mut command(&straight));
+    let duration = started.elapsed();
+
+    let mut kills = 0;
+    // Kill after growing parts of the time a whole run takes, until one run gets through.
+    for attempt in 1.. {
+        let mut child = command(&killed).args(["--resume", "--checkpoint-every", "2"]).spawn().unwrap();
+        let patience =
+            Instant::now() + duration.mul_f64(0.17 * f64::from(attempt)) + Duration::from_millis(40);
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break Some(status);
+            }
+            if Instant::now() > patience {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(3));
+        };
+        match status {
+            Some(status) => {
+                assert!(status.success());
+                break;
+            }
+            None => kills += 1,
+        }
+    }
+    assert!(kills > 0, "the run was never interrupted");
+    assert_same_run(&straight, &killed);
+    let left: Vec<String> =
+        fs::read_dir(&killed).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(left.contains(&"result.json".to_string()), "{left:?}");
+}
+
+#[test]
+fn the_result_does_not_depend_on_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    run(&mut srigl("--sparsity 0.95 --gamma-sal 0.9 --epochs 2 --threads 1", &one));
+    run(&mut srigl("--sparsity 0.95 --gamma-sal 0.9 --epochs 2 --threads 3", &two));
+    assert_same_run(&one, &two);
+}
+
+#[test]
+fn every_method_optimizer_and_cpu_device_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, arguments) in [
+        "--method dense",
+        "--method static",
+        "--method set",
+        "--method rigl --distribution uniform",
+        "--method srigl --no-ablation --optimizer adamw --lr 0.001",
+        "--method srigl --optimizer adam --lr 0.001 --device ndarray",
+        "--method srigl --optimizer rmsprop --lr 0.0005 --distribution er --label-smoothing 0.1",
+        "--method srigl --model resnet8 --train-limit 128 --lr-schedule constant",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let out = dir.path().join(i.to_string());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+        command.args("train --dataset glyphs --test-limit 100 --batch-size 64 --delta-t 2 --epochs 1 --sparsity 0.8 --quiet".split(' '));
+        if !arguments.contains("--train-limit") {
+            command.args(["--train-limit", "512"]);
+        }
+        run(command.args(arguments.split(' ')).arg("--out").arg(&out));
+        let result = json(&out.join("result.json"));
+        let sparsity = result["sparsity"].as_f64().unwrap();
+        let expected = if arguments.contains("dense") { 0.0 } else { 0.8 };
+        // Constant fan-in rounds down, by up to one weight a neuron.
+        assert!((sparsity - expected).abs() < 0.05, "{arguments}: {sparsity}");
+    }
+}
+
+#[test]
+fn mistakes_are_one_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let fresh = |name: &str| dir.path().join(name);
+    let error = error_of(&mut srigl("--sparsity 1.5", &fresh("a")));
+    assert!(error.contains("--sparsity is 1.5"), "{error}");
+    let error = error_of(&mut srigl("--sparsity 0.9999", &fresh("b")));
+    assert!(error.contains("layer `fc") && error.contains("fan-in would be 0"), "{error}");
+    let error = error_of(&mut srigl("--device cuda", &fresh("c")));
+    assert!(error.contains("without CUDA") || cfg!(feature = "cuda"), "{error}");
+    let error = error_of(&mut srigl("--device tpu", &fresh("d")));
+    assert!(error.contains("unknown device `tpu`"), "{error}");
+    let error = error_of(&mut srigl("--lr 1e30 --epochs 2", &fresh("e")));
+    assert!(error.contains("diverged"), "{error}");
+    assert!(!fresh("e").join("result.json").exists());
+    let error = error_of(&mut srigl("--keep-dense fc9", &fresh("f")));
+    assert!(error.contains("fc9"), "{error}");
+
+    let out = fresh("run");
+    run(&mut srigl("--epochs 1", &out));
+    let error = error_of(&mut srigl("--epochs 1", &out));
+    assert!(error.contains("--resume"), "{error}");
+    let error = error_of(&mut srigl("--epochs 2 --resume", &out));
+    assert!(error.contains("--epochs"), "{error}");
+    run(&mut srigl("--epochs 1 --resume", &out));
+
+    // A damaged checkpoint is noticed, by resume and by eval.
+    fs::remove_file(out.join("result.json")).unwrap();
+    let path = out.join("checkpoint.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let error = error_of(&mut srigl("--epochs 1 --resume", &out));
+    assert!(error.contains("checkpoint") && error.contains("damaged"), "{error}");
+    fs::write(&path, &bytes[..100]).unwrap();
+    let mut eval = Command::new(env!("CARGO_BIN_EXE_srigl"));
+    let error = error_of(eval.arg("eval").arg(&out));
+    assert!(error.contains("damaged"), "{error}");
+
+    let occupied = fresh("occupied");
+    fs::create_dir(&occupied).unwrap();
+    fs::write(occupied.join("thesis.tex"), "precious").unwrap();
+    let error = error_of(&mut srigl("--epochs 1", &occupied));
+    assert!(error.contains("not a run folder"), "{error}");
+}
+
+/// Real images, where the Debian package `dataset-fashion-mnist` is installed; CI installs it and insists.
+#[test]
+fn fashion_mnist_is_learnt() {
+    if !Path::new("/usr/share/datasets/fashion-mnist").is_dir() {
+        assert!(std::env::var_os("SRIGL_REQUIRE_DATA").is_none(), "Fashion-MNIST is not installed");
+        eprintln!("skipped: the Debian package dataset-fashion-mnist is not installed");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+    let arguments = "train --dataset fashion-mnist --epochs 1 --sparsity 0.95 --gamma-sal 0.3 --quiet";
+    run(command.args(arguments.split(' ')).arg("--out").arg(&out));
+    let result = json(&out.join("result.json"));
+    assert_eq!(result["data"]["synthetic"], false);
+    assert!(result["test_accuracy"].as_f64().unwrap() > 0.8, "{result}");
+}
