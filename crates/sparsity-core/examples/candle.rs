@@ -33,6 +33,7 @@ fn main() -> Result<()> {
     let weight = Var::from_tensor(&Tensor::from_vec(weights, (NEURONS, INPUTS), &DEVICE)?)?;
 
     println!("{:>5} {:>8} {:>7} {:>7} {:>7} {:>6}", "step", "loss", "fan-in", "active", "pruned", "grown");
+    println!("{:5} {:8} {:7} {NEURONS:7}", 0, "", mask.fan_in(0));
     for step in 1..=STEPS {
         let x = Tensor::randn(0f32, 1.0, (64, INPUTS), &DEVICE)?;
         let error = (x.matmul(&weight.t()?)? - x.matmul(&teacher.t()?)?)?;

@@ -23,7 +23,7 @@ struct Contender<M> {
 impl<M: Classifier> Contender<M> {
     fn new(model: M, method: SparseMethod) -> Self {
         let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
-        let srigl = SriglConfig::new(0.9).with_method(method).with_end_step(Some(u64::MAX));
+        let srigl = SriglConfig::new(0.9).with_method(method).with_end_step(u64::MAX);
         let (model, optim) = srigl.sparsify(model, sgd.build()).expect("valid configuration");
         Self { model, optim, seconds: Vec::new() }
     }

@@ -62,8 +62,10 @@ pub struct SriglConfig {
     /// `α`: drop fraction at the start; it falls to 0 along a half cosine.
     #[config(default = 0.3)]
     pub drop_fraction: f64,
-    /// `T_end`: the topology stays fixed from this step on (the paper: 75 % of all steps). Dynamic methods need it.
-    pub end_step: Option<u64>,
+    /// `T_end`: the topology stays fixed from this step on (the paper: 75 % of all steps). There is no default:
+    /// dynamic methods refuse 0.
+    #[config(default = 0)]
+    pub end_step: u64,
     /// The dense gradient of an update is the mean over this many last steps.
     #[config(default = 1)]
     pub grad_accumulation: u64,
@@ -165,15 +167,13 @@ impl SriglConfig {
     }
 
     fn schedule(&self) -> Result<UpdateSchedule, Error> {
-        let end_step = match self.end_step {
-            Some(end_step) => end_step,
-            None if self.method == SparseMethod::Static => 0,
-            None => return Err(Error::NoEndStep),
-        };
+        if self.end_step == 0 && self.method != SparseMethod::Static {
+            return Err(Error::NoEndStep);
+        }
         let schedule = UpdateSchedule {
             delta_t: self.delta_t,
             drop_fraction: self.drop_fraction,
-            end_step,
+            end_step: self.end_step,
             grad_accumulation: self.grad_accumulation,
         };
         schedule.validate()?;

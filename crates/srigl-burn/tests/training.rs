@@ -56,7 +56,7 @@ fn config(method: SparseMethod) -> SriglConfig {
     SriglConfig::new(0.9)
         .with_method(method)
         .with_delta_t(4)
-        .with_end_step(Some(30))
+        .with_end_step(30)
         .with_gamma_sal(0.9)
         .with_seed(3)
 }
@@ -254,7 +254,7 @@ fn patterns_choose_layers() {
     assert!(matches!(error, Error::UnusedPattern { .. }) && error.to_string().contains("haed"), "{error}");
     assert!(matches!(plan(config().with_exclude(strings(&["[a"]))).unwrap_err(), Error::Pattern { .. }));
     assert!(matches!(plan(config().with_exclude(strings(&["*"]))).unwrap_err(), Error::NoLayers));
-    assert!(matches!(plan(config().with_end_step(None)).unwrap_err(), Error::NoEndStep));
+    assert!(matches!(plan(config().with_end_step(0)).unwrap_err(), Error::NoEndStep));
     let error = plan(SriglConfig { sparsity: 0.999, ..config() }).unwrap_err().to_string();
     assert!(error.contains("layer `") && error.contains("fan-in would be 0"), "{error}");
 }

@@ -258,7 +258,8 @@ impl TrainConfig {
             .with_keep_dense(self.keep_dense.clone())
             .with_delta_t(self.delta_t)
             .with_drop_fraction(self.drop_fraction)
-            .with_end_step(Some((total_steps as f64 * self.end_fraction) as u64))
+            // No update happens before step 1, which stands for "never".
+            .with_end_step(((total_steps as f64 * self.end_fraction) as u64).max(1))
             .with_grad_accumulation(self.grad_accumulation)
             .with_weight_init(WeightInit::KaimingNormal)
             .with_seed(self.seed)
