@@ -274,7 +274,7 @@ impl ModuleMapper for Initialise {
             let requires_grad = tensor.is_require_grad();
             let mut rows = weight.layout.to_rows(tensor);
             initialise_weights(&mut rows, mask, self.init, stream);
-            let tensor: Tensor<D> = weight.layout.from_rows(rows, dims, &device);
+            let tensor: Tensor<D> = weight.layout.tensor_of_rows(rows, dims, &device);
             tensor.cast(dtype).detach().set_require_grad(requires_grad)
         })
     }

@@ -40,7 +40,12 @@ impl Layout {
     }
 
     /// A tensor of Burn's dimensions `dims` from row-major values `[N · M]`.
-    pub fn from_rows<const D: usize>(self, rows: Vec<f32>, dims: [usize; D], device: &Device) -> Tensor<D> {
+    pub fn tensor_of_rows<const D: usize>(
+        self,
+        rows: Vec<f32>,
+        dims: [usize; D],
+        device: &Device,
+    ) -> Tensor<D> {
         match self {
             Self::InOut => {
                 Tensor::from_data(TensorData::new(rows, self.out_in_dims(&dims)), device).swap_dims(0, 1)
