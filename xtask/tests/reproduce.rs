@@ -110,7 +110,7 @@ fn quick_runs_every_cell_once_and_writes_the_report() {
     assert_eq!(calls.iter().filter(|call| call.contains("--no-ablation")).count(), 4);
     assert!(calls.iter().all(|call| call.contains(" --resume")));
     let gamma_sal = |call: &String| {
-        if call.contains("--sparsity 0.99 ") { "--gamma-sal 0.9 " } else { "--gamma-sal 0.3 " }
+        if call.contains("--sparsity 0.99 ") { "--gamma-sal 6 " } else { "--gamma-sal 0.3 " }
     };
     assert!(calls.iter().all(|call| call.contains(gamma_sal(call))));
 
