@@ -110,6 +110,17 @@ fn a_killed_run_resumes_bit_for_bit() {
     run(&mut command(&straight));
     let duration = started.elapsed();
 
+    // The worst moment: after the last checkpoint, before the result.
+    for file in ["result.json", "model.safetensors"] {
+        fs::remove_file(straight.join(file)).unwrap();
+    }
+    fs::write(straight.join(".tmp-of-a-killed-write"), "half").unwrap();
+    run(command(&straight).arg("--resume"));
+    assert!(!straight.join(".tmp-of-a-killed-write").exists());
+    let again = dir.path().join("again");
+    run(&mut command(&again));
+    assert_same_run(&straight, &again);
+
     let mut kills = 0;
     // Kill after growing parts of the time a whole run takes, until one run gets through.
     for attempt in 1.. {
@@ -199,6 +210,9 @@ fn mistakes_are_one_clear_error() {
     assert!(!fresh("e").join("result.json").exists());
     let error = error_of(&mut srigl("--keep-dense fc9", &fresh("f")));
     assert!(error.contains("fc9"), "{error}");
+    for name in ["a", "b", "c", "d", "f"] {
+        assert!(!fresh(name).exists(), "{name}: a mistake leaves no folder behind");
+    }
 
     let out = fresh("run");
     run(&mut srigl("--epochs 1", &out));

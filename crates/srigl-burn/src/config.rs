@@ -93,7 +93,11 @@ pub struct SriglConfig {
 impl SriglConfig {
     /// Makes a module sparse and returns it with the optimizer that keeps it so.
     ///
-    /// `optim` is a bare Burn optimizer: `SgdConfig::new().build()`, `AdamWConfig::new().build()`, …
+    /// `optim` is a bare Burn optimizer: `SgdConfig::new().build()`, `AdamWConfig::new().build()`, … In Burn a bare
+    /// optimizer has no gradient clipping; set it with `with_grad_clipping` here, not on the optimizer.
+    ///
+    /// The weights are drawn anew (see `weight_init`), so to resume, load the records after this: first the model's,
+    /// then the optimizer's, whose state belongs to the parameter ids in the model's record.
     ///
     /// # Errors
     /// Settings out of range, patterns that match nothing, or a layer that would be left without weights.
@@ -102,7 +106,7 @@ impl SriglConfig {
         module: M,
         optim: O,
     ) -> Result<(M, ModuleOptimizer), Error> {
-        let (module, optim, _) = self.sparsify_observed(module, optim)?;
+        let (module, optim, _) = self.set_up(module, optim)?;
         Ok((module, optim))
     }
 
@@ -111,6 +115,16 @@ impl SriglConfig {
     /// # Errors
     /// As [`sparsify`](Self::sparsify).
     pub fn sparsify_observed<M: Module, O: Optimizer>(
+        &self,
+        module: M,
+        optim: O,
+    ) -> Result<(M, ModuleOptimizer, Topology), Error> {
+        let (module, optim, topology) = self.set_up(module, optim)?;
+        topology.observe();
+        Ok((module, optim, topology))
+    }
+
+    fn set_up<M: Module, O: Optimizer>(
         &self,
         module: M,
         optim: O,

@@ -40,6 +40,10 @@
 //! topology is updated from the weights and the dense gradients. Masks, step count, schedule and random state are
 //! part of the optimizer's record, so `optim.save(…)`/`optim.load(…)` resume them.
 //!
+//! To resume, build and `sparsify` again, then load the model's record and after it the optimizer's. Gradient clipping
+//! is set with [`SriglConfig::with_grad_clipping`]: Burn's `build()` drops that of an optimizer's configuration, and
+//! here it acts on the masked gradients.
+//!
 //! Other methods (RigL, SET, static masks, dense) differ by the configuration alone: [`SparseMethod`].
 
 #![forbid(unsafe_code)]

@@ -195,7 +195,8 @@ fn mask_moments<S: RecordState, const D: usize>(state: S, inactive: &Tensor<D, B
         }
         source.insert_tensor(name, data);
     }
-    S::state_unflatten("", &mut source, &device).unwrap_or(state)
+    S::state_unflatten("", &mut source, &device)
+        .expect("an optimizer state can be rebuilt from its own record")
 }
 
 impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
@@ -294,6 +295,7 @@ mod tests {
             initial_mask: mask,
         };
         let topology = Topology::new(vec![layer]);
+        topology.observe();
         SparseOptimizer { inner, weight: Arc::new(weight), schedule, seed: 5, clipping: None, topology }
     }
 

@@ -11,6 +11,8 @@ pub struct Topology(Arc<Mutex<State>>);
 struct State {
     layers: Vec<TopologyLayer>,
     events: Vec<TopologyEvent>,
+    /// Somebody holds a handle to drain events with.
+    observed: bool,
 }
 
 /// One sparse layer.
@@ -53,14 +55,53 @@ pub struct TopologyEvent {
 
 impl Topology {
     pub(crate) fn new(layers: Vec<TopologyLayer>) -> Self {
-        Self(Arc::new(Mutex::new(State { layers, events: Vec::new() })))
+        Self(Arc::new(Mutex::new(State { layers, events: Vec::new(), observed: false })))
+    }
+
+    /// From now on events are kept until they are drained.
+    pub(crate) fn observe(&self) {
+        self.lock().observed = true;
     }
 
     /// All layers that count towards the global sparsity, in the order of the module's fields.
     ///
-    /// After a record is loaded into the optimizer, its masks show here from the next step on.
+    /// After a record is loaded into the optimizer, its masks show here from the next step on, or at once with
+    /// [`restore`](Self::restore).
     pub fn layers(&self) -> Vec<TopologyLayer> {
         self.lock().layers.clone()
+    }
+
+    /// The masks of all layers as bytes, for a checkpoint beside the optimizer's record.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let state = self.lock();
+        let masks = state.layers.iter().flat_map(|layer| [&layer.mask, &layer.ever_active]);
+        masks.flat_map(|mask| mask.words()).flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// Shows the masks of [`to_bytes`](Self::to_bytes). The optimizer has its own, from its record.
+    ///
+    /// # Errors
+    /// If the bytes are not those of a topology of the same layers; nothing changes then.
+    pub fn restore(&self, bytes: &[u8]) -> Result<(), Error> {
+        let mut state = self.lock();
+        let mut words = bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
+        let mut masks = Vec::new();
+        for layer in &state.layers {
+            for mask in [&layer.mask, &layer.ever_active] {
+                let words = words.by_ref().take(mask.words().len()).collect();
+                masks.push(Mask::from_words(mask.neurons(), mask.dense_fan_in(), words)?);
+            }
+        }
+        if words.next().is_some() || !bytes.len().is_multiple_of(8) {
+            let (neurons, dense_fan_in) = (0, 0);
+            return Err(Error::MaskSize { neurons, dense_fan_in, got: bytes.len() });
+        }
+        let mut masks = masks.into_iter();
+        for layer in &mut state.layers {
+            layer.mask = masks.next().expect("two masks a layer");
+            layer.ever_active = masks.next().expect("two masks a layer");
+        }
+        Ok(())
     }
 
     /// Takes the updates made since the last call, oldest first.
@@ -83,7 +124,10 @@ impl Topology {
     }
 
     pub(crate) fn record(&self, event: TopologyEvent) {
-        self.lock().events.push(event);
+        let mut state = self.lock();
+        if state.observed {
+            state.events.push(event);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -276,7 +276,7 @@ fn read_dir(set: DataSet, dir: &Path) -> Result<Images> {
 
 /// Writes a file beside `path` and moves it there once `write` has succeeded, so that nobody ever
 /// sees half of it. Makes the folder where it is missing.
-fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),

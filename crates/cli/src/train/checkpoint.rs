@@ -8,6 +8,7 @@ use burn::tensor::Bytes;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use srigl_burn::Topology;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -17,6 +18,7 @@ pub struct Checkpoint {
     pub progress: Progress,
     model: Vec<u8>,
     optimizer: Vec<u8>,
+    topology: Vec<u8>,
 }
 
 /// Position of a run.
@@ -45,25 +47,28 @@ pub struct Progress {
 }
 
 impl Checkpoint {
-    /// Takes the records of a model and its optimizer.
-    pub fn new<M: Module>(progress: Progress, model: &M, optim: &ModuleOptimizer) -> Result<Self> {
+    /// Takes the records of a model and its optimizer, and the masks as the run sees them.
+    pub fn new<M: Module>(
+        progress: Progress,
+        model: &M,
+        optim: &ModuleOptimizer,
+        topology: &Topology,
+    ) -> Result<Self> {
         let model = model.clone().into_record().into_bytes().context("cannot record the model")?;
         let optimizer = optim.to_record().into_bytes().context("cannot record the optimizer")?;
-        Ok(Self { progress, model: model.to_vec(), optimizer: optimizer.to_vec() })
+        let (model, optimizer, topology) = (model.to_vec(), optimizer.to_vec(), topology.to_bytes());
+        Ok(Self { progress, model, optimizer, topology })
     }
 
     /// Writes the checkpoint in one go: a reader sees the old file or the new one.
     pub fn save(&self, path: &Path) -> Result<()> {
         let state = serde_json::to_string(&self.progress)?;
-        let digest = digest(&state, &self.model, &self.optimizer);
+        let digest = digest(&state, self.parts());
         let metadata = HashMap::from([("state".into(), state), ("sha256".into(), digest)]);
-        let view =
-            |bytes: &'_ [u8]| TensorView::new(Dtype::U8, vec![bytes.len()], bytes).map(|v| v.data().to_vec());
-        let (model, optimizer) = (view(&self.model)?, view(&self.optimizer)?);
-        let tensors = [
-            ("model", TensorView::new(Dtype::U8, vec![model.len()], &model)?),
-            ("optimizer", TensorView::new(Dtype::U8, vec![optimizer.len()], &optimizer)?),
-        ];
+        let mut tensors = Vec::new();
+        for (name, bytes) in PARTS.into_iter().zip(self.parts()) {
+            tensors.push((name, TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?));
+        }
         let bytes = safetensors::serialize(tensors, Some(metadata))?;
         super::folder::write_atomically(path, &bytes)
     }
@@ -77,10 +82,12 @@ impl Checkpoint {
             let field = |name: &str| metadata.get(name).with_context(|| format!("it has no {name}"));
             let (state, expected) = (field("state")?, field("sha256")?);
             let file = SafeTensors::deserialize(&bytes)?;
-            let (model, optimizer) = (file.tensor("model")?.data(), file.tensor("optimizer")?.data());
-            ensure!(digest(state, model, optimizer) == *expected, "its checksum does not match");
+            let part = |name| -> Result<Vec<u8>> { Ok(file.tensor(name)?.data().to_vec()) };
+            let [model, optimizer, topology] = PARTS.map(part);
             let progress = serde_json::from_str(state)?;
-            Ok(Self { progress, model: model.to_vec(), optimizer: optimizer.to_vec() })
+            let checkpoint = Self { progress, model: model?, optimizer: optimizer?, topology: topology? };
+            ensure!(digest(state, checkpoint.parts()) == *expected, "its checksum does not match");
+            Ok(checkpoint)
         };
         read().with_context(|| {
             format!(
@@ -101,11 +108,23 @@ impl Checkpoint {
         let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(self.optimizer.clone()))?;
         Ok(optim.load_record(record))
     }
+
+    /// Shows the masks at the time of the checkpoint.
+    pub fn load_topology(&self, topology: &Topology) -> Result<()> {
+        Ok(topology.restore(&self.topology)?)
+    }
+
+    fn parts(&self) -> [&[u8]; 3] {
+        [&self.model, &self.optimizer, &self.topology]
+    }
 }
 
-fn digest(state: &str, model: &[u8], optimizer: &[u8]) -> String {
+/// Names of the parts in the file.
+const PARTS: [&str; 3] = ["model", "optimizer", "topology"];
+
+fn digest(state: &str, parts: [&[u8]; 3]) -> String {
     let mut sha = Sha256::new();
-    for part in [state.as_bytes(), model, optimizer] {
+    for part in [state.as_bytes()].into_iter().chain(parts) {
         sha.update((part.len() as u64).to_le_bytes());
         sha.update(part);
     }

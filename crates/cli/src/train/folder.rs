@@ -93,9 +93,10 @@ impl LayerResult {
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run, or opens that of one to resume.
+    /// The folder of a new run, which [`create`](Self::create) makes, or of one to resume.
     pub fn open(path: &Path, config: &TrainConfig, resume: bool) -> Result<Self> {
         let folder = Self { path: path.to_path_buf() };
+        folder.remove_temporary_files()?;
         let written = folder.file("config.json");
         if written.exists() {
             if !resume {
@@ -106,19 +107,36 @@ impl RunFolder {
             }
             let before = read_config(&written)?;
             if let Some(key) = differing_key(&before, config)? {
+                let run = path.display();
                 bail!(
-                    "{} was trained with another --{key}: resume with the same settings, or choose another --out",
-                    path.display()
+                    "{run} was trained with another --{key}: resume with the same settings, or choose another --out"
                 );
             }
-            return Ok(folder);
-        }
-        if path.is_dir() && fs::read_dir(path)?.next().is_some() {
+        } else if path.exists() && (!path.is_dir() || fs::read_dir(path)?.next().is_some()) {
             bail!("{} exists and is not a run folder: choose another --out", path.display());
         }
-        fs::create_dir_all(path).with_context(|| format!("cannot make run folder {}", path.display()))?;
-        write_atomically(&written, serde_json::to_string_pretty(config)?.as_bytes())?;
         Ok(folder)
+    }
+
+    /// Makes the folder and writes its `config.json`, once the settings are known to work.
+    pub fn create(&self, config: &TrainConfig) -> Result<()> {
+        let path = self.file("config.json");
+        if path.exists() {
+            return Ok(());
+        }
+        write_atomically(&path, serde_json::to_string_pretty(config)?.as_bytes())
+    }
+
+    /// What a process killed in the middle of an atomic write leaves behind.
+    fn remove_temporary_files(&self) -> Result<()> {
+        let Ok(entries) = fs::read_dir(&self.path) else { return Ok(()) };
+        for entry in entries {
+            let path = entry?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp")) {
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Opens the folder of an existing run with its settings.
@@ -160,17 +178,11 @@ fn differing_key(before: &TrainConfig, now: &TrainConfig) -> Result<Option<Strin
     Ok(keys.filter(different).map(|key| key.replace('_', "-")).next())
 }
 
-/// Writes a file so that it is either whole or not there: temporary file in the same folder, then rename.
+/// Writes a file of a run so that it is either whole or not there.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> Result<()> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    crate::data::write_atomic(path, |file| {
+        file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))
+    })
 }
 
 /// A JSON lines file that can be cut back to where a checkpoint was taken.

@@ -127,6 +127,7 @@ impl Session<'_> {
     /// A new run, or the state of the last checkpoint.
     fn start<M: Classifier>(&self, model: M, total_steps: u64) -> Result<State<M>> {
         let (mut model, mut optim, topology) = self.config.sparsify(model, total_steps)?;
+        self.folder.create(self.config)?;
         let path = self.folder.file("checkpoint.safetensors");
         let data = self.images.set.to_string();
         let mut progress = Progress { data: data.clone(), ..Default::default() };
@@ -140,6 +141,7 @@ impl Session<'_> {
             }
             model = checkpoint.load_model(model)?;
             optim = checkpoint.load_optimizer(optim)?;
+            checkpoint.load_topology(&topology)?;
             progress = checkpoint.progress;
         }
         let metrics = JsonLines::open(self.folder.file("metrics.jsonl"), progress.metrics_bytes)?;
@@ -230,7 +232,7 @@ impl Session<'_> {
         state.progress.topology_bytes = state.updates.sync()?;
         let mut progress = state.progress.clone();
         progress.seconds += state.started.elapsed().as_secs_f64();
-        let checkpoint = Checkpoint::new(progress, &state.model, &state.optim)?;
+        let checkpoint = Checkpoint::new(progress, &state.model, &state.optim, &state.topology)?;
         checkpoint.save(&self.folder.file("checkpoint.safetensors"))
     }
 
