@@ -81,7 +81,8 @@ impl Default for Distribution {
 /// Layers with `keep_dense` get 0, and the others make up for them.
 ///
 /// # Errors
-/// [`Error::Sparsity`] outside `[0, 1)`; [`Error::TooManyDense`] if the other layers cannot make up for the dense ones.
+/// [`Error::Sparsity`] outside `[0, 1)`; [`Error::TooManyDense`] if the other layers cannot make up for the dense ones;
+/// [`Error::Setting`] for an ERK power that is not finite.
 pub fn layer_sparsities(
     layers: &[LayerSpec],
     sparsity: f64,
@@ -99,6 +100,9 @@ pub fn layer_sparsities(
         Distribution::Er => {
             let score = |l: &LayerSpec| (l.dims[0] + l.dims[1]) as f64 / (l.dims[0] * l.dims[1]) as f64;
             erdos_renyi(layers, sparsity, &layers.iter().map(score).collect::<Vec<_>>())
+        }
+        Distribution::Erk { power } if !power.is_finite() => {
+            Err(Error::Setting { name: "ERK power", value: power, allowed: "finite" })
         }
         Distribution::Erk { power } => {
             let score =
@@ -204,6 +208,8 @@ mod tests {
         for sparsity in [-0.1, 1.0, f64::NAN] {
             assert!(matches!(layer_sparsities(&mlp(), sparsity, Distribution::Er), Err(Error::Sparsity(_))));
         }
+        let erk = layer_sparsities(&mlp(), 0.9, Distribution::Erk { power: f64::NAN });
+        assert!(matches!(erk, Err(Error::Setting { .. })));
         assert!(LayerSpec::new("x", [3]).is_err());
         assert!(LayerSpec::new("x", [3, 0]).is_err());
         assert!(matches!(LayerSpec::new("x", [usize::MAX, 2]), Err(Error::TooLarge { .. })));
