@@ -241,6 +241,9 @@ fn mistakes_are_one_clear_error() {
     fs::write(occupied.join("thesis.tex"), "precious").unwrap();
     let error = error_of(&mut srigl("--epochs 1", &occupied));
     assert!(error.contains("not a run folder"), "{error}");
+    fs::write(occupied.join(".tmp-notes"), "precious too").unwrap();
+    error_of(&mut srigl("--epochs 1", &occupied));
+    assert!(occupied.join(".tmp-notes").exists(), "nothing is removed from a folder that is not a run's");
 }
 
 /// Real images, where the Debian package `dataset-fashion-mnist` is installed; CI installs it and insists.

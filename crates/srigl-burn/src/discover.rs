@@ -42,31 +42,53 @@ pub(crate) fn find<M: Module>(module: &M) -> Result<Vec<Found>, crate::Error> {
     visitor.found.into_iter().collect::<Result<_, _>>().map_err(Into::into)
 }
 
-/// Follows the module path, with the type that contains each field.
+/// Where a visitor is: the path of field names, and the type that contains each field.
+#[derive(Default)]
+pub(crate) struct ModulePath {
+    fields: Vec<String>,
+    containers: Vec<String>,
+}
+
+impl ModulePath {
+    pub fn enter(&mut self, field: &str, container: &str) {
+        self.fields.push(field.to_string());
+        self.containers.push(container.to_string());
+    }
+
+    pub fn exit(&mut self) {
+        self.fields.pop();
+        self.containers.pop();
+    }
+
+    /// The module's path, the field in it, and the layout if that field is the weight of a layer that can be
+    /// sparse. `None` outside any module.
+    pub fn field(&self) -> Option<(&[String], &str, Option<Layout>)> {
+        let (field, module) = self.fields.split_last()?;
+        let layout = Layout::of_container(self.containers.last()?).filter(|_| field == "weight");
+        Some((module, field, layout))
+    }
+}
+
 #[derive(Default)]
 struct Visitor {
-    path: Vec<String>,
-    containers: Vec<String>,
+    path: ModulePath,
     found: Vec<Result<Found, sparsity_core::Error>>,
 }
 
 impl ModuleVisitor for Visitor {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.push(name.to_string());
-        self.containers.push(container_type.to_string());
+        self.path.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-        self.containers.pop();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let layout = self.containers.last().and_then(|container| Layout::of_container(container));
-        let (Some(layout), Some("weight")) = (layout, self.path.last().map(String::as_str)) else {
+        let Some((module, _, Some(layout))) = self.path.field() else {
             return;
         };
-        let module = self.path[..self.path.len() - 1].join(".");
+        let module = module.join(".");
         let name = if module.is_empty() { BARE.to_string() } else { module };
         let spec = LayerSpec::new(name, layout.out_in_dims(&param.val().dims()));
         self.found.push(spec.map(|spec| Found { spec, layout }));

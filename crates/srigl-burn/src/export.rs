@@ -1,5 +1,6 @@
 //! Parameters under PyTorch's names and in PyTorch's layout, for files that other tools read.
 
+use crate::discover::ModulePath;
 use crate::layout::Layout;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -25,32 +26,25 @@ pub fn state_dict<M: Module>(module: &M) -> Vec<NamedTensor> {
 
 #[derive(Default)]
 struct Visitor {
-    path: Vec<String>,
-    containers: Vec<String>,
+    path: ModulePath,
     tensors: Vec<NamedTensor>,
 }
 
 impl ModuleVisitor for Visitor {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.push(name.to_string());
-        self.containers.push(container_type.to_string());
+        self.path.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-        self.containers.pop();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let (Some((field, module)), Some(container)) = (self.path.split_last(), self.containers.last())
-        else {
+        let Some((module, field, layout)) = self.path.field() else {
             return;
         };
-        let layout = match (Layout::of_container(container), field.as_str()) {
-            (Some(layout), "weight") => layout,
-            _ => Layout::OutIn,
-        };
-        let field = match field.as_str() {
+        let layout = layout.unwrap_or(Layout::OutIn);
+        let field = match field {
             "gamma" => "weight",
             "beta" => "bias",
             other => other,

@@ -182,23 +182,17 @@ impl TrainConfig {
 
     /// In a few words.
     pub fn title(&self) -> String {
-        let name = |value: &dyn ToName| value.name();
         let ablation = match self.method {
-            MethodName::Srigl if self.ablates() => " with ablation",
+            MethodName::Srigl if self.gamma_sal() > 0.0 => " with ablation",
             MethodName::Srigl => " without ablation",
             _ => "",
         };
-        format!("{} {}{ablation}", name(&self.model), name(&self.method))
+        format!("{} {}{ablation}", option_name(&self.model), option_name(&self.method))
     }
 
     /// `γ_sal` in force.
     fn gamma_sal(&self) -> f64 {
         if self.no_ablation { 0.0 } else { self.gamma_sal }
-    }
-
-    /// Whether neurons may be ablated.
-    pub fn ablates(&self) -> bool {
-        self.method == MethodName::Srigl && self.gamma_sal() > 0.0
     }
 
     /// Learning rate of step `step` (from 1) of `total`.
@@ -266,13 +260,7 @@ impl TrainConfig {
     }
 }
 
-/// Names of options as the user types them.
-trait ToName {
-    fn name(&self) -> String;
-}
-
-impl<T: ValueEnum> ToName for T {
-    fn name(&self) -> String {
-        self.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
-    }
+/// The name of an option's value as the user types it.
+fn option_name<T: ValueEnum>(value: &T) -> String {
+    value.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
 }

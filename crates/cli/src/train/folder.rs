@@ -96,7 +96,6 @@ impl RunFolder {
     /// The folder of a new run, which [`create`](Self::create) makes, or of one to resume.
     pub fn open(path: &Path, config: &TrainConfig, resume: bool) -> Result<Self> {
         let folder = Self { path: path.to_path_buf() };
-        folder.remove_temporary_files()?;
         let written = folder.file("config.json");
         if written.exists() {
             if !resume {
@@ -112,7 +111,10 @@ impl RunFolder {
                     "{run} was trained with another --{key}: resume with the same settings, or choose another --out"
                 );
             }
-        } else if path.exists() && (!path.is_dir() || fs::read_dir(path)?.next().is_some()) {
+            folder.remove_temporary_files()?;
+        } else if path.exists()
+            && !(path.is_dir() && folder.entries()?.iter().all(|entry| is_temporary(entry)))
+        {
             bail!("{} exists and is not a run folder: choose another --out", path.display());
         }
         Ok(folder)
@@ -127,16 +129,18 @@ impl RunFolder {
         write_atomically(&path, serde_json::to_string_pretty(config)?.as_bytes())
     }
 
-    /// What a process killed in the middle of an atomic write leaves behind.
+    /// Removes what a process killed in the middle of an atomic write has left in this run.
     fn remove_temporary_files(&self) -> Result<()> {
-        let Ok(entries) = fs::read_dir(&self.path) else { return Ok(()) };
-        for entry in entries {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp")) {
-                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            }
+        for path in self.entries()?.iter().filter(|entry| is_temporary(entry)) {
+            fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         Ok(())
+    }
+
+    fn entries(&self) -> Result<Vec<PathBuf>> {
+        let list =
+            || fs::read_dir(&self.path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>();
+        list().with_context(|| format!("cannot list {}", self.path.display()))
     }
 
     /// Opens the folder of an existing run with its settings.
@@ -162,6 +166,11 @@ impl RunFolder {
             serde_json::from_str(&text).with_context(|| format!("{} is not a result", path.display()))?;
         Ok(Some(result))
     }
+}
+
+/// Whether a file is one of an atomic write that has not got its name yet.
+fn is_temporary(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp"))
 }
 
 fn read_config(path: &Path) -> Result<TrainConfig> {

@@ -91,8 +91,9 @@ impl WithModel for Session<'_> {
     fn run<M: Classifier>(self, model: M) -> Result<RunResult> {
         let (config, images) = (self.config, self.images);
         let shape = [images.channels, images.height, images.width];
-        let train = Batches::new(&images.train, config.train_limit, shape, images.mean_std());
-        let test = Batches::new(&images.test, config.test_limit, shape, images.mean_std());
+        let mean_std = images.mean_std();
+        let train = Batches::new(&images.train, config.train_limit, shape, mean_std);
+        let test = Batches::new(&images.test, config.test_limit, shape, mean_std);
         let steps_per_epoch = train.images().div_ceil(config.batch_size);
         let total_steps = (steps_per_epoch * config.epochs) as u64;
 
