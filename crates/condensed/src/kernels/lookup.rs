@@ -1,0 +1,220 @@
+//! The kernel for single vectors on machines that can look values up in registers.
+//!
+//! A sparse dot product reads its inputs one by one; two loads a weight bound it. Here one lane of a
+//! register is one neuron, and the inputs are cut into blocks of two registers: the inputs of a whole
+//! register of weights come from one table lookup (`vpermt2ps`), and index and value from one load each.
+//! The price is padding: in each block all neurons of a group get as many weights as the one with most,
+//! at random masks about twice as many at 90 % sparsity, and still fewer loads.
+//!
+//! Within a group, blocks are ordered by that number, so that loops have constant lengths and their
+//! branches are predicted.
+
+use super::{Isa, simd};
+use crate::CondensedWeight;
+use simd::Table;
+
+/// Weights of a linear layer in groups of one register of neurons.
+#[derive(Clone, Debug)]
+pub(crate) struct Lookup {
+    isa: Isa,
+    inputs: usize,
+    groups: Vec<Group>,
+    /// For each run, blocks of inputs, by their first input.
+    blocks: Vec<u32>,
+    /// For each step, one place in the block per lane.
+    places: Vec<u8>,
+    /// For each step, one value per lane; 0 where the lane has no weight left.
+    values: Vec<f32>,
+    active: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Group {
+    /// (steps per block, blocks)
+    runs: Vec<(u32, u32)>,
+    first_block: usize,
+    first_step: usize,
+}
+
+/// Measured: `docs/performance.md`.
+const STEP: f64 = 3.0;
+
+impl Lookup {
+    /// Whether the instruction set has table lookups.
+    pub fn supported(isa: Isa) -> bool {
+        matches!(isa, Isa::Avx512 | Isa::Avx2)
+    }
+
+    /// Packs `weight` if the instruction set has lookups and padding does not cost more than they save:
+    /// a step of all lanes costs about as much as [`STEP`] weights one by one.
+    pub fn new_if_faster(isa: Isa, weight: &CondensedWeight) -> Option<Self> {
+        if !Self::supported(isa) {
+            return None;
+        }
+        let lookup = Self::new(isa, weight);
+        let steps = lookup.values.len() / isa.lanes();
+        (steps as f64 * STEP < weight.values().len() as f64).then_some(lookup)
+    }
+
+    /// Packs the active neurons of `weight`.
+    pub fn new(isa: Isa, weight: &CondensedWeight) -> Self {
+        assert!(Self::supported(isa) && isa.available());
+        let (lanes, block) = (isa.lanes(), 2 * isa.lanes());
+        let mut this = Self {
+            isa,
+            inputs: weight.inputs(),
+            groups: Vec::new(),
+            blocks: Vec::new(),
+            places: Vec::new(),
+            values: Vec::new(),
+            active: weight.active().len(),
+        };
+        for first in (0..this.active).step_by(lanes) {
+            let rows = first..(first + lanes).min(this.active);
+            // [block][lane] → weights
+            let mut cells = vec![vec![Vec::new(); lanes]; weight.inputs().div_ceil(block)];
+            for (lane, row) in rows.enumerate() {
+                for (input, value) in weight.row(row) {
+                    cells[input / block][lane].push((input % block, value));
+                }
+            }
+            let steps = |cell: &Vec<Vec<(usize, f32)>>| cell.iter().map(Vec::len).max().unwrap_or(0);
+            let mut order: Vec<usize> = (0..cells.len()).filter(|&b| steps(&cells[b]) > 0).collect();
+            order.sort_by_key(|&b| steps(&cells[b]));
+            let mut group = Group {
+                runs: Vec::new(),
+                first_block: this.blocks.len(),
+                first_step: this.values.len() / lanes,
+            };
+            for same in order.chunk_by(|&a, &b| steps(&cells[a]) == steps(&cells[b])) {
+                let count = steps(&cells[same[0]]);
+                group.runs.push((count as u32, same.len() as u32));
+                for &b in same {
+                    this.blocks.push((b * block) as u32);
+                    for step in 0..count {
+                        for lane in &cells[b] {
+                            let (place, value) = lane.get(step).copied().unwrap_or((0, 0.0));
+                            this.places.push(place as u8);
+                            this.values.push(value);
+                        }
+                    }
+                }
+            }
+            this.groups.push(group);
+        }
+        this
+    }
+
+    /// Floats that an input vector must have: a multiple of the block.
+    pub fn padded_inputs(&self) -> usize {
+        self.inputs.next_multiple_of(2 * self.isa.lanes())
+    }
+
+    /// Bytes of all streams.
+    pub fn bytes(&self) -> usize {
+        let runs: usize = self.groups.iter().map(|g| 16 + g.runs.len() * 8).sum();
+        self.values.len() * 5 + self.blocks.len() * 4 + runs
+    }
+
+    /// `Σ value · x[input]` for the active neurons of one group, zeros in unused lanes.
+    ///
+    /// # Panics
+    /// If `x` is not [`padded_inputs`](Self::padded_inputs) long or `out` not one register.
+    pub fn run(&self, group: usize, x: &[f32], out: &mut [f32]) {
+        assert!(x.len() >= self.padded_inputs());
+        assert_eq!(out.len(), self.isa.lanes());
+        let group = &self.groups[group];
+        // SAFETY: the instruction set was checked by `new`, which also made the streams: blocks start at
+        // multiples of two registers below `padded_inputs`, and runs count blocks and steps there are.
+        unsafe {
+            match self.isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => avx512(self, group, x, out),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => avx2(self, group, x, out),
+                _ => unreachable!("refused by `new`"),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As in [`Lookup::run`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512(lookup: &Lookup, group: &Group, x: &[f32], out: &mut [f32]) {
+    // SAFETY: passed on from the caller.
+    unsafe { dot_group::<simd::x86::Avx512>(lookup, group, x, out) }
+}
+
+/// # Safety
+/// As in [`Lookup::run`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(lookup: &Lookup, group: &Group, x: &[f32], out: &mut [f32]) {
+    // SAFETY: passed on from the caller.
+    unsafe { dot_group::<simd::x86::Avx2>(lookup, group, x, out) }
+}
+
+/// Where a group's streams have been read to.
+#[derive(Clone, Copy)]
+struct Cursor<S> {
+    block: *const u32,
+    place: *const u8,
+    value: *const f32,
+    /// Several sums, so that additions need not wait for each other.
+    sums: [S; 4],
+}
+
+/// # Safety
+/// As in [`Lookup::run`], in a function that enables the instruction set of `S`.
+#[inline(always)]
+unsafe fn dot_group<S: Table>(lookup: &Lookup, group: &Group, x: &[f32], out: &mut [f32]) {
+    // SAFETY: the streams hold what the group says, by construction.
+    unsafe {
+        let mut cursor = Cursor {
+            block: lookup.blocks.as_ptr().add(group.first_block),
+            place: lookup.places.as_ptr().add(group.first_step * S::LANES),
+            value: lookup.values.as_ptr().add(group.first_step * S::LANES),
+            sums: [S::splat(0.0); 4],
+        };
+        macro_rules! unrolled {
+            ($steps:expr, $blocks:expr, $($n:literal)*) => {
+                match $steps {
+                    $($n => run::<S, $n>(&mut cursor, $n, $blocks, x.as_ptr()),)*
+                    steps => run::<S, 0>(&mut cursor, steps, $blocks, x.as_ptr()),
+                }
+            };
+        }
+        for &(steps, blocks) in &group.runs {
+            unrolled!(steps, blocks, 1 2 3 4 5 6 7 8 9 10 11 12);
+        }
+        let [a, b, c, d] = cursor.sums;
+        a.add(b).add(c.add(d)).store(out.as_mut_ptr());
+    }
+}
+
+/// Blocks with the same number of steps; `STEPS` is that number, or 0 for any.
+///
+/// # Safety
+/// As in [`Lookup::run`].
+#[inline(always)]
+unsafe fn run<S: Table, const STEPS: usize>(cursor: &mut Cursor<S>, steps: u32, blocks: u32, x: *const f32) {
+    let steps = if STEPS == 0 { steps as usize } else { STEPS };
+    let Cursor { mut block, mut place, mut value, mut sums } = *cursor;
+    for _ in 0..blocks {
+        // SAFETY: the streams are long enough and blocks lie in `x`, by construction.
+        unsafe {
+            let x = x.add(*block as usize);
+            let (low, high) = (S::load(x), S::load(x.add(S::LANES)));
+            for step in 0..steps {
+                let inputs = S::lookup(low, high, place.add(step * S::LANES));
+                sums[step % 4] = sums[step % 4].add_product(inputs, S::load(value.add(step * S::LANES)));
+            }
+            block = block.add(1);
+            place = place.add(steps * S::LANES);
+            value = value.add(steps * S::LANES);
+        }
+    }
+    *cursor = Cursor { block, place, value, sums };
+}

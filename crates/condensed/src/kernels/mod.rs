@@ -1,0 +1,67 @@
+//! CPU kernels, chosen by instruction set when the program runs.
+
+mod lookup;
+mod rows;
+mod simd;
+mod tiles;
+
+pub(crate) use lookup::Lookup;
+pub(crate) use rows::dot_rows;
+pub(crate) use tiles::Tiles;
+
+use std::sync::LazyLock;
+
+/// Instruction sets that have kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust.
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512F.
+    Avx512,
+    /// NEON.
+    Neon,
+}
+
+impl Isa {
+    /// Whether this machine has it.
+    pub fn available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(all(target_arch = "aarch64", not(miri)))]
+            Self::Neon => true,
+            _ => false,
+        }
+    }
+
+    /// All that this machine has, best first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::Avx512, Self::Avx2, Self::Neon, Self::Portable].into_iter().filter(|isa| isa.available())
+    }
+
+    /// The best that this machine has.
+    pub fn best() -> Self {
+        static BEST: LazyLock<Isa> = LazyLock::new(|| Isa::all().next().expect("portable"));
+        *BEST
+    }
+
+    /// Floats in one register.
+    pub(crate) fn lanes(self) -> usize {
+        if self == Self::Avx512 { 16 } else { 8 }
+    }
+
+    /// Registers that one tile may accumulate in.
+    pub(crate) fn accumulators(self) -> usize {
+        match self {
+            Self::Avx512 => 14,
+            Self::Avx2 => 12,
+            Self::Neon => 8,
+            Self::Portable => 4,
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The few vector operations that the kernels need, for each instruction set.
+
+/// A vector register of `f32`.
+///
+/// # Safety
+/// The methods of an implementor may only be called where its instruction set is available
+/// ([`Isa::available`](super::Isa::available)), and pointers must be valid for `LANES` floats.
+pub(super) unsafe trait Simd: Copy {
+    /// Floats in a register.
+    const LANES: usize;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn splat(value: f32) -> Self;
+    /// `self + a · b`, rounded once where the hardware can.
+    unsafe fn add_product(self, a: Self, b: Self) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+}
+
+/// Registers that can be looked up as tables.
+///
+/// # Safety
+/// As for [`Simd`]; `places` must be valid for `LANES` bytes.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+pub(super) unsafe trait Table: Simd {
+    /// Lane `i` is element `places[i]` of `low` and `high`, one after the other; places are `< 2 · LANES`.
+    unsafe fn lookup(low: Self, high: Self, places: *const u8) -> Self;
+}
+
+/// Plain Rust, for every machine and for Miri.
+#[derive(Clone, Copy)]
+pub(super) struct Portable([f32; 8]);
+
+// SAFETY: needs no instruction set; unaligned reads and writes of 8 floats.
+unsafe impl Simd for Portable {
+    const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller promises 8 readable floats.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller promises 8 writable floats.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; 8])
+    }
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::undocumented_unsafe_blocks, reason = "each method is one intrinsic, on the trait's terms")]
+pub(super) mod x86 {
+    use super::{Simd, Table};
+    use std::arch::x86_64::*;
+
+    /// AVX2 with FMA.
+    #[derive(Clone, Copy)]
+    pub struct Avx2(__m256);
+
+    // SAFETY: AVX2 and FMA intrinsics on unaligned memory; the caller guarantees both.
+    unsafe impl Simd for Avx2 {
+        const LANES: usize = 8;
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            Self(unsafe { _mm256_loadu_ps(from) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            Self(unsafe { _mm256_set1_ps(value) })
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            Self(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            Self(unsafe { _mm256_add_ps(self.0, other.0) })
+        }
+    }
+
+    // SAFETY: AVX2; reads 8 bytes.
+    unsafe impl Table for Avx2 {
+        #[inline(always)]
+        unsafe fn lookup(low: Self, high: Self, places: *const u8) -> Self {
+            unsafe {
+                let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(places.cast()));
+                let low = _mm256_permutevar8x32_ps(low.0, places);
+                let high = _mm256_permutevar8x32_ps(high.0, places);
+                // Bit 3 of the place says which; `blendv` looks at the sign bit.
+                Self(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(places, 28))))
+            }
+        }
+    }
+
+    /// AVX-512F.
+    #[derive(Clone, Copy)]
+    pub struct Avx512(__m512);
+
+    // SAFETY: AVX-512F intrinsics on unaligned memory; the caller guarantees it.
+    unsafe impl Simd for Avx512 {
+        const LANES: usize = 16;
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            Self(unsafe { _mm512_loadu_ps(from) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            Self(unsafe { _mm512_set1_ps(value) })
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            Self(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+    }
+
+    // SAFETY: AVX-512F; reads 16 bytes.
+    unsafe impl Table for Avx512 {
+        #[inline(always)]
+        unsafe fn lookup(low: Self, high: Self, places: *const u8) -> Self {
+            unsafe {
+                let places = _mm512_cvtepu8_epi32(_mm_loadu_si128(places.cast()));
+                Self(_mm512_permutex2var_ps(low.0, places, high.0))
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(clippy::undocumented_unsafe_blocks, reason = "each method is one intrinsic, on the trait's terms")]
+pub(super) mod arm {
+    use super::Simd;
+    use std::arch::aarch64::*;
+
+    /// Two NEON registers, so that all instruction sets but AVX-512 have 8 lanes.
+    #[derive(Clone, Copy)]
+    pub struct Neon(float32x4_t, float32x4_t);
+
+    // SAFETY: NEON is part of every aarch64 target; loads and stores are unaligned.
+    unsafe impl Simd for Neon {
+        const LANES: usize = 8;
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Self(vld1q_f32(from), vld1q_f32(from.add(4))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe {
+                vst1q_f32(to, self.0);
+                vst1q_f32(to.add(4), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { Self(vdupq_n_f32(value), vdupq_n_f32(value)) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            unsafe { Self(vfmaq_f32(self.0, a.0, b.0), vfmaq_f32(self.1, a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            unsafe { Self(vaddq_f32(self.0, other.0), vaddq_f32(self.1, other.1)) }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The kernel for everything but single vectors: linear layers on batches or tokens, and convolutions.
+//!
+//! All of them are one sum. With the input laid out so that each (input, tap) is a contiguous run of
+//! positions, an active weight multiplies such a run by a number: `out[n][p] += w · x[offset + p]` for
+//! every position `p`. A *tile* of positions is held in registers while the weights of a neuron pass by:
+//! one broadcast and one fused multiply-add per register and weight.
+//!
+//! The inputs are cut into *blocks* whose part of the tile stays in the first-level cache. Within a block
+//! neurons are ordered by how many weights they have there, so that the inner loop's length, and with it
+//! the branch at its end, is the same many times in a row.
+
+use super::{Isa, simd};
+use simd::Simd;
+use std::ops::Range;
+
+/// Weights of some neurons, in the order in which the kernel reads them.
+#[derive(Clone, Debug)]
+pub(crate) struct Tiles {
+    bias: Vec<f32>,
+    blocks: Vec<Block>,
+    runs: Vec<Run>,
+    rows: Vec<u32>,
+    offsets: Offsets,
+    values: Vec<f32>,
+    /// One past the last float of the input that position 0 reads.
+    reach: usize,
+}
+
+/// Weights whose inputs lie close together.
+#[derive(Clone, Debug)]
+struct Block {
+    /// Added to all offsets.
+    base: usize,
+    runs: Range<usize>,
+}
+
+/// Rows with the same number of weights in one block.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    rows: u32,
+    weights: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Offsets {
+    U16(Vec<u16>),
+    U32(Vec<u32>),
+}
+
+impl Tiles {
+    /// Packs `rows`: for each neuron its weights as (offset of the input run, value), offsets ascending.
+    /// Inputs whose offsets share `offset / block` are one block.
+    pub fn new(rows: &[Vec<(usize, f32)>], bias: &[f32], block: usize) -> Self {
+        assert_eq!(rows.len(), bias.len());
+        let reach = rows.iter().flatten().map(|w| w.0 + 1).max().unwrap_or(0);
+        let mut this = Self {
+            bias: bias.to_vec(),
+            blocks: Vec::new(),
+            runs: Vec::new(),
+            rows: Vec::new(),
+            offsets: if block <= 1 << 16 { Offsets::U16(Vec::new()) } else { Offsets::U32(Vec::new()) },
+            values: Vec::new(),
+            reach,
+        };
+        let mut next = vec![0; rows.len()];
+        for base in (0..reach.max(1)).step_by(block) {
+            let spans: Vec<Range<usize>> = rows
+                .iter()
+                .zip(&mut next)
+                .map(|(row, next)| {
+                    let start = *next;
+                    *next += row[start..].iter().take_while(|w| w.0 < base + block).count();
+                    start..*next
+                })
+                .collect();
+            let mut order: Vec<usize> = (0..rows.len()).collect();
+            // The first block also writes the bias, so every neuron takes part in it.
+            order.retain(|&n| base == 0 || !spans[n].is_empty());
+            order.sort_by_key(|&n| spans[n].len());
+            let first = this.runs.len();
+            for same in order.chunk_by(|&a, &b| spans[a].len() == spans[b].len()) {
+                this.runs.push(Run { rows: same.len() as u32, weights: spans[same[0]].len() as u32 });
+                for &n in same {
+                    this.rows.push(n as u32);
+                    for &(offset, value) in &rows[n][spans[n].clone()] {
+                        match &mut this.offsets {
+                            Offsets::U16(o) => o.push((offset - base) as u16),
+                            Offsets::U32(o) => o.push((offset - base) as u32),
+                        }
+                        this.values.push(value);
+                    }
+                }
+            }
+            if base == 0 || this.runs.len() > first {
+                this.blocks.push(Block { base, runs: first..this.runs.len() });
+            }
+        }
+        this
+    }
+
+    /// Neurons.
+    pub fn neurons(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Bytes of all streams.
+    pub fn bytes(&self) -> usize {
+        let offsets = match &self.offsets {
+            Offsets::U16(o) => o.len() * 2,
+            Offsets::U32(o) => o.len() * 4,
+        };
+        self.values.len() * 4 + offsets + (self.rows.len() + self.bias.len()) * 4 + self.runs.len() * 8
+    }
+
+    /// One tile: `out[n · width + p] = bias[n] + Σ value · x[offset + p]` for `p < width`, where `width`
+    /// is `vectors` registers.
+    ///
+    /// # Panics
+    /// If `x` or `out` is too short, or the instruction set is not there.
+    pub fn run(&self, isa: Isa, vectors: usize, x: &[f32], out: &mut [f32]) {
+        let width = vectors * isa.lanes();
+        assert!(isa.available() && vectors >= 1);
+        assert!(self.reach == 0 || x.len() >= self.reach - 1 + width, "input too short");
+        assert!(out.len() >= self.bias.len() * width, "output too short");
+        // SAFETY: the instruction set is there; every row is below `bias.len()`, every offset plus its
+        // block's base below `reach`, so all runs of `width` floats lie in `x` and `out`.
+        unsafe {
+            match &self.offsets {
+                Offsets::U16(offsets) => dispatch(self, offsets, isa, vectors, x.as_ptr(), out.as_mut_ptr()),
+                Offsets::U32(offsets) => dispatch(self, offsets, isa, vectors, x.as_ptr(), out.as_mut_ptr()),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As in [`Tiles::run`].
+unsafe fn dispatch<O: Offset>(
+    tiles: &Tiles,
+    offsets: &[O],
+    isa: Isa,
+    vectors: usize,
+    x: *const f32,
+    out: *mut f32,
+) {
+    macro_rules! by_vectors {
+        ($kernel:ident: $($n:literal)*) => {
+            match vectors {
+                // SAFETY: passed on from the caller.
+                $($n => unsafe { $kernel::<O, $n>(tiles, offsets, x, out) },)*
+                _ => panic!("no kernel for tiles of {vectors} registers"),
+            }
+        };
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => by_vectors!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => by_vectors!(avx2: 1 2 3 4 5 6 7 8 9 10 11 12),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => by_vectors!(neon: 1 2 3 4 5 6 7 8),
+        _ => by_vectors!(portable: 1 2 3 4),
+    }
+}
+
+/// # Safety
+/// As in [`Tiles::run`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<O: Offset, const V: usize>(tiles: &Tiles, offsets: &[O], x: *const f32, out: *mut f32) {
+    // SAFETY: passed on from the caller.
+    unsafe { tile::<simd::x86::Avx512, O, V>(tiles, offsets, x, out) }
+}
+
+/// # Safety
+/// As in [`Tiles::run`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<O: Offset, const V: usize>(tiles: &Tiles, offsets: &[O], x: *const f32, out: *mut f32) {
+    // SAFETY: passed on from the caller.
+    unsafe { tile::<simd::x86::Avx2, O, V>(tiles, offsets, x, out) }
+}
+
+/// # Safety
+/// As in [`Tiles::run`].
+#[cfg(target_arch = "aarch64")]
+unsafe fn neon<O: Offset, const V: usize>(tiles: &Tiles, offsets: &[O], x: *const f32, out: *mut f32) {
+    // SAFETY: passed on from the caller.
+    unsafe { tile::<simd::arm::Neon, O, V>(tiles, offsets, x, out) }
+}
+
+/// # Safety
+/// As in [`Tiles::run`].
+unsafe fn portable<O: Offset, const V: usize>(tiles: &Tiles, offsets: &[O], x: *const f32, out: *mut f32) {
+    // SAFETY: passed on from the caller.
+    unsafe { tile::<simd::Portable, O, V>(tiles, offsets, x, out) }
+}
+
+trait Offset: Copy {
+    fn get(self) -> usize;
+}
+
+impl Offset for u16 {
+    #[inline(always)]
+    fn get(self) -> usize {
+        self as usize
+    }
+}
+
+impl Offset for u32 {
+    #[inline(always)]
+    fn get(self) -> usize {
+        self as usize
+    }
+}
+
+/// # Safety
+/// As in [`Tiles::run`], in a function that enables the instruction set of `S`.
+#[inline(always)]
+unsafe fn tile<S: Simd, O: Offset, const V: usize>(
+    tiles: &Tiles,
+    offsets: &[O],
+    x: *const f32,
+    out: *mut f32,
+) {
+    let (mut row, mut offset, mut value) = (tiles.rows.as_ptr(), offsets.as_ptr(), tiles.values.as_ptr());
+    for (index, block) in tiles.blocks.iter().enumerate() {
+        // SAFETY: the streams hold what blocks and runs say, by construction, and the caller promises
+        // that all runs of positions lie in `x` and `out`.
+        unsafe {
+            let x = x.add(block.base);
+            for run in &tiles.runs[block.runs.clone()] {
+                for _ in 0..run.rows {
+                    let neuron = *row as usize;
+                    row = row.add(1);
+                    let out = out.add(neuron * V * S::LANES);
+                    let mut sums: [S; V] = if index == 0 {
+                        [S::splat(*tiles.bias.as_ptr().add(neuron)); V]
+                    } else {
+                        std::array::from_fn(|v| S::load(out.add(v * S::LANES)))
+                    };
+                    for _ in 0..run.weights {
+                        let weight = S::splat(*value);
+                        let x = x.add((*offset).get());
+                        for (v, sum) in sums.iter_mut().enumerate() {
+                            *sum = sum.add_product(weight, S::load(x.add(v * S::LANES)));
+                        }
+                        value = value.add(1);
+                        offset = offset.add(1);
+                    }
+                    for (v, sum) in sums.into_iter().enumerate() {
+                        sum.store(out.add(v * S::LANES));
+                    }
+                }
+            }
+        }
+    }
+}

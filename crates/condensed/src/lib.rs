@@ -1,0 +1,36 @@
+//! Sparse networks in condensed form: storage, CPU kernels, and soon an engine for whole networks.
+//!
+//! A layer trained with SRigL has a constant fan-in: every active neuron has the same number `k` of
+//! weights. [`CondensedWeight`] stores such a matrix as values and input indices `[active neurons, k]`;
+//! [`LinearKernel`] and [`ConvKernel`] run it.
+//!
+//! ```
+//! use condensed::{CondensedWeight, LinearKernel};
+//!
+//! // Two neurons of three inputs, fan-in 1.
+//! let weight = CondensedWeight::from_masked(
+//!     &[0.0, 2.0, 0.0, 0.0, 0.0, 3.0],
+//!     &[false, true, false, false, false, true],
+//!     2,
+//!     3,
+//! )?;
+//! let layer = LinearKernel::new(&weight, &[0.5, 0.0])?;
+//! let mut y = [0.0; 2];
+//! layer.run(1, &[1.0, 1.0, 1.0], &mut y);
+//! assert_eq!(y, [2.5, 3.0]);
+//! # Ok::<(), condensed::Error>(())
+//! ```
+
+mod buffer;
+mod error;
+mod kernels;
+mod layers;
+mod network;
+mod planes;
+mod weight;
+
+pub use error::Error;
+pub use kernels::Isa;
+pub use layers::{ConvKernel, LinearKernel};
+pub use network::{Network, Node, Op, Shape, Weight, Window};
+pub use weight::{CondensedWeight, FanIn, Indices};

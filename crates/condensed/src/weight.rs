@@ -1,0 +1,252 @@
+//! The condensed form of one weight matrix.
+
+use crate::Error;
+
+/// A sparse weight matrix `[N, M]` in condensed form (SRigL, figure 1): for each active neuron (row)
+/// the values of its active weights and the input (column) that each one reads.
+///
+/// With constant fan-in `k`, values and indices are matrices `[active neurons, k]`. A matrix of any
+/// other mask is stored with one row pointer per active neuron.
+///
+/// Built only by checked constructors: active neurons ascend and are `< N`, rows are not empty and have
+/// finite values, and their indices ascend and are `< M`. Kernels rely on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CondensedWeight {
+    neurons: usize,
+    inputs: usize,
+    active: Vec<u32>,
+    fan_in: FanIn,
+    indices: Indices,
+    values: Vec<f32>,
+}
+
+/// How many weights each active neuron has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FanIn {
+    /// The same number `k` for all.
+    Constant(usize),
+    /// Row pointers `[active neurons + 1]`, as in CSR: neuron `a` has the weights `p[a]..p[a + 1]`.
+    Varying(Vec<u32>),
+}
+
+/// Input indices in the smallest type that can hold `M - 1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Indices {
+    /// `M ≤ 2^8`.
+    U8(Vec<u8>),
+    /// `M ≤ 2^16`.
+    U16(Vec<u16>),
+    /// Larger.
+    U32(Vec<u32>),
+}
+
+impl Indices {
+    /// Stores `indices` for a matrix with `inputs` columns. All must be `< inputs`.
+    pub fn new(indices: Vec<u32>, inputs: usize) -> Self {
+        if inputs <= 1 << 8 {
+            Self::U8(indices.into_iter().map(|i| i as u8).collect())
+        } else if inputs <= 1 << 16 {
+            Self::U16(indices.into_iter().map(|i| i as u16).collect())
+        } else {
+            Self::U32(indices)
+        }
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::U8(v) => v.len(),
+            Self::U16(v) => v.len(),
+            Self::U32(v) => v.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The index at position `i`.
+    pub fn get(&self, i: usize) -> usize {
+        match self {
+            Self::U8(v) => v[i] as usize,
+            Self::U16(v) => v[i] as usize,
+            Self::U32(v) => v[i] as usize,
+        }
+    }
+
+    /// Bytes of one index.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::U8(_) => 1,
+            Self::U16(_) => 2,
+            Self::U32(_) => 4,
+        }
+    }
+}
+
+impl CondensedWeight {
+    /// Checks and stores a matrix `[neurons, inputs]`: `active` neurons, their `fan_in`, and the
+    /// `indices` and `values` of all rows one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if any promise of the type would not hold.
+    pub fn new(
+        neurons: usize,
+        inputs: usize,
+        active: Vec<u32>,
+        fan_in: FanIn,
+        indices: Vec<u32>,
+        values: Vec<f32>,
+    ) -> Result<Self, Error> {
+        let bad = |what: String| Err(Error::Weight(what));
+        if neurons > u32::MAX as usize || inputs > u32::MAX as usize {
+            return bad(format!("a matrix [{neurons}, {inputs}] has more than 2^32 rows or columns"));
+        }
+        if indices.len() != values.len() {
+            return bad(format!("{} indices for {} values", indices.len(), values.len()));
+        }
+        if let Some(pair) = active.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return bad(format!("active neurons must ascend, but {} follows {}", pair[1], pair[0]));
+        }
+        if let Some(&last) = active.last().filter(|&&last| last as usize >= neurons) {
+            return bad(format!("active neuron {last} of a matrix with {neurons} rows"));
+        }
+        match &fan_in {
+            FanIn::Constant(k) => {
+                if *k == 0 && !active.is_empty() {
+                    return bad("an active neuron has fan-in 0".into());
+                }
+                if active.len().checked_mul(*k) != Some(values.len()) {
+                    return bad(format!(
+                        "{} values for {} active neurons of fan-in {k}",
+                        values.len(),
+                        active.len()
+                    ));
+                }
+            }
+            FanIn::Varying(pointers) => {
+                let fits = pointers.len() == active.len() + 1
+                    && pointers[0] == 0
+                    && pointers.windows(2).all(|p| p[0] < p[1])
+                    && pointers.last().is_some_and(|&p| p as usize == values.len());
+                if !fits {
+                    return bad("row pointers do not rise from 0 to the number of values".into());
+                }
+            }
+        }
+        if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+            return bad(format!("value {value}"));
+        }
+        if let Some(index) = indices.iter().find(|&&i| i as usize >= inputs) {
+            return bad(format!("input index {index} of a matrix with {inputs} columns"));
+        }
+        let weight = Self { neurons, inputs, active, fan_in, indices: Indices::new(indices, inputs), values };
+        for row in 0..weight.active.len() {
+            let range = weight.row_range(row);
+            if (range.start + 1..range.end).any(|i| weight.indices.get(i - 1) >= weight.indices.get(i)) {
+                return bad(format!("input indices of neuron {} do not ascend", weight.active[row]));
+            }
+        }
+        Ok(weight)
+    }
+
+    /// Condenses `weights` `[neurons, inputs]` (row-major) where `mask` is true. The fan-in is constant
+    /// if the mask's is; otherwise rows get pointers.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if a length is not `neurons · inputs` or an active weight is not finite.
+    pub fn from_masked(weights: &[f32], mask: &[bool], neurons: usize, inputs: usize) -> Result<Self, Error> {
+        let size = neurons.checked_mul(inputs);
+        if size != Some(weights.len()) || size != Some(mask.len()) {
+            return Err(Error::Weight(format!(
+                "{} weights and {} mask bits for a matrix [{neurons}, {inputs}]",
+                weights.len(),
+                mask.len()
+            )));
+        }
+        let (mut active, mut pointers) = (Vec::new(), vec![0u32]);
+        let (mut indices, mut values) = (Vec::new(), Vec::new());
+        for neuron in 0..neurons {
+            let row = neuron * inputs..(neuron + 1) * inputs;
+            for (input, (&value, _)) in
+                weights[row.clone()].iter().zip(&mask[row]).enumerate().filter(|(_, (_, bit))| **bit)
+            {
+                indices.push(input as u32);
+                values.push(value);
+            }
+            if values.len() > *pointers.last().expect("starts with 0") as usize {
+                active.push(neuron as u32);
+                pointers.push(values.len() as u32);
+            }
+        }
+        let k = pointers.get(1).map_or(0, |&p| p);
+        let constant = pointers.windows(2).all(|p| p[1] - p[0] == k);
+        let fan_in = if constant { FanIn::Constant(k as usize) } else { FanIn::Varying(pointers) };
+        Self::new(neurons, inputs, active, fan_in, indices, values)
+    }
+
+    /// The matrix `[N, M]`, row-major, zeros where no weight is active.
+    pub fn to_dense(&self) -> Vec<f32> {
+        let mut dense = vec![0.0; self.neurons * self.inputs];
+        for row in 0..self.active.len() {
+            let start = self.active[row] as usize * self.inputs;
+            for i in self.row_range(row) {
+                dense[start + self.indices.get(i)] = self.values[i];
+            }
+        }
+        dense
+    }
+
+    /// Rows `N`, ablated ones included.
+    pub fn neurons(&self) -> usize {
+        self.neurons
+    }
+
+    /// Columns `M`, the dense fan-in.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// The neurons that have weights, ascending.
+    pub fn active(&self) -> &[u32] {
+        &self.active
+    }
+
+    /// Weights per active neuron.
+    pub fn fan_in(&self) -> &FanIn {
+        &self.fan_in
+    }
+
+    /// Input indices of all rows, one row after the other.
+    pub fn indices(&self) -> &Indices {
+        &self.indices
+    }
+
+    /// Values of all rows, one row after the other.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Where the weights of the `row`-th active neuron lie in [`values`](Self::values).
+    pub fn row_range(&self, row: usize) -> std::ops::Range<usize> {
+        match &self.fan_in {
+            FanIn::Constant(k) => row * k..(row + 1) * k,
+            FanIn::Varying(pointers) => pointers[row] as usize..pointers[row + 1] as usize,
+        }
+    }
+
+    /// The weights of the `row`-th active neuron as (input, value), inputs ascending.
+    pub fn row(&self, row: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
+        self.row_range(row).map(|i| (self.indices.get(i), self.values[i]))
+    }
+
+    /// Bytes that values, indices, active neurons and row pointers take.
+    pub fn bytes(&self) -> usize {
+        let pointers = match &self.fan_in {
+            FanIn::Constant(_) => 0,
+            FanIn::Varying(pointers) => pointers.len() * 4,
+        };
+        self.values.len() * (4 + self.indices.width()) + self.active.len() * 4 + pointers
+    }
+}
