@@ -3,7 +3,7 @@
 use crate::buffer::Buffer;
 use crate::kernels::{Isa, Lookup, dot_rows};
 use crate::planes::{PlaneLayer, Rows, Scratch, plane_stride};
-use crate::{CondensedWeight, Error, Shape, Weight, Window};
+use crate::{CondensedWeight, Error, Shape, Window};
 use rayon::prelude::*;
 use std::sync::{Mutex, OnceLock};
 
@@ -67,6 +67,13 @@ impl LinearKernel {
     /// The bias `[N]`.
     pub fn bias(&self) -> &[f32] {
         &self.bias
+    }
+
+    /// Bytes of the weights: as stored, and as packed for what has been run.
+    pub fn bytes(&self) -> usize {
+        let single = self.single.get().and_then(Option::as_ref).map_or(0, Lookup::bytes);
+        let batch = self.batch.get().map_or(0, PlaneLayer::bytes);
+        self.weight.bytes() + self.bias.len() * 4 + single + batch
     }
 
     /// `[batch, M]` → `[batch, N]`, both row-major.
@@ -295,6 +302,11 @@ impl ConvKernel {
         self.output
     }
 
+    /// Bytes of the weights as packed.
+    pub fn bytes(&self) -> usize {
+        self.layer.bytes()
+    }
+
     /// `[batch, C, H, W]` → `[batch, C', H', W']`, both row-major.
     ///
     /// # Panics
@@ -380,18 +392,6 @@ pub(crate) fn rows_of(weight: &CondensedWeight) -> Rows {
         rows[neuron as usize] = weight.row(row).collect();
     }
     rows
-}
-
-impl Weight {
-    /// The weights as rows; a dense weight of exactly zero counts as absent only in condensed ones.
-    pub(crate) fn rows(&self, inputs: usize) -> Rows {
-        match self {
-            Self::Dense(values) => {
-                values.chunks(inputs.max(1)).map(|row| row.iter().copied().enumerate().collect()).collect()
-            }
-            Self::Condensed(weight) => rows_of(weight),
-        }
-    }
 }
 
 fn check(neurons: usize, bias: &[f32], isa: Isa) -> Result<(), Error> {

@@ -1,8 +1,8 @@
-//! Sparse networks in condensed form: storage, CPU kernels, and soon an engine for whole networks.
+//! Sparse networks in condensed form: storage, CPU kernels, and an engine for whole networks.
 //!
 //! A layer trained with SRigL has a constant fan-in: every active neuron has the same number `k` of
 //! weights. [`CondensedWeight`] stores such a matrix as values and input indices `[active neurons, k]`;
-//! [`LinearKernel`] and [`ConvKernel`] run it.
+//! [`LinearKernel`] and [`ConvKernel`] run it, and [`Engine`] runs whole [`Network`]s.
 //!
 //! ```
 //! use condensed::{CondensedWeight, LinearKernel};
@@ -21,15 +21,22 @@
 //! # Ok::<(), condensed::Error>(())
 //! ```
 
+pub mod architectures;
 mod buffer;
+mod engine;
 mod error;
+mod file;
+mod fold;
 mod kernels;
 mod layers;
+mod math;
 mod network;
 mod planes;
 mod weight;
 
+pub use engine::Engine;
 pub use error::Error;
+pub use file::{from_bytes, load, save, to_bytes};
 pub use kernels::Isa;
 pub use layers::{ConvKernel, LinearKernel};
 pub use network::{Network, Node, Op, Shape, Weight, Window};

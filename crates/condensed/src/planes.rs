@@ -5,9 +5,9 @@ use crate::kernels::{Isa, Tiles};
 use crate::{Shape, Window};
 use rayon::prelude::*;
 
-/// Floats a plane of `positions` takes: whole cache lines.
+/// Floats a plane of `positions` takes: whole cache lines, but for vectors, whose planes are one number.
 pub(crate) fn plane_stride(positions: usize) -> usize {
-    positions.next_multiple_of(16)
+    if positions == 1 { 1 } else { positions.next_multiple_of(16) }
 }
 
 /// Input that fits the first-level cache beside weights and sums, in floats.
@@ -226,11 +226,6 @@ impl PlaneLayer {
             width,
             row_stride,
         }
-    }
-
-    /// Height and width of an output plane.
-    pub fn output_size(&self) -> [usize; 2] {
-        [self.height, self.width]
     }
 
     /// Floats between output planes.

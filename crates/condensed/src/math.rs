@@ -1,0 +1,264 @@
+//! What networks do between their sparse layers, on planes `[features][stride]`.
+
+use rayon::prelude::*;
+
+/// Defines a function that is compiled for each x86-64 level and chosen when it runs, so that the compiler
+/// vectorises plain loops with the registers the machine has.
+macro_rules! vectorised {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),*) $body:block) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $type),*) {
+            #[inline(always)]
+            fn body($($arg: $type),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx2,fma")]
+                fn avx512($($arg: $type),*) { body($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) { body($($arg),*) }
+                match crate::Isa::best() {
+                    // SAFETY: the instruction set was found on this machine.
+                    crate::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    crate::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    _ => {}
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+
+/// `e^x` to about 2 units in the last place, for `x ≤ 88`; 0 far below.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    let x = x.max(-87.0);
+    // 2^n · e^r with |r| ≤ ln 2 / 2; the shift rounds to whole numbers.
+    const SHIFT: f32 = 12_582_912.0;
+    let n = x * std::f32::consts::LOG2_E + SHIFT;
+    let bits = n.to_bits() << 23;
+    let n = n - SHIFT;
+    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+    let p = 1.987_569_1e-4 * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let e = p * r * r + r + 1.0;
+    f32::from_bits(e.to_bits().wrapping_add(bits))
+}
+
+/// The normal distribution's `Φ(x)`, absolute error below 1e-7 (Abramowitz and Stegun 7.1.26 has 7.5e-8 for Φ).
+#[inline(always)]
+fn normal_cdf(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let p = 1.061_405_4 * t - 1.453_152;
+    let p = p * t + 1.421_413_7;
+    let p = p * t - 0.284_496_74;
+    let p = p * t + 0.254_829_6;
+    let tail = 0.5 * p * t * exp(-z * z);
+    if x < 0.0 { tail } else { 1.0 - tail }
+}
+
+vectorised! {
+    /// `x · Φ(x)`, in place.
+    pub(crate) fn gelu(x: &mut [f32]) {
+        for x in x {
+            *x *= normal_cdf(*x);
+        }
+    }
+}
+
+vectorised! {
+    /// `max(x, 0)`, in place.
+    pub(crate) fn relu(x: &mut [f32]) {
+        for x in x {
+            *x = x.max(0.0);
+        }
+    }
+}
+
+vectorised! {
+    /// `x · scale + shift`, in place.
+    pub(crate) fn affine(x: &mut [f32], scale: f32, shift: f32) {
+        for x in x {
+            *x = *x * scale + shift;
+        }
+    }
+}
+
+vectorised! {
+    /// `out = a + b`.
+    pub(crate) fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
+        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+            *out = a + b;
+        }
+    }
+}
+
+vectorised! {
+    /// Softmax down the columns of `scores`, planes of `stride` floats; `sums` has one plane.
+    pub(crate) fn softmax_columns(scores: &mut [f32], stride: usize, sums: &mut [f32]) {
+        let most = &mut *sums;
+        most.fill(f32::NEG_INFINITY);
+        for plane in scores.chunks_exact(stride) {
+            for (m, s) in most.iter_mut().zip(plane) {
+                *m = m.max(*s);
+            }
+        }
+        for plane in scores.chunks_exact_mut(stride) {
+            for (s, m) in plane.iter_mut().zip(&*most) {
+                *s = exp(*s - m);
+            }
+        }
+        sums.fill(0.0);
+        for plane in scores.chunks_exact(stride) {
+            for (sum, s) in sums.iter_mut().zip(plane) {
+                *sum += s;
+            }
+        }
+        for sum in &mut *sums {
+            *sum = 1.0 / *sum;
+        }
+        for plane in scores.chunks_exact_mut(stride) {
+            for (s, sum) in plane.iter_mut().zip(&*sums) {
+                *s *= sum;
+            }
+        }
+    }
+}
+
+/// Columns that one pass of a normalisation takes.
+const COLUMNS: usize = 16;
+
+vectorised! {
+    /// Layer normalisation over the features of [`COLUMNS`] positions from `first` on.
+    fn normalise_columns(x: &[f32], out: &mut [f32], stride: usize, first: usize, scale: &[f32], shift: &[f32], epsilon: f32) {
+        let features = scale.len() as f32;
+        let (mut mean, mut variance) = ([0.0f32; COLUMNS], [0.0f32; COLUMNS]);
+        let planes = || x.chunks_exact(stride).map(|plane| &plane[first..first + COLUMNS]);
+        for plane in planes() {
+            for (m, x) in mean.iter_mut().zip(plane) {
+                *m += x;
+            }
+        }
+        mean.iter_mut().for_each(|m| *m /= features);
+        for plane in planes() {
+            for ((v, m), x) in variance.iter_mut().zip(&mean).zip(plane) {
+                *v += (x - m) * (x - m);
+            }
+        }
+        variance.iter_mut().for_each(|v| *v = 1.0 / (*v / features + epsilon).sqrt());
+        for (((plane, out), scale), shift) in planes().zip(out.chunks_exact_mut(stride)).zip(scale).zip(shift) {
+            for (((x, out), m), v) in plane.iter().zip(&mut out[first..first + COLUMNS]).zip(&mean).zip(&variance) {
+                *out = (x - m) * v * scale + shift;
+            }
+        }
+    }
+}
+
+/// Layer normalisation over the features of each position.
+pub(crate) fn layer_norm(
+    x: &[f32],
+    out: &mut [f32],
+    stride: usize,
+    scale: &[f32],
+    shift: &[f32],
+    epsilon: f32,
+) {
+    for first in (0..stride).step_by(COLUMNS) {
+        normalise_columns(x, out, stride, first, scale, shift, epsilon);
+    }
+}
+
+/// Calls `run` on parts of `x`, in parallel where that pays.
+pub(crate) fn in_parallel(x: &mut [f32], run: impl Fn(&mut [f32]) + Send + Sync) {
+    let part = x.len().div_ceil(rayon::current_num_threads()).next_multiple_of(16).max(1 << 13);
+    if x.len() <= part {
+        run(x);
+    } else {
+        x.par_chunks_mut(part).for_each(run);
+    }
+}
+
+/// A matrix in memory: from one row and from one column to the next.
+#[derive(Clone, Copy)]
+pub(crate) struct Strides {
+    pub row: usize,
+    pub column: usize,
+}
+
+/// `out = scale · a · b` with `a` `[m, k]` and `b` `[k, n]`, by the `gemm` crate.
+#[expect(clippy::too_many_arguments, reason = "as few as a matrix product has")]
+pub(crate) fn matmul(
+    [m, n, k]: [usize; 3],
+    out: &mut [f32],
+    out_strides: Strides,
+    a: &[f32],
+    a_strides: Strides,
+    b: &[f32],
+    b_strides: Strides,
+    scale: f32,
+    threads: usize,
+) {
+    let fits = |len: usize, rows: usize, columns: usize, s: Strides| {
+        rows == 0 || columns == 0 || (rows - 1) * s.row + (columns - 1) * s.column < len
+    };
+    assert!(
+        fits(out.len(), m, n, out_strides)
+            && fits(a.len(), m, k, a_strides)
+            && fits(b.len(), k, n, b_strides)
+    );
+    let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
+    // SAFETY: all three matrices lie in their slices, as asserted, and `out` is borrowed mutably.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            out_strides.column as isize,
+            out_strides.row as isize,
+            false,
+            a.as_ptr(),
+            a_strides.column as isize,
+            a_strides.row as isize,
+            b.as_ptr(),
+            b_strides.column as isize,
+            b_strides.row as isize,
+            0.0,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponential_and_normal_distribution_are_accurate() {
+        for i in -8700..=8700 {
+            let x = i as f32 / 100.0;
+            let want = f64::from(x).exp();
+            assert!((f64::from(exp(x)) - want).abs() <= 3e-7 * want, "exp({x}) = {}", exp(x));
+        }
+        assert!(exp(-1e30) < 1e-37);
+        // Φ by integration of the density from 0, in steps of 1e-4.
+        let (mut cdf, step) = (0.5f64, 1e-4);
+        for i in 0..60_000 {
+            let x = f64::from(i) * step;
+            let near = normal_cdf(x as f32);
+            assert!((f64::from(near) - cdf).abs() < 3e-7, "Φ({x}) = {near}, not {cdf}");
+            let other = normal_cdf(-x as f32);
+            assert!((f64::from(other) - (1.0 - cdf)).abs() < 3e-7, "Φ(-{x}) = {other}");
+            let middle = x + step / 2.0;
+            cdf += step * (-middle * middle / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        }
+    }
+}
