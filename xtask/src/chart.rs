@@ -1,4 +1,4 @@
-//! The figure: accuracy against sparsity, one line per method.
+//! The figures: accuracy against sparsity, one line per method; times of a layer, one bar per engine.
 
 use crate::recipe::Method;
 use crate::stats::Summary;
@@ -62,6 +62,96 @@ pub fn accuracy(panels: &[Panel]) -> String {
         root.present().expect(DRAWN);
     }
     svg
+}
+
+/// Times of one batch size: a group of bars at each tick.
+pub struct Bars {
+    /// Heading.
+    pub title: String,
+    /// Names of the groups, from left to right.
+    pub ticks: Vec<String>,
+    /// For each entry of the legend the milliseconds at each tick; `None` leaves a gap.
+    pub series: Vec<Vec<Option<f64>>>,
+}
+
+/// Size of a panel of bars in pixels.
+const BARS: (u32, u32) = (420, 340);
+/// Room of one entry of the legend in pixels.
+const ENTRY: (i32, i32) = (200, 24);
+/// Share of the distance between ticks that a group of bars takes.
+const GROUP: f64 = 0.66;
+
+/// Draws rows of panels below a common legend, each entry a name and a colour, on one logarithmic scale.
+///
+/// # Panics
+/// Never in practice: drawing into a string cannot fail.
+pub fn times(legend: &[(&str, RGBColor)], rows: &[Vec<Bars>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(1).max(1) as u32;
+    let width = BARS.0 * columns;
+    let per_line = (width as i32 / ENTRY.0).max(1);
+    let lines = (legend.len() as i32 + per_line - 1) / per_line;
+    let top = (12 + lines * ENTRY.1) as u32;
+    let all = || rows.iter().flatten().flat_map(|bars| bars.series.iter().flatten().flatten());
+    // Powers of ten, so that bars can be compared between panels.
+    let low = 10_f64.powf(all().copied().fold(f64::INFINITY, f64::min).log10().floor());
+    let high = 10_f64.powf(all().copied().fold(0.0, f64::max).log10().ceil()).max(10.0 * low);
+
+    let mut svg = String::new();
+    {
+        let root =
+            SVGBackend::with_string(&mut svg, (width, top + BARS.1 * rows.len() as u32)).into_drawing_area();
+        root.fill(&WHITE).expect(DRAWN);
+        let (head, body) = root.split_vertically(top);
+        for (index, (name, colour)) in legend.iter().enumerate() {
+            let (x, y) = (20 + index as i32 % per_line * ENTRY.0, 12 + index as i32 / per_line * ENTRY.1);
+            head.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], colour.filled())).expect(DRAWN);
+            let style = (FONT, 15).into_font().color(&INK);
+            head.draw(&Text::new(*name, (x + 20, y), style)).expect(DRAWN);
+        }
+        let areas = body.split_evenly((rows.len(), columns as usize));
+        for (row, areas) in rows.iter().zip(areas.chunks(columns as usize)) {
+            for (bars, area) in row.iter().zip(areas) {
+                bars.draw(area, legend, low..high);
+            }
+        }
+        root.present().expect(DRAWN);
+    }
+    svg
+}
+
+impl Bars {
+    fn draw(&self, area: &Area, legend: &[(&str, RGBColor)], range: Range<f64>) {
+        let low = range.start;
+        let text = |size: u32| (FONT, size).into_font().color(&INK);
+        let mut chart = ChartBuilder::on(area)
+            .margin(12)
+            .caption(&self.title, text(16))
+            .x_label_area_size(42)
+            .y_label_area_size(62)
+            .build_cartesian_2d(Ticks(self.ticks.clone()), range.log_scale())
+            .expect(DRAWN);
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(INK.mix(0.5))
+            .label_style(text(13))
+            .axis_desc_style(text(13))
+            .x_desc("sparsity")
+            .y_desc("milliseconds")
+            .y_label_formatter(&|y| format!("{y}"))
+            .draw()
+            .expect(DRAWN);
+        let width = GROUP / legend.len() as f64;
+        for (index, (series, (_, colour))) in self.series.iter().zip(legend).enumerate() {
+            let bars = series.iter().enumerate().filter_map(|(tick, ms)| {
+                let left = tick as f64 - GROUP / 2.0 + index as f64 * width;
+                Some(Rectangle::new([(left, low), (left + 0.9 * width, (*ms)?)], colour.filled()))
+            });
+            chart.draw_series(bars).expect(DRAWN);
+        }
+    }
 }
 
 const DRAWN: &str = "drawing into a string cannot fail";
@@ -187,5 +277,26 @@ impl Panel {
         // At least half a point high, so that equal accuracies still make an axis.
         let margin = (0.05 * (high - low)).max(0.25);
         ((low - margin).max(0.0), (high + margin).min(100.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_time_has_a_bar_and_every_engine_an_entry() {
+        let bars =
+            |series| Bars { title: "batch 1".into(), ticks: vec!["80 %".into(), "90 %".into()], series };
+        let row = vec![bars(vec![vec![Some(1.0), Some(0.5)], vec![Some(2.0), None]])];
+        let svg = times(&[("dense", INK), ("condensed", RGBColor(213, 94, 0))], &[row]);
+        let filled = |colour: &str| {
+            svg.lines()
+                .filter(|line| line.starts_with("<rect") && line.contains(&format!("fill=\"{colour}\"")))
+                .count()
+        };
+        // One bar per time and a square in the legend.
+        assert_eq!((filled("#333333"), filled("#D55E00")), (3, 2), "{svg}");
+        assert!(svg.contains("condensed") && svg.contains("batch 1") && svg.contains("90 %"), "{svg}");
     }
 }

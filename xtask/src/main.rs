@@ -3,7 +3,8 @@
 //! ```text
 //! recipes/*.toml ─ recipe ─ cells ─ runner (drives `srigl train`) ─┐
 //!                                        published/*.toml ─────────┼─ tables/grid ─ report ─ files, terminal
-//!                           tables/{flops, variance} (no training) ┘
+//!                           tables/{flops, variance} (no training) ┤
+//!     runner (drives `srigl bench`), peers ─ tables/timings ───────┘
 //! ```
 //!
 //! No tensor library is linked, so this compiles in seconds. To add a table of trained networks, add a recipe
@@ -11,6 +12,7 @@
 //! [`report::Report`].
 
 mod chart;
+mod peers;
 mod published;
 mod recipe;
 mod report;
@@ -22,7 +24,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tables::{TableName, grid};
+use tables::{TableName, grid, timings};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Tasks of this workspace.")]
@@ -58,7 +60,7 @@ struct Reproduce {
     #[arg(long)]
     json: bool,
 
-    /// Folder for table.md, results.json, accuracy.svg and the runs [default: results/TABLE in the workspace].
+    /// Folder for table.md, results.json, the figure and the runs [default: results/TABLE in the workspace].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
@@ -73,6 +75,22 @@ struct Reproduce {
     /// Device handed to `srigl train --device`.
     #[arg(long, value_name = "D")]
     device: Option<String>,
+
+    /// `timings`: time PyTorch, ONNX Runtime and DeepSparse too, installed by pip under target/peers.
+    #[arg(long)]
+    peers: bool,
+
+    /// `timings`: fewer cases and rounds.
+    #[arg(long)]
+    quick: bool,
+
+    /// Interpreter that has PyTorch and ONNX Runtime, instead of an environment made for it.
+    #[arg(long, value_name = "PATH", requires = "peers")]
+    peers_python: Option<PathBuf>,
+
+    /// Interpreter that has DeepSparse, instead of an environment made for it.
+    #[arg(long, value_name = "PATH", requires = "peers")]
+    deepsparse_python: Option<PathBuf>,
 }
 
 impl Reproduce {
@@ -87,6 +105,15 @@ impl Reproduce {
         ];
         for (option, given) in given {
             ensure!(!given, "table `{}` trains nothing, so {option} has no effect; leave it out", self.table);
+        }
+        Ok(())
+    }
+
+    /// Only `timings` takes these.
+    fn refuse_timing_options(&self) -> Result<()> {
+        for (option, given) in [("--peers", self.peers), ("--quick", self.quick)] {
+            let table = self.table;
+            ensure!(!given, "{option} belongs to the table `timings`, not to `{table}`; leave it out");
         }
         Ok(())
     }
@@ -110,6 +137,9 @@ fn reproduce(args: &Reproduce) -> Result<bool> {
         Some(out) => std::path::absolute(out).with_context(|| format!("--out {}", out.display()))?,
         None => workspace_root().join("results").join(args.table.to_string()),
     };
+    if args.table != TableName::Timings {
+        args.refuse_timing_options()?;
+    }
     let report = match args.table.recipe() {
         Some(recipe) => {
             let data = args.data.as_ref().map(|data| {
@@ -129,6 +159,13 @@ fn reproduce(args: &Reproduce) -> Result<bool> {
             args.refuse_training_options()?;
             match args.table {
                 TableName::Flops => tables::flops::reproduce()?,
+                TableName::Timings => timings::reproduce(&timings::Options {
+                    peers: args.peers,
+                    quick: args.quick,
+                    torch_python: args.peers_python.clone(),
+                    deepsparse_python: args.deepsparse_python.clone(),
+                    cores: available_cores(),
+                })?,
                 _ => tables::variance::reproduce(),
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::recipe::Method;
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Test accuracies published elsewhere, in percent.
 #[derive(Debug, Deserialize)]
@@ -83,9 +83,54 @@ pub fn resnet50_cost() -> Result<Vec<Resnet50Cost>> {
     Ok(file.rows)
 }
 
+/// Published timings of the layer 3072 → 768.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LayerTimings {
+    /// Who measured, and on what.
+    pub label: String,
+    rows: Vec<LayerTiming>,
+}
+
+/// How many times faster the condensed form was, in one case.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all(deserialize = "kebab-case"))]
+pub struct LayerTiming {
+    sparsity: f64,
+    batch: usize,
+    /// Time of the dense form over the time of the condensed one.
+    pub over_dense: f64,
+    /// Time of the CSR form over the time of the condensed one.
+    pub over_csr: f64,
+}
+
+impl LayerTimings {
+    /// The embedded file.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read() -> Result<Self> {
+        toml::from_str(include_str!("../published/timings.toml"))
+            .context("published/timings.toml cannot be read")
+    }
+
+    /// The published ratios at a sparsity and batch size, if there are any.
+    pub fn at(&self, sparsity: f64, batch: usize) -> Option<LayerTiming> {
+        self.rows.iter().copied().find(|row| row.sparsity == sparsity && row.batch == batch)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn published_timings_are_found() {
+        let paper = LayerTimings::read().unwrap();
+        let row = paper.at(0.9, 1).unwrap();
+        assert_eq!((row.over_dense, row.over_csr), (3.4, 2.5));
+        assert_eq!(paper.at(0.9, 16), None);
+    }
 
     #[test]
     fn published_accuracies_are_found() {

@@ -17,10 +17,20 @@ pub struct Report {
     pub tables: Vec<Table>,
     /// Contents of `results.json`.
     pub json: Value,
-    /// Contents of `accuracy.svg`, if there is anything to draw.
-    pub chart: Option<String>,
+    /// The figure, if there is anything to draw.
+    pub chart: Option<Chart>,
     /// What is missing or wrong, with cause and fix. Not empty means exit code ≠ 0.
     pub problems: Vec<String>,
+}
+
+/// A figure, written beside the tables.
+pub struct Chart {
+    /// File name.
+    pub file: &'static str,
+    /// What it shows, in words.
+    pub alt: &'static str,
+    /// Contents of the file.
+    pub svg: String,
 }
 
 /// One table of text cells.
@@ -37,7 +47,7 @@ pub struct Table {
 }
 
 impl Report {
-    /// Writes `table.md`, `results.json` and, if there is one, `accuracy.svg` into the folder `out`.
+    /// Writes `table.md`, `results.json` and, if there is one, the figure into the folder `out`.
     ///
     /// # Errors
     /// If the folder cannot be made or a file not written.
@@ -46,7 +56,7 @@ impl Report {
         write_atomically(&out.join("table.md"), &self.markdown())?;
         write_atomically(&out.join("results.json"), &(self.json_text() + "\n"))?;
         if let Some(chart) = &self.chart {
-            write_atomically(&out.join("accuracy.svg"), chart)?;
+            write_atomically(&out.join(chart.file), &chart.svg)?;
         }
         Ok(())
     }
@@ -62,8 +72,8 @@ impl Report {
         for fact in &self.facts {
             _ = writeln!(text, "- {fact}");
         }
-        if self.chart.is_some() {
-            text.push_str("\n![accuracy against sparsity](accuracy.svg)\n");
+        if let Some(chart) = &self.chart {
+            _ = write!(text, "\n![{}]({})\n", chart.alt, chart.file);
         }
         for table in &self.tables {
             _ = write!(text, "\n## {}\n\n{}", table.caption, table.markdown());
@@ -144,7 +154,11 @@ mod tests {
                 notes: vec!["A note.".into()],
             }],
             json: serde_json::json!({ "a": 1 }),
-            chart: Some("<svg/>".into()),
+            chart: Some(Chart {
+                file: "accuracy.svg",
+                alt: "accuracy against sparsity",
+                svg: "<svg/>".into(),
+            }),
             problems: vec![],
         }
     }

@@ -8,6 +8,7 @@ use crate::recipe::Cell;
 use crate::report::write_atomically;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -268,8 +269,31 @@ fn executable(messages: &str) -> Option<PathBuf> {
     )
 }
 
+/// Runs `srigl bench` with these arguments and reads the JSON object that it prints.
+///
+/// # Errors
+/// If it fails, with the end of its error output, or prints something else.
+pub fn bench<T: DeserializeOwned>(srigl: &Path, args: &[String], threads: usize) -> Result<T> {
+    let mut command = Command::new(srigl);
+    command
+        .arg("bench")
+        .args(args)
+        .arg("--json")
+        .env("RAYON_NUM_THREADS", threads.to_string())
+        .stdin(Stdio::null());
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {}; build it or correct SRIGL_BIN", srigl.display()))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{}\n  command: {}\n{}", output.status, shell_line(&command), tail(&stderr, 20));
+    }
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("cannot read what {} prints", shell_line(&command)))
+}
+
 /// A command as one could type it.
-fn shell_line(command: &Command) -> String {
+pub fn shell_line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let quoted = words.map(|word| {
         let word = word.to_string_lossy();
@@ -280,7 +304,7 @@ fn shell_line(command: &Command) -> String {
 }
 
 /// The last `count` lines, indented.
-fn tail(text: &str, count: usize) -> String {
+pub fn tail(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(count)..];
     last.iter().map(|line| format!("  | {line}")).collect::<Vec<_>>().join("\n")

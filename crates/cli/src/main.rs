@@ -1,11 +1,15 @@
 //! `srigl`: train, evaluate and mask sparse networks from the command line.
 
+mod bench;
+mod condense;
 mod data;
 mod device;
 mod eval;
 mod mask;
 mod model;
+mod predict;
 mod train;
+mod weights;
 
 use clap::{Parser, Subcommand};
 
@@ -21,6 +25,9 @@ struct Cli {
 const EXAMPLES: &str = "Examples:
   srigl train --model mlp --dataset fashion-mnist --method srigl --sparsity 0.95 --out runs/first
   srigl eval runs/first
+  srigl condense runs/first -o first.condensed.safetensors
+  srigl predict --weights first.condensed.safetensors --input x.safetensors -o y.safetensors
+  srigl bench layer --in 3072 --out 768 --sparsity 0.9
   srigl mask inspect runs/first/model.safetensors
   srigl data info fashion-mnist";
 
@@ -32,6 +39,12 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Plan, make, update and inspect masks in safetensors files of any framework.
     Mask(mask::MaskArgs),
+    /// Turn a sparse model into a small, fast file for CPUs.
+    Condense(condense::CondenseArgs),
+    /// Logits of a model, dense or condensed, for a tensor of inputs.
+    Predict(predict::PredictArgs),
+    /// Time dense, CSR and condensed layers and networks side by side.
+    Bench(bench::BenchArgs),
     /// Show, download and look at data sets.
     Data(data::command::DataArgs),
 }
@@ -41,6 +54,9 @@ fn main() {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Mask(args) => mask::run(args),
+        Command::Condense(args) => condense::run(args),
+        Command::Predict(args) => predict::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Data(args) => data::command::run(args),
     };
     if let Err(error) = result {

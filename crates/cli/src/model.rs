@@ -26,6 +26,15 @@ pub trait WithModel {
 }
 
 impl ModelName {
+    /// The name in commands and in [`condensed::architectures`], such as `mnist-cnn`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mlp => "mlp",
+            Self::MnistCnn => "mnist-cnn",
+            Self::Resnet8 => "resnet8",
+        }
+    }
+
     /// Initialises the model for 28×28 images of one channel and hands it over.
     pub fn with<W: WithModel>(self, classes: usize, device: &Device, work: W) -> W::Output {
         match self {

@@ -11,7 +11,11 @@ use rayon::prelude::*;
 ///
 /// Made from a [`Network`] once: kernels and layouts are chosen layer by layer, additions and ReLUs join
 /// the layers before them, and results that are never alive together share memory. Running allocates
-/// nothing once the largest batch has been seen. Results do not depend on the number of threads.
+/// nothing once the largest batch has been seen.
+///
+/// Planned for the threads of the rayon pool that [`new`](Self::new) runs on, and to be run on the same; results
+/// do not depend on their number. A call from outside a pool waits for a thread of the pool to wake up, so
+/// many short calls are better made inside `pool.install`.
 #[derive(Debug)]
 pub struct Engine {
     input: Shape,
@@ -20,7 +24,6 @@ pub struct Engine {
     memory: Vec<Buffer>,
     scratch: Scratch,
     scores: Buffer,
-    pool: rayon::ThreadPool,
 }
 
 /// One operation on results in memory.
@@ -78,25 +81,21 @@ enum Action {
 }
 
 impl Engine {
-    /// Plans `network` for `threads` threads.
+    /// Plans `network`.
     ///
     /// # Errors
     /// What [`Network::shapes`] finds wrong.
-    pub fn new(network: &Network, threads: usize) -> Result<Self, Error> {
-        Self::with_isa(network, threads, Isa::best())
+    pub fn new(network: &Network) -> Result<Self, Error> {
+        Self::with_isa(network, Isa::best())
     }
 
     /// The same with the kernels of one instruction set.
     ///
     /// # Errors
     /// What [`Network::shapes`] finds wrong, or if the machine lacks the instruction set.
-    pub fn with_isa(network: &Network, threads: usize, isa: Isa) -> Result<Self, Error> {
+    pub fn with_isa(network: &Network, isa: Isa) -> Result<Self, Error> {
         let shapes = network.shapes()?;
-        let threads = threads.max(1);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|e| Error::Input(format!("cannot start {threads} threads: {e}")))?;
+        let threads = rayon::current_num_threads();
         let steps = fuse(network);
         let mut last_use = vec![0; network.nodes.len()];
         for (index, step) in steps.iter().enumerate() {
@@ -126,7 +125,7 @@ impl Engine {
             gone.dedup();
             free.extend(gone.into_iter().map(|node| home[node]).filter(|&b| b != home[step.result]));
             planned.push(Step {
-                action: pool.install(|| action(node, shapes[node.inputs[0]], isa, threads))?,
+                action: action(node, shapes[node.inputs[0]], isa, threads)?,
                 inputs,
                 output: place(step.result, &home),
                 relu: step.relu,
@@ -139,7 +138,6 @@ impl Engine {
             memory: vec![Buffer::default(); buffers],
             scratch: Scratch::default(),
             scores: Buffer::default(),
-            pool,
         })
     }
 
@@ -183,32 +181,30 @@ impl Engine {
         if batch == 0 {
             return Ok(());
         }
-        let Self { steps, memory, scratch, scores, pool, .. } = self;
-        pool.install(|| {
-            let first = Place { buffer: 0, shape: self.input };
-            memory[0].grow(batch * first.sample() + PlaneLayer::SLACK);
-            if first.is_vector() {
-                memory[0][..input.len()].copy_from_slice(input);
-            } else {
-                let images = input.chunks_exact(self.input.len());
-                for (image, planes) in images.zip(memory[0].chunks_exact_mut(first.sample())) {
-                    to_planes(image, self.input, planes);
-                }
+        let Self { steps, memory, scratch, scores, .. } = self;
+        let first = Place { buffer: 0, shape: self.input };
+        memory[0].grow(batch * first.sample() + PlaneLayer::SLACK);
+        if first.is_vector() {
+            memory[0][..input.len()].copy_from_slice(input);
+        } else {
+            let images = input.chunks_exact(self.input.len());
+            for (image, planes) in images.zip(memory[0].chunks_exact_mut(first.sample())) {
+                to_planes(image, self.input, planes);
             }
-            for step in &*steps {
-                step.run(batch, memory, scratch, scores);
+        }
+        for step in &*steps {
+            step.run(batch, memory, scratch, scores);
+        }
+        let last = steps.last().map_or(first, |step| step.output);
+        let result = &memory[last.buffer];
+        if last.is_vector() {
+            output.copy_from_slice(&result[..output.len()]);
+        } else {
+            let samples = output.chunks_exact_mut(self.output.len());
+            for (sample, planes) in samples.zip(result.chunks_exact(last.sample())) {
+                from_planes(planes, self.output, sample);
             }
-            let last = steps.last().map_or(first, |step| step.output);
-            let result = &memory[last.buffer];
-            if last.is_vector() {
-                output.copy_from_slice(&result[..output.len()]);
-            } else {
-                let samples = output.chunks_exact_mut(self.output.len());
-                for (sample, planes) in samples.zip(result.chunks_exact(last.sample())) {
-                    from_planes(planes, self.output, sample);
-                }
-            }
-        });
+        }
         Ok(())
     }
 }

@@ -64,7 +64,7 @@ const MAX_HEADER: usize = 16 << 20;
 /// # Errors
 /// [`Error::File`], [`Error::Tensor`] or [`Error::Node`], whichever is wrong first.
 pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
-    let Header { mut metadata, tensors } = Header::parse(bytes)?;
+    let Parsed { mut metadata, mut tensors } = Header::parse(bytes)?;
     let mut entry = |key: &str| {
         let missing = || {
             Error::File(format!(
@@ -75,7 +75,9 @@ pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
     };
     let format = entry("format")?;
     if format != FORMAT {
-        return Err(Error::File(format!("its format is {format:?}, not {FORMAT:?}; make a condensed file first")));
+        return Err(Error::File(format!(
+            "its format is {format:?}, not {FORMAT:?}; make a condensed file first"
+        )));
     }
     let version = entry("version")?;
     if version != VERSION {
@@ -88,9 +90,9 @@ pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
     if let Some(key) = metadata.keys().next() {
         return Err(Error::File(format!("its metadata has {key:?}, which version {VERSION} does not know")));
     }
-    let nodes: Vec<NodeRecord> = serde_json::from_str(&network)
-        .map_err(|e| Error::File(format!("its list of layers is damaged: {}; write it again", printable(&e))))?;
-    let mut tensors = Tensors(tensors);
+    let nodes: Vec<NodeRecord> = serde_json::from_str(&network).map_err(|e| {
+        Error::File(format!("its list of layers is damaged: {}; write it again", printable(&e)))
+    })?;
     let nodes = nodes.into_iter().map(|node| node.read(&mut tensors)).collect::<Result<_, _>>()?;
     if let Some(name) = tensors.0.into_keys().next() {
         let what = "no layer has such a tensor; remove it, or write the file again".into();
@@ -110,7 +112,8 @@ pub fn to_bytes(network: &Network) -> Result<Vec<u8>, Error> {
     network.shapes()?;
     network.nodes.iter().try_for_each(|node| check_name(&node.name))?;
     let mut tensors = Vec::new();
-    let nodes: Vec<NodeRecord> = network.nodes.iter().map(|node| NodeRecord::new(node, &mut tensors)).collect();
+    let nodes: Vec<NodeRecord> =
+        network.nodes.iter().map(|node| NodeRecord::new(node, &mut tensors)).collect();
     // Wide types first: every tensor is aligned.
     tensors.sort_by(|a, b| (Reverse(a.dtype), &a.name).cmp(&(Reverse(b.dtype), &b.name)));
 
@@ -129,7 +132,10 @@ pub fn to_bytes(network: &Network) -> Result<Vec<u8>, Error> {
     let mut header = serde_json::to_vec(&Header { metadata, tensors: infos.collect() }).map_err(json)?;
     header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
     if header.len() > MAX_HEADER {
-        return Err(Error::File(format!("its header would have {} bytes, more than {MAX_HEADER}", header.len())));
+        return Err(Error::File(format!(
+            "its header would have {} bytes, more than {MAX_HEADER}",
+            header.len()
+        )));
     }
     let mut bytes = Vec::with_capacity(LENGTH_BYTES + header.len() + end);
     bytes.extend((header.len() as u64).to_le_bytes());
@@ -150,7 +156,11 @@ pub fn load(path: &Path) -> Result<Network, Error> {
     if !fs::metadata(path).map_err(cannot)?.is_file() {
         return Err(Error::File(format!("cannot read `{name}`: it is not a regular file")));
     }
-    from_bytes(&fs::read(path).map_err(cannot)?).map_err(|e| Error::File(format!("`{name}`: {e}")))
+    from_bytes(&fs::read(path).map_err(cannot)?).map_err(|e| {
+        // A network that does not fit together was not written by `save`. Other errors say what to do.
+        let fix = if matches!(e, Error::Node { .. }) { "; the file is damaged, write it again" } else { "" };
+        Error::File(format!("`{name}`: {e}{fix}"))
+    })
 }
 
 /// Writes a file: beside `path` first, so that no reader ever sees a part of it. What was there is replaced.
@@ -164,7 +174,9 @@ pub fn save(network: &Network, path: &Path) -> Result<(), Error> {
     let cannot = |e: io::Error| Error::File(format!("cannot write `{name}`: {e}"));
     // To rename a file over `/dev/null` would succeed, and harm.
     if fs::metadata(path).is_ok_and(|kind| !kind.is_file()) {
-        return Err(Error::File(format!("cannot write `{name}`: it is there already, and not a regular file")));
+        return Err(Error::File(format!(
+            "cannot write `{name}`: it is there already, and not a regular file"
+        )));
     }
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -190,11 +202,11 @@ struct Header {
 
 impl Header {
     /// Reads the header, and checks that the tensors fill the rest of the bytes one after the other.
-    /// Leaves each tensor with its data.
+    /// Returns metadata and tensors.
     ///
     /// Not by `SafeTensors::read_metadata`: it takes the last of two tensors with one name, and adds offsets
     /// before it has compared them with the size of the file.
-    fn parse(bytes: &[u8]) -> Result<ParsedHeader<'_>, Error> {
+    fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Error> {
         let broken = |cause: &dyn fmt::Display| {
             Error::File(format!("it is not a safetensors file, or a damaged one: {}", printable(cause)))
         };
@@ -216,7 +228,9 @@ impl Header {
         for (name, info) in ordered {
             let (start, end) = info.data_offsets;
             if start != at {
-                return Err(broken(&format!("tensor `{name}` starts at {start}, but the one before ends at {at}")));
+                return Err(broken(&format!(
+                    "tensor `{name}` starts at {start}, but the one before ends at {at}"
+                )));
             }
             let Some(data) = data.get(start..end) else {
                 return Err(broken(&format!(
@@ -240,14 +254,14 @@ impl Header {
         if at != data.len() {
             return Err(broken(&format!("{} bytes follow the last tensor", data.len() - at)));
         }
-        Ok(ParsedHeader { metadata: header.metadata, tensors })
+        Ok(Parsed { metadata: header.metadata, tensors: Tensors(tensors) })
     }
 }
 
 /// What a file consists of.
-struct ParsedHeader<'a> {
+struct Parsed<'a> {
     metadata: BTreeMap<String, String>,
-    tensors: BTreeMap<String, (TensorInfo, &'a [u8])>,
+    tensors: Tensors<'a>,
 }
 
 impl<'de> Deserialize<'de> for Header {
@@ -309,7 +323,7 @@ impl<'de> Deserialize<'de> for Distinct {
     }
 }
 
-/// Tensors that no node has taken yet.
+/// Tensors with their data, by name. A node takes those that are its own.
 struct Tensors<'a>(BTreeMap<String, (TensorInfo, &'a [u8])>);
 
 impl<'a> Tensors<'a> {
@@ -355,9 +369,8 @@ impl<'a> Tensors<'a> {
     }
 
     fn weight(&mut self, node: &str, form: Form, neurons: usize) -> Result<Weight, Error> {
-        let wrong = |suffix: &str, what: String| {
-            Err(Error::Tensor { name: format!("{node}.{suffix}"), what })
-        };
+        let wrong =
+            |suffix: &str, what: String| Err(Error::Tensor { name: format!("{node}.{suffix}"), what });
         let Form::Condensed { inputs } = form else {
             let (shape, values) = self.floats(node, "weight", 2)?;
             if shape[0] != neurons {
@@ -451,7 +464,12 @@ impl NodeRecord {
     /// The record of a node, whose tensors join `tensors`.
     fn new(node: &Node, tensors: &mut Vec<Tensor>) -> Self {
         let mut add = |suffix: &str, dtype, shape: &[usize], data: Vec<u8>| {
-            tensors.push(Tensor { name: format!("{}.{suffix}", node.name), dtype, shape: shape.to_vec(), data });
+            tensors.push(Tensor {
+                name: format!("{}.{suffix}", node.name),
+                dtype,
+                shape: shape.to_vec(),
+                data,
+            });
         };
         let mut floats = |suffix: &str, shape: &[usize], values: &[f32]| {
             add(suffix, Dtype::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect());
@@ -584,7 +602,10 @@ fn index_type(inputs: usize) -> Dtype {
 
 fn check_name(name: &str) -> Result<(), Error> {
     if name.contains(char::is_control) {
-        return Err(Error::Node { node: printable(&name), what: "a name must have no control characters".into() });
+        return Err(Error::Node {
+            node: printable(&name),
+            what: "a name must have no control characters".into(),
+        });
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Single layers, ready to run.
 
 use crate::buffer::Buffer;
-use crate::kernels::{Isa, Lookup, dot_rows};
+use crate::kernels::{Isa, Lookup, dot_rows, transpose_part};
 use crate::planes::{PlaneLayer, Rows, Scratch, plane_stride};
 use crate::{CondensedWeight, Error, Shape, Window};
 use rayon::prelude::*;
@@ -159,9 +159,9 @@ impl LinearKernel {
         let LinearScratch { columns, sums, planes } = scratch;
         columns.grow(inputs * BATCH_TILE + PlaneLayer::SLACK);
         sums.grow(neurons * BATCH_TILE);
-        transpose(x, inputs, batch, columns, BATCH_TILE);
+        transpose(self.isa, (x, inputs), (columns, BATCH_TILE), batch, inputs);
         layer.run(columns, sums, None, false, planes);
-        transpose(sums, BATCH_TILE, neurons, out, neurons);
+        transpose(self.isa, (sums, BATCH_TILE), (out, neurons), neurons, batch);
     }
 }
 
@@ -174,50 +174,23 @@ fn in_parts(out: &mut [f32], part: usize, run: impl Fn(usize, &mut [f32]) + Sync
     }
 }
 
-/// `to[c · to_stride + r] = from[r · from_stride + c]` for the first `rows` rows and all columns that both
-/// sides have.
-pub(crate) fn transpose(from: &[f32], from_stride: usize, rows: usize, to: &mut [f32], to_stride: usize) {
-    const B: usize = 16;
-    let columns = from_stride.min(to.len() / to_stride);
-    let body = |to: &mut [f32], first: usize| {
-        let count = to.len().div_ceil(to_stride).min(columns - first);
-        let mut r = 0;
-        while r < rows {
-            let height = B.min(rows - r);
-            let mut c = 0;
-            while c < count {
-                let width = B.min(count - c);
-                if height == B && width == B {
-                    let mut block = [[0.0f32; B]; B];
-                    for (i, line) in block.iter_mut().enumerate() {
-                        line.copy_from_slice(&from[(r + i) * from_stride + first + c..][..B]);
-                    }
-                    for j in 0..B {
-                        let to = &mut to[(c + j) * to_stride + r..][..B];
-                        for (to, line) in to.iter_mut().zip(&block) {
-                            *to = line[j];
-                        }
-                    }
-                } else {
-                    for i in 0..height {
-                        for j in 0..width {
-                            to[(c + j) * to_stride + r + i] = from[(r + i) * from_stride + first + c + j];
-                        }
-                    }
-                }
-                c += width;
-            }
-            r += height;
-        }
-    };
-    let part = columns.div_ceil(rayon::current_num_threads()).next_multiple_of(B);
-    if columns * rows < 1 << 14 || part >= columns {
-        body(&mut to[..columns * to_stride], 0);
+/// `to[c · to_stride + r] = from[r · from_stride + c]` for the first `rows` rows and `columns` columns.
+fn transpose(
+    isa: Isa,
+    (from, from_stride): (&[f32], usize),
+    (to, to_stride): (&mut [f32], usize),
+    rows: usize,
+    columns: usize,
+) {
+    let part = columns.div_ceil(rayon::current_num_threads()).next_multiple_of(8);
+    let to = &mut to[..columns.saturating_sub(1) * to_stride + rows];
+    if part >= columns {
+        transpose_part(isa, from, from_stride, to, to_stride, rows, columns);
     } else {
-        to[..columns * to_stride]
-            .par_chunks_mut(part * to_stride)
-            .enumerate()
-            .for_each(|(i, to)| body(to, i * part));
+        to.par_chunks_mut(part * to_stride).enumerate().for_each(|(i, to)| {
+            let columns = part.min(columns - i * part);
+            transpose_part(isa, &from[i * part..], from_stride, to, to_stride, rows, columns);
+        });
     }
 }
 

@@ -25,7 +25,7 @@ pub mod architectures;
 mod buffer;
 mod engine;
 mod error;
-mod file;
+pub mod file;
 mod fold;
 mod kernels;
 mod layers;

@@ -48,7 +48,7 @@ fn check(network: &Network, batch: usize, rng: &mut SmallRng, tolerance: f64) {
     assert!(norm > 1e-3, "a result of zeros proves nothing");
     for isa in Isa::all() {
         for (network, what) in [(network.clone(), "as built"), (network.clone().fold().unwrap(), "folded")] {
-            let mut engine = Engine::with_isa(&network, 2, isa).unwrap();
+            let mut engine = Engine::with_isa(&network, isa).unwrap();
             let mut got = vec![f32::NAN; batch * output.len()];
             for run in 0..2 {
                 engine.run(batch, &x, &mut got).unwrap();
@@ -121,7 +121,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
         .iter()
         .map(|&threads| {
             let mut out = vec![0.0; 10];
-            Engine::new(&network, threads).unwrap().run(1, &x, &mut out).unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| Engine::new(&network).unwrap().run(1, &x, &mut out)).unwrap();
             out
         })
         .collect();

@@ -46,8 +46,14 @@
 //!
 //! Other methods (RigL, SET, static masks, dense) differ by the configuration alone: [`SparseMethod`].
 
+//! After training, [`CondensedLinear`] and [`CondensedConv2d`] run a sparse layer in condensed form on the CPU:
+//! `CondensedLinear::from_linear(&net.fc1, &mask)`, with the masks of [`Topology::layers`].
+
 #![forbid(unsafe_code)]
 
+mod condensed_conv;
+mod condensed_linear;
+mod condensed_ops;
 mod config;
 mod discover;
 mod error;
@@ -56,6 +62,9 @@ mod layout;
 mod optimizer;
 mod topology;
 
+pub use condensed;
+pub use condensed_conv::CondensedConv2d;
+pub use condensed_linear::CondensedLinear;
 pub use config::{SparseMethod, SriglConfig};
 pub use discover::sparse_layers;
 pub use error::Error;

@@ -3,7 +3,7 @@
 use crate::chart::{self, Panel, Series};
 use crate::published::Accuracies;
 use crate::recipe::{Cell, Grid, Method, Recipe, percent};
-use crate::report::{Report, Table};
+use crate::report::{Chart, Report, Table};
 use crate::runner::{DataUsed, Failure, RunResult, Runner, srigl_binary};
 use crate::stats::Summary;
 use anyhow::{Result, ensure};
@@ -94,7 +94,11 @@ pub fn reproduce(name: &str, recipe: &str, options: &Options) -> Result<Report> 
         }
     }
     report.json = json!({ "table": name, "command": command(name, options), "grids": grids });
-    report.chart = (!panels.is_empty()).then(|| chart::accuracy(&panels));
+    report.chart = (!panels.is_empty()).then(|| Chart {
+        file: "accuracy.svg",
+        alt: "accuracy against sparsity",
+        svg: chart::accuracy(&panels),
+    });
     Ok(report)
 }
 

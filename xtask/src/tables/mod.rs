@@ -2,6 +2,7 @@
 
 pub mod flops;
 pub mod grid;
+pub mod timings;
 pub mod variance;
 
 use clap::ValueEnum;
@@ -18,6 +19,8 @@ pub enum TableName {
     Flops,
     /// Variance of the output norm at initialisation, formula against simulation.
     Variance,
+    /// Time of one layer, dense, CSR and condensed, on this machine; with --peers beside other engines.
+    Timings,
 }
 
 impl TableName {
@@ -26,7 +29,7 @@ impl TableName {
         match self {
             Self::Quick => Some(include_str!("../../recipes/quick.toml")),
             Self::FashionMnist => Some(include_str!("../../recipes/fashion-mnist.toml")),
-            Self::Flops | Self::Variance => None,
+            Self::Flops | Self::Variance | Self::Timings => None,
         }
     }
 }

@@ -18,8 +18,8 @@ use sparsity_core::{
     initialise_weights, layer_sparsities, settle_weights, update_layer,
 };
 
-mod model;
-mod table;
+pub mod model;
+pub mod table;
 
 use model::Checkpoint;
 use table::{Change, MaskedLayer, PlannedLayer, Report};

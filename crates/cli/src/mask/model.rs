@@ -106,6 +106,16 @@ impl<'a> Checkpoint<'a> {
         Ok(layers)
     }
 
+    /// All tensors, sorted by name: name, type, dimensions and bytes.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, Dtype, &[usize], &[u8])> {
+        self.tensors.iter().map(|(name, t)| (name.as_str(), t.dtype, t.shape.as_slice(), t.data.as_ref()))
+    }
+
+    /// The entry `key` of the file's metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.as_ref()?.get(key).map(String::as_str)
+    }
+
     /// Whether the layer's weights are F32.
     pub fn is_f32(&self, layer: &LayerSpec) -> bool {
         self.tensors.get(&tensor_name(layer, WEIGHT)).is_some_and(|tensor| tensor.dtype == Dtype::F32)
@@ -161,28 +171,12 @@ impl<'a> Checkpoint<'a> {
         self.tensors.remove(&tensor_name(layer, GRAD));
     }
 
-    /// Writes everything to a temporary file beside `output`, down to the disk.
+    /// Writes everything to a temporary file beside `output`, as [`stage`] does.
     ///
     /// # Errors
-    /// If that fails, for example because the disk is full. Nothing is left behind then.
+    /// If that fails. Nothing is left behind then.
     pub fn stage(&self, output: &Path) -> Result<Staged> {
-        let cannot = || format!("cannot write `{}`", output.display());
-        // To rename a file over `/dev/null` would succeed, and harm.
-        let occupied = fs::metadata(output).is_ok_and(|kind| !kind.is_file());
-        ensure!(!occupied, "{}: it is there already, and not a regular file", cannot());
-        let folder = match output.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        ensure!(folder.is_dir(), "{}: there is no folder `{}`; make it first", cannot(), folder.display());
-
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)] // temporary files are private by default; this one is to be an ordinary file
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder).with_context(cannot)?;
-        self.write(file.as_file_mut()).with_context(cannot)?;
-        file.as_file().sync_all().with_context(cannot)?;
-        Ok(Staged { file, output: output.to_path_buf() })
+        stage(output, |file| self.write(file))
     }
 
     /// The format: length of the header, header, data. Not `safetensors::serialize`: it would hold all of it
@@ -254,6 +248,30 @@ impl<'a> Checkpoint<'a> {
 
 fn tensor_name(layer: &LayerSpec, suffix: &str) -> String {
     format!("{}{suffix}", layer.name)
+}
+
+/// Has `write` fill a temporary file beside `output`, down to the disk.
+///
+/// # Errors
+/// If that fails, for example because the disk is full. Nothing is left behind then.
+pub fn stage(output: &Path, write: impl FnOnce(&mut fs::File) -> Result<()>) -> Result<Staged> {
+    let cannot = || format!("cannot write `{}`", output.display());
+    // To rename a file over `/dev/null` would succeed, and harm.
+    let occupied = fs::metadata(output).is_ok_and(|kind| !kind.is_file());
+    ensure!(!occupied, "{}: it is there already, and not a regular file", cannot());
+    let folder = match output.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    ensure!(folder.is_dir(), "{}: there is no folder `{}`; make it first", cannot(), folder.display());
+
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)] // temporary files are private by default; this one is to be an ordinary file
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).with_context(cannot)?;
+    write(file.as_file_mut()).with_context(cannot)?;
+    file.as_file().sync_all().with_context(cannot)?;
+    Ok(Staged { file, output: output.to_path_buf() })
 }
 
 /// An output that is complete and on the disk, but does not have its name yet. Dropped, it disappears.

@@ -190,7 +190,8 @@ pub fn line(text: &str) -> Result<()> {
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).context("cannot write to standard output")
 }
 
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
+/// A table whose columns from the third on are numbers.
+pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(header).add_rows(rows);
     for column in table.column_iter_mut().skip(2) {
@@ -199,7 +200,8 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
     table
 }
 
-fn shape(dims: &[usize]) -> String {
+/// Dimensions for people, such as `10 x 100`.
+pub fn shape(dims: &[usize]) -> String {
     dims.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
 }
 

@@ -88,23 +88,20 @@ impl Graph {
     pub fn conv(&mut self, name: &str, x: Value, channels: usize, window: Window) -> Value {
         let weight = self.conv_weight(name, x, channels, window);
         let bias = self.vector(format!("{name}.bias"), &[channels], TensorKind::Bias);
-        self.conv_of(name, weight, bias, x, window)
+        let shape = Shape { features: channels, ..self.slide(name, x, window) };
+        self.push(name.into(), Op::Conv2d { weight, bias, window, groups: 1 }, vec![x.node], shape)
     }
 
     /// Convolution with the tensor `NAME.weight` alone.
     pub fn conv_without_bias(&mut self, name: &str, x: Value, channels: usize, window: Window) -> Value {
-        let weight = self.conv_weight(name, x, channels, window);
-        self.conv_of(name, weight, vec![0.0; channels], x, window)
+        let (weight, bias) = (self.conv_weight(name, x, channels, window), vec![0.0; channels]);
+        let shape = Shape { features: channels, ..self.slide(name, x, window) };
+        self.push(name.into(), Op::Conv2d { weight, bias, window, groups: 1 }, vec![x.node], shape)
     }
 
     fn conv_weight(&mut self, name: &str, x: Value, channels: usize, window: Window) -> Weight {
         let [height, width] = window.kernel;
         self.weight(format!("{name}.weight"), &[channels, x.shape.features, height, width])
-    }
-
-    fn conv_of(&mut self, name: &str, weight: Weight, bias: Vec<f32>, x: Value, window: Window) -> Value {
-        let shape = Shape { features: bias.len(), ..self.slide(name, x, window) };
-        self.push(name.into(), Op::Conv2d { weight, bias, window, groups: 1 }, vec![x.node], shape)
     }
 
     /// Batch normalisation with tensors `NAME.weight`, `.bias`, `.running_mean` and `.running_var`.
@@ -238,7 +235,7 @@ impl Graph {
             Some(tensor) if tensor.shape != shape => {
                 format!("has shape {:?} instead of {shape:?}", tensor.shape)
             }
-            Some(tensor) if tensor.values.len() != shape.iter().product() => {
+            Some(tensor) if tensor.values.len() != shape.iter().product::<usize>() => {
                 format!("has {} values for the shape {shape:?}", tensor.values.len())
             }
             Some(tensor) => return Some(tensor),

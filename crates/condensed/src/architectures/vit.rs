@@ -25,7 +25,8 @@ pub(super) fn vit_tiny(graph: &mut Graph, images: Value, classes: usize) -> Valu
 fn transformer(graph: &mut Graph, images: Value, sizes: &Sizes, classes: usize) -> Value {
     let (patch, shape) = (sizes.patch, images.shape);
     if !shape.height.is_multiple_of(patch) || !shape.width.is_multiple_of(patch) {
-        let what = format!("patches of {patch} × {patch} do not fill {} × {}", shape.height, shape.width);
+        let what =
+            format!("patches of {patch} × {patch} do not fill images of {} × {}", shape.height, shape.width);
         graph.misfit("conv_proj", what);
     }
     let x = graph.conv("conv_proj", images, sizes.features, window(patch, patch, 0));

@@ -4,10 +4,12 @@ mod lookup;
 mod rows;
 mod simd;
 mod tiles;
+mod transpose;
 
 pub(crate) use lookup::Lookup;
 pub(crate) use rows::dot_rows;
 pub(crate) use tiles::Tiles;
+pub(crate) use transpose::transpose_part;
 
 use std::sync::LazyLock;
 

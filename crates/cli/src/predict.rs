@@ -1,0 +1,284 @@
+//! `srigl predict`: tensor in, tensor out.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use burn::module::{ModuleMapper, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use clap::{Args, ValueEnum};
+use condensed::architectures::{self, NamedTensor};
+use condensed::{Engine, Network};
+use safetensors::tensor::{Dtype, TensorView};
+use srigl_models::Classifier;
+
+use crate::device;
+use crate::mask::{
+    model::{self, Checkpoint},
+    table,
+};
+use crate::model::{ModelName, WithModel};
+use crate::weights::{self, Model};
+
+/// Samples that go through a network at once, so that memory does not grow with the file.
+const CHUNK: usize = 64;
+
+/// Arguments of `srigl predict`.
+#[derive(Args)]
+#[command(after_help = "\
+The input is a safetensors file with a tensor `input` (F32), [batch, channels, height, width] or [batch, inputs]; \
+the output has `logits` [batch, classes]. The numbers go into the network as they are: `srigl train` and `srigl \
+eval` standardise pixels, (pixel / 255 - mean) / deviation with both of all training pixels, and whoever wants a \
+run's predictions does the same first.
+
+A condensed file runs in the engine for CPUs. Weights of other files do with --condensed; without, they run \
+dense in Burn, which has mlp, mnist-cnn and resnet8.
+
+Examples:
+  srigl condense runs/srigl95 -o small.safetensors
+  srigl predict --weights small.safetensors --input x.safetensors -o y.safetensors --threads 1
+  srigl predict --model mnist-cnn --weights runs/srigl95/model.safetensors --input x.safetensors \\
+      -o y.safetensors
+  srigl predict --model resnet50 --weights resnet50.safetensors --condensed --input x.safetensors \\
+      -o y.safetensors")]
+pub struct PredictArgs {
+    /// mlp, mnist-cnn, resnet8, resnet18, resnet50, vit-b-16, …; a condensed file needs none
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// The safetensors file with the model's weights, dense, with masks, or condensed
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// The safetensors file with the tensor `input`
+    #[arg(long, value_name = "X")]
+    input: PathBuf,
+    /// The safetensors file to write, with the tensor `logits`
+    #[arg(short, long, value_name = "Y")]
+    output: PathBuf,
+    /// Condense the weights and run them in the engine for CPUs
+    #[arg(long)]
+    condensed: bool,
+    /// Threads to use; default: all cores
+    #[arg(long, value_name = "T")]
+    threads: Option<usize>,
+    /// Device of a dense prediction: flex, ndarray, cuda or cuda:N
+    #[arg(long, default_value = "flex")]
+    device: String,
+}
+
+/// Predicts.
+///
+/// # Errors
+/// For files that are damaged or do not fit each other, or an output that cannot be written; no output is left
+/// then.
+pub fn run(args: PredictArgs) -> Result<()> {
+    ensure!(args.threads != Some(0), "--threads must be at least 1");
+    let device = device::parse(&args.device)?;
+    if let Some(threads) = args.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build_global().context("cannot start threads")?;
+    }
+    let input = Input::read(&args.input)?;
+    let bytes = model::read(&args.weights)?;
+    let path = &args.weights;
+    let (logits, how) = match Model::parse(path, &bytes)? {
+        Model::Condensed(network) => {
+            refuse_device(&args)?;
+            (run_engine(&network, &input)?, "the condensed engine".to_string())
+        }
+        Model::Weights(weights) => {
+            let name = args.model.as_deref().with_context(|| {
+                let known = architectures::names().join(", ");
+                format!(
+                    "`{}` does not say which model it is of: add --model with one of {known}",
+                    path.display()
+                )
+            })?;
+            let wrong = || format!("`{}`", path.display());
+            // Also before a dense prediction: it checks all shapes, and Burn would panic.
+            let network =
+                architectures::build(name, weights.tensors.clone(), input.image()).with_context(wrong)?;
+            input.check(&network)?;
+            if args.condensed {
+                refuse_device(&args)?;
+                let network = network.fold().with_context(wrong)?;
+                (run_engine(&network, &input)?, "the condensed engine".to_string())
+            } else {
+                let Ok(model) = ModelName::from_str(name, false) else {
+                    bail!(
+                        "{name} cannot be run dense by Burn yet: add --condensed, which takes dense weights too"
+                    );
+                };
+                let classes = network.shapes()?.last().map_or(1, |shape| shape.features);
+                let dense = Dense { tensors: &weights.tensors, input: &input, device: &device };
+                (model.with(classes, &device, dense)?, format!("Burn on {}", args.device))
+            }
+        }
+    };
+    let (batch, classes) = (input.batch(), logits.len() / input.batch());
+    if let Some(i) = logits.iter().position(|logit| !logit.is_finite()) {
+        bail!(
+            "logit {} of sample {} is {}: the input or the weights are too large",
+            i % classes,
+            i / classes,
+            logits[i]
+        );
+    }
+    let data: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, vec![batch, classes], &data)?;
+    let file = safetensors::serialize([("logits", view)], None)?;
+    let staged = model::stage(&args.output, |output| Ok(std::io::Write::write_all(output, &file)?))?;
+    table::line(&format!("logits [{batch}, {classes}] by {how}"))?;
+    staged.commit()?;
+    table::line(&format!("wrote `{}`", args.output.display()))
+}
+
+/// The engine runs on the CPU alone.
+fn refuse_device(args: &PredictArgs) -> Result<()> {
+    ensure!(
+        args.device == "flex",
+        "the condensed engine runs on the CPU: leave out --device {}",
+        args.device
+    );
+    Ok(())
+}
+
+/// Samples to predict.
+struct Input {
+    path: PathBuf,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+impl Input {
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = model::read(path)?;
+        let file = Checkpoint::parse(path, &bytes)?;
+        let Some((name, dtype, shape, data)) = file.tensors().find(|(name, ..)| *name == "input") else {
+            return Err(file.error("tensor `input` is missing"));
+        };
+        if !matches!(shape.len(), 2 | 4) || shape.contains(&0) {
+            return Err(file.error(format!(
+                "tensor `input` has shape {shape:?}; it must be [batch, channels, height, width] or [batch, inputs]"
+            )));
+        }
+        let values = weights::floats(&file, name, dtype, data)?;
+        Ok(Self { path: path.to_path_buf(), shape: shape.to_vec(), values })
+    }
+
+    fn batch(&self) -> usize {
+        self.shape[0]
+    }
+
+    /// Height and width, if the samples are images.
+    fn image(&self) -> Option<[usize; 2]> {
+        match self.shape[..] {
+            [_, _, height, width] => Some([height, width]),
+            _ => None,
+        }
+    }
+
+    fn check(&self, network: &Network) -> Result<()> {
+        let shape = network.shapes()?[0];
+        let (want, got) = ([shape.features, shape.height, shape.width], &self.shape[1..]);
+        let flat = got.len() == 1 && got[0] == shape.len();
+        ensure!(
+            flat || got == want,
+            "`{}`: tensor `input` has samples of shape {got:?}, but the model takes {want:?}",
+            self.path.display()
+        );
+        Ok(())
+    }
+}
+
+fn run_engine(network: &Network, input: &Input) -> Result<Vec<f32>> {
+    input.check(network)?;
+    let mut engine = Engine::new(network)?;
+    let (sample, result) = (engine.input_shape().len(), engine.output_shape().len());
+    let mut logits = vec![0.0; input.batch() * result];
+    for (x, y) in input.values.chunks(CHUNK * sample).zip(logits.chunks_mut(CHUNK * result)) {
+        engine.run(x.len() / sample, x, y)?;
+    }
+    Ok(logits)
+}
+
+/// A prediction by Burn.
+struct Dense<'a> {
+    tensors: &'a BTreeMap<String, NamedTensor>,
+    input: &'a Input,
+    device: &'a Device,
+}
+
+impl WithModel for Dense<'_> {
+    type Output = Result<Vec<f32>>;
+
+    fn run<M: Classifier>(self, model: M) -> Result<Vec<f32>> {
+        let mut loader = Loader { tensors: self.tensors, device: self.device, path: vec![], problem: None };
+        let model = model.map(&mut loader);
+        if let Some(problem) = loader.problem {
+            return Err(anyhow!(problem));
+        }
+        // Only the perceptron takes inputs without height and width, and it flattens images of any shape.
+        let [channels, height, width] = match self.input.shape[1..] {
+            [channels, height, width] => [channels, height, width],
+            _ => {
+                let inputs = self.input.shape[1];
+                let side = inputs.isqrt();
+                if side * side == inputs { [1, side, side] } else { [inputs, 1, 1] }
+            }
+        };
+        let mut logits = Vec::new();
+        for x in self.input.values.chunks(CHUNK * channels * height * width) {
+            let batch = x.len() / (channels * height * width);
+            let data = TensorData::new(x.to_vec(), [batch, channels, height, width]);
+            let y = model.forward(Tensor::from_data(data, self.device));
+            logits
+                .extend(y.into_data().convert::<f32>().try_into_vec::<f32>().map_err(|e| anyhow!("{e:?}"))?);
+        }
+        Ok(logits)
+    }
+}
+
+/// Replaces all parameters of a Burn module by tensors in PyTorch's names and layout: the inverse of
+/// `srigl_burn::state_dict`.
+struct Loader<'a> {
+    tensors: &'a BTreeMap<String, NamedTensor>,
+    device: &'a Device,
+    /// Field names, each with the type of the module around it.
+    path: Vec<(String, String)>,
+    /// The first tensor that did not fit.
+    problem: Option<String>,
+}
+
+impl ModuleMapper for Loader<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.push((name.to_string(), container_type.to_string()));
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let fields: Vec<&str> = self.path.iter().map(|(field, _)| field.as_str()).collect();
+        let (field, module) = fields.split_last().expect("a parameter lies in a module");
+        let field = match *field {
+            "gamma" => "weight",
+            "beta" => "bias",
+            other => other,
+        };
+        let name = module.iter().copied().chain([field]).collect::<Vec<_>>().join(".");
+        // Burn stores the weights of linear layers as [in, out].
+        let transposed =
+            field == "weight" && self.path.last().is_some_and(|(_, around)| around == "Struct:Linear");
+        let mut dims = param.dims();
+        if transposed {
+            dims.reverse();
+        }
+        let Some(tensor) = self.tensors.get(&name).filter(|tensor| tensor.shape == dims) else {
+            self.problem.get_or_insert(format!("tensor `{name}` must be {dims:?} for Burn"));
+            return param;
+        };
+        let loaded = Tensor::<D>::from_data(TensorData::new(tensor.values.clone(), dims), self.device);
+        param.map(|_| if transposed { loaded.swap_dims(0, 1) } else { loaded })
+    }
+}

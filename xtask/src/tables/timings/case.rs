@@ -1,0 +1,290 @@
+//! What is timed: layers, cases, engines, targets, and the results.
+
+use crate::peers::Timing;
+use plotters::style::RGBColor;
+use serde::{Deserialize, Serialize};
+
+/// The layer of the paper's figure: `encoder.layers.encoder_layer_11.mlp.3` of ViT-B/16.
+pub const PAPER_LAYER: Layer = Layer::Linear { inputs: 3072, outputs: 768 };
+/// A typical convolution of ResNet-50's third stage; timed only beside the other engines.
+pub const CONV: Layer = Layer::Conv { inputs: 256, outputs: 256, kernel: 3, side: 14 };
+/// Seed of weights and inputs.
+pub const SEED: u64 = 0;
+
+/// Shape of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// A matrix `[outputs, inputs]`.
+    Linear {
+        /// Numbers of one input.
+        inputs: usize,
+        /// Neurons.
+        outputs: usize,
+    },
+    /// Square, stride 1, output as large as the input.
+    Conv {
+        /// Channels of the input.
+        inputs: usize,
+        /// Channels of the output.
+        outputs: usize,
+        /// Height and width of the kernel; odd.
+        kernel: usize,
+        /// Height and width of the image.
+        side: usize,
+    },
+}
+
+impl Layer {
+    /// The layer in words.
+    pub fn label(self) -> String {
+        match self {
+            Self::Linear { inputs, outputs } => format!("linear {inputs} → {outputs}"),
+            Self::Conv { inputs, outputs, kernel, side } => {
+                format!("convolution {kernel}×{kernel}, {inputs} → {outputs}, {side}×{side}")
+            }
+        }
+    }
+
+    /// The flags of `srigl bench layer` that select it.
+    pub fn flags(self) -> Vec<String> {
+        match self {
+            Self::Linear { inputs, outputs } => {
+                vec!["--in".into(), inputs.to_string(), "--out".into(), outputs.to_string()]
+            }
+            Self::Conv { inputs, outputs, kernel, side } => {
+                let mut flags = vec!["--conv".into()];
+                flags.extend([inputs, outputs, kernel].map(|number| number.to_string()));
+                flags.extend(["--size".into(), side.to_string(), "--stride".into(), "1".into()]);
+                flags
+            }
+        }
+    }
+
+    /// Zeros that a convolution adds on each side.
+    pub fn padding(self) -> usize {
+        match self {
+            Self::Linear { .. } => 0,
+            Self::Conv { kernel, .. } => kernel / 2,
+        }
+    }
+}
+
+/// One measurement: what, how sparse, how much at once, on how many threads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Case {
+    /// What is run.
+    pub layer: Layer,
+    /// Share of zero weights.
+    pub sparsity: f64,
+    /// Inputs at once.
+    pub batch: usize,
+    /// Threads of every engine.
+    pub threads: usize,
+}
+
+impl Case {
+    /// The case in words.
+    pub fn label(&self) -> String {
+        let Self { layer, batch, threads, .. } = self;
+        let (layer, sparsity) = (layer.label(), percent(self.sparsity));
+        format!("{layer}, {sparsity}, batch {batch}, {}", threads_label(*threads))
+    }
+
+    /// Arguments of `srigl bench`.
+    pub fn args(&self) -> Vec<String> {
+        let mut args = vec!["layer".to_string()];
+        args.extend(self.layer.flags());
+        let numbers = [
+            ("--sparsity", self.sparsity.to_string()),
+            ("--batch", self.batch.to_string()),
+            ("--threads", self.threads.to_string()),
+            ("--seed", SEED.to_string()),
+        ];
+        args.extend(numbers.into_iter().flat_map(|(flag, value)| [flag.into(), value]));
+        args
+    }
+}
+
+/// What runs a layer. The first three are `srigl`'s own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// All weights, the fastest way that `srigl` knows.
+    Dense,
+    /// Compressed sparse rows.
+    Csr,
+    /// The constant fan-in form.
+    Condensed,
+    /// `F.linear` or `F.conv2d`.
+    TorchDense,
+    /// `F.linear` with a CSR weight.
+    TorchCsrLinear,
+    /// `csr @ x.t()`.
+    TorchCsrProduct,
+    /// The condensed formula in PyTorch.
+    TorchCondensed,
+    /// A dense model of one node.
+    OnnxRuntime,
+    /// The same model; it finds the zeros by itself.
+    #[serde(rename = "deepsparse")]
+    DeepSparse,
+}
+
+impl Engine {
+    /// All of them, in the order of the columns.
+    pub const ALL: [Self; 9] = [
+        Self::Dense,
+        Self::Csr,
+        Self::Condensed,
+        Self::TorchDense,
+        Self::TorchCsrLinear,
+        Self::TorchCsrProduct,
+        Self::TorchCondensed,
+        Self::OnnxRuntime,
+        Self::DeepSparse,
+    ];
+
+    /// The name for tables and legends.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Csr => "CSR",
+            Self::Condensed => "condensed",
+            Self::TorchDense => "PyTorch dense",
+            Self::TorchCsrLinear => "PyTorch CSR, F.linear",
+            Self::TorchCsrProduct => "PyTorch CSR, csr @ x",
+            Self::TorchCondensed => "PyTorch condensed",
+            Self::OnnxRuntime => "ONNX Runtime",
+            Self::DeepSparse => "DeepSparse",
+        }
+    }
+
+    /// Colours of Okabe and Ito, as in the other figure; ours is the red.
+    pub fn colour(self) -> RGBColor {
+        match self {
+            Self::Dense => RGBColor(51, 51, 51),
+            Self::Csr => RGBColor(140, 140, 140),
+            Self::Condensed => RGBColor(213, 94, 0),
+            Self::TorchDense => RGBColor(0, 114, 178),
+            Self::TorchCsrLinear => RGBColor(86, 180, 233),
+            Self::TorchCsrProduct => RGBColor(0, 60, 100),
+            Self::TorchCondensed => RGBColor(0, 158, 115),
+            Self::OnnxRuntime => RGBColor(230, 159, 0),
+            Self::DeepSparse => RGBColor(204, 121, 167),
+        }
+    }
+}
+
+/// All cases, in the order of the tables: by layer and threads, then by sparsity and batch.
+pub fn cases(quick: bool, peers: bool, cores: usize) -> Vec<Case> {
+    let sparsities: &[f64] = if quick { &[0.9, 0.99] } else { &[0.8, 0.9, 0.95, 0.99] };
+    let batches: &[usize] = if quick { &[1, 256] } else { &[1, 16, 64, 256] };
+    let threads: &[usize] = if quick { &[1] } else { &[1, 2] };
+    let mut cases = Vec::new();
+    let threads = || threads.iter().copied().filter(|&threads| threads <= cores);
+    for threads in threads() {
+        for &sparsity in sparsities {
+            cases.extend(batches.iter().map(|&batch| Case { layer: PAPER_LAYER, sparsity, batch, threads }));
+        }
+    }
+    if peers {
+        cases.extend(threads().map(|threads| Case { layer: CONV, sparsity: 0.9, batch: 1, threads }));
+    }
+    cases
+}
+
+/// One engine in one case.
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    /// What was timed.
+    pub engine: Engine,
+    /// What ran, in words.
+    pub how: String,
+    /// Against the plain product; `None` for `srigl`, which checks its own.
+    pub relative_error: Option<f64>,
+    /// How long it took.
+    pub timing: Timing,
+}
+
+/// A case and what was measured; empty if it failed.
+pub struct Measured {
+    /// What was timed.
+    pub case: Case,
+    /// In the order of [`Engine::ALL`].
+    pub results: Vec<Measurement>,
+}
+
+impl Measured {
+    /// Median time in milliseconds; `None` if the engine was not timed.
+    pub fn ms(&self, engine: Engine) -> Option<f64> {
+        self.results.iter().find(|result| result.engine == engine).map(|result| result.timing.median_ms)
+    }
+
+    /// How many times faster the condensed form is than `engine`.
+    pub fn speedup_over(&self, engine: Engine) -> Option<f64> {
+        Some(self.ms(engine)? / self.ms(Engine::Condensed)?)
+    }
+}
+
+/// How much faster than another engine the condensed form is meant to be, on one thread.
+pub struct Target {
+    /// What is run.
+    pub layer: Layer,
+    /// Share of zero weights.
+    pub sparsity: f64,
+    /// Inputs at once.
+    pub batch: usize,
+    /// The engine to beat.
+    pub over: Engine,
+    /// Time of that engine over the time of the condensed form.
+    pub at_least: f64,
+}
+
+/// The targets of this project; a condition on PyTorch's CSR stands for both ways to use it.
+pub const TARGETS: [Target; 8] = [
+    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 1, over: Engine::TorchDense, at_least: 3.4 },
+    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 1, over: Engine::TorchCsrLinear, at_least: 4.0 },
+    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 1, over: Engine::TorchCsrProduct, at_least: 4.0 },
+    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 256, over: Engine::TorchDense, at_least: 6.0 },
+    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 256, over: Engine::TorchCsrLinear, at_least: 20.0 },
+    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 256, over: Engine::TorchCsrProduct, at_least: 20.0 },
+    Target { layer: PAPER_LAYER, sparsity: 0.99, batch: 1, over: Engine::TorchDense, at_least: 20.0 },
+    Target { layer: CONV, sparsity: 0.9, batch: 1, over: Engine::OnnxRuntime, at_least: 4.0 },
+];
+
+/// `90 %` for 0.9.
+pub fn percent(share: f64) -> String {
+    format!("{} %", (1e6 * share).round() / 1e4)
+}
+
+/// `1 thread`, `2 threads`.
+pub fn threads_label(threads: usize) -> String {
+    if threads == 1 { "1 thread".into() } else { format!("{threads} threads") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grid() {
+        assert_eq!(cases(false, false, 2).len(), 4 * 4 * 2);
+        assert_eq!(cases(false, true, 1).len(), 4 * 4 + 1);
+        let quick = cases(true, true, 2);
+        assert_eq!(quick.len(), 2 * 2 + 1);
+        assert_eq!(
+            quick[4].args().join(" "),
+            "layer --conv 256 256 3 --size 14 --stride 1 --sparsity 0.9 --batch 1 --threads 1 --seed 0"
+        );
+        assert_eq!(
+            quick[0].args().join(" "),
+            "layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1 --seed 0"
+        );
+        // Every target is measured, even by --quick.
+        for target in &TARGETS {
+            let wanted =
+                Case { layer: target.layer, sparsity: target.sparsity, batch: target.batch, threads: 1 };
+            assert!(quick.contains(&wanted));
+        }
+    }
+}
