@@ -5,7 +5,7 @@ use crate::kernels::{Isa, Lookup, dot_rows, transpose_part};
 use crate::planes::{PlaneLayer, Rows, Scratch, plane_stride};
 use crate::{CondensedWeight, Error, Shape, Window};
 use rayon::prelude::*;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Vectors that a tile of a batch holds.
 const BATCH_TILE: usize = 64;
@@ -24,7 +24,7 @@ pub struct LinearKernel {
     isa: Isa,
     single: OnceLock<Option<Lookup>>,
     batch: OnceLock<PlaneLayer>,
-    scratch: Mutex<LinearScratch>,
+    scratch: Spare<LinearScratch>,
 }
 
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ impl LinearKernel {
             isa,
             single: OnceLock::new(),
             batch: OnceLock::new(),
-            scratch: Mutex::default(),
+            scratch: Spare::default(),
         })
     }
 
@@ -88,7 +88,7 @@ impl LinearKernel {
             output.chunks_mut(neurons.max(1)).for_each(|out| out.copy_from_slice(&self.bias));
             return;
         }
-        let mut scratch = self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut scratch = self.scratch.take();
         if batch < BATCH {
             for (x, out) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(neurons)) {
                 self.run_single(x, out, &mut scratch);
@@ -98,6 +98,7 @@ impl LinearKernel {
                 self.run_tile(x, out, &mut scratch);
             }
         }
+        self.scratch.put(scratch);
     }
 
     fn run_single(&self, x: &[f32], out: &mut [f32], scratch: &mut LinearScratch) {
@@ -202,7 +203,7 @@ pub struct ConvKernel {
     input: Shape,
     output: Shape,
     layer: PlaneLayer,
-    scratch: Mutex<ConvScratch>,
+    scratch: Spare<ConvScratch>,
 }
 
 #[derive(Debug, Default)]
@@ -267,7 +268,7 @@ impl ConvKernel {
             rayon::current_num_threads(),
         );
         let output = Shape { features: weight.neurons(), height, width };
-        Ok(Self { input, output, layer, scratch: Mutex::default() })
+        Ok(Self { input, output, layer, scratch: Spare::default() })
     }
 
     /// Shape of an output image.
@@ -290,8 +291,8 @@ impl ConvKernel {
         if self.output.len() == 0 {
             return;
         }
-        let mut scratch = self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let ConvScratch { x, out, planes } = &mut *scratch;
+        let mut scratch = self.scratch.take();
+        let ConvScratch { x, out, planes } = &mut scratch;
         x.grow(self.input.features * self.input.stride() + PlaneLayer::SLACK);
         out.grow(self.output.features * self.output.stride());
         for (image, result) in
@@ -301,6 +302,23 @@ impl ConvKernel {
             self.layer.run(x, out, None, false, planes);
             from_planes(out, self.output, result);
         }
+        self.scratch.put(scratch);
+    }
+}
+
+/// Memory kept between calls, one piece for each call at the same time.
+///
+/// The lock is not held while a layer runs: rayon may start another call of it on the same thread.
+#[derive(Debug, Default)]
+struct Spare<T>(Mutex<Vec<T>>);
+
+impl<T: Default> Spare<T> {
+    fn take(&self) -> T {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn put(&self, spare: T) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(spare);
     }
 }
 
