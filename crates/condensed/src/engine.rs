@@ -4,7 +4,7 @@ use crate::buffer::Buffer;
 use crate::layers::{from_planes, to_planes};
 use crate::math::{self, Strides};
 use crate::planes::{PlaneLayer, Scratch};
-use crate::{CondensedWeight, Error, Isa, LinearKernel, Network, Node, Op, Shape, Weight, Window};
+use crate::{Error, Isa, LinearKernel, Network, Node, Op, Shape, Weight, Window};
 use rayon::prelude::*;
 
 /// A network ready to run on a CPU.
@@ -272,20 +272,24 @@ fn action(node: &Node, input: Shape, isa: Isa, threads: usize) -> Result<Action,
             let plane = (input.positions(), input.stride());
             Action::Planes(Box::new(PlaneLayer::linear(isa, &rows, bias, plane, threads)))
         }
-        Op::Linear { weight: Weight::Dense(weight), bias } => Action::Dense(weight.clone(), bias.clone()),
+        Op::Linear { weight: Weight::Dense(weight), bias } if vector => {
+            Action::Dense(weight.clone(), bias.clone())
+        }
+        Op::Linear { weight: Weight::Dense(weight), bias } => {
+            let plane = (input.positions(), input.stride());
+            Action::Planes(Box::new(PlaneLayer::dense_linear(isa, weight, bias, plane)))
+        }
         Op::Conv2d { weight, bias, window, groups } => {
-            let inputs = input.features / groups * window.kernel[0] * window.kernel[1];
-            let rows = match weight {
-                // Every weight is active: no other path reads images with fewer copies.
-                Weight::Dense(values) => crate::layers::rows_of(&CondensedWeight::from_masked(
-                    values,
-                    &vec![true; values.len()],
-                    bias.len(),
-                    inputs,
-                )?),
-                Weight::Condensed(weight) => crate::layers::rows_of(weight),
+            let layer = match weight {
+                Weight::Dense(weight) => {
+                    PlaneLayer::dense_conv(isa, weight, bias, window, *groups, input, threads)
+                }
+                Weight::Condensed(weight) => {
+                    let rows = crate::layers::rows_of(weight);
+                    PlaneLayer::conv(isa, &rows, bias, window, *groups, input, threads)
+                }
             };
-            Action::Planes(Box::new(PlaneLayer::conv(isa, &rows, bias, window, *groups, input, threads)))
+            Action::Planes(Box::new(layer))
         }
         Op::Affine { scale, shift } => Action::Affine(scale.clone(), shift.clone()),
         Op::Relu => Action::Relu,
@@ -354,7 +358,7 @@ impl Step {
                 self.finish(&mut out[..total], second);
             }
             Action::Dense(weight, bias) => {
-                dense(weight, bias, batch, from, to, x, out);
+                dense(weight, bias, batch, x, &mut out[..total]);
                 self.finish(&mut out[..total], second);
             }
             Action::Affine(scale, shift) => {
@@ -438,37 +442,25 @@ impl Step {
     }
 }
 
-fn dense(weight: &[f32], bias: &[f32], batch: usize, from: Place, to: Place, x: &[f32], out: &mut [f32]) {
-    let (n, m) = (to.shape.features, from.shape.features);
-    let threads = rayon::current_num_threads();
-    let rows = |row| Strides { row, column: 1 };
-    if from.is_vector() {
-        // `out[b][n] = Σ x[b][m] · w[n][m]`
-        let transposed = Strides { row: 1, column: m };
-        math::matmul([batch, n, m], out, rows(n), x, rows(m), weight, transposed, 1.0, threads);
-        for out in out[..batch * n].chunks_exact_mut(n) {
-            out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
-        }
-    } else {
-        let (stride, positions) = (to.stride(), to.shape.positions());
-        let samples = x.chunks_exact(from.sample()).zip(out.chunks_exact_mut(to.sample()));
-        for (x, out) in samples.take(batch) {
-            math::matmul(
-                [n, positions, m],
-                out,
-                rows(stride),
-                weight,
-                rows(m),
-                x,
-                rows(stride),
-                1.0,
-                threads,
-            );
-            for (plane, bias) in out.chunks_exact_mut(stride).zip(bias) {
-                math::affine(plane, 1.0, *bias);
-            }
-        }
+/// `out[b][n] = bias[n] + Σ x[b][m] · w[n][m]`.
+fn dense(weight: &[f32], bias: &[f32], batch: usize, x: &[f32], out: &mut [f32]) {
+    let n = bias.len().max(1);
+    let m = weight.len() / n;
+    for out in out.chunks_exact_mut(n) {
+        out.copy_from_slice(bias);
     }
+    let rows = |row| Strides { row, column: 1 };
+    let transposed = Strides { row: 1, column: m };
+    math::add_matmul(
+        [batch, n, m],
+        out,
+        rows(n),
+        x,
+        rows(m),
+        weight,
+        transposed,
+        rayon::current_num_threads(),
+    );
 }
 
 fn max_pool(window: &Window, from: Place, to: Place, x: &[f32], out: &mut [f32]) {

@@ -1,8 +1,8 @@
 //! Single layers, ready to run.
 
 use crate::buffer::Buffer;
-use crate::kernels::{Isa, Lookup, dot_rows, transpose_part};
-use crate::planes::{PlaneLayer, Rows, Scratch, plane_stride};
+use crate::kernels::{Isa, Lookup, Tiles, dot_rows, transpose_part};
+use crate::planes::{PlaneLayer, Rows, Scratch, block, plane_stride};
 use crate::{CondensedWeight, Error, Shape, Window};
 use rayon::prelude::*;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -23,7 +23,8 @@ pub struct LinearKernel {
     bias: Vec<f32>,
     isa: Isa,
     single: OnceLock<Option<Lookup>>,
-    batch: OnceLock<PlaneLayer>,
+    /// Neurons in equal parts, one for each thread.
+    batch: OnceLock<Vec<Tiles>>,
     scratch: Spare<LinearScratch>,
 }
 
@@ -31,7 +32,6 @@ pub struct LinearKernel {
 struct LinearScratch {
     columns: Buffer,
     sums: Buffer,
-    planes: Scratch,
 }
 
 impl LinearKernel {
@@ -72,7 +72,7 @@ impl LinearKernel {
     /// Bytes of the weights: as stored, and as packed for what has been run.
     pub fn bytes(&self) -> usize {
         let single = self.single.get().and_then(Option::as_ref).map_or(0, Lookup::bytes);
-        let batch = self.batch.get().map_or(0, PlaneLayer::bytes);
+        let batch = self.batch.get().map_or(0, |parts| parts.iter().map(Tiles::bytes).sum());
         self.weight.bytes() + self.bias.len() * 4 + single + batch
     }
 
@@ -94,7 +94,8 @@ impl LinearKernel {
                 self.run_single(x, out, &mut scratch);
             }
         } else {
-            for (x, out) in input.chunks(BATCH_TILE * inputs).zip(output.chunks_mut(BATCH_TILE * neurons)) {
+            let tile = BATCH_TILE.min(self.isa.lanes() * self.isa.accumulators());
+            for (x, out) in input.chunks(tile * inputs).zip(output.chunks_mut(tile * neurons)) {
                 self.run_tile(x, out, &mut scratch);
             }
         }
@@ -144,25 +145,29 @@ impl LinearKernel {
         }
     }
 
-    /// At most [`BATCH_TILE`] vectors.
+    /// At most [`BATCH_TILE`] vectors: inputs and outputs `[inputs][batch]` while the kernel runs.
     fn run_tile(&self, x: &[f32], out: &mut [f32], scratch: &mut LinearScratch) {
         let (inputs, neurons) = (self.weight.inputs(), self.weight.neurons());
-        let layer = self.batch.get_or_init(|| {
-            PlaneLayer::linear(
-                self.isa,
-                &rows_of(&self.weight),
-                &self.bias,
-                (BATCH_TILE, BATCH_TILE),
-                rayon::current_num_threads(),
-            )
+        let part = neurons.div_ceil(rayon::current_num_threads());
+        let parts = self.batch.get_or_init(|| {
+            let rows = rows_of(&self.weight);
+            let block = block(&rows, inputs, BATCH_TILE);
+            let parts = rows.chunks(part).zip(self.bias.chunks(part));
+            parts.map(|(rows, bias)| Tiles::new(rows, bias, block)).collect()
         });
+        let part = parts[0].neurons();
         let batch = x.len() / inputs;
-        let LinearScratch { columns, sums, planes } = scratch;
-        columns.grow(inputs * BATCH_TILE + PlaneLayer::SLACK);
-        sums.grow(neurons * BATCH_TILE);
-        transpose(self.isa, (x, inputs), (columns, BATCH_TILE), batch, inputs);
-        layer.run(columns, sums, None, false, planes);
-        transpose(self.isa, (sums, BATCH_TILE), (out, neurons), neurons, batch);
+        let vectors = batch.div_ceil(self.isa.lanes());
+        let width = vectors * self.isa.lanes();
+        let LinearScratch { columns, sums } = scratch;
+        columns.grow(inputs * width);
+        sums.grow(neurons * width);
+        let sums = &mut sums[..neurons * width];
+        transpose(self.isa, (x, inputs), (columns, width), batch, inputs);
+        in_parts(sums, part * width, |first, sums| {
+            parts[first / (part * width)].run(self.isa, vectors, columns, width, sums);
+        });
+        transpose(self.isa, (sums, width), (out, neurons), neurons, batch);
     }
 }
 

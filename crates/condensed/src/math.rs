@@ -28,6 +28,7 @@ macro_rules! vectorised {
         }
     };
 }
+pub(crate) use vectorised;
 
 /// `e^x` to about 2 units in the last place, for `x ≤ 88`; 0 far below.
 #[inline(always)]
@@ -192,7 +193,7 @@ pub(crate) struct Strides {
 /// `out = scale · a · b` with `a` `[m, k]` and `b` `[k, n]`, by the `gemm` crate.
 #[expect(clippy::too_many_arguments, reason = "as few as a matrix product has")]
 pub(crate) fn matmul(
-    [m, n, k]: [usize; 3],
+    sizes: [usize; 3],
     out: &mut [f32],
     out_strides: Strides,
     a: &[f32],
@@ -200,6 +201,33 @@ pub(crate) fn matmul(
     b: &[f32],
     b_strides: Strides,
     scale: f32,
+    threads: usize,
+) {
+    product(sizes, (out, out_strides), (a, a_strides), (b, b_strides), [0.0, scale], threads);
+}
+
+/// `out += a · b`, likewise.
+#[expect(clippy::too_many_arguments, reason = "as few as a matrix product has")]
+pub(crate) fn add_matmul(
+    sizes: [usize; 3],
+    out: &mut [f32],
+    out_strides: Strides,
+    a: &[f32],
+    a_strides: Strides,
+    b: &[f32],
+    b_strides: Strides,
+    threads: usize,
+) {
+    product(sizes, (out, out_strides), (a, a_strides), (b, b_strides), [1.0, 1.0], threads);
+}
+
+/// `out = keep · out + scale · a · b`.
+fn product(
+    [m, n, k]: [usize; 3],
+    (out, out_strides): (&mut [f32], Strides),
+    (a, a_strides): (&[f32], Strides),
+    (b, b_strides): (&[f32], Strides),
+    [keep, scale]: [f32; 2],
     threads: usize,
 ) {
     let fits = |len: usize, rows: usize, columns: usize, s: Strides| {
@@ -220,14 +248,14 @@ pub(crate) fn matmul(
             out.as_mut_ptr(),
             out_strides.column as isize,
             out_strides.row as isize,
-            false,
+            keep != 0.0,
             a.as_ptr(),
             a_strides.column as isize,
             a_strides.row as isize,
             b.as_ptr(),
             b_strides.column as isize,
             b_strides.row as isize,
-            0.0,
+            keep,
             scale,
             false,
             false,

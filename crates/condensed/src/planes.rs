@@ -1,7 +1,8 @@
-//! Layers on planes: convolutions, and linear layers on tokens or batches.
+//! Layers on planes: convolutions, and linear layers on tokens.
 
 use crate::buffer::Buffer;
 use crate::kernels::{Isa, Tiles};
+use crate::math::{self, Strides};
 use crate::{Shape, Window};
 use rayon::prelude::*;
 
@@ -11,101 +12,170 @@ pub(crate) fn plane_stride(positions: usize) -> usize {
 }
 
 /// Input that fits the first-level cache beside weights and sums, in floats.
-const CACHED: usize = 8192;
+pub(crate) const CACHED: usize = 8192;
 
 /// Weights that a neuron should have in a block, lest the visit cost more than the work.
-const VISIT: usize = 8;
+pub(crate) const VISIT: usize = 8;
 
-/// A sparse layer between planes: `out[n][p] = bias[n] + Σ w · x[channel][p + tap]`.
+/// Channels from which on a dense convolution is a product of matrices for each tap, and not worth a kernel
+/// that reads its weights one by one.
+const GEMM: usize = 16;
+
+/// A layer between planes: `out[n][p] = bias[n] + Σ w · x[channel][p + tap]`.
 #[derive(Clone, Debug)]
 pub(crate) struct PlaneLayer {
     isa: Isa,
-    /// Neurons in equal parts, one for each thread.
-    parts: Vec<Tiles>,
-    part_neurons: usize,
+    weights: Weights,
     neurons: usize,
     gather: Option<Gather>,
-    /// Positions of an output plane as the kernel computes them, columns beyond the image included.
-    wide_positions: usize,
-    /// Registers of each tile but the last.
-    vectors: usize,
+    /// Rows and columns of an output plane.
     height: usize,
     width: usize,
-    /// From one output row to the next in wide positions.
+    /// From one row to the next as the kernel computes them, columns beyond the image included.
     row_stride: usize,
 }
 
-/// How the input of a convolution with padding or stride is laid out first: zeros around each plane, and
-/// for a stride `s` the positions of each of the `s²` phases together, so that every tap of every window
-/// reads a contiguous run.
+#[derive(Clone, Debug)]
+enum Weights {
+    Sparse {
+        /// Neurons in equal parts, one for each thread.
+        parts: Vec<Tiles>,
+        part_neurons: usize,
+        /// Floats for one unit of offsets.
+        unit: usize,
+        /// Registers of each tile but the last.
+        vectors: usize,
+    },
+    Dense {
+        bias: Vec<f32>,
+        /// For each tap its first position in a channel, and its weights `[neurons, channels]`.
+        taps: Vec<(usize, Vec<f32>)>,
+        channels: usize,
+        channel_stride: usize,
+    },
+}
+
+/// How the input of a convolution with padding, stride or several taps is laid out first.
+///
+/// A *sheet* is a copy of a channel with zeros around it, of every `stride`-th row and column only, shifted so
+/// that the first column some tap reads is column 0. Every tap of every window then reads a contiguous run in
+/// one of the sheets; rows are whole registers, so that no load crosses a cache line.
 #[derive(Clone, Debug)]
 struct Gather {
     input: Shape,
     stride: [usize; 2],
     padding: [usize; 2],
-    /// Phases that some tap reads, as (vertical, horizontal).
-    phases: Vec<[usize; 2]>,
-    phase_height: usize,
-    phase_width: usize,
+    /// First row, below the stride, and first column in the padded image.
+    sheets: Vec<[usize; 2]>,
+    height: usize,
+    width: usize,
+    row_stride: usize,
 }
 
 impl Gather {
-    fn phase_size(&self) -> usize {
-        self.phase_height * self.phase_width
+    fn sheet_size(&self) -> usize {
+        self.height * self.row_stride
     }
 
     fn channel_stride(&self) -> usize {
-        self.phases.len() * self.phase_size()
+        self.sheets.len() * self.sheet_size()
     }
 
     /// Copies one image.
     fn run(&self, x: &[f32], packed: &mut [f32]) {
+        let channels = packed.par_chunks_exact_mut(self.channel_stride());
+        let planes = x.par_chunks_exact(plane_stride(self.input.positions()));
+        channels.zip(planes).with_min_len(16).for_each(|(sheets, plane)| {
+            for (&sheet, to) in self.sheets.iter().zip(sheets.chunks_exact_mut(self.sheet_size())) {
+                self.copy(plane, sheet, to);
+            }
+        });
+    }
+
+    fn copy(&self, plane: &[f32], [top, left]: [usize; 2], sheet: &mut [f32]) {
         let Shape { height, width, .. } = self.input;
-        let stride = plane_stride(height * width);
-        packed
-            .par_chunks_exact_mut(self.channel_stride())
-            .zip(x.par_chunks_exact(stride))
-            .with_min_len(16)
-            .for_each(|(packed, plane)| {
-                for (&[py, px], phase) in self.phases.iter().zip(packed.chunks_exact_mut(self.phase_size())) {
-                    for (qy, row) in phase.chunks_exact_mut(self.phase_width).enumerate() {
-                        let y =
-                            (qy * self.stride[0] + py).checked_sub(self.padding[0]).filter(|&y| y < height);
-                        let Some(y) = y else {
-                            row.fill(0.0);
-                            continue;
-                        };
-                        let line = &plane[y * width..(y + 1) * width];
-                        // The columns `x = q · stride + px − padding` that lie in the image.
-                        let first =
-                            self.padding[1].saturating_sub(px).div_ceil(self.stride[1]).min(row.len());
-                        let start =
-                            first * self.stride[1] + px - self.padding[1].min(first * self.stride[1] + px);
-                        let count =
-                            width.saturating_sub(start).div_ceil(self.stride[1]).min(row.len() - first);
-                        row[..first].fill(0.0);
-                        row[first + count..].fill(0.0);
-                        let row = &mut row[first..first + count];
-                        if self.stride[1] == 1 {
-                            row.copy_from_slice(&line[start..start + count]);
-                        } else {
-                            for (to, from) in
-                                row.iter_mut().zip(line[start.min(width)..].iter().step_by(self.stride[1]))
-                            {
-                                *to = *from;
-                            }
-                        }
-                    }
-                }
-            });
+        let stride = self.stride[1];
+        // The columns `column · stride + left − padding` that lie in the image.
+        let first = self.padding[1].saturating_sub(left).div_ceil(stride).min(self.width);
+        let start = (first * stride + left).saturating_sub(self.padding[1]).min(width);
+        let count = (width - start).div_ceil(stride).min(self.width - first);
+        for (row, to) in sheet.chunks_exact_mut(self.row_stride).enumerate() {
+            let y = (row * self.stride[0] + top).checked_sub(self.padding[0]);
+            let Some(y) = y.filter(|&y| y < height) else {
+                to.fill(0.0);
+                continue;
+            };
+            let line = &plane[y * width + start..(y + 1) * width];
+            to[..first].fill(0.0);
+            to[first + count..].fill(0.0);
+            let to = &mut to[first..first + count];
+            if stride == 1 {
+                to.copy_from_slice(&line[..count]);
+            } else {
+                to.iter_mut().zip(line.iter().step_by(stride)).for_each(|(to, x)| *to = *x);
+            }
+        }
     }
 }
 
 /// Weights of a layer, one row for each neuron: (input, value) with inputs ascending.
 pub(crate) type Rows = Vec<Vec<(usize, f32)>>;
 
+/// How a convolution reads its input.
+struct Plan {
+    gather: Option<Gather>,
+    /// Where each tap starts in a channel.
+    taps: Vec<usize>,
+    channel_stride: usize,
+    /// Floats of a channel that a tile reads beyond its own positions, and sheets it reads them from.
+    halo: usize,
+    sheets: usize,
+    height: usize,
+    width: usize,
+    row_stride: usize,
+}
+
+impl Plan {
+    fn new(isa: Isa, window: &Window, input: Shape) -> Self {
+        let Window { kernel, stride, padding, dilation } = *window;
+        let [height, width] = window.output_size(input).expect("checked before");
+        if kernel == [1, 1] && stride == [1, 1] && padding == [0, 0] {
+            let channel_stride = plane_stride(input.positions());
+            let (taps, row_stride) = (vec![0], width);
+            return Self { gather: None, taps, channel_stride, halo: 0, sheets: 1, height, width, row_stride };
+        }
+        // For each tap its sheet, and the row in it that the first window reads.
+        let places: Vec<([usize; 2], usize)> = (0..kernel[0] * kernel[1])
+            .map(|tap| {
+                let (row, column) = (tap / kernel[1] * dilation[0], tap % kernel[1] * dilation[1]);
+                ([row % stride[0], column], row / stride[0])
+            })
+            .collect();
+        let mut sheets: Vec<[usize; 2]> = places.iter().map(|place| place.0).collect();
+        sheets.sort_unstable();
+        sheets.dedup();
+        let last = places.iter().map(|place| place.1).max().unwrap_or(0);
+        let row_stride = width.next_multiple_of(if width <= 8 { 8 } else { isa.lanes() });
+        let gather = Gather { input, stride, padding, sheets, height: height + last, width, row_stride };
+        let start = |&(sheet, row): &([usize; 2], usize)| {
+            let index = gather.sheets.binary_search(&sheet).expect("made of the taps");
+            index * gather.sheet_size() + row * row_stride
+        };
+        Self {
+            taps: places.iter().map(start).collect(),
+            channel_stride: gather.channel_stride(),
+            halo: last * row_stride,
+            sheets: gather.sheets.len(),
+            gather: Some(gather),
+            height,
+            width,
+            row_stride,
+        }
+    }
+}
+
 impl PlaneLayer {
-    /// A linear layer at each of `positions`, planes `stride` floats apart.
+    /// A sparse linear layer at each of `positions`, planes `stride` floats apart.
     pub fn linear(
         isa: Isa,
         rows: &Rows,
@@ -113,11 +183,41 @@ impl PlaneLayer {
         (positions, stride): (usize, usize),
         parts: usize,
     ) -> Self {
-        let offsets = rows.iter().map(|row| row.iter().map(|&(i, v)| (i * stride, v)).collect()).collect();
-        Self::new(isa, &offsets, bias, parts, None, [1, positions, positions], stride, 0)
+        let vectors = vectors(isa, positions);
+        let inputs = rows.iter().filter_map(|row| row.last()).map(|w| w.0 + 1).max().unwrap_or(1);
+        let block = block(rows, inputs, vectors * isa.lanes());
+        let weights = Weights::sparse(rows, bias, parts, block, stride, vectors);
+        Self {
+            isa,
+            weights,
+            neurons: bias.len(),
+            gather: None,
+            height: 1,
+            width: positions,
+            row_stride: positions,
+        }
     }
 
-    /// A convolution of images of shape `input`. Rows are `[in channels / groups · kh · kw]`.
+    /// The same with all weights `[N, M]`.
+    pub fn dense_linear(isa: Isa, weight: &[f32], bias: &[f32], (positions, stride): (usize, usize)) -> Self {
+        let weights = Weights::Dense {
+            bias: bias.to_vec(),
+            taps: vec![(0, weight.to_vec())],
+            channels: weight.len() / bias.len().max(1),
+            channel_stride: stride,
+        };
+        Self {
+            isa,
+            weights,
+            neurons: bias.len(),
+            gather: None,
+            height: 1,
+            width: positions,
+            row_stride: positions,
+        }
+    }
+
+    /// A sparse convolution of images of shape `input`. Rows are `[in channels / groups · kh · kw]`.
     pub fn conv(
         isa: Isa,
         rows: &Rows,
@@ -127,122 +227,87 @@ impl PlaneLayer {
         input: Shape,
         parts: usize,
     ) -> Self {
-        let Window { kernel, stride, padding, dilation } = *window;
-        let extent = |axis: usize, size: usize| {
-            (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1
-        };
-        let (height, width) = (extent(0, input.height), extent(1, input.width));
-        let plain = kernel == [1, 1] && stride == [1, 1] && padding == [0, 0];
-        let tap = |axis: usize, k: usize| {
-            let at = k * dilation[axis];
-            (at % stride[axis], at / stride[axis])
-        };
-        let gather = (!plain).then(|| {
-            let mut phases: Vec<[usize; 2]> = (0..kernel[0] * kernel[1])
-                .map(|t| [tap(0, t / kernel[1]).0, tap(1, t % kernel[1]).0])
-                .collect();
-            phases.sort();
-            phases.dedup();
-            let size = |axis: usize, out: usize| {
-                out + tap(axis, kernel[axis] - 1)
-                    .1
-                    .max((0..kernel[axis]).map(|k| tap(axis, k).1).max().unwrap_or(0))
-            };
-            Gather {
-                input,
-                stride,
-                padding,
-                phases,
-                phase_height: size(0, height),
-                phase_width: size(1, width),
-            }
-        });
-        let (channel_stride, row_stride, reach) = match &gather {
-            None => (plane_stride(input.height * input.width), width, 0),
-            Some(g) => (g.channel_stride(), g.phase_width, g.channel_stride() - g.phase_size() / 2),
-        };
-        let channels = input.features / groups;
-        let neurons_per_group = (rows.len() / groups).max(1);
-        let offsets = rows
+        let plan = Plan::new(isa, window, input);
+        let (taps, group_channels) = (plan.taps.len(), input.features / groups);
+        let group_neurons = (rows.len() / groups).max(1);
+        // Planes are units where nothing lies between them, which makes offsets small.
+        let unit = if plan.gather.is_none() { plan.channel_stride } else { 1 };
+        let offsets: Rows = rows
             .iter()
             .enumerate()
             .map(|(n, row)| {
-                let mut row: Vec<(usize, f32)> = row
-                    .iter()
-                    .map(|&(i, value)| {
-                        let (channel, t) = (i / (kernel[0] * kernel[1]), i % (kernel[0] * kernel[1]));
-                        let channel = n / neurons_per_group * channels + channel;
-                        let inside = gather.as_ref().map_or(0, |g| {
-                            let ((py, qy), (px, qx)) = (tap(0, t / kernel[1]), tap(1, t % kernel[1]));
-                            let phase = g.phases.iter().position(|&p| p == [py, px]).expect("made of taps");
-                            phase * g.phase_size() + qy * g.phase_width + qx
-                        });
-                        (channel * channel_stride + inside, value)
-                    })
-                    .collect();
+                let first = n / group_neurons * group_channels;
+                let offset = |i: usize| (first + i / taps) * plan.channel_stride + plan.taps[i % taps];
+                let mut row: Vec<_> = row.iter().map(|&(i, value)| (offset(i) / unit, value)).collect();
                 row.sort_by_key(|w| w.0);
                 row
             })
             .collect();
-        Self::new(isa, &offsets, bias, parts, gather, [height, width, row_stride], channel_stride, reach)
+        let vectors = vectors(isa, (plan.height - 1) * plan.row_stride + plan.width);
+        let read = (plan.sheets * (vectors * isa.lanes() + plan.halo)).min(plan.channel_stride);
+        let channels = block(rows, input.features, read);
+        let weights =
+            Weights::sparse(&offsets, bias, parts, channels * plan.channel_stride / unit, unit, vectors);
+        Self::planned(isa, weights, rows.len(), plan)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the two constructors above are the interface")]
-    fn new(
+    /// The same with all weights `[N, C · kh · kw]`.
+    pub fn dense_conv(
         isa: Isa,
-        offsets: &Rows,
+        weight: &[f32],
         bias: &[f32],
+        window: &Window,
+        groups: usize,
+        input: Shape,
         parts: usize,
-        gather: Option<Gather>,
-        [height, width, row_stride]: [usize; 3],
-        channel_stride: usize,
-        reach: usize,
     ) -> Self {
-        let wide_positions = ((height - 1) * row_stride + width).max(1);
-        let registers = wide_positions.div_ceil(isa.lanes());
-        let most = isa.accumulators().min(112 / isa.lanes());
-        let vectors = registers.div_ceil(registers.div_ceil(most));
-        // Channels whose part of a tile fits the cache, or more where the layer is very sparse.
-        let weights: usize = offsets.iter().map(Vec::len).sum();
-        let channels =
-            offsets.iter().filter_map(|row| row.last()).map(|w| w.0 / channel_stride + 1).max().unwrap_or(1);
-        let visits = (VISIT * channels * offsets.len()).div_ceil(weights.max(1));
-        let footprint = (vectors * isa.lanes() + reach).min(channel_stride.max(1));
-        let block = (CACHED / footprint).max(visits).max(1) * channel_stride;
-        let part_neurons = offsets.len().div_ceil(parts.max(1)).max(1);
-        Self {
-            isa,
-            parts: offsets
-                .chunks(part_neurons)
-                .zip(bias.chunks(part_neurons))
-                .map(|(rows, bias)| Tiles::new(rows, bias, block))
-                .collect(),
-            part_neurons,
-            neurons: offsets.len(),
-            gather,
-            wide_positions,
-            vectors,
-            height,
-            width,
-            row_stride,
+        let taps = window.kernel[0] * window.kernel[1];
+        if groups > 1 || input.features < GEMM {
+            let row = |row: &[f32]| row.iter().copied().enumerate().collect();
+            let rows: Rows = weight.chunks_exact(weight.len() / bias.len().max(1)).map(row).collect();
+            return Self::conv(isa, &rows, bias, window, groups, input, parts);
         }
+        let plan = Plan::new(isa, window, input);
+        let of_tap = |tap| weight.iter().skip(tap).step_by(taps).copied().collect();
+        let weights = Weights::Dense {
+            bias: bias.to_vec(),
+            taps: plan.taps.iter().enumerate().map(|(tap, &start)| (start, of_tap(tap))).collect(),
+            channels: input.features,
+            channel_stride: plan.channel_stride,
+        };
+        Self::planned(isa, weights, bias.len(), plan)
+    }
+
+    fn planned(isa: Isa, weights: Weights, neurons: usize, plan: Plan) -> Self {
+        let Plan { gather, height, width, row_stride, .. } = plan;
+        Self { isa, weights, neurons, gather, height, width, row_stride }
+    }
+
+    /// Positions of an output plane as the kernel computes them.
+    fn wide_positions(&self) -> usize {
+        (self.height - 1) * self.row_stride + self.width
     }
 
     /// Floats between output planes.
-    pub fn output_stride(&self) -> usize {
+    fn output_stride(&self) -> usize {
         plane_stride(self.height * self.width)
     }
 
     /// Bytes of the weights.
     pub fn bytes(&self) -> usize {
-        self.parts.iter().map(Tiles::bytes).sum()
+        match &self.weights {
+            Weights::Sparse { parts, .. } => parts.iter().map(Tiles::bytes).sum(),
+            Weights::Dense { bias, taps, .. } => {
+                4 * (bias.len() + taps.iter().map(|tap| tap.1.len()).sum::<usize>())
+            }
+        }
     }
 
     /// Floats that the kernel may read beyond the last plane.
     pub const SLACK: usize = 128;
 
     /// One image: `x` has the input planes and [`SLACK`](Self::SLACK) more floats, `out` the output planes. Adds
-    /// `residual` (planes like `out`), then cuts off below zero if `relu`.
+    /// `residual` (planes like `out`), then cuts off below zero if `relu`. Numbers between planes are whatever.
     pub fn run(
         &self,
         x: &[f32],
@@ -251,7 +316,7 @@ impl PlaneLayer {
         relu: bool,
         scratch: &mut Scratch,
     ) {
-        let Scratch { packed, tiles } = scratch;
+        let Scratch { packed, tiles, wide } = scratch;
         let x = match &self.gather {
             None => x,
             Some(gather) => {
@@ -262,27 +327,55 @@ impl PlaneLayer {
             }
         };
         let stride = self.output_stride();
-        let chunk = self.part_neurons * stride;
-        tiles.resize_with(tiles.len().max(self.parts.len()), Buffer::default);
-        let finish = |index: usize, out: &mut [f32], tile: &mut Buffer| {
-            let part = &self.parts[index];
-            let residual = residual.map(|r| &r[index * chunk..][..out.len()]);
-            self.run_part(part, x, out, residual, relu, tile);
-        };
         let out = &mut out[..self.neurons * stride];
-        if self.parts.len() == 1 {
-            finish(0, out, &mut tiles[0]);
-        } else {
-            out.par_chunks_mut(chunk)
-                .zip(tiles)
-                .enumerate()
-                .for_each(|(i, (out, tile))| finish(i, out, tile));
+        match &self.weights {
+            Weights::Sparse { parts, part_neurons, unit, vectors } => {
+                let chunk = part_neurons * stride;
+                tiles.resize_with(tiles.len().max(parts.len()), Buffer::default);
+                let run = |part: usize, out: &mut [f32], tile: &mut Buffer| {
+                    let residual = residual.map(|r| &r[part * chunk..][..out.len()]);
+                    self.run_part(&parts[part], (*unit, *vectors), x, out, residual, relu, tile);
+                };
+                if parts.len() == 1 {
+                    run(0, out, &mut tiles[0]);
+                } else {
+                    let parts = out.par_chunks_mut(chunk).zip(tiles).enumerate();
+                    parts.for_each(|(part, (out, tile))| run(part, out, tile));
+                }
+            }
+            Weights::Dense { bias, taps, channels, channel_stride } => {
+                let positions = self.wide_positions();
+                let row = positions.next_multiple_of(16);
+                wide.grow(self.neurons * row);
+                for (plane, bias) in wide.chunks_exact_mut(row).zip(bias) {
+                    plane.fill(*bias);
+                }
+                for (start, weights) in taps {
+                    math::add_matmul(
+                        [self.neurons, positions, *channels],
+                        wide,
+                        Strides { row, column: 1 },
+                        weights,
+                        Strides { row: *channels, column: 1 },
+                        &x[*start..],
+                        Strides { row: *channel_stride, column: 1 },
+                        rayon::current_num_threads(),
+                    );
+                }
+                let planes = out.par_chunks_exact_mut(stride).zip(wide.par_chunks_exact(row));
+                planes.enumerate().with_min_len(32).for_each(|(n, (out, sums))| {
+                    let residual = residual.map_or(&[][..], |r| &r[n * stride..][..stride]);
+                    finish(out, sums, residual, relu, 0, positions, self.width, self.row_stride);
+                });
+            }
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one call, made in `run`")]
     fn run_part(
         &self,
         part: &Tiles,
+        (unit, vectors): (usize, usize),
         x: &[f32],
         out: &mut [f32],
         residual: Option<&[f32]>,
@@ -290,43 +383,87 @@ impl PlaneLayer {
         tile: &mut Buffer,
     ) {
         let lanes = self.isa.lanes();
-        let registers = self.wide_positions.div_ceil(lanes);
+        let positions = self.wide_positions();
+        let registers = positions.div_ceil(lanes);
         let stride = self.output_stride();
-        tile.grow(part.neurons() * self.vectors * lanes);
-        for first in (0..registers).step_by(self.vectors) {
-            let vectors = self.vectors.min(registers - first);
+        tile.grow(part.neurons() * vectors * lanes);
+        for first in (0..registers).step_by(vectors) {
+            let vectors = vectors.min(registers - first);
             let (start, width) = (first * lanes, vectors * lanes);
-            part.run(self.isa, vectors, &x[start..], tile);
-            let end = (start + width).min(self.wide_positions);
-            for neuron in 0..part.neurons() {
-                let sums = &tile[neuron * width..][..width];
-                // The tile holds whole and partial rows of the image.
-                let mut at = start;
-                while at < end {
-                    let (y, column) = (at / self.row_stride, at % self.row_stride);
-                    let next = ((y + 1) * self.row_stride).min(end);
-                    if column < self.width {
-                        let count = (self.width - column).min(next - at);
-                        let place = neuron * stride + y * self.width + column;
-                        let sums = &sums[at - start..][..count];
-                        let out = &mut out[place..][..count];
-                        match (residual, relu) {
-                            (None, false) => out.copy_from_slice(sums),
-                            (None, true) => out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.max(0.0)),
-                            (Some(r), false) => {
-                                out.iter_mut().zip(sums).zip(&r[place..]).for_each(|((o, s), r)| *o = s + r);
-                            }
-                            (Some(r), true) => {
-                                out.iter_mut()
-                                    .zip(sums)
-                                    .zip(&r[place..])
-                                    .for_each(|((o, s), r)| *o = (s + r).max(0.0));
-                            }
-                        }
+            part.run(self.isa, vectors, &x[start..], unit, tile);
+            let end = (start + width).min(positions);
+            for (n, (out, sums)) in out.chunks_exact_mut(stride).zip(tile.chunks_exact(width)).enumerate() {
+                let residual = residual.map_or(&[][..], |r| &r[n * stride..][..stride]);
+                finish(out, sums, residual, relu, start, end, self.width, self.row_stride);
+            }
+        }
+    }
+}
+
+impl Weights {
+    fn sparse(rows: &Rows, bias: &[f32], parts: usize, block: usize, unit: usize, vectors: usize) -> Self {
+        let part_neurons = rows.len().div_ceil(parts.max(1)).max(1);
+        let parts = rows.chunks(part_neurons).zip(bias.chunks(part_neurons));
+        Self::Sparse {
+            parts: parts.map(|(rows, bias)| Tiles::new(rows, bias, block)).collect(),
+            part_neurons,
+            unit,
+            vectors,
+        }
+    }
+}
+
+/// Registers of a tile, so that all tiles of a plane are about as wide.
+fn vectors(isa: Isa, positions: usize) -> usize {
+    let registers = positions.div_ceil(isa.lanes());
+    let most = isa.accumulators().min(112 / isa.lanes());
+    registers.div_ceil(registers.div_ceil(most))
+}
+
+/// Channels of a block: as many as fit the cache with the `read` floats that a tile reads of each, or more
+/// where the layer is very sparse.
+pub(crate) fn block(rows: &Rows, channels: usize, read: usize) -> usize {
+    let weights: usize = rows.iter().map(Vec::len).sum();
+    let visits = (VISIT * channels * rows.len()).div_ceil(weights.max(1));
+    (CACHED / read.max(1)).max(visits).max(1)
+}
+
+math::vectorised! {
+    /// Moves positions `start..end` of a plane that has `row_stride` of them in a row to one that has `width`,
+    /// and adds `residual` unless it is empty.
+    #[expect(clippy::too_many_arguments, reason = "as many as a step of a layer has")]
+    fn finish(
+        out: &mut [f32],
+        sums: &[f32],
+        residual: &[f32],
+        relu: bool,
+        start: usize,
+        end: usize,
+        width: usize,
+        row_stride: usize
+    ) {
+        let (mut row, mut column) = (start / row_stride, start % row_stride);
+        let mut at = start;
+        while at < end {
+            let next = (at + row_stride - column).min(end);
+            if column < width {
+                let (place, count) = (row * width + column, (width - column).min(next - at));
+                // Whole registers where there is room; the next row overwrites what was too much.
+                let whole = count.next_multiple_of(16);
+                let room = place + whole <= out.len() && at - start + whole <= sums.len();
+                let count = if room { whole } else { count };
+                let (out, sums) = (&mut out[place..place + count], &sums[at - start..][..count]);
+                match (residual, relu) {
+                    ([], false) => out.copy_from_slice(sums),
+                    ([], true) => out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.max(0.0)),
+                    (r, relu) => {
+                        let least = if relu { 0.0 } else { f32::NEG_INFINITY };
+                        let r = &r[place..place + count];
+                        out.iter_mut().zip(sums).zip(r).for_each(|((o, s), r)| *o = (s + r).max(least));
                     }
-                    at = next;
                 }
             }
+            (row, column, at) = (row + 1, 0, next);
         }
     }
 }
@@ -336,4 +473,5 @@ impl PlaneLayer {
 pub(crate) struct Scratch {
     packed: Buffer,
     tiles: Vec<Buffer>,
+    wide: Buffer,
 }

@@ -11,6 +11,8 @@ pub(super) unsafe trait Simd: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(value: f32) -> Self;
+    /// A register of each of four values.
+    unsafe fn splat_four(from: *const f32) -> [Self; 4];
     /// `self + a · b`, rounded once where the hardware can.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
@@ -48,6 +50,11 @@ unsafe impl Simd for Portable {
         Self([value; 8])
     }
     #[inline(always)]
+    unsafe fn splat_four(from: *const f32) -> [Self; 4] {
+        // SAFETY: the caller promises 4 readable floats.
+        unsafe { from.cast::<[f32; 4]>().read_unaligned() }.map(|value| Self([value; 8]))
+    }
+    #[inline(always)]
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
     }
@@ -81,6 +88,20 @@ pub(super) mod x86 {
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             Self(unsafe { _mm256_set1_ps(value) })
+        }
+        #[inline(always)]
+        unsafe fn splat_four(from: *const f32) -> [Self; 4] {
+            unsafe {
+                // One load; each half has all four values.
+                let four = _mm_loadu_ps(from);
+                let four = _mm256_set_m128(four, four);
+                [
+                    Self(_mm256_permute_ps::<0x00>(four)),
+                    Self(_mm256_permute_ps::<0x55>(four)),
+                    Self(_mm256_permute_ps::<0xaa>(four)),
+                    Self(_mm256_permute_ps::<0xff>(four)),
+                ]
+            }
         }
         #[inline(always)]
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
@@ -124,6 +145,19 @@ pub(super) mod x86 {
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             Self(unsafe { _mm512_set1_ps(value) })
+        }
+        #[inline(always)]
+        unsafe fn splat_four(from: *const f32) -> [Self; 4] {
+            unsafe {
+                // One load; each quarter has all four values.
+                let four = _mm512_broadcast_f32x4(_mm_loadu_ps(from));
+                [
+                    Self(_mm512_permute_ps::<0x00>(four)),
+                    Self(_mm512_permute_ps::<0x55>(four)),
+                    Self(_mm512_permute_ps::<0xaa>(four)),
+                    Self(_mm512_permute_ps::<0xff>(four)),
+                ]
+            }
         }
         #[inline(always)]
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
@@ -174,6 +208,10 @@ pub(super) mod arm {
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             unsafe { Self(vdupq_n_f32(value), vdupq_n_f32(value)) }
+        }
+        #[inline(always)]
+        unsafe fn splat_four(from: *const f32) -> [Self; 4] {
+            std::array::from_fn(|i| unsafe { Self::splat(*from.add(i)) })
         }
         #[inline(always)]
         unsafe fn add_product(self, a: Self, b: Self) -> Self {

@@ -14,6 +14,8 @@ use simd::Simd;
 use std::ops::Range;
 
 /// Weights of some neurons, in the order in which the kernel reads them.
+///
+/// Offsets are counted in units, whose size in floats is given when the kernel runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiles {
     bias: Vec<f32>,
@@ -22,7 +24,7 @@ pub(crate) struct Tiles {
     rows: Vec<u32>,
     offsets: Offsets,
     values: Vec<f32>,
-    /// One past the last float of the input that position 0 reads.
+    /// One past the last unit of the input that position 0 reads.
     reach: usize,
 }
 
@@ -43,6 +45,7 @@ struct Run {
 
 #[derive(Clone, Debug)]
 enum Offsets {
+    U8(Vec<u8>),
     U16(Vec<u16>),
     U32(Vec<u32>),
 }
@@ -58,7 +61,11 @@ impl Tiles {
             blocks: Vec::new(),
             runs: Vec::new(),
             rows: Vec::new(),
-            offsets: if block <= 1 << 16 { Offsets::U16(Vec::new()) } else { Offsets::U32(Vec::new()) },
+            offsets: match block {
+                0..=0x100 => Offsets::U8(Vec::new()),
+                0..=0x1_0000 => Offsets::U16(Vec::new()),
+                _ => Offsets::U32(Vec::new()),
+            },
             values: Vec::new(),
             reach,
         };
@@ -84,6 +91,7 @@ impl Tiles {
                     this.rows.push(n as u32);
                     for &(offset, value) in &rows[n][spans[n].clone()] {
                         match &mut this.offsets {
+                            Offsets::U8(o) => o.push((offset - base) as u8),
                             Offsets::U16(o) => o.push((offset - base) as u16),
                             Offsets::U32(o) => o.push((offset - base) as u32),
                         }
@@ -106,28 +114,31 @@ impl Tiles {
     /// Bytes of all streams.
     pub fn bytes(&self) -> usize {
         let offsets = match &self.offsets {
+            Offsets::U8(o) => o.len(),
             Offsets::U16(o) => o.len() * 2,
             Offsets::U32(o) => o.len() * 4,
         };
         self.values.len() * 4 + offsets + (self.rows.len() + self.bias.len()) * 4 + self.runs.len() * 8
     }
 
-    /// One tile: `out[n · width + p] = bias[n] + Σ value · x[offset + p]` for `p < width`, where `width`
-    /// is `vectors` registers.
+    /// One tile: `out[n · width + p] = bias[n] + Σ value · x[offset · unit + p]` for `p < width`, where
+    /// `width` is `vectors` registers.
     ///
     /// # Panics
     /// If `x` or `out` is too short, or the instruction set is not there.
-    pub fn run(&self, isa: Isa, vectors: usize, x: &[f32], out: &mut [f32]) {
+    pub fn run(&self, isa: Isa, vectors: usize, x: &[f32], unit: usize, out: &mut [f32]) {
         let width = vectors * isa.lanes();
         assert!(isa.available() && vectors >= 1);
-        assert!(self.reach == 0 || x.len() >= self.reach - 1 + width, "input too short");
+        assert!(self.reach == 0 || x.len() >= (self.reach - 1) * unit + width, "input too short");
         assert!(out.len() >= self.bias.len() * width, "output too short");
+        let (x, out) = (x.as_ptr(), out.as_mut_ptr());
         // SAFETY: the instruction set is there; every row is below `bias.len()`, every offset plus its
         // block's base below `reach`, so all runs of `width` floats lie in `x` and `out`.
         unsafe {
             match &self.offsets {
-                Offsets::U16(offsets) => dispatch(self, offsets, isa, vectors, x.as_ptr(), out.as_mut_ptr()),
-                Offsets::U32(offsets) => dispatch(self, offsets, isa, vectors, x.as_ptr(), out.as_mut_ptr()),
+                Offsets::U8(offsets) => dispatch(self, offsets, isa, vectors, x, unit, out),
+                Offsets::U16(offsets) => dispatch(self, offsets, isa, vectors, x, unit, out),
+                Offsets::U32(offsets) => dispatch(self, offsets, isa, vectors, x, unit, out),
             }
         }
     }
@@ -141,13 +152,14 @@ unsafe fn dispatch<O: Offset>(
     isa: Isa,
     vectors: usize,
     x: *const f32,
+    unit: usize,
     out: *mut f32,
 ) {
     macro_rules! by_vectors {
         ($kernel:ident: $($n:literal)*) => {
             match vectors {
                 // SAFETY: passed on from the caller.
-                $($n => unsafe { $kernel::<O, $n>(tiles, offsets, x, out) },)*
+                $($n => unsafe { $kernel::<O, $n>(tiles, offsets, x, unit, out) },)*
                 _ => panic!("no kernel for tiles of {vectors} registers"),
             }
         };
@@ -163,54 +175,64 @@ unsafe fn dispatch<O: Offset>(
     }
 }
 
-/// # Safety
-/// As in [`Tiles::run`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn avx512<O: Offset, const V: usize>(tiles: &Tiles, offsets: &[O], x: *const f32, out: *mut f32) {
-    // SAFETY: passed on from the caller.
-    unsafe { tile::<simd::x86::Avx512, O, V>(tiles, offsets, x, out) }
+macro_rules! kernels {
+    ($($(#[$attribute:meta])* $name:ident: $simd:ty;)*) => {
+        $(
+            /// # Safety
+            /// As in [`Tiles::run`].
+            $(#[$attribute])*
+            unsafe fn $name<O: Offset, const V: usize>(
+                tiles: &Tiles,
+                offsets: &[O],
+                x: *const f32,
+                unit: usize,
+                out: *mut f32,
+            ) {
+                // SAFETY: passed on from the caller.
+                unsafe { tile::<$simd, O, V>(tiles, offsets, x, unit, out) }
+            }
+        )*
+    };
 }
 
-/// # Safety
-/// As in [`Tiles::run`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<O: Offset, const V: usize>(tiles: &Tiles, offsets: &[O], x: *const f32, out: *mut f32) {
-    // SAFETY: passed on from the caller.
-    unsafe { tile::<simd::x86::Avx2, O, V>(tiles, offsets, x, out) }
+kernels! {
+    #[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx512f")] avx512: simd::x86::Avx512;
+    #[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx2,fma")] avx2: simd::x86::Avx2;
+    #[cfg(target_arch = "aarch64")] neon: simd::arm::Neon;
+    portable: simd::Portable;
 }
 
-/// # Safety
-/// As in [`Tiles::run`].
-#[cfg(target_arch = "aarch64")]
-unsafe fn neon<O: Offset, const V: usize>(tiles: &Tiles, offsets: &[O], x: *const f32, out: *mut f32) {
-    // SAFETY: passed on from the caller.
-    unsafe { tile::<simd::arm::Neon, O, V>(tiles, offsets, x, out) }
+trait Offset: Copy + Into<u32> {
+    /// Four offsets by as few loads as possible.
+    ///
+    /// # Safety
+    /// Four are readable at `from`.
+    unsafe fn four(from: *const Self) -> [usize; 4];
 }
 
-/// # Safety
-/// As in [`Tiles::run`].
-unsafe fn portable<O: Offset, const V: usize>(tiles: &Tiles, offsets: &[O], x: *const f32, out: *mut f32) {
-    // SAFETY: passed on from the caller.
-    unsafe { tile::<simd::Portable, O, V>(tiles, offsets, x, out) }
-}
-
-trait Offset: Copy {
-    fn get(self) -> usize;
+impl Offset for u8 {
+    #[inline(always)]
+    unsafe fn four(from: *const Self) -> [usize; 4] {
+        // SAFETY: passed on from the caller.
+        let all = u32::from_le(unsafe { from.cast::<u32>().read_unaligned() });
+        std::array::from_fn(|i| (all >> (8 * i)) as u8 as usize)
+    }
 }
 
 impl Offset for u16 {
     #[inline(always)]
-    fn get(self) -> usize {
-        self as usize
+    unsafe fn four(from: *const Self) -> [usize; 4] {
+        // SAFETY: passed on from the caller.
+        let all = u64::from_le(unsafe { from.cast::<u64>().read_unaligned() });
+        std::array::from_fn(|i| (all >> (16 * i)) as u16 as usize)
     }
 }
 
 impl Offset for u32 {
     #[inline(always)]
-    fn get(self) -> usize {
-        self as usize
+    unsafe fn four(from: *const Self) -> [usize; 4] {
+        // SAFETY: passed on from the caller.
+        unsafe { from.cast::<[u32; 4]>().read_unaligned() }.map(|o| o as usize)
     }
 }
 
@@ -221,6 +243,7 @@ unsafe fn tile<S: Simd, O: Offset, const V: usize>(
     tiles: &Tiles,
     offsets: &[O],
     x: *const f32,
+    unit: usize,
     out: *mut f32,
 ) {
     let (mut row, mut offset, mut value) = (tiles.rows.as_ptr(), offsets.as_ptr(), tiles.values.as_ptr());
@@ -228,7 +251,7 @@ unsafe fn tile<S: Simd, O: Offset, const V: usize>(
         // SAFETY: the streams hold what blocks and runs say, by construction, and the caller promises
         // that all runs of positions lie in `x` and `out`.
         unsafe {
-            let x = x.add(block.base);
+            let x = x.add(block.base * unit);
             for run in &tiles.runs[block.runs.clone()] {
                 for _ in 0..run.rows {
                     let neuron = *row as usize;
@@ -239,16 +262,32 @@ unsafe fn tile<S: Simd, O: Offset, const V: usize>(
                     } else {
                         std::array::from_fn(|v| S::load(out.add(v * S::LANES)))
                     };
-                    for _ in 0..run.weights {
+                    // One or two registers would wait for the sum of the weight before.
+                    let mut others = [S::splat(0.0); V];
+                    // Loads are what bounds this loop, so values and offsets are loaded by fours.
+                    for _ in 0..run.weights / 4 {
+                        let (weights, offsets) = (S::splat_four(value), O::four(offset));
+                        for (i, (weight, offset)) in weights.into_iter().zip(offsets).enumerate() {
+                            let x = x.add(offset * unit);
+                            let sums = if V <= 2 && i % 2 == 1 { &mut others } else { &mut sums };
+                            for (v, sum) in sums.iter_mut().enumerate() {
+                                *sum = sum.add_product(weight, S::load(x.add(v * S::LANES)));
+                            }
+                        }
+                        value = value.add(4);
+                        offset = offset.add(4);
+                    }
+                    for _ in 0..run.weights % 4 {
                         let weight = S::splat(*value);
-                        let x = x.add((*offset).get());
+                        let x = x.add((*offset).into() as usize * unit);
                         for (v, sum) in sums.iter_mut().enumerate() {
                             *sum = sum.add_product(weight, S::load(x.add(v * S::LANES)));
                         }
                         value = value.add(1);
                         offset = offset.add(1);
                     }
-                    for (v, sum) in sums.into_iter().enumerate() {
+                    for (v, (sum, other)) in sums.into_iter().zip(others).enumerate() {
+                        let sum = if V <= 2 { sum.add(other) } else { sum };
                         sum.store(out.add(v * S::LANES));
                     }
                 }
