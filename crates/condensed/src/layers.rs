@@ -208,13 +208,14 @@ pub struct ConvKernel {
     input: Shape,
     output: Shape,
     layer: PlaneLayer,
+    /// Whether the layer reads images as they are.
+    packed: bool,
     scratch: Spare<ConvScratch>,
 }
 
 #[derive(Debug, Default)]
 struct ConvScratch {
     x: Buffer,
-    out: Buffer,
     planes: Scratch,
 }
 
@@ -263,7 +264,7 @@ impl ConvKernel {
                 window.kernel
             ));
         }
-        let layer = PlaneLayer::conv(
+        let mut layer = PlaneLayer::conv(
             isa,
             &rows_of(weight),
             bias,
@@ -273,7 +274,8 @@ impl ConvKernel {
             rayon::current_num_threads(),
         );
         let output = Shape { features: weight.neurons(), height, width };
-        Ok(Self { input, output, layer, scratch: Spare::default() })
+        let packed = layer.pack();
+        Ok(Self { input, output, layer, packed, scratch: Spare::default() })
     }
 
     /// Shape of an output image.
@@ -297,15 +299,17 @@ impl ConvKernel {
             return;
         }
         let mut scratch = self.scratch.take();
-        let ConvScratch { x, out, planes } = &mut scratch;
-        x.grow(self.input.features * self.input.stride() + PlaneLayer::SLACK);
-        out.grow(self.output.features * self.output.stride());
-        for (image, result) in
-            input.chunks_exact(self.input.len()).zip(output.chunks_exact_mut(self.output.len()))
-        {
-            to_planes(image, self.input, x);
-            self.layer.run(x, out, None, false, planes);
-            from_planes(out, self.output, result);
+        let ConvScratch { x, planes } = &mut scratch;
+        let images = input.chunks_exact(self.input.len());
+        for (image, result) in images.zip(output.chunks_exact_mut(self.output.len())) {
+            let image = if self.packed {
+                image
+            } else {
+                x.grow(self.input.features * self.input.stride() + PlaneLayer::SLACK);
+                to_planes(image, self.input, x);
+                &x[..]
+            };
+            self.layer.run(image, result, None, false, planes);
         }
         self.scratch.put(scratch);
     }

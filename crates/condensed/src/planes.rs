@@ -28,6 +28,8 @@ pub(crate) struct PlaneLayer {
     weights: Weights,
     neurons: usize,
     gather: Option<Gather>,
+    /// Floats from one output plane to the next.
+    output_stride: usize,
     /// Rows and columns of an output plane.
     height: usize,
     width: usize,
@@ -63,6 +65,8 @@ enum Weights {
 #[derive(Clone, Debug)]
 struct Gather {
     input: Shape,
+    /// Floats from one input plane to the next.
+    input_stride: usize,
     stride: [usize; 2],
     padding: [usize; 2],
     /// First row, below the stride, and first column in the padded image.
@@ -84,37 +88,75 @@ impl Gather {
     /// Copies one image.
     fn run(&self, x: &[f32], packed: &mut [f32]) {
         let channels = packed.par_chunks_exact_mut(self.channel_stride());
-        let planes = x.par_chunks_exact(plane_stride(self.input.positions()));
+        let planes = x.par_chunks(self.input_stride);
         channels.zip(planes).with_min_len(16).for_each(|(sheets, plane)| {
-            for (&sheet, to) in self.sheets.iter().zip(sheets.chunks_exact_mut(self.sheet_size())) {
-                self.copy(plane, sheet, to);
+            // Nearly all of it is written again, but one long fill costs less than one for each border.
+            sheets.fill(0.0);
+            for (&[top, left], to) in self.sheets.iter().zip(sheets.chunks_exact_mut(self.sheet_size())) {
+                // The rows `row · stride + top − padding` that lie in the image, and likewise the columns.
+                let rows = self.inside(0, top, self.input.height, self.height);
+                let columns = self.inside(1, left, self.input.width, self.width);
+                if rows.2 == 0 || columns.2 == 0 {
+                    continue;
+                }
+                let from = &plane[rows.1 * self.input.width + columns.1..];
+                let to = &mut to[rows.0 * self.row_stride + columns.0..];
+                let from_stride = self.stride[0] * self.input.width;
+                copy_rows(from, from_stride, self.stride[1], to, self.row_stride, rows.2, columns.2);
             }
         });
     }
 
-    fn copy(&self, plane: &[f32], [top, left]: [usize; 2], sheet: &mut [f32]) {
-        let Shape { height, width, .. } = self.input;
-        let stride = self.stride[1];
-        // The columns `column · stride + left − padding` that lie in the image.
-        let first = self.padding[1].saturating_sub(left).div_ceil(stride).min(self.width);
-        let start = (first * stride + left).saturating_sub(self.padding[1]).min(width);
-        let count = (width - start).div_ceil(stride).min(self.width - first);
-        for (row, to) in sheet.chunks_exact_mut(self.row_stride).enumerate() {
-            let y = (row * self.stride[0] + top).checked_sub(self.padding[0]);
-            let Some(y) = y.filter(|&y| y < height) else {
-                to.fill(0.0);
-                continue;
-            };
-            let line = &plane[y * width + start..(y + 1) * width];
-            to[..first].fill(0.0);
-            to[first + count..].fill(0.0);
-            let to = &mut to[first..first + count];
-            if stride == 1 {
-                to.copy_from_slice(&line[..count]);
+    /// Of the places `i < places` that read `i · stride + start − padding`: the first that reads inside an image
+    /// of `size`, what it reads, and how many do.
+    fn inside(&self, axis: usize, start: usize, size: usize, places: usize) -> (usize, usize, usize) {
+        let (stride, padding) = (self.stride[axis], self.padding[axis]);
+        let first = padding.saturating_sub(start).div_ceil(stride).min(places);
+        let read = (first * stride + start).saturating_sub(padding).min(size);
+        (first, read, (size - read).div_ceil(stride).min(places - first))
+    }
+}
+
+math::vectorised! {
+    /// Copies rows of every `step`-th number; at least one column.
+    fn copy_rows(
+        from: &[f32],
+        from_stride: usize,
+        step: usize,
+        to: &mut [f32],
+        to_stride: usize,
+        rows: usize,
+        columns: usize
+    ) {
+        for row in 0..rows {
+            let to = &mut to[row * to_stride..][..columns];
+            let from = &from[row * from_stride..];
+            if step == 1 {
+                copy(&from[..columns], to);
             } else {
-                to.iter_mut().zip(line.iter().step_by(stride)).for_each(|(to, x)| *to = *x);
+                let from = &from[..(columns - 1) * step + 1];
+                to.iter_mut().zip(from.iter().step_by(step)).for_each(|(to, x)| *to = *x);
             }
         }
+    }
+}
+
+/// A short copy: whole registers, the last of which may overlap the one before.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    fn parts<const N: usize>(from: &[f32], to: &mut [f32]) {
+        for (from, to) in from.as_chunks::<N>().0.iter().zip(to.as_chunks_mut::<N>().0) {
+            *to = *from;
+        }
+        if let (Some(from), Some(to)) = (from.last_chunk::<N>(), to.last_chunk_mut::<N>()) {
+            *to = *from;
+        }
+    }
+    match to.len() {
+        16.. => parts::<16>(from, to),
+        8.. => parts::<8>(from, to),
+        4.. => parts::<4>(from, to),
+        _ => parts::<1>(from, to),
     }
 }
 
@@ -156,7 +198,8 @@ impl Plan {
         sheets.dedup();
         let last = places.iter().map(|place| place.1).max().unwrap_or(0);
         let row_stride = width.next_multiple_of(if width <= 8 { 8 } else { isa.lanes() });
-        let gather = Gather { input, stride, padding, sheets, height: height + last, width, row_stride };
+        let input_stride = plane_stride(input.positions());
+        let gather = Gather { input, input_stride, stride, padding, sheets, height: height + last, width, row_stride };
         let start = |&(sheet, row): &([usize; 2], usize)| {
             let index = gather.sheets.binary_search(&sheet).expect("made of the taps");
             index * gather.sheet_size() + row * row_stride
@@ -192,6 +235,7 @@ impl PlaneLayer {
             weights,
             neurons: bias.len(),
             gather: None,
+            output_stride: plane_stride(positions),
             height: 1,
             width: positions,
             row_stride: positions,
@@ -211,6 +255,7 @@ impl PlaneLayer {
             weights,
             neurons: bias.len(),
             gather: None,
+            output_stride: plane_stride(positions),
             height: 1,
             width: positions,
             row_stride: positions,
@@ -280,17 +325,22 @@ impl PlaneLayer {
 
     fn planned(isa: Isa, weights: Weights, neurons: usize, plan: Plan) -> Self {
         let Plan { gather, height, width, row_stride, .. } = plan;
-        Self { isa, weights, neurons, gather, height, width, row_stride }
+        let output_stride = plane_stride(height * width);
+        Self { isa, weights, neurons, gather, output_stride, height, width, row_stride }
+    }
+
+    /// Output planes follow each other without gaps from now on, as do input planes if the answer is `true`.
+    pub fn pack(&mut self) -> bool {
+        self.output_stride = self.height * self.width;
+        if let Some(gather) = &mut self.gather {
+            gather.input_stride = gather.input.positions();
+        }
+        self.gather.is_some()
     }
 
     /// Positions of an output plane as the kernel computes them.
     fn wide_positions(&self) -> usize {
         (self.height - 1) * self.row_stride + self.width
-    }
-
-    /// Floats between output planes.
-    fn output_stride(&self) -> usize {
-        plane_stride(self.height * self.width)
     }
 
     /// Bytes of the weights.
@@ -326,7 +376,7 @@ impl PlaneLayer {
                 packed
             }
         };
-        let stride = self.output_stride();
+        let stride = self.output_stride;
         let out = &mut out[..self.neurons * stride];
         match &self.weights {
             Weights::Sparse { parts, part_neurons, unit, vectors } => {
@@ -385,7 +435,7 @@ impl PlaneLayer {
         let lanes = self.isa.lanes();
         let positions = self.wide_positions();
         let registers = positions.div_ceil(lanes);
-        let stride = self.output_stride();
+        let stride = self.output_stride;
         tile.grow(part.neurons() * vectors * lanes);
         for first in (0..registers).step_by(vectors) {
             let vectors = vectors.min(registers - first);
