@@ -1,13 +1,16 @@
-"""Times PyTorch, ONNX Runtime and DeepSparse on layers that `srigl bench layer` has saved.
+"""Times PyTorch, ONNX Runtime and DeepSparse on layers and models that `srigl bench` has saved.
 
 `cargo xtask reproduce timings --peers` starts this once per Python environment as `timings.py ENGINE...`, with
 ENGINE one of torch, onnxruntime, deepsparse, and talks to it in lines of JSON, one answer per request:
 
     (at the start)                                     {"versions": {"torch": "2.1"}, "missing": {"deepsparse": "why"}}
     {"do": "prepare", "weights": FILE, "threads": 1,   {"peers": [{"name": "torch-dense", "engine": "PyTorch 2.1, F.linear",
-     "stride": 1, "padding": 1}                                    "relative_error": 1e-7, "once_ms": 0.4}]}
+     "model": null, "stride": 1, "padding": 1}                     "relative_error": 1e-7, "once_ms": 0.4}]}
     {"do": "time", "peer": "torch-dense",              {"median_ms": 0.41, "p10_ms": 0.40, "p90_ms": 0.43, "samples": 500}
      "repetitions": 500}
+
+With "model" a name of `MODELS`, the weights are those of that network. PyTorch then writes it as an ONNX file beside
+them, which the others read; so the environment with PyTorch has to be asked first.
 
 A peer that cannot run a case answers {"name": ..., "skipped": "why"} in its place. Requests end with the input.
 """
@@ -43,7 +46,7 @@ def read_safetensors(path):
     return tensors
 
 
-class Case:
+class LayerCase:
     """One layer: `weight` [out, in] or [out, in, k, k], `bias` [out], `input` [batch, in] or [batch, in, h, w]."""
 
     def __init__(self, request):
@@ -55,6 +58,7 @@ class Case:
         self.stride = request["stride"]
         self.padding = request["padding"]
         self.is_conv = self.weight.ndim == 4
+        self.node = "Conv" if self.is_conv else "Gemm"
 
     def expected(self):
         """The plain product in double precision: what every peer must compute."""
@@ -89,13 +93,89 @@ class Case:
         return model.SerializeToString()
 
 
+# Networks of torchvision by their names in `srigl`, with the oldest ONNX operator set that can express them:
+# DeepSparse knows no recent ones.
+MODELS = {"resnet50": ("resnet50", 13), "vit-b-16": ("vit_b_16", 14)}
+
+
+class ModelCase:
+    """A network of torchvision with the saved weights, on one random image `input` [1, 3, 224, 224]."""
+
+    node = "the whole model"
+
+    def __init__(self, request):
+        self.name, self.opset = MODELS[request["model"]]
+        self.weights = request["weights"]
+        self.threads = request["threads"]
+        self.onnx, self.result = self.weights + ".onnx", self.weights + ".npy"
+        self.input = np.random.default_rng(0).uniform(-1, 1, (1, 3, 224, 224)).astype(np.float32)
+        if "torch" in sys.modules:
+            self.write()
+
+    def torch_model(self):
+        """The network in PyTorch, ready to be run."""
+        import torch
+        import torchvision
+
+        model = getattr(torchvision.models, self.name)(weights=None)
+        tensors = read_safetensors(self.weights)
+        missing, unexpected = model.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()}, strict=False)
+        # PyTorch counts batches, which matters for nothing here.
+        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+        if missing or unexpected:
+            raise ValueError(f"missing: {missing}, unexpected: {unexpected}")
+        return model.eval()
+
+    def write(self):
+        """The network as an ONNX file, and what it computes in double precision, for all engines."""
+        import torch
+
+        model = self.torch_model()
+        # The older exporter, since the newer one writes operators that DeepSparse does not know.
+        torch.onnx.export(
+            model,
+            (torch.tensor(self.input),),
+            self.onnx,
+            input_names=["input"],
+            output_names=["output"],
+            opset_version=self.opset,
+            dynamo=False,
+        )
+        np.save(self.result, model.double()(torch.tensor(self.input, dtype=torch.float64)).numpy())
+
+    def expected(self):
+        """What every peer must compute."""
+        return np.load(self.result)
+
+    def onnx_model(self):
+        """The network as an ONNX model, as bytes."""
+        with open(self.onnx, "rb") as file:
+            return file.read()
+
+
 def torch_peers(case):
-    """(name, maker) for PyTorch; a maker returns a function that runs the layer once, and a description of it."""
+    """(name, maker) for PyTorch; a maker returns a function that runs the case once, and a description of it."""
     import torch
-    from torch.nn import functional as F
 
     torch.set_num_threads(case.threads)
     version = f"PyTorch {torch.__version__}"
+    if isinstance(case, LayerCase):
+        return torch_layer_peers(case, version)
+
+    def dense():
+        import torchvision
+
+        model, x = case.torch_model(), torch.tensor(case.input)
+        return lambda: model(x), f"{version}, torchvision {torchvision.__version__}"
+
+    return [("torch-dense", dense)]
+
+
+def torch_layer_peers(case, version):
+    """The same for one layer."""
+    import torch
+    from torch.nn import functional as F
+
     # Copies: PyTorch wants writable memory of its own.
     weight, bias, x = (torch.tensor(array) for array in (case.weight, case.bias, case.input))
 
@@ -143,8 +223,7 @@ def onnxruntime_peers(case):
         options.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(case.onnx_model(), options, providers=["CPUExecutionProvider"])
         feed = {"input": case.input}
-        node = "Conv" if case.is_conv else "Gemm"
-        return lambda: session.run(None, feed)[0], f"ONNX Runtime {onnxruntime.__version__}, {node}"
+        return lambda: session.run(None, feed)[0], f"ONNX Runtime {onnxruntime.__version__}, {case.node}"
 
     return [("onnx-runtime", session)]
 
@@ -155,7 +234,7 @@ def deepsparse_peers(case):
 
     def engine():
         with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "layer.onnx")
+            path = os.path.join(folder, "case.onnx")
             with open(path, "wb") as file:
                 file.write(case.onnx_model())
             batch = case.input.shape[0]
@@ -167,6 +246,8 @@ def deepsparse_peers(case):
 
 
 PEERS = {"torch": torch_peers, "onnxruntime": onnxruntime_peers, "deepsparse": deepsparse_peers}
+# Which peer speaks for an engine that can run none.
+NAMES = {"torch": "torch-dense", "onnxruntime": "onnx-runtime", "deepsparse": "deepsparse"}
 
 
 def warm_up(run, seconds):
@@ -183,9 +264,8 @@ def warm_up(run, seconds):
             return 1e3 * fastest
 
 
-def prepare(case, engines):
-    """Builds every peer of a case and compares its result with the plain product: answers, and the functions."""
-    expected = case.expected()
+def prepare(case, expected, engines):
+    """Builds every peer of a case and compares its result with the expected one: answers, and the functions."""
     answers, runs = [], {}
     for engine in engines:
         for name, make in PEERS[engine](case):
@@ -193,7 +273,7 @@ def prepare(case, engines):
                 run, description = make()
                 result = np.asarray(run(), dtype=np.float64)
             except Exception as error:
-                # One that cannot run this layer must not keep the others from it.
+                # One that cannot run this case must not keep the others from it.
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 answers.append({"name": name, "skipped": reason[:300]})
                 continue
@@ -232,7 +312,7 @@ def main():
     versions, missing = {}, {}
     for engine in sys.argv[1:]:
         try:
-            # All but PyTorch read the layer as an ONNX model.
+            # All but PyTorch read an ONNX model.
             if engine != "torch":
                 importlib.import_module("onnx")
             versions[engine] = importlib.import_module(engine).__version__
@@ -246,7 +326,14 @@ def main():
         if request["do"] == "prepare":
             # Sessions of the case before give back their threads before new ones start.
             runs.clear()
-            peers, runs = prepare(Case(request), versions)
+            try:
+                case = (ModelCase if request["model"] else LayerCase)(request)
+                expected = case.expected()
+            except Exception as error:
+                reason = f"cannot read the case: {type(error).__name__}: {error}"
+                answer({"peers": [{"name": NAMES[engine], "skipped": " ".join(reason.split())[:300]} for engine in versions]})
+                continue
+            peers, runs = prepare(case, expected, versions)
             answer({"peers": peers})
         else:
             answer(measure(runs[request["peer"]], request["repetitions"]))

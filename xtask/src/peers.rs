@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// How long one run of a layer takes, in milliseconds.
+/// How long one run takes, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// Half of the runs are faster.
@@ -140,10 +140,12 @@ pub struct Peers {
     log: PathBuf,
 }
 
-/// One layer to be prepared.
+/// One layer or model to be prepared.
 #[derive(Debug, Serialize)]
 pub struct Request<'a> {
-    /// safetensors file with `weight`, `bias` and `input`.
+    /// A network of torchvision, by its name in `srigl`; otherwise it is a layer.
+    pub model: Option<&'a str>,
+    /// safetensors file with `weight`, `bias` and `input`, or the tensors of the model.
     pub weights: &'a Path,
     /// Threads of every engine.
     pub threads: usize,
@@ -153,7 +155,7 @@ pub struct Request<'a> {
     pub padding: usize,
 }
 
-/// What an engine says about a prepared layer.
+/// What an engine says about what was prepared.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Prepared {
@@ -163,12 +165,12 @@ pub enum Prepared {
         name: String,
         /// Version and call, for people.
         engine: String,
-        /// `‖result − plain product‖ / ‖plain product‖`.
+        /// `‖result − plain result‖ / ‖plain product‖`.
         relative_error: f64,
         /// About how long one run takes, in milliseconds.
         once_ms: f64,
     },
-    /// It cannot run this layer.
+    /// It cannot run this.
     Skipped {
         /// Name of the engine.
         name: String,
@@ -211,7 +213,7 @@ impl Peers {
         Ok(peers)
     }
 
-    /// Builds every engine's form of a layer and checks its result.
+    /// Builds every engine's form and checks its result.
     ///
     /// # Errors
     /// If the process ends or answers nonsense.

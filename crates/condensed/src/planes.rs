@@ -184,7 +184,16 @@ impl Plan {
         if kernel == [1, 1] && stride == [1, 1] && padding == [0, 0] {
             let channel_stride = plane_stride(input.positions());
             let (taps, row_stride) = (vec![0], width);
-            return Self { gather: None, taps, channel_stride, halo: 0, sheets: 1, height, width, row_stride };
+            return Self {
+                gather: None,
+                taps,
+                channel_stride,
+                halo: 0,
+                sheets: 1,
+                height,
+                width,
+                row_stride,
+            };
         }
         // For each tap its sheet, and the row in it that the first window reads.
         let places: Vec<([usize; 2], usize)> = (0..kernel[0] * kernel[1])
@@ -199,7 +208,8 @@ impl Plan {
         let last = places.iter().map(|place| place.1).max().unwrap_or(0);
         let row_stride = width.next_multiple_of(if width <= 8 { 8 } else { isa.lanes() });
         let input_stride = plane_stride(input.positions());
-        let gather = Gather { input, input_stride, stride, padding, sheets, height: height + last, width, row_stride };
+        let gather =
+            Gather { input, input_stride, stride, padding, sheets, height: height + last, width, row_stride };
         let start = |&(sheet, row): &([usize; 2], usize)| {
             let index = gather.sheets.binary_search(&sheet).expect("made of the taps");
             index * gather.sheet_size() + row * row_stride

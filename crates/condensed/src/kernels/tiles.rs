@@ -63,7 +63,7 @@ impl Tiles {
             rows: Vec::new(),
             offsets: match block {
                 0..=0x100 => Offsets::U8(Vec::new()),
-                0..=0x1_0000 => Offsets::U16(Vec::new()),
+                0x101..=0x1_0000 => Offsets::U16(Vec::new()),
                 _ => Offsets::U32(Vec::new()),
             },
             values: Vec::new(),

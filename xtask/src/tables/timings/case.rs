@@ -1,19 +1,24 @@
-//! What is timed: layers, cases, engines, targets, and the results.
+//! What is timed: layers and models, cases, engines, targets, and the results.
 
 use crate::peers::Timing;
 use plotters::style::RGBColor;
 use serde::{Deserialize, Serialize};
 
 /// The layer of the paper's figure: `encoder.layers.encoder_layer_11.mlp.3` of ViT-B/16.
-pub const PAPER_LAYER: Layer = Layer::Linear { inputs: 3072, outputs: 768 };
+pub const PAPER_LAYER: Subject = Subject::Linear { inputs: 3072, outputs: 768 };
 /// A typical convolution of ResNet-50's third stage; timed only beside the other engines.
-pub const CONV: Layer = Layer::Conv { inputs: 256, outputs: 256, kernel: 3, side: 14 };
+pub const CONV: Subject = Subject::Conv { inputs: 256, outputs: 256, kernel: 3, side: 14 };
+/// The networks that are timed as a whole, beside the other engines and on two threads.
+pub const MODELS: [Subject; 2] = [
+    Subject::Model { name: "resnet50", label: "ResNet-50" },
+    Subject::Model { name: "vit-b-16", label: "ViT-B/16" },
+];
 /// Seed of weights and inputs.
 pub const SEED: u64 = 0;
 
-/// Shape of a layer.
+/// What is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layer {
+pub enum Subject {
     /// A matrix `[outputs, inputs]`.
     Linear {
         /// Numbers of one input.
@@ -32,39 +37,52 @@ pub enum Layer {
         /// Height and width of the image.
         side: usize,
     },
+    /// A whole network on an image of 224×224, by its name in `srigl` and in words.
+    Model {
+        /// As `srigl bench model` knows it.
+        name: &'static str,
+        /// For people.
+        label: &'static str,
+    },
 }
 
-impl Layer {
-    /// The layer in words.
+impl Subject {
+    /// It in words.
     pub fn label(self) -> String {
         match self {
             Self::Linear { inputs, outputs } => format!("linear {inputs} → {outputs}"),
             Self::Conv { inputs, outputs, kernel, side } => {
                 format!("convolution {kernel}×{kernel}, {inputs} → {outputs}, {side}×{side}")
             }
+            Self::Model { label, .. } => label.into(),
         }
     }
 
-    /// The flags of `srigl bench layer` that select it.
-    pub fn flags(self) -> Vec<String> {
-        match self {
-            Self::Linear { inputs, outputs } => {
-                vec!["--in".into(), inputs.to_string(), "--out".into(), outputs.to_string()]
-            }
+    /// The arguments of `srigl bench` that select it.
+    fn args(self) -> Vec<String> {
+        let words = match self {
+            Self::Linear { inputs, outputs } => format!("layer --in {inputs} --out {outputs}"),
             Self::Conv { inputs, outputs, kernel, side } => {
-                let mut flags = vec!["--conv".into()];
-                flags.extend([inputs, outputs, kernel].map(|number| number.to_string()));
-                flags.extend(["--size".into(), side.to_string(), "--stride".into(), "1".into()]);
-                flags
+                format!("layer --conv {inputs} {outputs} {kernel} --size {side} --stride 1")
             }
-        }
+            Self::Model { name, .. } => format!("model {name}"),
+        };
+        words.split(' ').map(String::from).collect()
     }
 
     /// Zeros that a convolution adds on each side.
     pub fn padding(self) -> usize {
         match self {
-            Self::Linear { .. } => 0,
             Self::Conv { kernel, .. } => kernel / 2,
+            Self::Linear { .. } | Self::Model { .. } => 0,
+        }
+    }
+
+    /// The name of a model.
+    pub fn model(self) -> Option<&'static str> {
+        match self {
+            Self::Model { name, .. } => Some(name),
+            Self::Linear { .. } | Self::Conv { .. } => None,
         }
     }
 }
@@ -73,7 +91,7 @@ impl Layer {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Case {
     /// What is run.
-    pub layer: Layer,
+    pub subject: Subject,
     /// Share of zero weights.
     pub sparsity: f64,
     /// Inputs at once.
@@ -85,15 +103,14 @@ pub struct Case {
 impl Case {
     /// The case in words.
     pub fn label(&self) -> String {
-        let Self { layer, batch, threads, .. } = self;
-        let (layer, sparsity) = (layer.label(), percent(self.sparsity));
-        format!("{layer}, {sparsity}, batch {batch}, {}", threads_label(*threads))
+        let Self { subject, batch, threads, .. } = self;
+        let (subject, sparsity) = (subject.label(), percent(self.sparsity));
+        format!("{subject}, {sparsity}, batch {batch}, {}", threads_label(*threads))
     }
 
     /// Arguments of `srigl bench`.
     pub fn args(&self) -> Vec<String> {
-        let mut args = vec!["layer".to_string()];
-        args.extend(self.layer.flags());
+        let mut args = self.subject.args();
         let numbers = [
             ("--sparsity", self.sparsity.to_string()),
             ("--batch", self.batch.to_string()),
@@ -105,7 +122,7 @@ impl Case {
     }
 }
 
-/// What runs a layer. The first three are `srigl`'s own.
+/// What runs a layer or a model. The first three are `srigl`'s own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
@@ -115,7 +132,7 @@ pub enum Engine {
     Csr,
     /// The constant fan-in form.
     Condensed,
-    /// `F.linear` or `F.conv2d`.
+    /// `F.linear`, `F.conv2d`, or torchvision's model.
     TorchDense,
     /// `F.linear` with a CSR weight.
     TorchCsrLinear,
@@ -123,7 +140,7 @@ pub enum Engine {
     TorchCsrProduct,
     /// The condensed formula in PyTorch.
     TorchCondensed,
-    /// A dense model of one node.
+    /// Dense: a model of one node, or all of it.
     OnnxRuntime,
     /// The same model; it finds the zeros by itself.
     #[serde(rename = "deepsparse")]
@@ -184,11 +201,20 @@ pub fn cases(quick: bool, peers: bool, cores: usize) -> Vec<Case> {
     let threads = || threads.iter().copied().filter(|&threads| threads <= cores);
     for threads in threads() {
         for &sparsity in sparsities {
-            cases.extend(batches.iter().map(|&batch| Case { layer: PAPER_LAYER, sparsity, batch, threads }));
+            cases.extend(batches.iter().map(|&batch| Case {
+                subject: PAPER_LAYER,
+                sparsity,
+                batch,
+                threads,
+            }));
         }
     }
     if peers {
-        cases.extend(threads().map(|threads| Case { layer: CONV, sparsity: 0.9, batch: 1, threads }));
+        let case = |subject, threads| Case { subject, sparsity: 0.9, batch: 1, threads };
+        cases.extend(threads().map(|threads| case(CONV, threads)));
+        if cores >= 2 {
+            cases.extend(MODELS.map(|model| case(model, 2)));
+        }
     }
     cases
 }
@@ -200,7 +226,7 @@ pub struct Measurement {
     pub engine: Engine,
     /// What ran, in words.
     pub how: String,
-    /// Against the plain product; `None` for `srigl`, which checks its own.
+    /// Against the plain result; `None` for `srigl`, which checks its own.
     pub relative_error: Option<f64>,
     /// How long it took.
     pub timing: Timing,
@@ -226,14 +252,16 @@ impl Measured {
     }
 }
 
-/// How much faster than another engine the condensed form is meant to be, on one thread.
+/// How much faster than another engine the condensed form is meant to be.
 pub struct Target {
     /// What is run.
-    pub layer: Layer,
+    pub subject: Subject,
     /// Share of zero weights.
     pub sparsity: f64,
     /// Inputs at once.
     pub batch: usize,
+    /// Threads of both.
+    pub threads: usize,
     /// The engine to beat.
     pub over: Engine,
     /// Time of that engine over the time of the condensed form.
@@ -241,16 +269,33 @@ pub struct Target {
 }
 
 /// The targets of this project; a condition on PyTorch's CSR stands for both ways to use it.
-pub const TARGETS: [Target; 8] = [
-    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 1, over: Engine::TorchDense, at_least: 3.4 },
-    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 1, over: Engine::TorchCsrLinear, at_least: 4.0 },
-    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 1, over: Engine::TorchCsrProduct, at_least: 4.0 },
-    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 256, over: Engine::TorchDense, at_least: 6.0 },
-    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 256, over: Engine::TorchCsrLinear, at_least: 20.0 },
-    Target { layer: PAPER_LAYER, sparsity: 0.9, batch: 256, over: Engine::TorchCsrProduct, at_least: 20.0 },
-    Target { layer: PAPER_LAYER, sparsity: 0.99, batch: 1, over: Engine::TorchDense, at_least: 20.0 },
-    Target { layer: CONV, sparsity: 0.9, batch: 1, over: Engine::OnnxRuntime, at_least: 4.0 },
+pub const TARGETS: [Target; 12] = [
+    target(PAPER_LAYER, 0.9, 1, Engine::TorchDense, 3.4),
+    target(PAPER_LAYER, 0.9, 1, Engine::TorchCsrLinear, 4.0),
+    target(PAPER_LAYER, 0.9, 1, Engine::TorchCsrProduct, 4.0),
+    target(PAPER_LAYER, 0.9, 256, Engine::TorchDense, 6.0),
+    target(PAPER_LAYER, 0.9, 256, Engine::TorchCsrLinear, 20.0),
+    target(PAPER_LAYER, 0.9, 256, Engine::TorchCsrProduct, 20.0),
+    target(PAPER_LAYER, 0.99, 1, Engine::TorchDense, 20.0),
+    target(CONV, 0.9, 1, Engine::OnnxRuntime, 4.0),
+    Target { threads: 2, ..target(MODELS[0], 0.9, 1, Engine::OnnxRuntime, 2.4) },
+    Target { threads: 2, ..target(MODELS[0], 0.9, 1, Engine::DeepSparse, 1.7) },
+    Target { threads: 2, ..target(MODELS[1], 0.9, 1, Engine::OnnxRuntime, 3.0) },
+    Target { threads: 2, ..target(MODELS[1], 0.9, 1, Engine::DeepSparse, 1.8) },
 ];
+
+/// On one thread.
+const fn target(subject: Subject, sparsity: f64, batch: usize, over: Engine, at_least: f64) -> Target {
+    Target { subject, sparsity, batch, threads: 1, over, at_least }
+}
+
+impl Target {
+    /// The case it is about.
+    pub fn case(&self) -> Case {
+        let Self { subject, sparsity, batch, threads, .. } = *self;
+        Case { subject, sparsity, batch, threads }
+    }
+}
 
 /// `90 %` for 0.9.
 pub fn percent(share: f64) -> String {
@@ -271,20 +316,19 @@ mod tests {
         assert_eq!(cases(false, false, 2).len(), 4 * 4 * 2);
         assert_eq!(cases(false, true, 1).len(), 4 * 4 + 1);
         let quick = cases(true, true, 2);
-        assert_eq!(quick.len(), 2 * 2 + 1);
+        assert_eq!(quick.len(), 2 * 2 + 1 + 2);
         assert_eq!(
             quick[4].args().join(" "),
             "layer --conv 256 256 3 --size 14 --stride 1 --sparsity 0.9 --batch 1 --threads 1 --seed 0"
         );
+        assert_eq!(quick[5].args().join(" "), "model resnet50 --sparsity 0.9 --batch 1 --threads 2 --seed 0");
         assert_eq!(
             quick[0].args().join(" "),
             "layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1 --seed 0"
         );
         // Every target is measured, even by --quick.
         for target in &TARGETS {
-            let wanted =
-                Case { layer: target.layer, sparsity: target.sparsity, batch: target.batch, threads: 1 };
-            assert!(quick.contains(&wanted));
+            assert!(quick.contains(&target.case()));
         }
     }
 }

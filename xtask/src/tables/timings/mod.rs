@@ -1,4 +1,5 @@
-//! The paper's layer figure: how long one layer takes in dense, CSR and condensed form, and in other engines.
+//! The paper's layer figure: how long one layer takes in dense, CSR and condensed form, and in other engines;
+//! beside those also a convolution and whole models.
 //!
 //! See `peers/README.md` for how the timings are made.
 
@@ -17,7 +18,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Largest relative error with which an engine counts as computing the layer.
+/// Largest relative error with which an engine counts as computing the same.
 const TOLERANCE: f64 = 1e-4;
 /// Timed repetitions of another engine in one round.
 const REPETITIONS: std::ops::RangeInclusive<u64> = 5..=2000;
@@ -36,7 +37,7 @@ pub struct Options {
     pub cores: usize,
 }
 
-/// What `srigl bench layer --json` prints, as far as it is read.
+/// What `srigl bench … --json` prints, as far as it is read.
 #[derive(Debug, Deserialize)]
 struct Bench {
     sparsity: f64,
@@ -152,7 +153,7 @@ fn without_paths(text: &str) -> String {
 /// Times cases, one round after the other.
 struct Timer<'a> {
     srigl: &'a Path,
-    /// Where `srigl` saves the layer for the others.
+    /// Where `srigl` saves the weights for the others.
     weights: PathBuf,
     /// Samples that `srigl` takes of each of its forms in one round.
     samples: u64,
@@ -227,11 +228,11 @@ impl Timer<'_> {
         results
     }
 
-    /// Hands the saved layer to every environment; those that end are dropped.
+    /// Hands the saved weights to every environment; those that end are dropped.
     fn prepare(&mut self, case: &Case) -> Vec<Vec<Running>> {
         let mut all = Vec::new();
-        let padding = case.layer.padding();
-        let request = Request { weights: &self.weights, threads: case.threads, stride: 1, padding };
+        let (model, padding) = (case.subject.model(), case.subject.padding());
+        let request = Request { model, weights: &self.weights, threads: case.threads, stride: 1, padding };
         self.peers.retain_mut(|peers| match peers.prepare(&request) {
             Ok(prepared) => {
                 let running = prepared.into_iter().filter_map(|prepared| {
@@ -283,7 +284,7 @@ impl Timer<'_> {
 enum Refused {
     /// It computes something else.
     Wrong(String),
-    /// It cannot run this layer.
+    /// It cannot run this case.
     Skipped(String),
 }
 
@@ -302,7 +303,7 @@ fn to_run(prepared: Prepared, budget_ms: f64) -> Result<Running, Refused> {
             let engine = engine_of(name)?;
             if !relative_error.is_finite() || relative_error > TOLERANCE {
                 return Err(Refused::Wrong(format!(
-                    "{} ({how}) is off the plain product by {relative_error:.1e} and was not timed",
+                    "{} ({how}) is off the plain result by {relative_error:.1e} and was not timed",
                     engine.label()
                 )));
             }
@@ -338,7 +339,7 @@ mod tests {
     }
 
     fn case(sparsity: f64, batch: usize) -> Case {
-        Case { layer: case::PAPER_LAYER, sparsity, batch, threads: 1 }
+        Case { subject: case::PAPER_LAYER, sparsity, batch, threads: 1 }
     }
 
     fn ready(name: &str, relative_error: f64, once_ms: f64) -> Prepared {

@@ -29,14 +29,16 @@ pub fn report(
     if options.peers {
         facts.push(format!(
             "all engines run the same weights and inputs on as many threads, in turn; each result of the others \
-             is within {TOLERANCE:.0e} of the plain product"
+             is within {TOLERANCE:.0e} of the plain result"
         ));
         facts.extend(what_ran(measured));
     }
     facts.extend(skipped.iter().cloned());
 
     let mut tables = Vec::new();
-    for group in measured.chunk_by(|a, b| (a.case.layer, a.case.threads) == (b.case.layer, b.case.threads)) {
+    for group in
+        measured.chunk_by(|a, b| (a.case.subject, a.case.threads) == (b.case.subject, b.case.threads))
+    {
         tables.push(times_table(group));
         tables.push(speedup_table(group, published));
     }
@@ -58,7 +60,7 @@ pub fn report(
         json["targets"] = targets.iter().map(|(target, ours)| target_json(target, *ours)).collect();
     }
     Report {
-        title: "One layer on the CPU: dense, CSR and condensed".into(),
+        title: "On the CPU: dense, CSR and condensed".into(),
         facts,
         tables,
         json,
@@ -90,7 +92,7 @@ fn engines(group: &[Measured]) -> Vec<Engine> {
 /// `linear 3072 → 768, 1 thread`: what the cases of a group have in common.
 fn group_label(group: &[Measured]) -> String {
     let case = &group[0].case;
-    format!("{}, {}", case.layer.label(), threads_label(case.threads))
+    format!("{}, {}", case.subject.label(), threads_label(case.threads))
 }
 
 fn times_table(group: &[Measured]) -> Table {
@@ -117,7 +119,7 @@ fn speedup_table(group: &[Measured], published: &LayerTimings) -> Table {
     let mut table = Table { caption, ..Table::default() };
     table.header.extend(["sparsity".into(), "batch".into()]);
     table.header.extend(others.iter().map(|engine| format!("than {}", engine.label())));
-    let beside = group[0].case.layer == PAPER_LAYER;
+    let beside = group[0].case.subject == PAPER_LAYER;
     if beside {
         table.header.extend(["† than dense", "† than CSR"].map(String::from));
         table.notes.push(format!("† {}.", published.label));
@@ -139,21 +141,24 @@ fn speedup_table(group: &[Measured], published: &LayerTimings) -> Table {
 
 /// The ratio a target is about; `None` if it was not measured.
 fn reached(target: &Target, measured: &[Measured]) -> Option<f64> {
-    let case = Case { layer: target.layer, sparsity: target.sparsity, batch: target.batch, threads: 1 };
+    let case = target.case();
     measured.iter().find(|measured| measured.case == case)?.speedup_over(target.over)
 }
 
 fn target_table(targets: &[(&Target, Option<f64>)]) -> Table {
     Table {
-        caption: "Targets, 1 thread: how many times faster the condensed form is".into(),
-        header: ["layer", "sparsity", "batch", "than", "target", "ours", ""].map(String::from).to_vec(),
+        caption: "Targets: how many times faster the condensed form is".into(),
+        header: ["what", "sparsity", "batch", "threads", "than", "target", "ours", ""]
+            .map(String::from)
+            .to_vec(),
         rows: targets
             .iter()
             .map(|(target, ours)| {
                 vec![
-                    target.layer.label(),
+                    target.subject.label(),
                     percent(target.sparsity),
                     target.batch.to_string(),
+                    target.threads.to_string(),
                     target.over.label().into(),
                     format!("≥ {}", target.at_least),
                     ours.map_or("not measured".into(), ratio),
@@ -167,8 +172,8 @@ fn target_table(targets: &[(&Target, Option<f64>)]) -> Table {
 
 fn target_json(target: &Target, ours: Option<f64>) -> Value {
     json!({
-        "layer": target.layer.label(), "sparsity": target.sparsity, "batch": target.batch, "threads": 1,
-        "over": target.over, "at_least": target.at_least, "ours": ours,
+        "what": target.subject.label(), "sparsity": target.sparsity, "batch": target.batch,
+        "threads": target.threads, "over": target.over, "at_least": target.at_least, "ours": ours,
         "met": ours.map(|ours| ours >= target.at_least),
     })
 }
@@ -186,13 +191,13 @@ fn case_json(measured: &Measured, published: &LayerTimings) -> Value {
         value
     });
     let mut value = json!({
-        "layer": case.layer.label(), "sparsity": case.sparsity, "batch": case.batch, "threads": case.threads,
+        "what": case.subject.label(), "sparsity": case.sparsity, "batch": case.batch, "threads": case.threads,
         "results": results.collect::<Vec<_>>(),
     });
     if measured.results.is_empty() {
         value["failed"] = json!(true);
     }
-    if case.layer == PAPER_LAYER
+    if case.subject == PAPER_LAYER
         && let Some(paper) = published.at(case.sparsity, case.batch)
     {
         value["published"] = json!(paper);
@@ -203,7 +208,7 @@ fn case_json(measured: &Measured, published: &LayerTimings) -> Value {
 /// The linear layer: a row of panels per number of threads, a panel per batch size.
 fn figure(measured: &[Measured]) -> Option<Chart> {
     let linear: Vec<&Measured> =
-        measured.iter().filter(|case| case.case.layer == PAPER_LAYER && !case.results.is_empty()).collect();
+        measured.iter().filter(|case| case.case.subject == PAPER_LAYER && !case.results.is_empty()).collect();
     let distinct = |value: fn(&Case) -> usize| {
         let mut values: Vec<usize> = linear.iter().map(|case| value(&case.case)).collect();
         values.sort_unstable();
@@ -219,7 +224,7 @@ fn figure(measured: &[Measured]) -> Option<Chart> {
         .collect();
     let bars = |batch: usize, threads: usize| {
         let ms = |engine: Engine, sparsity: f64| {
-            let wanted = Case { layer: PAPER_LAYER, sparsity, batch, threads };
+            let wanted = Case { subject: PAPER_LAYER, sparsity, batch, threads };
             linear.iter().find(|case| case.case == wanted)?.ms(engine)
         };
         Bars {
@@ -280,7 +285,7 @@ mod tests {
     }
 
     fn case(sparsity: f64, batch: usize) -> Case {
-        Case { layer: PAPER_LAYER, sparsity, batch, threads: 1 }
+        Case { subject: PAPER_LAYER, sparsity, batch, threads: 1 }
     }
 
     fn measured(sparsity: f64, batch: usize, times: &[(Engine, f64)]) -> Measured {
@@ -314,10 +319,10 @@ mod tests {
             "| 90 % | 256 | failed | failed | failed | failed | failed |",
             "| 99 % | 1 | 1.00 |  | 0.0125 | 0.750 |  |",
             "| 90 % | 1 | 4.00× | 2.00× | 3.00× | 6.00× | 3.40× | 2.50× |",
-            "| linear 3072 → 768 | 90 % | 1 | PyTorch dense | ≥ 3.4 | 3.00× | missed |",
-            "| linear 3072 → 768 | 90 % | 1 | PyTorch CSR, F.linear | ≥ 4 | 6.00× | met |",
-            "| linear 3072 → 768 | 90 % | 256 | PyTorch dense | ≥ 6 | not measured |  |",
-            "| linear 3072 → 768 | 99 % | 1 | PyTorch dense | ≥ 20 | 60.0× | met |",
+            "| linear 3072 → 768 | 90 % | 1 | 1 | PyTorch dense | ≥ 3.4 | 3.00× | missed |",
+            "| linear 3072 → 768 | 90 % | 1 | 1 | PyTorch CSR, F.linear | ≥ 4 | 6.00× | met |",
+            "| linear 3072 → 768 | 90 % | 256 | 1 | PyTorch dense | ≥ 6 | not measured |  |",
+            "| linear 3072 → 768 | 99 % | 1 | 1 | PyTorch dense | ≥ 20 | 60.0× | met |",
             "- PyTorch dense: PyTorch 2\n",
             "- x is skipped: why\n",
         ];
