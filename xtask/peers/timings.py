@@ -130,17 +130,23 @@ class ModelCase:
         """The network as an ONNX file, and what it computes in double precision, for all engines."""
         import torch
 
+        # Those of the case before, should this one fail.
+        for path in (self.onnx, self.result):
+            if os.path.exists(path):
+                os.remove(path)
         model = self.torch_model()
-        # The older exporter, since the newer one writes operators that DeepSparse does not know.
-        torch.onnx.export(
-            model,
-            (torch.tensor(self.input),),
-            self.onnx,
-            input_names=["input"],
-            output_names=["output"],
-            opset_version=self.opset,
-            dynamo=False,
-        )
+        # The older exporter, since the newer one writes operators that DeepSparse does not know. Without gradients,
+        # attention would be one operator that ONNX has not.
+        with torch.enable_grad():
+            torch.onnx.export(
+                model,
+                (torch.tensor(self.input),),
+                self.onnx,
+                input_names=["input"],
+                output_names=["output"],
+                opset_version=self.opset,
+                dynamo=False,
+            )
         np.save(self.result, model.double()(torch.tensor(self.input, dtype=torch.float64)).numpy())
 
     def expected(self):
