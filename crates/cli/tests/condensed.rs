@@ -348,10 +348,12 @@ fn an_engine_only_network_goes_from_bench_to_prediction() {
     assert!((report["actual_sparsity"].as_f64().unwrap() - 0.8).abs() < 0.01);
     bench.put("x", &[("input".to_string(), f32s(&[2, 3, 32, 32], &numbers(2 * 3 * 1024)))].into());
     bench.refuse(
-        "predict --weights vit --model vit-tiny --input x -o out",
-        &["vit-tiny cannot be run dense by Burn yet", "--condensed"],
+        "predict --weights vit --model vit-tiny --input x -o out --device ndarray",
+        &["leave out --device ndarray"],
     );
+    bench.succeed("predict --weights vit --model vit-tiny --input x -o dense");
     bench.succeed("predict --weights vit --model vit-tiny --input x -o engine --condensed");
+    assert!(relative_error(&bench.logits("engine"), &bench.logits("dense")) < 1e-4);
     bench.succeed("condense vit --model vit-tiny -o small");
     bench.succeed("predict --weights small --input x -o file");
     assert_eq!(bench.logits("engine"), bench.logits("file"));

@@ -18,6 +18,15 @@ impl Buffer {
     }
 }
 
+impl From<&[f32]> for Buffer {
+    fn from(floats: &[f32]) -> Self {
+        let mut buffer = Self::default();
+        buffer.grow(floats.len());
+        buffer[..floats.len()].copy_from_slice(floats);
+        buffer
+    }
+}
+
 impl std::ops::Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {

@@ -273,7 +273,7 @@ fn action(node: &Node, input: Shape, isa: Isa, threads: usize) -> Result<Action,
             Action::Planes(Box::new(PlaneLayer::linear(isa, &rows, bias, plane, threads)))
         }
         Op::Linear { weight: Weight::Dense(weight), bias } if vector => {
-            Action::Dense(weight.clone(), bias.clone())
+            Action::Dense(transposed(weight, bias.len()), bias.clone())
         }
         Op::Linear { weight: Weight::Dense(weight), bias } => {
             let plane = (input.positions(), input.stride());
@@ -442,7 +442,13 @@ impl Step {
     }
 }
 
-/// `out[b][n] = bias[n] + Σ x[b][m] · w[n][m]`.
+/// A matrix with so many rows, column by column.
+fn transposed(matrix: &[f32], rows: usize) -> Vec<f32> {
+    let columns = matrix.len() / rows.max(1);
+    (0..columns).flat_map(|c| (0..rows).map(move |r| matrix[r * columns + c])).collect()
+}
+
+/// `out[b][n] = bias[n] + Σ x[b][m] · w[m][n]`.
 fn dense(weight: &[f32], bias: &[f32], batch: usize, x: &[f32], out: &mut [f32]) {
     let n = bias.len().max(1);
     let m = weight.len() / n;
@@ -450,17 +456,8 @@ fn dense(weight: &[f32], bias: &[f32], batch: usize, x: &[f32], out: &mut [f32])
         out.copy_from_slice(bias);
     }
     let rows = |row| Strides { row, column: 1 };
-    let transposed = Strides { row: 1, column: m };
-    math::add_matmul(
-        [batch, n, m],
-        out,
-        rows(n),
-        x,
-        rows(m),
-        weight,
-        transposed,
-        rayon::current_num_threads(),
-    );
+    let threads = rayon::current_num_threads();
+    math::add_matmul([batch, n, m], out, rows(n), x, rows(m), weight, rows(n), threads);
 }
 
 fn max_pool(window: &Window, from: Place, to: Place, x: &[f32], out: &mut [f32]) {

@@ -115,7 +115,8 @@ impl LinearKernel {
         let part = (padded / lanes).div_ceil(threads).max(1) * lanes;
         match lookup {
             Some(lookup) => {
-                let x = if x.len() == lookup.padded_inputs() {
+                // To copy is faster than loads that cross cache lines.
+                let x = if x.len() == lookup.padded_inputs() && x.as_ptr().align_offset(64) == 0 {
                     x
                 } else {
                     columns.grow(lookup.padded_inputs());

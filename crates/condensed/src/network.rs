@@ -129,7 +129,7 @@ pub struct Window {
 }
 
 /// Most numbers that one result, or what a layer makes of its input, may have.
-const MAX_RESULT: usize = 1 << 31;
+const MAX_RESULT: usize = 1 << 28;
 
 /// Most taps of a window.
 const MAX_TAPS: usize = 1 << 20;

@@ -117,6 +117,9 @@ impl CondensedWeight {
                 if *k == 0 && !active.is_empty() {
                     return bad("an active neuron has fan-in 0".into());
                 }
+                if *k > inputs {
+                    return bad(format!("fan-in {k} of a matrix with {inputs} columns"));
+                }
                 if active.len().checked_mul(*k) != Some(values.len()) {
                     return bad(format!(
                         "{} values for {} active neurons of fan-in {k}",

@@ -1,8 +1,8 @@
 //! The kernel for single vectors on machines that can look values up in registers.
 //!
 //! A sparse dot product reads its inputs one by one; two loads a weight bound it. Here one lane of a
-//! register is one neuron, and the inputs are cut into blocks of two registers: the inputs of a whole
-//! register of weights come from one table lookup (`vpermt2ps`), and index and value from one load each.
+//! register is one neuron, and the inputs are cut into blocks of two or four registers: the inputs of a whole
+//! register of weights come from a table lookup (`vpermt2ps`) in them, and index and value from one load each.
 //! The price is padding: in each block all neurons of a group get as many weights as the one with most,
 //! at random masks about twice as many at 90 % sparsity, and still fewer loads.
 //!
@@ -11,12 +11,15 @@
 
 use super::{Isa, simd};
 use crate::CondensedWeight;
+use crate::buffer::Buffer;
 use simd::Table;
 
 /// Weights of a linear layer in groups of one register of neurons.
 #[derive(Clone, Debug)]
 pub(crate) struct Lookup {
     isa: Isa,
+    /// Registers of one block of inputs.
+    registers: usize,
     inputs: usize,
     groups: Vec<Group>,
     /// For each run, blocks of inputs, by their first input.
@@ -24,7 +27,7 @@ pub(crate) struct Lookup {
     /// For each step, one place in the block per lane.
     places: Vec<u8>,
     /// For each step, one value per lane; 0 where the lane has no weight left.
-    values: Vec<f32>,
+    values: Buffer,
     active: usize,
 }
 
@@ -52,23 +55,27 @@ impl Lookup {
             return None;
         }
         let lookup = Self::new(isa, weight);
-        let steps = lookup.values.len() / isa.lanes();
+        let steps = lookup.places.len() / isa.lanes();
         (steps as f64 * STEP < weight.values().len() as f64).then_some(lookup)
     }
 
-    /// Packs the active neurons of `weight`.
+    /// Packs the active neurons of `weight`, in blocks that suit its density.
     pub fn new(isa: Isa, weight: &CondensedWeight) -> Self {
         assert!(Self::supported(isa) && isa.available());
-        let (lanes, block) = (isa.lanes(), 2 * isa.lanes());
+        let lanes = isa.lanes();
+        let registers = registers(isa, weight);
+        let block = registers * lanes;
         let mut this = Self {
             isa,
+            registers,
             inputs: weight.inputs(),
             groups: Vec::new(),
             blocks: Vec::new(),
             places: Vec::new(),
-            values: Vec::new(),
+            values: Buffer::default(),
             active: weight.active().len(),
         };
+        let mut values = Vec::new();
         for first in (0..this.active).step_by(lanes) {
             let rows = first..(first + lanes).min(this.active);
             // [block][lane] → weights
@@ -81,11 +88,8 @@ impl Lookup {
             let steps = |cell: &Vec<Vec<(usize, f32)>>| cell.iter().map(Vec::len).max().unwrap_or(0);
             let mut order: Vec<usize> = (0..cells.len()).filter(|&b| steps(&cells[b]) > 0).collect();
             order.sort_by_key(|&b| steps(&cells[b]));
-            let mut group = Group {
-                runs: Vec::new(),
-                first_block: this.blocks.len(),
-                first_step: this.values.len() / lanes,
-            };
+            let mut group =
+                Group { runs: Vec::new(), first_block: this.blocks.len(), first_step: values.len() / lanes };
             for same in order.chunk_by(|&a, &b| steps(&cells[a]) == steps(&cells[b])) {
                 let count = steps(&cells[same[0]]);
                 group.runs.push((count as u32, same.len() as u32));
@@ -95,25 +99,26 @@ impl Lookup {
                         for lane in &cells[b] {
                             let (place, value) = lane.get(step).copied().unwrap_or((0, 0.0));
                             this.places.push(place as u8);
-                            this.values.push(value);
+                            values.push(value);
                         }
                     }
                 }
             }
             this.groups.push(group);
         }
+        this.values = Buffer::from(&values[..]);
         this
     }
 
     /// Floats that an input vector must have: a multiple of the block.
     pub fn padded_inputs(&self) -> usize {
-        self.inputs.next_multiple_of(2 * self.isa.lanes())
+        self.inputs.next_multiple_of(self.registers * self.isa.lanes())
     }
 
     /// Bytes of all streams.
     pub fn bytes(&self) -> usize {
         let runs: usize = self.groups.iter().map(|g| 16 + g.runs.len() * 8).sum();
-        self.values.len() * 5 + self.blocks.len() * 4 + runs
+        self.places.len() * 5 + self.blocks.len() * 4 + runs
     }
 
     /// `Σ value · x[input]` for the active neurons of one group, zeros in unused lanes.
@@ -125,26 +130,37 @@ impl Lookup {
         assert_eq!(out.len(), self.isa.lanes());
         let group = &self.groups[group];
         // SAFETY: the instruction set was checked by `new`, which also made the streams: blocks start at
-        // multiples of two registers below `padded_inputs`, and runs count blocks and steps there are.
+        // multiples of their size below `padded_inputs`, and runs count blocks and steps there are.
         unsafe {
-            match self.isa {
+            match (self.isa, self.registers) {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => avx512(self, group, x, out),
+                (Isa::Avx512, 2) => avx512::<2>(self, group, x, out),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => avx2(self, group, x, out),
+                (Isa::Avx512, 4) => avx512::<4>(self, group, x, out),
+                #[cfg(target_arch = "x86_64")]
+                (Isa::Avx2, 2) => avx2(self, group, x, out),
                 _ => unreachable!("refused by `new`"),
             }
         }
     }
 }
 
+/// Larger blocks need less padding, and a lookup twice as many instructions: better where weights are few.
+fn registers(isa: Isa, weight: &CondensedWeight) -> usize {
+    let cells = weight.active().len() * weight.inputs().div_ceil(2 * isa.lanes());
+    if isa == Isa::Avx512 && weight.values().len() < 2 * cells { 4 } else { 2 }
+}
+
 /// # Safety
 /// As in [`Lookup::run`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512(lookup: &Lookup, group: &Group, x: &[f32], out: &mut [f32]) {
+unsafe fn avx512<const R: usize>(lookup: &Lookup, group: &Group, x: &[f32], out: &mut [f32])
+where
+    simd::x86::Avx512: Table<R>,
+{
     // SAFETY: passed on from the caller.
-    unsafe { dot_group::<simd::x86::Avx512>(lookup, group, x, out) }
+    unsafe { dot_group::<simd::x86::Avx512, R>(lookup, group, x, out) }
 }
 
 /// # Safety
@@ -153,7 +169,7 @@ unsafe fn avx512(lookup: &Lookup, group: &Group, x: &[f32], out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(lookup: &Lookup, group: &Group, x: &[f32], out: &mut [f32]) {
     // SAFETY: passed on from the caller.
-    unsafe { dot_group::<simd::x86::Avx2>(lookup, group, x, out) }
+    unsafe { dot_group::<simd::x86::Avx2, 2>(lookup, group, x, out) }
 }
 
 /// Where a group's streams have been read to.
@@ -169,7 +185,7 @@ struct Cursor<S> {
 /// # Safety
 /// As in [`Lookup::run`], in a function that enables the instruction set of `S`.
 #[inline(always)]
-unsafe fn dot_group<S: Table>(lookup: &Lookup, group: &Group, x: &[f32], out: &mut [f32]) {
+unsafe fn dot_group<S: Table<R>, const R: usize>(lookup: &Lookup, group: &Group, x: &[f32], out: &mut [f32]) {
     // SAFETY: the streams hold what the group says, by construction.
     unsafe {
         let mut cursor = Cursor {
@@ -181,8 +197,8 @@ unsafe fn dot_group<S: Table>(lookup: &Lookup, group: &Group, x: &[f32], out: &m
         macro_rules! unrolled {
             ($steps:expr, $blocks:expr, $($n:literal)*) => {
                 match $steps {
-                    $($n => run::<S, $n>(&mut cursor, $n, $blocks, x.as_ptr()),)*
-                    steps => run::<S, 0>(&mut cursor, steps, $blocks, x.as_ptr()),
+                    $($n => run::<S, R, $n>(&mut cursor, $n, $blocks, x.as_ptr()),)*
+                    steps => run::<S, R, 0>(&mut cursor, steps, $blocks, x.as_ptr()),
                 }
             };
         }
@@ -199,16 +215,21 @@ unsafe fn dot_group<S: Table>(lookup: &Lookup, group: &Group, x: &[f32], out: &m
 /// # Safety
 /// As in [`Lookup::run`].
 #[inline(always)]
-unsafe fn run<S: Table, const STEPS: usize>(cursor: &mut Cursor<S>, steps: u32, blocks: u32, x: *const f32) {
+unsafe fn run<S: Table<R>, const R: usize, const STEPS: usize>(
+    cursor: &mut Cursor<S>,
+    steps: u32,
+    blocks: u32,
+    x: *const f32,
+) {
     let steps = if STEPS == 0 { steps as usize } else { STEPS };
     let Cursor { mut block, mut place, mut value, mut sums } = *cursor;
     for _ in 0..blocks {
         // SAFETY: the streams are long enough and blocks lie in `x`, by construction.
         unsafe {
             let x = x.add(*block as usize);
-            let (low, high) = (S::load(x), S::load(x.add(S::LANES)));
+            let table = S::table(x);
             for step in 0..steps {
-                let inputs = S::lookup(low, high, place.add(step * S::LANES));
+                let inputs = S::lookup(table, place.add(step * S::LANES));
                 sums[step % 4] = sums[step % 4].add_product(inputs, S::load(value.add(step * S::LANES)));
             }
             block = block.add(1);

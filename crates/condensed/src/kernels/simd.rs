@@ -18,14 +18,16 @@ pub(super) unsafe trait Simd: Copy {
     unsafe fn add(self, other: Self) -> Self;
 }
 
-/// Registers that can be looked up as tables.
+/// Registers that can be looked up as tables of `R` registers.
 ///
 /// # Safety
-/// As for [`Simd`]; `places` must be valid for `LANES` bytes.
+/// As for [`Simd`]; tables must be valid for `R · LANES` floats, `places` for `LANES` bytes.
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
-pub(super) unsafe trait Table: Simd {
-    /// Lane `i` is element `places[i]` of `low` and `high`, one after the other; places are `< 2 · LANES`.
-    unsafe fn lookup(low: Self, high: Self, places: *const u8) -> Self;
+pub(super) unsafe trait Table<const R: usize>: Simd {
+    /// `R · LANES` floats.
+    unsafe fn table(from: *const f32) -> [Self; R];
+    /// Lane `i` is element `places[i]` of the table; places are below its length, `R · LANES`.
+    unsafe fn lookup(table: [Self; R], places: *const u8) -> Self;
 }
 
 /// Plain Rust, for every machine and for Miri.
@@ -114,9 +116,13 @@ pub(super) mod x86 {
     }
 
     // SAFETY: AVX2; reads 8 bytes.
-    unsafe impl Table for Avx2 {
+    unsafe impl Table<2> for Avx2 {
         #[inline(always)]
-        unsafe fn lookup(low: Self, high: Self, places: *const u8) -> Self {
+        unsafe fn table(from: *const f32) -> [Self; 2] {
+            unsafe { [Self::load(from), Self::load(from.add(8))] }
+        }
+        #[inline(always)]
+        unsafe fn lookup([low, high]: [Self; 2], places: *const u8) -> Self {
             unsafe {
                 let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(places.cast()));
                 let low = _mm256_permutevar8x32_ps(low.0, places);
@@ -170,12 +176,38 @@ pub(super) mod x86 {
     }
 
     // SAFETY: AVX-512F; reads 16 bytes.
-    unsafe impl Table for Avx512 {
+    unsafe impl Table<2> for Avx512 {
         #[inline(always)]
-        unsafe fn lookup(low: Self, high: Self, places: *const u8) -> Self {
+        unsafe fn table(from: *const f32) -> [Self; 2] {
+            unsafe { [Self::load(from), Self::load(from.add(16))] }
+        }
+        #[inline(always)]
+        unsafe fn lookup([low, high]: [Self; 2], places: *const u8) -> Self {
             unsafe {
                 let places = _mm512_cvtepu8_epi32(_mm_loadu_si128(places.cast()));
                 Self(_mm512_permutex2var_ps(low.0, places, high.0))
+            }
+        }
+    }
+
+    // SAFETY: AVX-512F; reads 16 bytes.
+    unsafe impl Table<4> for Avx512 {
+        #[inline(always)]
+        unsafe fn table(from: *const f32) -> [Self; 4] {
+            unsafe {
+                let (a, b) = (Self::load(from), Self::load(from.add(16)));
+                [a, b, Self::load(from.add(32)), Self::load(from.add(48))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn lookup([a, b, c, d]: [Self; 4], places: *const u8) -> Self {
+            unsafe {
+                let places = _mm512_cvtepu8_epi32(_mm_loadu_si128(places.cast()));
+                // A lookup reads the five lowest bits; the next one says which.
+                let low = _mm512_permutex2var_ps(a.0, places, b.0);
+                let high = _mm512_permutex2var_ps(c.0, places, d.0);
+                let in_high = _mm512_test_epi32_mask(places, _mm512_set1_epi32(32));
+                Self(_mm512_mask_blend_ps(in_high, low, high))
             }
         }
     }
