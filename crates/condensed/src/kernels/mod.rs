@@ -1,5 +1,6 @@
 //! CPU kernels, chosen by instruction set when the program runs.
 
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused, reason = "only x86-64 has table lookups"))]
 mod lookup;
 mod rows;
 mod simd;

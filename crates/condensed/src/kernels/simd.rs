@@ -22,7 +22,6 @@ pub(super) unsafe trait Simd: Copy {
 ///
 /// # Safety
 /// As for [`Simd`]; tables must be valid for `R · LANES` floats, `places` for `LANES` bytes.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
 pub(super) unsafe trait Table<const R: usize>: Simd {
     /// `R · LANES` floats.
     unsafe fn table(from: *const f32) -> [Self; R];
