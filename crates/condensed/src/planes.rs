@@ -240,16 +240,7 @@ impl PlaneLayer {
         let inputs = rows.iter().filter_map(|row| row.last()).map(|w| w.0 + 1).max().unwrap_or(1);
         let block = block(rows, inputs, vectors * isa.lanes());
         let weights = Weights::sparse(rows, bias, parts, block, stride, vectors);
-        Self {
-            isa,
-            weights,
-            neurons: bias.len(),
-            gather: None,
-            output_stride: plane_stride(positions),
-            height: 1,
-            width: positions,
-            row_stride: positions,
-        }
+        Self::on_positions(isa, weights, bias.len(), positions)
     }
 
     /// The same with all weights `[N, M]`.
@@ -260,10 +251,15 @@ impl PlaneLayer {
             channels: weight.len() / bias.len().max(1),
             channel_stride: stride,
         };
+        Self::on_positions(isa, weights, bias.len(), positions)
+    }
+
+    /// A layer that reads its input where it lies.
+    fn on_positions(isa: Isa, weights: Weights, neurons: usize, positions: usize) -> Self {
         Self {
             isa,
             weights,
-            neurons: bias.len(),
+            neurons,
             gather: None,
             output_stride: plane_stride(positions),
             height: 1,
