@@ -32,7 +32,7 @@ eval` standardise pixels, (pixel / 255 - mean) / deviation with both of all trai
 run's predictions does the same first.
 
 A condensed file runs in the engine for CPUs. Weights of other files do with --condensed; without, they run \
-dense: mlp, mnist-cnn and resnet8 in Burn, the others in the engine.
+dense, in Burn, or in the engine for a network that is not among Burn's here (vit-tiny, vit-b-16).
 
 Examples:
   srigl condense runs/srigl95 -o small.safetensors
@@ -105,9 +105,11 @@ pub fn run(args: PredictArgs) -> Result<()> {
             } else {
                 match ModelName::from_str(name, false) {
                     Ok(model) => {
-                        let classes = network.shapes()?.last().map_or(1, |shape| shape.features);
+                        let shapes = network.shapes()?;
+                        let [channels, classes] =
+                            [shapes.first(), shapes.last()].map(|shape| shape.map_or(1, |s| s.features));
                         let dense = Dense { tensors: &weights.tensors, input: &input, device: &device };
-                        (model.with(classes, &device, dense)?, format!("Burn on {}", args.device))
+                        (model.with(channels, classes, &device, dense)?, format!("Burn on {}", args.device))
                     }
                     // The crate `models` has fewer networks than the engine, which runs dense ones as well.
                     Err(_) => {

@@ -6,6 +6,7 @@
 
 mod mlp;
 mod mnist_cnn;
+mod resnet;
 mod resnet8;
 
 use burn::module::Module;
@@ -13,7 +14,8 @@ use burn::tensor::Tensor;
 
 pub use mlp::{Mlp, MlpConfig};
 pub use mnist_cnn::{MnistCnn, MnistCnnConfig};
-pub use resnet8::{BasicBlock, ResNet8, ResNet8Config};
+pub use resnet::{BasicBlock, Bottleneck, ResNet, ResNet18, ResNet50, ResNetConfig, ResidualBlock};
+pub use resnet8::{ResNet8, ResNet8Config};
 
 /// An image classifier.
 pub trait Classifier: Module {

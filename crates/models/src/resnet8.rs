@@ -1,8 +1,9 @@
 use crate::Classifier;
+use crate::resnet::{BasicBlock, ResidualBlock, conv};
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d, Relu};
+use burn::nn::conv::Conv2d;
+use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, Relu};
 use burn::tensor::{Device, Tensor};
 
 /// Configuration of [`ResNet8`].
@@ -37,58 +38,6 @@ pub struct ResNet8 {
     pub fc: Linear,
 }
 
-/// Two 3×3 convolutions with batch normalisation, and a shortcut: identity, or 1×1 where the shape changes.
-#[derive(Module, Debug)]
-pub struct BasicBlock {
-    /// 3×3, may be strided.
-    pub conv1: Conv2d,
-    /// Batch normalisation after `conv1`.
-    pub bn1: BatchNorm,
-    /// 3×3, stride 1.
-    pub conv2: Conv2d,
-    /// Batch normalisation after `conv2`.
-    pub bn2: BatchNorm,
-    /// 1×1 shortcut, if the shape changes.
-    pub downsample: Option<Conv2d>,
-    /// Batch normalisation after the shortcut.
-    pub downsample_bn: Option<BatchNorm>,
-}
-
-fn conv(channels: [usize; 2], kernel: usize, stride: usize, device: &Device) -> Conv2d {
-    let same = kernel / 2;
-    Conv2dConfig::new(channels, [kernel, kernel])
-        .with_stride([stride, stride])
-        .with_padding(PaddingConfig2d::Explicit(same, same, same, same))
-        .with_bias(false)
-        .init(device)
-}
-
-impl BasicBlock {
-    fn new([from, to]: [usize; 2], stride: usize, device: &Device) -> Self {
-        let norm = || BatchNormConfig::new(to).init(device);
-        let shortcut = from != to || stride != 1;
-        Self {
-            conv1: conv([from, to], 3, stride, device),
-            bn1: norm(),
-            conv2: conv([to, to], 3, 1, device),
-            bn2: norm(),
-            downsample: shortcut.then(|| conv([from, to], 1, stride, device)),
-            downsample_bn: shortcut.then(norm),
-        }
-    }
-
-    /// `[batch, from, h, w]` to `[batch, to, h/stride, w/stride]`.
-    pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let x = Relu::new().forward(self.bn1.forward(self.conv1.forward(input.clone())));
-        let x = self.bn2.forward(self.conv2.forward(x));
-        let shortcut = match (&self.downsample, &self.downsample_bn) {
-            (Some(conv), Some(norm)) => norm.forward(conv.forward(input)),
-            _ => input,
-        };
-        Relu::new().forward(x + shortcut)
-    }
-}
-
 impl ResNet8Config {
     /// Initialises the model on a device.
     pub fn init(&self, device: &Device) -> ResNet8 {
@@ -96,9 +45,9 @@ impl ResNet8Config {
         ResNet8 {
             conv1: conv([self.channels, width], 3, 1, device),
             bn1: BatchNormConfig::new(width).init(device),
-            layer1: BasicBlock::new([width, width], 1, device),
-            layer2: BasicBlock::new([width, 2 * width], 2, device),
-            layer3: BasicBlock::new([2 * width, 4 * width], 2, device),
+            layer1: BasicBlock::new(width, width, 1, device),
+            layer2: BasicBlock::new(width, 2 * width, 2, device),
+            layer3: BasicBlock::new(2 * width, 4 * width, 2, device),
             fc: LinearConfig::new(4 * width, self.classes).init(device),
         }
     }

@@ -32,6 +32,7 @@ pub fn train(
     device.seed(config.seed);
     let training = device.clone().autodiff();
     config.model.with(
+        images.channels,
         images.classes,
         &training,
         Session { config, folder, images, device_name, device, quiet },

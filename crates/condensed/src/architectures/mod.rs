@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `mlp` | perceptron 784-300-100-classes | `srigl train` (`fc1.weight`, …) | 1 × 28 × 28 |
 //! | `mnist-cnn` | two 3×3 convolutions, two linear layers | `srigl train` | 1 × 28 × 28 |
-//! | `resnet8` | three basic blocks of 16, 32, 64 channels | `srigl train` (`layer2.downsample_bn.weight`, …) | 1 × 28 × 28 |
+//! | `resnet8` | three basic blocks of 16, 32, 64 channels | `srigl train` (`layer2.downsample.1.weight`, …) | 1 × 28 × 28 |
 //! | `resnet18`, `resnet50` | residual networks for ImageNet | torchvision | 3 × 224 × 224 |
 //! | `vit-b-16` | vision transformer | torchvision 0.13 or later | 3 × 224 × 224 |
 //! | `vit-tiny` | the same with 2 layers of 64 features, for tests | torchvision | 3 × 32 × 32 |

@@ -2,14 +2,13 @@
 
 use super::graph::{Graph, Value, window};
 
-/// That of `srigl-models`: one basic block a stage, and shortcuts named `downsample` and `downsample_bn`.
+/// That of `srigl-models`: one basic block a stage.
 pub(super) fn resnet8(graph: &mut Graph, images: Value, classes: usize) -> Value {
-    let names = |block: &str| [format!("{block}.downsample"), format!("{block}.downsample_bn")];
     let x = conv_norm(graph, ["conv1", "bn1"], images, 16, 3, 1);
     let x = graph.relu(x);
-    let x = basic_block(graph, "layer1", names("layer1"), x, 16, 1);
-    let x = basic_block(graph, "layer2", names("layer2"), x, 32, 2);
-    let x = basic_block(graph, "layer3", names("layer3"), x, 64, 2);
+    let x = basic_block(graph, "layer1", x, 16, 1);
+    let x = basic_block(graph, "layer2", x, 32, 2);
+    let x = basic_block(graph, "layer3", x, 64, 2);
     let x = graph.global_average("avgpool", x);
     graph.linear("fc", x, classes)
 }
@@ -22,8 +21,8 @@ pub(super) fn resnet50(graph: &mut Graph, images: Value, classes: usize) -> Valu
     torchvision(graph, images, bottleneck, [3, 4, 6, 3], 4, classes)
 }
 
-/// A block by its name, the names of its shortcut's layers, its input, output channels and stride.
-type Block = fn(&mut Graph, &str, [String; 2], Value, usize, usize) -> Value;
+/// A block by its name, its input, output channels and stride.
+type Block = fn(&mut Graph, &str, Value, usize, usize) -> Value;
 
 /// Four stages of `blocks`; the first has `64 · expansion` channels, each other one twice those before it.
 fn torchvision(
@@ -41,64 +40,44 @@ fn torchvision(
         let channels = (64 << stage) * expansion;
         for i in 0..count {
             let name = format!("layer{}.{i}", stage + 1);
-            let shortcut = [format!("{name}.downsample.0"), format!("{name}.downsample.1")];
             let stride = if stage > 0 && i == 0 { 2 } else { 1 };
-            x = block(graph, &name, shortcut, x, channels, stride);
+            x = block(graph, &name, x, channels, stride);
         }
     }
     let x = graph.global_average("avgpool", x);
     graph.linear("fc", x, classes)
 }
 
-fn basic_block(
-    graph: &mut Graph,
-    name: &str,
-    shortcut_names: [String; 2],
-    input: Value,
-    channels: usize,
-    stride: usize,
-) -> Value {
+fn basic_block(graph: &mut Graph, name: &str, input: Value, channels: usize, stride: usize) -> Value {
     let layer = |layer| format!("{name}.{layer}");
     let x = conv_norm(graph, [&layer("conv1"), &layer("bn1")], input, channels, 3, stride);
     let x = graph.relu(x);
-    let skip = shortcut(graph, shortcut_names, input, channels, stride);
+    let skip = shortcut(graph, name, input, channels, stride);
     let x = conv_norm(graph, [&layer("conv2"), &layer("bn2")], x, channels, 3, 1);
     let x = graph.add(&layer("add"), x, skip);
     graph.relu(x)
 }
 
 /// With the stride in the 3×3 convolution ("v1.5"), as in torchvision.
-fn bottleneck(
-    graph: &mut Graph,
-    name: &str,
-    shortcut_names: [String; 2],
-    input: Value,
-    channels: usize,
-    stride: usize,
-) -> Value {
+fn bottleneck(graph: &mut Graph, name: &str, input: Value, channels: usize, stride: usize) -> Value {
     let layer = |layer| format!("{name}.{layer}");
     let x = conv_norm(graph, [&layer("conv1"), &layer("bn1")], input, channels / 4, 1, 1);
     let x = graph.relu(x);
     let x = conv_norm(graph, [&layer("conv2"), &layer("bn2")], x, channels / 4, 3, stride);
     let x = graph.relu(x);
-    let skip = shortcut(graph, shortcut_names, input, channels, stride);
+    let skip = shortcut(graph, name, input, channels, stride);
     let x = conv_norm(graph, [&layer("conv3"), &layer("bn3")], x, channels, 1, 1);
     let x = graph.add(&layer("add"), x, skip);
     graph.relu(x)
 }
 
 /// The input itself, or a 1×1 convolution of it where the block changes its shape.
-fn shortcut(
-    graph: &mut Graph,
-    [conv, norm]: [String; 2],
-    input: Value,
-    channels: usize,
-    stride: usize,
-) -> Value {
+fn shortcut(graph: &mut Graph, block: &str, input: Value, channels: usize, stride: usize) -> Value {
     if stride == 1 && input.shape.features == channels {
         return input;
     }
-    conv_norm(graph, [&conv, &norm], input, channels, 1, stride)
+    let layers = [0, 1].map(|i| format!("{block}.downsample.{i}"));
+    conv_norm(graph, [&layers[0], &layers[1]], input, channels, 1, stride)
 }
 
 /// A convolution without bias, padded by half its kernel, and batch normalisation.
