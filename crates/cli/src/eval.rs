@@ -48,7 +48,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let evaluation = Evaluation { checkpoint: &checkpoint, test: &test, device: &device };
     let (loss, accuracy) = config
         .model
-        .with(images.channels, images.classes, &device, evaluation)
+        .with(shape, images.classes, &device, evaluation)
         .with_context(|| format!("{} does not hold this model", path.display()))?;
     let epoch = checkpoint.progress.epoch;
     if args.json {

@@ -19,6 +19,7 @@ use crate::mask::{
 };
 use crate::model::{ModelName, WithModel};
 use crate::weights::{self, Model};
+use srigl_models::torchvision_name;
 
 /// Samples that go through a network at once, so that memory does not grow with the file.
 const CHUNK: usize = 64;
@@ -32,7 +33,7 @@ eval` standardise pixels, (pixel / 255 - mean) / deviation with both of all trai
 run's predictions does the same first.
 
 A condensed file runs in the engine for CPUs. Weights of other files do with --condensed; without, they run \
-dense, in Burn, or in the engine for a network that is not among Burn's here (vit-tiny, vit-b-16).
+dense in Burn.
 
 Examples:
   srigl condense runs/srigl95 -o small.safetensors
@@ -103,22 +104,12 @@ pub fn run(args: PredictArgs) -> Result<()> {
                 let network = network.fold().with_context(wrong)?;
                 (run_engine(&network, &input)?, "the condensed engine".to_string())
             } else {
-                match ModelName::from_str(name, false) {
-                    Ok(model) => {
-                        let shapes = network.shapes()?;
-                        let [channels, classes] =
-                            [shapes.first(), shapes.last()].map(|shape| shape.map_or(1, |s| s.features));
-                        let dense = Dense { tensors: &weights.tensors, input: &input, device: &device };
-                        (model.with(channels, classes, &device, dense)?, format!("Burn on {}", args.device))
-                    }
-                    // The crate `models` has fewer networks than the engine, which runs dense ones as well.
-                    Err(_) => {
-                        refuse_device(&args)?;
-                        let tensors = weights.tensors.into_iter().map(|(name, t)| (name, with_zeros(t)));
-                        let network = architectures::build(name, tensors.collect(), input.image())?;
-                        (run_engine(&network, &input)?, "the engine, with all weights".to_string())
-                    }
-                }
+                let model = ModelName::from_str(name, false).map_err(|error| anyhow!("{name}: {error}"))?;
+                let shapes = network.shapes()?;
+                let classes = shapes.last().map_or(1, |shape| shape.features);
+                let shape = [shapes[0].features, shapes[0].height, shapes[0].width];
+                let dense = Dense { tensors: &weights.tensors, input: &input, device: &device };
+                (model.with(shape, classes, &device, dense)?, format!("Burn on {}", args.device))
             }
         }
     };
@@ -138,15 +129,6 @@ pub fn run(args: PredictArgs) -> Result<()> {
     table::line(&format!("logits [{batch}, {classes}] by {how}"))?;
     staged.commit()?;
     table::line(&format!("wrote `{}`", args.output.display()))
-}
-
-/// The same weights without a mask.
-fn with_zeros(tensor: NamedTensor) -> NamedTensor {
-    let NamedTensor { shape, mut values, mask } = tensor;
-    for (value, active) in values.iter_mut().zip(mask.iter().flatten()) {
-        *value = if *active { *value } else { 0.0 };
-    }
-    NamedTensor { shape, values, mask: None }
 }
 
 /// The engine runs on the CPU alone.
@@ -279,7 +261,7 @@ impl ModuleMapper for Loader<'_> {
             "beta" => "bias",
             other => other,
         };
-        let name = module.iter().copied().chain([field]).collect::<Vec<_>>().join(".");
+        let name = torchvision_name(&module.iter().copied().chain([field]).collect::<Vec<_>>().join("."));
         // Burn stores the weights of linear layers as [in, out].
         let transposed =
             field == "weight" && self.path.last().is_some_and(|(_, around)| around == "Struct:Linear");

@@ -338,9 +338,8 @@ fn broken_inputs_are_refused() {
     bench.refuse("predict --weights cut --input x -o out", &["`cut`"]);
 }
 
-/// Networks that only the engine has.
 #[test]
-fn an_engine_only_network_goes_from_bench_to_prediction() {
+fn a_network_goes_from_bench_to_prediction() {
     let bench = Bench::new();
     let report = bench.json("bench model vit-tiny --sparsity 0.8 --rounds 2 --save-weights vit --batch 2");
     check_report(&report, "model", &["dense", "condensed"]);
@@ -348,7 +347,7 @@ fn an_engine_only_network_goes_from_bench_to_prediction() {
     assert!((report["actual_sparsity"].as_f64().unwrap() - 0.8).abs() < 0.01);
     bench.put("x", &[("input".to_string(), f32s(&[2, 3, 32, 32], &numbers(2 * 3 * 1024)))].into());
     bench.refuse(
-        "predict --weights vit --model vit-tiny --input x -o out --device ndarray",
+        "predict --weights vit --model vit-tiny --input x -o out --condensed --device ndarray",
         &["leave out --device ndarray"],
     );
     bench.succeed("predict --weights vit --model vit-tiny --input x -o dense");

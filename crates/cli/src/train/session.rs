@@ -10,11 +10,13 @@ use anyhow::{Result, bail};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor};
+use condensed::architectures::mask_name;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
 use srigl_burn::{Topology, UpdateReport, state_dict};
 use srigl_models::Classifier;
+use srigl_models::torchvision_name;
 use std::time::Instant;
 
 /// Losses are read back from the device and shown every so many steps.
@@ -31,8 +33,10 @@ pub fn train(
 ) -> Result<RunResult> {
     device.seed(config.seed);
     let training = device.clone().autodiff();
+    let shape = [images.channels, images.height, images.width];
+    config.model.check(shape)?;
     config.model.with(
-        images.channels,
+        shape,
         images.classes,
         &training,
         Session { config, folder, images, device_name, device, quiet },
@@ -246,11 +250,11 @@ impl Session<'_> {
         let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
         for tensor in state_dict(&model) {
             let bytes = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let name = torchvision_name(&tensor.name);
             if let Some(layer) = layers.iter().find(|layer| format!("{}.weight", layer.name) == tensor.name) {
-                let name = format!("{}.mask", layer.name);
-                tensors.push((name, Dtype::U8, tensor.dims.clone(), layer.mask.to_bytes()));
+                tensors.push((mask_name(&name), Dtype::U8, tensor.dims.clone(), layer.mask.to_bytes()));
             }
-            tensors.push((tensor.name, Dtype::F32, tensor.dims, bytes));
+            tensors.push((name, Dtype::F32, tensor.dims, bytes));
         }
         let mut views = Vec::new();
         for (name, dtype, dims, bytes) in &tensors {

@@ -1,0 +1,221 @@
+use crate::Classifier;
+use burn::config::Config;
+use burn::module::{Initializer, Module, Param};
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{Dropout, DropoutConfig, Gelu, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::activation::softmax;
+use burn::tensor::{Device, Tensor};
+
+/// Configuration of [`VisionTransformer`]: by default ViT-B/16.
+#[derive(Config, Debug)]
+pub struct VitConfig {
+    /// Channels of an image.
+    #[config(default = 3)]
+    pub channels: usize,
+    /// Height and width of an image; multiples of `patch`.
+    #[config(default = "[224, 224]")]
+    pub image: [usize; 2],
+    /// Height and width of a patch.
+    #[config(default = 16)]
+    pub patch: usize,
+    /// Encoder layers.
+    #[config(default = 12)]
+    pub layers: usize,
+    /// Heads of each attention; they divide `features`.
+    #[config(default = 12)]
+    pub heads: usize,
+    /// Numbers of a token, `d`.
+    #[config(default = 768)]
+    pub features: usize,
+    /// Neurons of each perceptron's inner layer.
+    #[config(default = 3072)]
+    pub mlp: usize,
+    /// Number of classes.
+    #[config(default = 1000)]
+    pub classes: usize,
+    /// Share of numbers dropped in training, after the embedding, attention and in the perceptrons.
+    #[config(default = 0.0)]
+    pub dropout: f64,
+}
+
+/// A vision transformer (Dosovitskiy et al. 2021) with the shapes of torchvision; [`torchvision_name`] tells the names.
+///
+/// [`torchvision_name`]: crate::torchvision_name
+#[derive(Module, Debug)]
+pub struct VisionTransformer {
+    /// `[1, 1, d]`
+    pub class_token: Param<Tensor<3>>,
+    /// One `d` for each patch.
+    pub conv_proj: Conv2d,
+    /// All that happens to tokens.
+    pub encoder: Encoder,
+    /// The classifier, on the class token.
+    pub heads: Heads,
+}
+
+/// Position embedding, layers and a last normalisation.
+#[derive(Module, Debug)]
+pub struct Encoder {
+    /// `[1, tokens, d]`
+    pub pos_embedding: Param<Tensor<3>>,
+    /// After the embedding.
+    pub dropout: Dropout,
+    /// One after the other.
+    pub layers: Vec<EncoderLayer>,
+    /// After the last.
+    pub ln: LayerNorm,
+}
+
+/// Attention and a perceptron, each after a normalisation and beside a shortcut.
+#[derive(Module, Debug)]
+pub struct EncoderLayer {
+    /// Before attention.
+    pub ln_1: LayerNorm,
+    /// Between all tokens.
+    pub self_attention: SelfAttention,
+    /// After attention.
+    pub dropout: Dropout,
+    /// Before the perceptron.
+    pub ln_2: LayerNorm,
+    /// `d → mlp → d`; linear layers are at the places that torchvision gives them.
+    pub mlp: (Linear, Gelu, Dropout, Linear, Dropout),
+}
+
+/// Attention whose queries, keys and values come from one layer `[3·d, d]`, as sparse training wants it.
+#[derive(Module, Debug)]
+pub struct SelfAttention {
+    /// Queries, keys and values, in that order.
+    pub in_proj: Linear,
+    /// `[d, d]`
+    pub out_proj: Linear,
+    heads: usize,
+}
+
+/// The classifier.
+#[derive(Module, Debug)]
+pub struct Heads {
+    /// `[classes, d]`
+    pub head: Linear,
+}
+
+impl VitConfig {
+    /// Initialises the model on a device: Xavier's distribution for linear layers, zeros for the classifier and the
+    /// class token, a narrow normal one for positions, much as torchvision does.
+    ///
+    /// # Panics
+    /// If `patch` does not divide the image, or `heads` the features.
+    pub fn init(&self, device: &Device) -> VisionTransformer {
+        let Self { patch, features, image: [height, width], .. } = *self;
+        assert!(height % patch == 0 && width % patch == 0, "patches of {patch} do not fill {:?}", self.image);
+        assert!(features % self.heads == 0, "{} heads do not divide {features} features", self.heads);
+        let tokens = (height / patch) * (width / patch) + 1;
+        let normal = |std| Initializer::Normal { mean: 0.0, std };
+        // The variance of LeCun's initialisation.
+        let patches = normal((1.0 / (self.channels * patch * patch) as f64).sqrt());
+        let conv_proj =
+            Conv2dConfig::new([self.channels, features], [patch, patch]).with_stride([patch, patch]);
+        VisionTransformer {
+            class_token: Initializer::Zeros.init([1, 1, features], device),
+            conv_proj: conv_proj.with_initializer(patches).init(device),
+            encoder: Encoder {
+                pos_embedding: normal(0.02).init([1, tokens, features], device),
+                dropout: DropoutConfig::new(self.dropout).init(),
+                layers: (0..self.layers).map(|_| self.layer(device)).collect(),
+                ln: norm(features, device),
+            },
+            heads: Heads {
+                head: LinearConfig::new(features, self.classes)
+                    .with_initializer(Initializer::Zeros)
+                    .init(device),
+            },
+        }
+    }
+
+    fn layer(&self, device: &Device) -> EncoderLayer {
+        let (features, mlp) = (self.features, self.mlp);
+        let linear = |from, to| {
+            let xavier = Initializer::XavierUniform { gain: 1.0 };
+            LinearConfig::new(from, to).with_initializer(xavier).init(device)
+        };
+        let dropout = || DropoutConfig::new(self.dropout).init();
+        EncoderLayer {
+            ln_1: norm(features, device),
+            self_attention: SelfAttention {
+                in_proj: linear(features, 3 * features),
+                out_proj: linear(features, features),
+                heads: self.heads,
+            },
+            dropout: dropout(),
+            ln_2: norm(features, device),
+            mlp: (linear(features, mlp), Gelu::new(), dropout(), linear(mlp, features), dropout()),
+        }
+    }
+}
+
+fn norm(features: usize, device: &Device) -> LayerNorm {
+    LayerNormConfig::new(features).with_epsilon(1e-6).init(device)
+}
+
+impl SelfAttention {
+    /// `[batch, tokens, d]` to the same.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [batch, tokens, features] = x.dims();
+        let size = features / self.heads;
+        // [batch, tokens, 3, heads, size] → queries, keys and values [batch, heads, tokens, size].
+        let joint = self.in_proj.forward(x).reshape([batch, tokens, 3, self.heads, size]);
+        let part = |i: usize| {
+            let part = joint.clone().slice_dim(2, i..i + 1).reshape([batch, tokens, self.heads, size]);
+            part.swap_dims(1, 2)
+        };
+        let scores = part(0).matmul(part(1).swap_dims(2, 3)) / (size as f64).sqrt();
+        let mixed: Tensor<4> = softmax(scores, 3).matmul(part(2));
+        self.out_proj.forward(mixed.swap_dims(1, 2).reshape([batch, tokens, features]))
+    }
+}
+
+impl EncoderLayer {
+    /// `[batch, tokens, d]` to the same.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let attended = self.dropout.forward(self.self_attention.forward(self.ln_1.forward(x.clone()))) + x;
+        let (inner, gelu, inner_dropout, outer, dropout) = &self.mlp;
+        let y = inner_dropout.forward(gelu.forward(inner.forward(self.ln_2.forward(attended.clone()))));
+        dropout.forward(outer.forward(y)) + attended
+    }
+}
+
+impl Classifier for VisionTransformer {
+    fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        // [batch, d, rows, columns] → [batch, patches, d]
+        let patches: Tensor<3> = self.conv_proj.forward(images).flatten(2, 3);
+        let patches = patches.swap_dims(1, 2);
+        let [batch, _, features] = patches.dims();
+        let class = self.class_token.val().expand([batch, 1, features]);
+        let tokens = Tensor::cat(vec![class, patches], 1) + self.encoder.pos_embedding.val();
+        let mut x = self.encoder.dropout.forward(tokens);
+        for layer in &self.encoder.layers {
+            x = layer.forward(x);
+        }
+        let class = self.encoder.ln.forward(x.slice_dim(1, 0..1)).reshape([batch, features]);
+        self.heads.head.forward(class)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_count_is_torchvisions() {
+        let config = VitConfig::new();
+        assert_eq!(config.init(&Device::flex()).num_params(), 86_567_656);
+    }
+
+    #[test]
+    fn images_need_not_be_square() {
+        let config = VitConfig::new().with_image([16, 24]).with_patch(8).with_layers(1).with_heads(2);
+        let config = config.with_features(8).with_mlp(16).with_classes(5).with_dropout(0.1);
+        let net = config.init(&Device::flex());
+        assert_eq!(net.encoder.pos_embedding.dims(), [1, 7, 8]);
+        assert_eq!(net.forward(Tensor::ones([3, 3, 16, 24], &Device::flex())).dims(), [3, 5]);
+    }
+}
