@@ -87,7 +87,7 @@ fn source(args: &CondenseArgs) -> Result<(PathBuf, String)> {
         return Ok((args.source.clone(), model));
     }
     let (folder, config) = RunFolder::existing(&args.source)?;
-    let model = config.model.name().to_string();
+    let model = config.model.name.name().to_string();
     if let Some(other) = args.model.as_ref().filter(|other| **other != model) {
         bail!("`{name}` is a run of {model}, not of {other}: leave out --model");
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use burn::tensor::Device;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use srigl_models::{
     Mlp, MlpConfig, MnistCnn, MnistCnnConfig, ResNet8, ResNet8Config, ResNet18, ResNet50, ResNetConfig,
@@ -21,14 +21,33 @@ pub enum ModelName {
     Resnet8,
     /// ResNet-18 for ImageNet.
     Resnet18,
+    /// ResNet-18 for images of about 32×32: a 3×3 stem of stride 1, no pooling after it.
+    Resnet18Small,
     /// ResNet-50 for ImageNet.
     Resnet50,
-    /// Two layers of 64 features, patches of 8×8; for tests.
+    /// Two layers of 64 features, patches of 8×8 unless --patch says otherwise.
     VitTiny,
     /// ViT-B/16.
     #[value(name = "vit-b-16")]
     #[serde(rename = "vit-b-16")]
     VitB16,
+}
+
+/// A network by name, with the sizes that can be chosen.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelArgs {
+    /// Network.
+    #[arg(long = "model", id = "model", value_enum, default_value = "mlp")]
+    #[serde(rename = "model")]
+    pub name: ModelName,
+    /// ResNet-18 and ResNet-50: channels after the first convolution [default: 64].
+    #[arg(long, value_name = "CHANNELS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<u16>,
+    /// Vision transformers: height and width of a patch [default: 16; vit-tiny: 8].
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch: Option<u16>,
 }
 
 /// What is done with a model whose type is known only at run time.
@@ -47,32 +66,48 @@ impl ModelName {
             Self::MnistCnn => "mnist-cnn",
             Self::Resnet8 => "resnet8",
             Self::Resnet18 => "resnet18",
+            Self::Resnet18Small => "resnet18-small",
             Self::Resnet50 => "resnet50",
             Self::VitTiny => "vit-tiny",
             Self::VitB16 => "vit-b-16",
         }
     }
 
+    /// Which of [`ModelArgs`]' sizes it has.
+    fn has_width(self) -> bool {
+        matches!(self, Self::Resnet18 | Self::Resnet18Small | Self::Resnet50)
+    }
+
+    fn is_vit(self) -> bool {
+        matches!(self, Self::VitTiny | Self::VitB16)
+    }
+}
+
+impl ModelArgs {
     /// The configuration of a vision transformer for images `[channels, height, width]`.
     fn vit(self, [channels, height, width]: [usize; 3]) -> Option<VitConfig> {
         let config = VitConfig::new().with_channels(channels).with_image([height, width]);
-        match self {
-            Self::VitTiny => {
-                let config = config.with_patch(8).with_layers(2).with_heads(4);
-                Some(config.with_features(64).with_mlp(128))
+        let config = match self.name {
+            ModelName::VitTiny => {
+                config.with_patch(8).with_layers(2).with_heads(4).with_features(64).with_mlp(128)
             }
-            Self::VitB16 => Some(config),
-            _ => None,
-        }
+            ModelName::VitB16 => config,
+            _ => return None,
+        };
+        let patch = self.patch.map_or(config.patch, usize::from);
+        Some(config.with_patch(patch))
     }
 
-    /// Refuses images `[channels, height, width]` that the model cannot take.
+    /// Refuses images `[channels, height, width]` that the model cannot take, and sizes that it does not have.
     pub fn check(self, shape: [usize; 3]) -> Result<()> {
+        let name = self.name.name();
+        ensure!(self.width.is_none() || self.name.has_width(), "{name} has no --width; leave it out");
+        ensure!(self.patch.is_none() || self.name.is_vit(), "{name} has no --patch; leave it out");
         if let Some(VitConfig { patch, image: [height, width], .. }) = self.vit(shape) {
             ensure!(
                 height % patch == 0 && width % patch == 0,
-                "{} cuts images into patches of {patch}×{patch}, which do not fill {height}×{width}",
-                self.name()
+                "{name} cuts images into patches of {patch}×{patch}, which do not fill {height}×{width}; choose \
+                 another --patch"
             );
         }
         Ok(())
@@ -88,16 +123,22 @@ impl ModelName {
         work: W,
     ) -> W::Output {
         let resnet = ResNetConfig::new().with_channels(shape[0]).with_classes(classes);
-        match self {
-            Self::Mlp => work.run::<Mlp>(MlpConfig::new().with_classes(classes).init(device)),
-            Self::MnistCnn => work.run::<MnistCnn>(MnistCnnConfig::new().with_classes(classes).init(device)),
-            Self::Resnet8 => {
+        let resnet = resnet.with_width(self.width.map_or(64, usize::from));
+        match self.name {
+            ModelName::Mlp => work.run::<Mlp>(MlpConfig::new().with_classes(classes).init(device)),
+            ModelName::MnistCnn => {
+                work.run::<MnistCnn>(MnistCnnConfig::new().with_classes(classes).init(device))
+            }
+            ModelName::Resnet8 => {
                 let config = ResNet8Config::new().with_channels(shape[0]).with_classes(classes);
                 work.run::<ResNet8>(config.init(device))
             }
-            Self::Resnet18 => work.run::<ResNet18>(resnet.resnet18(device)),
-            Self::Resnet50 => work.run::<ResNet50>(resnet.resnet50(device)),
-            Self::VitTiny | Self::VitB16 => {
+            ModelName::Resnet18 => work.run::<ResNet18>(resnet.resnet18(device)),
+            ModelName::Resnet18Small => {
+                work.run::<ResNet18>(resnet.with_small_images(true).resnet18(device))
+            }
+            ModelName::Resnet50 => work.run::<ResNet50>(resnet.resnet50(device)),
+            ModelName::VitTiny | ModelName::VitB16 => {
                 let config = self.vit(shape).expect("is one").with_classes(classes);
                 work.run::<VisionTransformer>(config.init(device))
             }

@@ -17,7 +17,7 @@ use crate::mask::{
     model::{self, Checkpoint},
     table,
 };
-use crate::model::{ModelName, WithModel};
+use crate::model::{ModelArgs, ModelName, WithModel};
 use crate::weights::{self, Model};
 use srigl_models::torchvision_name;
 
@@ -104,7 +104,14 @@ pub fn run(args: PredictArgs) -> Result<()> {
                 let network = network.fold().with_context(wrong)?;
                 (run_engine(&network, &input)?, "the condensed engine".to_string())
             } else {
-                let model = ModelName::from_str(name, false).map_err(|error| anyhow!("{name}: {error}"))?;
+                let size = |tensor: &str, dimension: usize| {
+                    weights.tensors.get(tensor).and_then(|tensor| u16::try_from(tensor.shape[dimension]).ok())
+                };
+                let model = ModelArgs {
+                    name: ModelName::from_str(name, false).map_err(|error| anyhow!("{name}: {error}"))?,
+                    width: size("conv1.weight", 0),
+                    patch: size("conv_proj.weight", 2),
+                };
                 let shapes = network.shapes()?;
                 let classes = shapes.last().map_or(1, |shape| shape.features);
                 let shape = [shapes[0].features, shapes[0].height, shapes[0].width];

@@ -44,6 +44,9 @@ pub struct Progress {
     pub metrics_bytes: u64,
     /// The same for `topology.jsonl`.
     pub topology_bytes: u64,
+    /// The same for `masks.jsonl`.
+    #[serde(default)]
+    pub masks_bytes: u64,
 }
 
 impl Checkpoint {

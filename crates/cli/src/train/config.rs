@@ -1,7 +1,7 @@
 //! Everything a training's result depends on.
 
 use crate::data::DataSet;
-use crate::model::ModelName;
+use crate::model::ModelArgs;
 use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::optim::decay::WeightDecayConfig;
@@ -12,12 +12,16 @@ use serde::{Deserialize, Serialize};
 use srigl_burn::{Distribution, SparseMethod, SriglConfig, ThresholdBase, Topology, WeightInit};
 use std::f64::consts::PI;
 
+/// Topology updates after which the masks are drawn, spread over a run.
+const PICTURED_UPDATES: u64 = 12;
+
 /// Settings of a run, kept as `config.json`: same settings and data, same result.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// Network.
-    #[arg(long, value_enum, default_value = "mlp")]
-    pub model: ModelName,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
     /// Data set; `glyphs` is generated and needs no files.
     #[arg(long, value_enum, default_value = "fashion-mnist")]
     pub dataset: DataSet,
@@ -187,7 +191,7 @@ impl TrainConfig {
             MethodName::Srigl => " without ablation",
             _ => "",
         };
-        format!("{} {}{ablation}", option_name(&self.model), option_name(&self.method))
+        format!("{} {}{ablation}", self.model.name.name(), option_name(&self.method))
     }
 
     /// `γ_sal` in force.
@@ -233,6 +237,24 @@ impl TrainConfig {
         }
     }
 
+    /// `T_end`. No update happens before step 1, which stands for "never".
+    fn end_step(&self, total_steps: u64) -> u64 {
+        ((total_steps as f64 * self.end_fraction) as u64).max(1)
+    }
+
+    /// Whether the masks are drawn after step `step` of `total`: after some updates, evenly spread, and at the end.
+    pub fn is_pictured(&self, step: u64, total: u64) -> bool {
+        if step == total {
+            return true;
+        }
+        let updates = (self.end_step(total) - 1) / self.delta_t;
+        let picture = |update: u64| update * PICTURED_UPDATES / updates;
+        let update = step / self.delta_t;
+        let changes = matches!(self.method, MethodName::Set | MethodName::Rigl | MethodName::Srigl);
+        let is_update = step.is_multiple_of(self.delta_t) && (1..=updates).contains(&update);
+        changes && is_update && picture(update) != picture(update - 1)
+    }
+
     fn srigl(&self, total_steps: u64) -> SriglConfig {
         SriglConfig::new(self.sparsity)
             .with_method(match self.method {
@@ -252,8 +274,7 @@ impl TrainConfig {
             .with_keep_dense(self.keep_dense.clone())
             .with_delta_t(self.delta_t)
             .with_drop_fraction(self.drop_fraction)
-            // No update happens before step 1, which stands for "never".
-            .with_end_step(((total_steps as f64 * self.end_fraction) as u64).max(1))
+            .with_end_step(self.end_step(total_steps))
             .with_grad_accumulation(self.grad_accumulation)
             .with_weight_init(WeightInit::KaimingNormal)
             .with_seed(self.seed)
@@ -263,4 +284,33 @@ impl TrainConfig {
 /// The name of an option's value as the user types it.
 fn option_name<T: ValueEnum>(value: &T) -> String {
     value.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: TrainConfig,
+    }
+
+    fn config(flags: &str) -> TrainConfig {
+        Cli::parse_from(["train"].into_iter().chain(flags.split_whitespace())).config
+    }
+
+    #[test]
+    fn masks_are_drawn_after_updates_spread_over_the_run_and_at_the_end() {
+        let drawn = |config: &TrainConfig, total| -> Vec<u64> {
+            (1..=total).filter(|step| config.is_pictured(*step, total)).collect()
+        };
+        assert_eq!(drawn(&config("--delta-t 10"), 40), [10, 20, 40]);
+        let many = drawn(&config("--delta-t 2"), 1000);
+        assert_eq!(many.len() as u64, PICTURED_UPDATES + 1);
+        assert!(many[..12].iter().all(|step| step % 2 == 0 && *step < 750));
+        assert_eq!(drawn(&config("--method static"), 1000), [1000]);
+        assert_eq!(drawn(&config("--delta-t 2000"), 1000), [1000]);
+    }
 }

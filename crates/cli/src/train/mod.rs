@@ -4,6 +4,7 @@ mod batches;
 mod checkpoint;
 mod config;
 mod folder;
+mod masks;
 mod session;
 
 pub use batches::{Batches, evaluate};

@@ -3,6 +3,7 @@
 use super::TrainConfig;
 use super::batches::{Batches, correct, evaluate};
 use super::checkpoint::{Checkpoint, Progress};
+use super::masks;
 use super::folder::{DataUsed, JsonLines, LayerResult, RunFolder, RunResult, write_atomically};
 use crate::data::Images;
 use crate::model::WithModel;
@@ -85,6 +86,7 @@ struct State<M> {
     progress: Progress,
     metrics: JsonLines,
     updates: JsonLines,
+    masks: JsonLines,
     /// Loss `[1]`, correct predictions `[1]` and size of batches not read back yet.
     unread: Vec<(Tensor<1>, Tensor<1, Int>, usize)>,
     started: Instant,
@@ -152,8 +154,12 @@ impl Session<'_> {
         }
         let metrics = JsonLines::open(self.folder.file("metrics.jsonl"), progress.metrics_bytes)?;
         let updates = JsonLines::open(self.folder.file("topology.jsonl"), progress.topology_bytes)?;
-        let unread = Vec::new();
-        Ok(State { model, optim, topology, progress, metrics, updates, unread, started: Instant::now() })
+        let mut masks = JsonLines::open(self.folder.file("masks.jsonl"), progress.masks_bytes)?;
+        if progress.step == 0 {
+            masks::write_pictures(&mut masks, 0, &topology)?;
+        }
+        let (unread, started) = (Vec::new(), Instant::now());
+        Ok(State { model, optim, topology, progress, metrics, updates, masks, unread, started })
     }
 
     fn step<M: Classifier>(
@@ -184,6 +190,9 @@ impl Session<'_> {
                 Ok(report) => state.updates.write(&TopologyLine { step, layer, report, itop })?,
                 Err(error) => bail!("step {step}: {error}; training has diverged, try a lower --lr"),
             }
+        }
+        if self.config.is_pictured(step, total_steps) {
+            masks::write_pictures(&mut state.masks, step, &state.topology)?;
         }
         Ok(state)
     }
@@ -236,6 +245,7 @@ impl Session<'_> {
         state.read_back()?;
         state.progress.metrics_bytes = state.metrics.sync()?;
         state.progress.topology_bytes = state.updates.sync()?;
+        state.progress.masks_bytes = state.masks.sync()?;
         let mut progress = state.progress.clone();
         progress.seconds += state.started.elapsed().as_secs_f64();
         let checkpoint = Checkpoint::new(progress, &state.model, &state.optim, &state.topology)?;
