@@ -37,6 +37,7 @@ impl Accuracies {
     pub fn named(name: &str) -> Result<Self> {
         let text = match name {
             "cifar10" => include_str!("../published/cifar10.toml"),
+            "vit" => include_str!("../published/vit.toml"),
             "authors-code-fashion-mnist" => include_str!("../published/authors-code-fashion-mnist.toml"),
             _ => bail!("no published table `{name}`; add it to published/ and to Accuracies::named"),
         };

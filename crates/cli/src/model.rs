@@ -40,8 +40,9 @@ pub struct ModelArgs {
     #[arg(long = "model", id = "model", value_enum, default_value = "mlp")]
     #[serde(rename = "model")]
     pub name: ModelName,
-    /// ResNet-18 and ResNet-50: channels after the first convolution [default: 64].
-    #[arg(long, value_name = "CHANNELS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// ResNet-18 and -50: channels after the first convolution [default: 64]. Vision transformers: numbers of a token
+    /// [default: 768; vit-tiny: 64].
+    #[arg(long, value_name = "FEATURES", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<u16>,
     /// Vision transformers: height and width of a patch [default: 16; vit-tiny: 8].
@@ -75,7 +76,7 @@ impl ModelName {
 
     /// Which of [`ModelArgs`]' sizes it has.
     fn has_width(self) -> bool {
-        matches!(self, Self::Resnet18 | Self::Resnet18Small | Self::Resnet50)
+        matches!(self, Self::Resnet18 | Self::Resnet18Small | Self::Resnet50) || self.is_vit()
     }
 
     fn is_vit(self) -> bool {
@@ -95,7 +96,9 @@ impl ModelArgs {
             _ => return None,
         };
         let patch = self.patch.map_or(config.patch, usize::from);
-        Some(config.with_patch(patch))
+        let features = self.width.map_or(config.features, usize::from);
+        let mlp = config.mlp / config.features * features;
+        Some(config.with_patch(patch).with_features(features).with_mlp(mlp))
     }
 
     /// Refuses images `[channels, height, width]` that the model cannot take, and sizes that it does not have.
@@ -103,7 +106,11 @@ impl ModelArgs {
         let name = self.name.name();
         ensure!(self.width.is_none() || self.name.has_width(), "{name} has no --width; leave it out");
         ensure!(self.patch.is_none() || self.name.is_vit(), "{name} has no --patch; leave it out");
-        if let Some(VitConfig { patch, image: [height, width], .. }) = self.vit(shape) {
+        if let Some(VitConfig { patch, image: [height, width], features, heads, .. }) = self.vit(shape) {
+            ensure!(
+                features % heads == 0,
+                "{name} has {heads} heads, which do not divide --width {features}"
+            );
             ensure!(
                 height % patch == 0 && width % patch == 0,
                 "{name} cuts images into patches of {patch}×{patch}, which do not fill {height}×{width}; choose \
@@ -134,9 +141,7 @@ impl ModelArgs {
                 work.run::<ResNet8>(config.init(device))
             }
             ModelName::Resnet18 => work.run::<ResNet18>(resnet.resnet18(device)),
-            ModelName::Resnet18Small => {
-                work.run::<ResNet18>(resnet.with_small_images(true).resnet18(device))
-            }
+            ModelName::Resnet18Small => work.run::<ResNet18>(resnet.with_small_images(true).resnet18(device)),
             ModelName::Resnet50 => work.run::<ResNet50>(resnet.resnet50(device)),
             ModelName::VitTiny | ModelName::VitB16 => {
                 let config = self.vit(shape).expect("is one").with_classes(classes);

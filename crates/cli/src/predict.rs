@@ -109,7 +109,7 @@ pub fn run(args: PredictArgs) -> Result<()> {
                 };
                 let model = ModelArgs {
                     name: ModelName::from_str(name, false).map_err(|error| anyhow!("{name}: {error}"))?,
-                    width: size("conv1.weight", 0),
+                    width: size("conv1.weight", 0).or(size("class_token", 2)),
                     patch: size("conv_proj.weight", 2),
                 };
                 let shapes = network.shapes()?;

@@ -15,6 +15,8 @@ pub enum TableName {
     Quick,
     /// The same with five seeds and confidence intervals, and a small convolutional network; about an hour.
     FashionMnist,
+    /// A small ResNet-18 and a small vision transformer on Fashion-MNIST, with and without ablation; an hour.
+    FashionMnistAblation,
     /// FLOPs and parameters of ResNet-50, counted from its shapes.
     Flops,
     /// Variance of the output norm at initialisation, formula against simulation.
@@ -29,6 +31,7 @@ impl TableName {
         match self {
             Self::Quick => Some(include_str!("../../recipes/quick.toml")),
             Self::FashionMnist => Some(include_str!("../../recipes/fashion-mnist.toml")),
+            Self::FashionMnistAblation => Some(include_str!("../../recipes/fashion-mnist-ablation.toml")),
             Self::Flops | Self::Variance | Self::Timings => None,
         }
     }

@@ -85,7 +85,8 @@ mod tests {
         assert_eq!(fan_in(&mask), [(0, 1), (2, 1)]);
 
         // Every cell of 2×2 positions has one active weight, but those of the first row have two.
-        let bytes: Vec<u8> = (0..128 * 128).map(|i| u8::from(i % 2 == 0 && (i / 128 % 2 == 0 || i < 256))).collect();
+        let bytes: Vec<u8> =
+            (0..128 * 128).map(|i| u8::from(i % 2 == 0 && (i / 128 % 2 == 0 || i < 256))).collect();
         let drawn = picture(&Mask::from_bytes(128, 128, &bytes).unwrap());
         assert_eq!((drawn.height, drawn.width), (64, 64));
         let cells = BASE64_STANDARD.decode(drawn.density).unwrap();

@@ -3,8 +3,8 @@
 use super::TrainConfig;
 use super::batches::{Batches, correct, evaluate};
 use super::checkpoint::{Checkpoint, Progress};
-use super::masks;
 use super::folder::{DataUsed, JsonLines, LayerResult, RunFolder, RunResult, write_atomically};
+use super::masks;
 use crate::data::Images;
 use crate::model::WithModel;
 use anyhow::{Result, bail};
