@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::mask::{model, table};
 use crate::train::RunFolder;
-use crate::weights::Model;
+use crate::weights::{self, Model};
 
 /// Arguments of `srigl condense`.
 #[derive(Args)]
@@ -48,7 +48,7 @@ pub struct CondenseArgs {
 /// left then.
 pub fn run(args: CondenseArgs) -> Result<()> {
     let (path, model) = source(&args)?;
-    let bytes = model::read(&path)?;
+    let bytes = weights::read(&path)?;
     let Model::Weights(weights) = Model::parse(&path, &bytes)? else {
         bail!("`{}` is condensed already", path.display());
     };

@@ -5,6 +5,7 @@ mod condense;
 mod data;
 mod device;
 mod eval;
+mod export;
 mod mask;
 mod model;
 mod predict;
@@ -41,6 +42,8 @@ enum Command {
     Mask(mask::MaskArgs),
     /// Turn a sparse model into a small, fast file for CPUs.
     Condense(condense::CondenseArgs),
+    /// Write a model's weights as a state_dict for PyTorch and others.
+    Export(export::ExportArgs),
     /// Logits of a model, dense or condensed, for a tensor of inputs.
     Predict(predict::PredictArgs),
     /// Time dense, CSR and condensed layers and networks side by side.
@@ -55,6 +58,7 @@ fn main() {
         Command::Eval(args) => eval::run(args),
         Command::Mask(args) => mask::run(args),
         Command::Condense(args) => condense::run(args),
+        Command::Export(args) => export::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Data(args) => data::command::run(args),

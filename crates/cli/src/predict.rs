@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use condensed::architectures::{self, NamedTensor};
@@ -19,7 +18,6 @@ use crate::mask::{
 };
 use crate::model::{ModelArgs, ModelName, WithModel};
 use crate::weights::{self, Model};
-use srigl_models::torchvision_name;
 
 /// Samples that go through a network at once, so that memory does not grow with the file.
 const CHUNK: usize = 64;
@@ -79,7 +77,7 @@ pub fn run(args: PredictArgs) -> Result<()> {
         pool.build_global().context("cannot start threads")?;
     }
     let input = Input::read(&args.input)?;
-    let bytes = model::read(&args.weights)?;
+    let bytes = weights::read(&args.weights)?;
     let path = &args.weights;
     let (logits, how) = match Model::parse(path, &bytes)? {
         Model::Condensed(network) => {
@@ -214,11 +212,7 @@ impl WithModel for Dense<'_> {
     type Output = Result<Vec<f32>>;
 
     fn run<M: Classifier>(self, model: M) -> Result<Vec<f32>> {
-        let mut loader = Loader { tensors: self.tensors, device: self.device, path: vec![], problem: None };
-        let model = model.map(&mut loader);
-        if let Some(problem) = loader.problem {
-            return Err(anyhow!(problem));
-        }
+        let model = weights::fill_module(model, self.tensors, self.device)?;
         // Only the perceptron takes inputs without height and width, and it flattens images of any shape.
         let [channels, height, width] = match self.input.shape[1..] {
             [channels, height, width] => [channels, height, width],
@@ -237,50 +231,5 @@ impl WithModel for Dense<'_> {
                 .extend(y.into_data().convert::<f32>().try_into_vec::<f32>().map_err(|e| anyhow!("{e:?}"))?);
         }
         Ok(logits)
-    }
-}
-
-/// Replaces all parameters of a Burn module by tensors in PyTorch's names and layout: the inverse of
-/// `srigl_burn::state_dict`.
-struct Loader<'a> {
-    tensors: &'a BTreeMap<String, NamedTensor>,
-    device: &'a Device,
-    /// Field names, each with the type of the module around it.
-    path: Vec<(String, String)>,
-    /// The first tensor that did not fit.
-    problem: Option<String>,
-}
-
-impl ModuleMapper for Loader<'_> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.push((name.to_string(), container_type.to_string()));
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let fields: Vec<&str> = self.path.iter().map(|(field, _)| field.as_str()).collect();
-        let (field, module) = fields.split_last().expect("a parameter lies in a module");
-        let field = match *field {
-            "gamma" => "weight",
-            "beta" => "bias",
-            other => other,
-        };
-        let name = torchvision_name(&module.iter().copied().chain([field]).collect::<Vec<_>>().join("."));
-        // Burn stores the weights of linear layers as [in, out].
-        let transposed =
-            field == "weight" && self.path.last().is_some_and(|(_, around)| around == "Struct:Linear");
-        let mut dims = param.dims();
-        if transposed {
-            dims.reverse();
-        }
-        let Some(tensor) = self.tensors.get(&name).filter(|tensor| tensor.shape == dims) else {
-            self.problem.get_or_insert(format!("tensor `{name}` must be {dims:?} for Burn"));
-            return param;
-        };
-        let loaded = Tensor::<D>::from_data(TensorData::new(tensor.values.clone(), dims), self.device);
-        param.map(|_| if transposed { loaded.swap_dims(0, 1) } else { loaded })
     }
 }

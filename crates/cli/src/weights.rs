@@ -1,11 +1,15 @@
-//! The weights of a model in a safetensors file of any framework, as `condensed` takes them.
+//! The weights of a model in a file of any framework, as `condensed` and Burn take them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail, ensure};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, Tensor, TensorData};
 use condensed::architectures::{NamedTensor, mask_name};
-use safetensors::Dtype;
+use pytorch_reader::{DType, PytorchReader};
+use safetensors::tensor::{Dtype, TensorView};
+use srigl_models::torchvision_name;
 
 use crate::mask::model::Checkpoint;
 
@@ -125,5 +129,140 @@ impl Model {
             return Ok(Self::Condensed(condensed::from_bytes(bytes).map_err(|e| file.error(e))?));
         }
         Weights::of(&file).map(Self::Weights)
+    }
+}
+
+/// The bytes of a safetensors file; a file of PyTorch's `torch.save` (`.pt`, `.pth`) is turned into one.
+///
+/// # Errors
+/// If the file cannot be read, or is a PyTorch file that holds no tensors.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let bytes = crate::mask::model::read(path)?;
+    // A zip archive, or a bare pickle; a safetensors file starts with the length of its header, whose second byte
+    // would have to be 'K' or 2, and which the length of the file then contradicts.
+    let pytorch = bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02]);
+    if !pytorch {
+        return Ok(bytes);
+    }
+    from_pytorch(path, bytes.len())
+        .with_context(|| format!("`{}` is a PyTorch file that cannot be used", path.display()))
+}
+
+/// Training scripts keep the weights under one of these keys, beside the optimizer's state.
+const STATE_KEYS: [&str; 2] = ["model", "state_dict"];
+
+fn from_pytorch(path: &Path, size: usize) -> Result<Vec<u8>> {
+    let mut reader = PytorchReader::new(path)?;
+    let starts = |key: &&str| reader.keys().iter().any(|name| name.starts_with(&format!("{key}.")));
+    if let Some(key) = STATE_KEYS.into_iter().find(starts) {
+        reader = PytorchReader::with_top_level_key(path, key)?;
+    }
+    let mut total = 0_usize;
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in reader.tensors() {
+        // Strides can make a small storage look huge.
+        total = total.saturating_add(tensor.byte_len());
+        ensure!(total <= 4 * size, "tensor {name:?} is larger than the file");
+        let dtype = match tensor.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F64 => Dtype::F64,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            DType::I64 => Dtype::I64,
+            DType::U8 => Dtype::U8,
+            DType::Bool => Dtype::BOOL,
+            other => bail!("tensor {name:?} is {other:?}; convert it to 32-bit floats first"),
+        };
+        tensors.insert(name.clone(), (dtype, tensor.shape().to_vec(), tensor.read()?));
+    }
+    ensure!(!tensors.is_empty(), "it holds no tensors; save a state_dict");
+    let mut views = Vec::new();
+    for (name, (dtype, shape, data)) in &tensors {
+        views.push((name, TensorView::new(*dtype, shape.clone(), data)?));
+    }
+    Ok(safetensors::serialize(views, None)?)
+}
+
+/// A Burn module with the parameters of the file `path`.
+///
+/// # Errors
+/// If the file cannot be read, or as [`fill_module`].
+pub fn load_module<M: Module>(module: M, path: &Path, device: &Device) -> Result<M> {
+    let bytes = read(path)?;
+    let weights = Weights::of(&Checkpoint::parse(path, &bytes)?)?;
+    fill_module(module, &weights.tensors, device).with_context(|| format!("`{}`", path.display()))
+}
+
+/// Replaces all parameters of a Burn module by tensors in torchvision's names and PyTorch's layout: the inverse of
+/// `srigl_burn::state_dict`.
+///
+/// # Errors
+/// If tensors are missing, unexpected or have another shape: it names them all.
+pub fn fill_module<M: Module>(
+    module: M,
+    tensors: &BTreeMap<String, NamedTensor>,
+    device: &Device,
+) -> Result<M> {
+    let unused = tensors.keys().map(String::as_str).collect();
+    let mut loader = Loader { tensors, device, path: vec![], unused, problems: vec![] };
+    let module = module.map(&mut loader);
+    let unexpected = loader.unused.iter().map(|name| format!("`{name}` is unexpected"));
+    let problems: Vec<String> = loader.problems.into_iter().chain(unexpected).collect();
+    ensure!(problems.is_empty(), "the tensors do not fit the model: {}", problems.join(", "));
+    Ok(module)
+}
+
+struct Loader<'a> {
+    tensors: &'a BTreeMap<String, NamedTensor>,
+    device: &'a Device,
+    /// Field names, each with the type of the module around it.
+    path: Vec<(String, String)>,
+    unused: BTreeSet<&'a str>,
+    problems: Vec<String>,
+}
+
+impl ModuleMapper for Loader<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.push((name.to_string(), container_type.to_string()));
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let fields: Vec<&str> = self.path.iter().map(|(field, _)| field.as_str()).collect();
+        let (field, module) = fields.split_last().expect("a parameter lies in a module");
+        let field = match *field {
+            "gamma" => "weight",
+            "beta" => "bias",
+            other => other,
+        };
+        let name = torchvision_name(&module.iter().copied().chain([field]).collect::<Vec<_>>().join("."));
+        // Burn stores the weights of linear layers as [in, out].
+        let transposed =
+            field == "weight" && self.path.last().is_some_and(|(_, around)| around == "Struct:Linear");
+        let mut dims = param.dims();
+        if transposed {
+            dims.reverse();
+        }
+        self.unused.remove(name.as_str());
+        let tensor = match self.tensors.get(&name) {
+            Some(tensor) if tensor.shape == dims => tensor,
+            Some(tensor) => {
+                self.problems.push(format!("`{name}` has shape {:?} instead of {dims:?}", tensor.shape));
+                return param;
+            }
+            None => {
+                self.problems.push(format!("`{name}` is missing"));
+                return param;
+            }
+        };
+        let loaded = Tensor::<D>::from_data(TensorData::new(tensor.values.clone(), dims), self.device);
+        param.map(|param| {
+            let loaded = if transposed { loaded.swap_dims(0, 1) } else { loaded };
+            let loaded = if param.is_autodiff() { Tensor::from_inner(loaded) } else { loaded };
+            loaded.set_require_grad(param.is_require_grad())
+        })
     }
 }

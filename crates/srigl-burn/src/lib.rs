@@ -51,6 +51,7 @@
 
 #![forbid(unsafe_code)]
 
+mod clipping;
 mod condensed_conv;
 mod condensed_linear;
 mod condensed_ops;
@@ -62,6 +63,7 @@ mod layout;
 mod optimizer;
 mod topology;
 
+pub use clipping::NormClipping;
 pub use condensed;
 pub use condensed_conv::CondensedConv2d;
 pub use condensed_linear::CondensedLinear;

@@ -13,6 +13,8 @@ struct State {
     events: Vec<TopologyEvent>,
     /// Somebody holds a handle to drain events with.
     observed: bool,
+    /// Counts changes of masks.
+    version: u64,
 }
 
 /// One sparse layer.
@@ -55,7 +57,7 @@ pub struct TopologyEvent {
 
 impl Topology {
     pub(crate) fn new(layers: Vec<TopologyLayer>) -> Self {
-        Self(Arc::new(Mutex::new(State { layers, events: Vec::new(), observed: false })))
+        Self(Arc::new(Mutex::new(State { layers, events: Vec::new(), observed: false, version: 0 })))
     }
 
     /// From now on events are kept until they are drained.
@@ -101,6 +103,7 @@ impl Topology {
             layer.mask = masks.next().expect("two masks a layer");
             layer.ever_active = masks.next().expect("two masks a layer");
         }
+        state.version += 1;
         Ok(())
     }
 
@@ -118,9 +121,23 @@ impl Topology {
     }
 
     pub(crate) fn publish(&self, index: usize, mask: &Mask, ever_active: &Mask) {
-        let layer = &mut self.lock().layers[index];
+        let mut state = self.lock();
+        let layer = &mut state.layers[index];
         layer.mask.clone_from(mask);
         layer.ever_active.clone_from(ever_active);
+        state.version += 1;
+    }
+
+    /// Counts the changes of masks so far.
+    pub(crate) fn version(&self) -> u64 {
+        self.lock().version
+    }
+
+    /// The mask of a layer, unless it is dense.
+    pub(crate) fn sparse_mask(&self, name: &str) -> Option<Mask> {
+        let state = self.lock();
+        let layer = state.layers.iter().find(|layer| layer.name == name)?;
+        (layer.sparsity > 0.0).then(|| layer.mask.clone())
     }
 
     pub(crate) fn record(&self, event: TopologyEvent) {

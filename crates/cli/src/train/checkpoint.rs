@@ -30,6 +30,8 @@ pub struct Progress {
     pub epoch: usize,
     /// Steps taken in the epoch under way.
     pub step_in_epoch: usize,
+    /// Images of this epoch that the sums below count.
+    pub images: usize,
     /// Sum of the training loss over the images of this epoch.
     pub loss_sum: f64,
     /// Correct predictions in this epoch.

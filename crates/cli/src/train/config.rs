@@ -3,14 +3,16 @@
 use crate::data::DataSet;
 use crate::model::ModelArgs;
 use anyhow::{Result, ensure};
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer, RmsPropConfig, SgdConfig};
+use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer, Optimizer, RmsPropConfig, SgdConfig};
+use burn::tensor::Tensor;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use srigl_burn::{Distribution, SparseMethod, SriglConfig, ThresholdBase, Topology, WeightInit};
 use std::f64::consts::PI;
+use std::path::PathBuf;
 
 /// Topology updates after which the masks are drawn, spread over a run.
 const PICTURED_UPDATES: u64 = 12;
@@ -60,13 +62,18 @@ pub struct TrainConfig {
     /// Passes over the training images.
     #[arg(long, default_value_t = 4)]
     pub epochs: usize,
-    /// Images per step.
+    /// Images per optimizer step.
     #[arg(long, default_value_t = 128)]
     pub batch_size: usize,
+    /// Images per forward pass, whose gradients are added up to those of the batch, where memory is short. Batch
+    /// normalisation sees these [default: the batch].
+    #[arg(long, value_name = "IMAGES")]
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
     /// Optimizer.
     #[arg(long, value_enum, default_value = "sgd")]
     pub optimizer: OptimizerName,
-    /// Learning rate at the start.
+    /// Learning rate at the start, or after the warm-up.
     #[arg(long, default_value_t = 0.1)]
     pub lr: f64,
     /// Momentum of SGD and RMSprop.
@@ -75,9 +82,33 @@ pub struct TrainConfig {
     /// Weight decay.
     #[arg(long, default_value_t = 1e-4)]
     pub weight_decay: f64,
+    /// No weight decay on biases and normalisations.
+    #[arg(long)]
+    #[serde(default)]
+    pub decay_weights_only: bool,
+    /// Scale the gradients where the norm of all of them together is larger.
+    #[arg(long, value_name = "NORM")]
+    #[serde(default)]
+    pub clip_norm: Option<f32>,
     /// How the learning rate falls.
     #[arg(long, value_enum, default_value = "cosine")]
     pub lr_schedule: LrSchedule,
+    /// Epochs at the start in which the learning rate rises linearly from 0.
+    #[arg(long, default_value_t = 0, value_name = "EPOCHS")]
+    #[serde(default)]
+    pub warmup_epochs: usize,
+    /// `step`: epochs after which the learning rate falls, such as 30,70,90.
+    #[arg(long, value_name = "EPOCHS", value_delimiter = ',', conflicts_with = "lr_every")]
+    #[serde(default)]
+    pub lr_milestones: Vec<usize>,
+    /// `step`: the learning rate falls every so many epochs.
+    #[arg(long, value_name = "EPOCHS")]
+    #[serde(default)]
+    pub lr_every: Option<usize>,
+    /// `step`: factor by which the learning rate falls.
+    #[arg(long, default_value_t = 0.1, value_name = "FACTOR")]
+    #[serde(default = "default_lr_factor")]
+    pub lr_factor: f64,
     /// Label smoothing.
     #[arg(long, default_value_t = 0.0)]
     pub label_smoothing: f32,
@@ -85,6 +116,14 @@ pub struct TrainConfig {
     /// Seed of everything random: initial weights and masks, order of images, dropout, growth.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Start from these weights, named as torchvision names them: safetensors or PyTorch's .pt.
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub weights: Option<PathBuf>,
+    /// Take at most so many steps; schedules fit into them.
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[serde(default)]
+    pub limit_steps: Option<u64>,
     /// Use only that many training images.
     #[arg(long)]
     pub train_limit: Option<usize>,
@@ -134,7 +173,7 @@ pub enum OptimizerName {
     Adam,
     /// Adam with decoupled weight decay.
     Adamw,
-    /// RMSprop with momentum.
+    /// RMSprop with momentum, α = 0.9 and ε = 0.0316, as in torchvision's recipes.
     Rmsprop,
 }
 
@@ -146,6 +185,12 @@ pub enum LrSchedule {
     Cosine,
     /// The same all along.
     Constant,
+    /// Falls at milestones.
+    Step,
+}
+
+fn default_lr_factor() -> f64 {
+    0.1
 }
 
 impl TrainConfig {
@@ -158,6 +203,22 @@ impl TrainConfig {
         );
         ensure!(self.epochs > 0, "--epochs must be at least 1");
         ensure!(self.batch_size > 0, "--batch-size must be at least 1");
+        ensure!(self.micro_batch != Some(0), "--micro-batch must be at least 1");
+        ensure!(
+            self.clip_norm.is_none_or(|norm| norm.is_finite() && norm > 0.0),
+            "--clip-norm must be positive"
+        );
+        let steps = self.lr_every.is_some() || !self.lr_milestones.is_empty();
+        ensure!(
+            steps == (self.lr_schedule == LrSchedule::Step),
+            "--lr-schedule step needs --lr-milestones or --lr-every, and only that has them"
+        );
+        ensure!(self.lr_every != Some(0), "--lr-every must be at least 1");
+        ensure!(
+            self.lr_factor.is_finite() && self.lr_factor > 0.0,
+            "--lr-factor is {}, but must be positive",
+            self.lr_factor
+        );
         ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {}, but must be positive", self.lr);
         ensure!(
             (0.0..1.0).contains(&self.momentum),
@@ -201,9 +262,23 @@ impl TrainConfig {
 
     /// Learning rate of step `step` (from 1) of `total`.
     pub fn lr_at(&self, step: u64, total: u64) -> f64 {
+        let epoch = |epochs: usize| epochs as f64 / self.epochs as f64 * total as f64;
+        let (done, warmup) = ((step - 1) as f64, epoch(self.warmup_epochs));
+        if done < warmup {
+            return self.lr * step as f64 / warmup.max(1.0);
+        }
         match self.lr_schedule {
             LrSchedule::Constant => self.lr,
-            LrSchedule::Cosine => self.lr / 2.0 * (1.0 + (PI * (step - 1) as f64 / total as f64).cos()),
+            LrSchedule::Cosine => {
+                self.lr / 2.0 * (1.0 + (PI * (done - warmup) / (total as f64 - warmup)).cos())
+            }
+            LrSchedule::Step => {
+                let falls = match self.lr_every {
+                    Some(every) => (done / epoch(every)) as usize,
+                    None => self.lr_milestones.iter().filter(|milestone| done >= epoch(**milestone)).count(),
+                };
+                self.lr * self.lr_factor.powi(falls as i32)
+            }
         }
     }
 
@@ -213,28 +288,42 @@ impl TrainConfig {
         model: M,
         total_steps: u64,
     ) -> Result<(M, ModuleOptimizer, Topology), srigl_burn::Error> {
-        let srigl = self.srigl(total_steps);
-        let decay = (self.weight_decay > 0.0).then(|| WeightDecayConfig::new(self.weight_decay as f32));
+        let decay_config = |decay: f64| (decay > 0.0).then(|| WeightDecayConfig::new(decay as f32));
         match self.optimizer {
-            OptimizerName::Sgd => {
+            OptimizerName::Sgd => self.sparsify_with(model, total_steps, |decay| {
                 let momentum = MomentumConfig::new().with_momentum(self.momentum).with_dampening(0.0);
                 let momentum = (self.momentum > 0.0).then_some(momentum);
-                let sgd = SgdConfig::new().with_momentum(momentum).with_weight_decay(decay);
-                srigl.sparsify_observed(model, sgd.build())
-            }
-            OptimizerName::Adam => {
-                srigl.sparsify_observed(model, AdamConfig::new().with_weight_decay(decay).build())
-            }
-            OptimizerName::Adamw => {
-                let adamw = AdamWConfig::new().with_weight_decay(self.weight_decay as f32);
-                srigl.sparsify_observed(model, adamw.build())
-            }
-            OptimizerName::Rmsprop => {
-                let rmsprop =
-                    RmsPropConfig::new().with_momentum(self.momentum as f32).with_weight_decay(decay);
-                srigl.sparsify_observed(model, rmsprop.build())
-            }
+                SgdConfig::new().with_momentum(momentum).with_weight_decay(decay_config(decay)).build()
+            }),
+            OptimizerName::Adam => self.sparsify_with(model, total_steps, |decay| {
+                AdamConfig::new().with_weight_decay(decay_config(decay)).build()
+            }),
+            OptimizerName::Adamw => self.sparsify_with(model, total_steps, |decay| {
+                AdamWConfig::new().with_weight_decay(decay as f32).build()
+            }),
+            OptimizerName::Rmsprop => self.sparsify_with(model, total_steps, |decay| {
+                let rmsprop = RmsPropConfig::new().with_alpha(0.9).with_epsilon(0.0316);
+                let rmsprop = rmsprop.with_momentum(self.momentum as f32);
+                rmsprop.with_weight_decay(decay_config(decay)).build()
+            }),
         }
+    }
+
+    /// With the optimizer that `build` makes for a weight decay.
+    fn sparsify_with<M: Module, O: Optimizer>(
+        &self,
+        model: M,
+        total_steps: u64,
+        build: impl Fn(f64) -> O,
+    ) -> Result<(M, ModuleOptimizer, Topology), srigl_burn::Error> {
+        let srigl = self.srigl(total_steps);
+        let (model, mut optim, topology) = srigl.sparsify_observed(model, build(self.weight_decay))?;
+        if self.decay_weights_only {
+            let mut paths = BiasAndNorm::default();
+            model.visit(&mut paths);
+            optim = optim.with_group(ParamGroup::from_paths(paths.found), build(0.0), None);
+        }
+        Ok((model, optim, topology))
     }
 
     /// `T_end`. No update happens before step 1, which stands for "never".
@@ -276,8 +365,35 @@ impl TrainConfig {
             .with_drop_fraction(self.drop_fraction)
             .with_end_step(self.end_step(total_steps))
             .with_grad_accumulation(self.grad_accumulation)
-            .with_weight_init(WeightInit::KaimingNormal)
+            .with_weight_init(match self.weights {
+                Some(_) => WeightInit::Keep,
+                None => WeightInit::KaimingNormal,
+            })
             .with_seed(self.seed)
+    }
+}
+
+/// The paths of a module's biases and of the parameters of its normalisations.
+#[derive(Default)]
+struct BiasAndNorm {
+    path: Vec<String>,
+    found: Vec<String>,
+}
+
+impl ModuleVisitor for BiasAndNorm {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+        // Burn calls the weight and bias of a normalisation gamma and beta.
+        if self.path.last().is_some_and(|field| matches!(field.as_str(), "bias" | "gamma" | "beta")) {
+            self.found.push(self.path.join("."));
+        }
     }
 }
 
@@ -299,6 +415,32 @@ mod tests {
 
     fn config(flags: &str) -> TrainConfig {
         Cli::parse_from(["train"].into_iter().chain(flags.split_whitespace())).config
+    }
+
+    #[test]
+    fn learning_rates_follow_the_recipes() {
+        // 10 steps an epoch.
+        let imagenet =
+            config("--lr 0.2 --epochs 103 --warmup-epochs 5 --lr-schedule step --lr-milestones 30,70,90");
+        imagenet.validate().unwrap();
+        let lr = |step| (imagenet.lr_at(step, 1030) * 1e6).round() / 1e6;
+        assert_eq!(
+            [1, 25, 50, 51, 300, 301, 701, 901].map(lr),
+            [0.004, 0.1, 0.2, 0.2, 0.2, 0.02, 0.002, 0.0002]
+        );
+
+        let mobilenet = config("--lr 0.064 --epochs 600 --lr-schedule step --lr-every 2 --lr-factor 0.973");
+        let lr = |step| mobilenet.lr_at(step, 6000);
+        assert_eq!([lr(20), lr(21)], [0.064, 0.064 * 0.973]);
+        assert!((lr(6000) - 0.064 * 0.973_f64.powi(299)).abs() < 1e-12);
+
+        let vit = config("--lr 3e-3 --epochs 150 --warmup-epochs 16");
+        let lr = |step| vit.lr_at(step, 1500);
+        assert!((lr(160) - 3e-3).abs() < 1e-12 && (lr(161) - 3e-3).abs() < 1e-12);
+        assert!((lr(161 + 670) - 1.5e-3).abs() < 1e-9 && lr(1500) < 1e-7);
+
+        assert!(config("--lr-schedule step").validate().is_err());
+        assert!(config("--lr-every 3").validate().is_err());
     }
 
     #[test]

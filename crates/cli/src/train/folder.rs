@@ -1,5 +1,5 @@
-//! The run folder: `config.json`, `metrics.jsonl`, `topology.jsonl`, `checkpoint.safetensors`,
-//! `model.safetensors` and, when all is done, `result.json`.
+//! The run folder: `config.json`, `metrics.jsonl`, `topology.jsonl`, `masks.jsonl`, `checkpoint.safetensors`,
+//! `best.safetensors` and, when all is done, `model.safetensors` and `result.json`.
 
 use super::TrainConfig;
 use crate::data::Images;

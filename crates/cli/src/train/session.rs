@@ -7,15 +7,16 @@ use super::folder::{DataUsed, JsonLines, LayerResult, RunFolder, RunResult, writ
 use super::masks;
 use crate::data::Images;
 use crate::model::WithModel;
+use crate::weights;
 use anyhow::{Result, bail};
 use burn::nn::loss::CrossEntropyLossConfig;
-use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor};
 use condensed::architectures::mask_name;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
-use srigl_burn::{Topology, UpdateReport, state_dict};
+use srigl_burn::{NormClipping, Topology, UpdateReport, state_dict};
 use srigl_models::Classifier;
 use srigl_models::torchvision_name;
 use std::time::Instant;
@@ -83,6 +84,7 @@ struct State<M> {
     model: M,
     optim: ModuleOptimizer,
     topology: Topology,
+    clipping: Option<NormClipping>,
     progress: Progress,
     metrics: JsonLines,
     updates: JsonLines,
@@ -103,28 +105,31 @@ impl WithModel for Session<'_> {
         let test = Batches::new(&images.test, config.test_limit, shape, mean_std);
         let steps_per_epoch = train.images().div_ceil(config.batch_size);
         let total_steps = (steps_per_epoch * config.epochs) as u64;
+        let total_steps = config.limit_steps.map_or(total_steps, |limit| limit.min(total_steps));
 
         let mut state = self.start(model, total_steps)?;
         let bar = self.progress_bar(total_steps, state.progress.step);
-        while state.progress.epoch < config.epochs {
+        while state.progress.step < total_steps {
             let epoch = state.progress.epoch;
             let order = train.order(config.seed, epoch);
             let batches = order.chunks(config.batch_size).skip(state.progress.step_in_epoch);
             let (epoch_started, first_step) = (Instant::now(), state.progress.step);
-            for indices in batches {
+            let left = (total_steps - state.progress.step) as usize;
+            for indices in batches.take(left) {
                 state = self.step(state, &train, indices, total_steps)?;
-                if state.unread.len() == READ_EVERY {
+                if state.unread.len() >= READ_EVERY {
                     state.read_back()?;
                     self.show(&bar, &state, epoch_started, first_step);
                 }
                 let due =
                     config.checkpoint_every.is_some_and(|every| state.progress.step.is_multiple_of(every));
-                if due && state.progress.step_in_epoch < steps_per_epoch {
+                if due && state.progress.step_in_epoch < steps_per_epoch && state.progress.step < total_steps
+                {
                     self.checkpoint(&mut state)?;
                 }
             }
             state.read_back()?;
-            self.finish_epoch(&mut state, &train, &test, &bar, (epoch_started, first_step), total_steps)?;
+            self.finish_epoch(&mut state, &test, &bar, (epoch_started, first_step), total_steps)?;
         }
         bar.finish_and_clear();
         self.finish(&state, &train, &test)
@@ -134,6 +139,10 @@ impl WithModel for Session<'_> {
 impl Session<'_> {
     /// A new run, or the state of the last checkpoint.
     fn start<M: Classifier>(&self, model: M, total_steps: u64) -> Result<State<M>> {
+        let model = match &self.config.weights {
+            Some(path) => weights::load_module(model, path, self.device)?,
+            None => model,
+        };
         let (mut model, mut optim, topology) = self.config.sparsify(model, total_steps)?;
         self.folder.create(self.config)?;
         let path = self.folder.file("checkpoint.safetensors");
@@ -159,7 +168,8 @@ impl Session<'_> {
             masks::write_pictures(&mut masks, 0, &topology)?;
         }
         let (unread, started) = (Vec::new(), Instant::now());
-        Ok(State { model, optim, topology, progress, metrics, updates, masks, unread, started })
+        let clipping = self.config.clip_norm.map(|norm| NormClipping::new(norm, topology.clone()));
+        Ok(State { model, optim, topology, clipping, progress, metrics, updates, masks, unread, started })
     }
 
     fn step<M: Classifier>(
@@ -173,14 +183,22 @@ impl Session<'_> {
         // Dropout draws from the device's generator: a seed per step makes any step a place to resume at.
         self.device.seed(self.config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step));
         let device = self.device.clone().autodiff();
-        let (images, labels) = train.get(indices, &device);
-        let logits = state.model.forward(images);
         let smoothing = (self.config.label_smoothing > 0.0).then_some(self.config.label_smoothing);
-        let loss = CrossEntropyLossConfig::new().with_smoothing(smoothing).init(&device);
-        let loss = loss.forward(logits.clone(), labels.clone());
-        state.unread.push((loss.clone().inner(), correct(logits.inner(), labels.inner()), indices.len()));
-
-        let grads = GradientsParams::from_grads(loss.backward(), &state.model);
+        let loss_of = CrossEntropyLossConfig::new().with_smoothing(smoothing).init(&device);
+        let mut accumulator = GradientsAccumulator::new();
+        for part in indices.chunks(self.config.micro_batch.unwrap_or(indices.len())) {
+            let (images, labels) = train.get(part, &device);
+            let logits = state.model.forward(images);
+            let loss = loss_of.forward(logits.clone(), labels.clone());
+            state.unread.push((loss.clone().inner(), correct(logits.inner(), labels.inner()), part.len()));
+            let share = part.len() as f64 / indices.len() as f64;
+            let loss = if share < 1.0 { loss * share } else { loss };
+            accumulator.accumulate(&state.model, GradientsParams::from_grads(loss.backward(), &state.model));
+        }
+        let mut grads = accumulator.grads();
+        if let Some(clipping) = &mut state.clipping {
+            grads = clipping.clip(&state.model, grads);
+        }
         state.model = state.optim.step(self.config.lr_at(step, total_steps), state.model, grads);
         state.progress.step = step;
         state.progress.step_in_epoch += 1;
@@ -200,7 +218,6 @@ impl Session<'_> {
     fn finish_epoch<M: Classifier>(
         &self,
         state: &mut State<M>,
-        train: &Batches,
         test: &Batches,
         bar: &ProgressBar,
         (epoch_started, first_step): (Instant, u64),
@@ -212,20 +229,21 @@ impl Session<'_> {
         let progress = &mut state.progress;
         progress.epoch += 1;
         progress.step_in_epoch = 0;
+        let best = test_accuracy > progress.best_test_accuracy;
         progress.best_test_accuracy = progress.best_test_accuracy.max(test_accuracy);
         let line = EpochMetrics {
             epoch: progress.epoch,
             step: progress.step,
             lr: self.config.lr_at(progress.step, total_steps),
-            train_loss: progress.loss_sum / train.images() as f64,
-            train_accuracy: progress.correct as f64 / train.images() as f64,
+            train_loss: progress.loss_sum / progress.images as f64,
+            train_accuracy: progress.correct as f64 / progress.images as f64,
             test_loss,
             test_accuracy,
             sparsity: state.topology.sparsity(),
             images_per_second: images / seconds,
             seconds,
         };
-        (progress.loss_sum, progress.correct) = (0.0, 0);
+        (progress.loss_sum, progress.correct, progress.images) = (0.0, 0, 0);
         if !self.quiet {
             let text = format!(
                 "epoch {}/{}: train loss {:.4}, test accuracy {:.2} %, {:.0} images/s",
@@ -238,6 +256,9 @@ impl Session<'_> {
             bar.suspend(|| eprintln!("{text}"));
         }
         state.metrics.write(&line)?;
+        if best {
+            self.write_model(state, "best.safetensors")?;
+        }
         self.checkpoint(state)
     }
 
@@ -252,13 +273,11 @@ impl Session<'_> {
         checkpoint.save(&self.folder.file("checkpoint.safetensors"))
     }
 
-    /// The model in PyTorch's layout with its masks, then the result.
-    fn finish<M: Classifier>(&self, state: &State<M>, train: &Batches, test: &Batches) -> Result<RunResult> {
-        let model = state.model.valid();
-        let (_, test_accuracy) = evaluate(&model, test, self.device);
+    /// The model in PyTorch's layout with its masks.
+    fn write_model<M: Classifier>(&self, state: &State<M>, file: &str) -> Result<()> {
         let layers = state.topology.layers();
         let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-        for tensor in state_dict(&model) {
+        for tensor in state_dict(&state.model.valid()) {
             let bytes = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
             let name = torchvision_name(&tensor.name);
             if let Some(layer) = layers.iter().find(|layer| format!("{}.weight", layer.name) == tensor.name) {
@@ -270,8 +289,14 @@ impl Session<'_> {
         for (name, dtype, dims, bytes) in &tensors {
             views.push((name, TensorView::new(*dtype, dims.clone(), bytes)?));
         }
-        write_atomically(&self.folder.file("model.safetensors"), &safetensors::serialize(views, None)?)?;
+        write_atomically(&self.folder.file(file), &safetensors::serialize(views, None)?)
+    }
 
+    /// The last model, then the result.
+    fn finish<M: Classifier>(&self, state: &State<M>, train: &Batches, test: &Batches) -> Result<RunResult> {
+        let (_, test_accuracy) = evaluate(&state.model.valid(), test, self.device);
+        let layers = state.topology.layers();
+        self.write_model(state, "model.safetensors")?;
         let result = RunResult {
             test_accuracy,
             best_test_accuracy: state.progress.best_test_accuracy,
@@ -298,7 +323,7 @@ impl Session<'_> {
 
     fn show<M>(&self, bar: &ProgressBar, state: &State<M>, started: Instant, first_step: u64) {
         let progress = &state.progress;
-        let images = (progress.step_in_epoch * self.config.batch_size) as f64;
+        let images = progress.images as f64;
         let new_images = (progress.step - first_step) as f64 * self.config.batch_size as f64;
         bar.set_position(progress.step);
         bar.set_message(format!(
@@ -324,6 +349,7 @@ impl<M> State<M> {
             }
             self.progress.loss_sum += loss * images as f64;
             self.progress.correct += correct.into_scalar::<i64>() as u64;
+            self.progress.images += images;
         }
         Ok(())
     }
