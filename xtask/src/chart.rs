@@ -1,29 +1,80 @@
-//! The figures: accuracy against sparsity, one line per method; times of a layer, one bar per engine.
+//! The figures: lines over named places, such as accuracy against sparsity; times of a layer, one bar per engine.
 
 use crate::recipe::Method;
 use crate::stats::Summary;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::prelude::*;
+use serde::Serialize;
 use std::ops::Range;
 
 /// One pair of axes.
+#[derive(Serialize)]
 pub struct Panel {
     /// Heading.
     pub title: String,
-    /// Names of the sparsities, evenly spaced from left to right.
+    /// What lies along the x axis.
+    pub x: &'static str,
+    /// What lies along the y axis.
+    pub y: &'static str,
+    /// Names of the places on the x axis, evenly spaced from left to right.
     pub ticks: Vec<String>,
-    /// Accuracy of the dense network in percent: a dashed line.
-    pub dense: Option<Summary>,
-    /// The methods.
+    /// Dashed lines across the panel, such as the accuracy of the dense network.
+    pub levels: Vec<(Line, f64)>,
+    /// The lines.
     pub series: Vec<Series>,
 }
 
 /// One line.
+#[derive(Serialize)]
 pub struct Series {
-    /// Decides name and colour.
-    pub method: Method,
-    /// Accuracy in percent at each tick; `None` leaves a gap.
-    pub points: Vec<Option<Summary>>,
+    /// What it is of.
+    #[serde(flatten)]
+    pub line: Line,
+    /// At each tick; `None` leaves a gap.
+    pub points: Vec<Option<Point>>,
+}
+
+/// Name and colour of a line.
+#[derive(Clone, Serialize)]
+pub struct Line {
+    /// For the legend.
+    pub name: String,
+    #[serde(skip)]
+    colour: RGBColor,
+}
+
+/// A value and the interval around it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Point {
+    /// The value.
+    pub value: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+impl From<Summary> for Point {
+    /// The mean and its confidence interval.
+    fn from(summary: Summary) -> Self {
+        let half = summary.ci95.unwrap_or(0.0);
+        Self { value: summary.mean, low: summary.mean - half, high: summary.mean + half }
+    }
+}
+
+impl From<Method> for Line {
+    fn from(method: Method) -> Self {
+        Self { name: method.label().into(), colour: colour(method) }
+    }
+}
+
+impl Line {
+    /// The line of number `index` of `count` that have an order: colours from blue over green to yellow.
+    pub fn in_order(name: String, index: usize, count: usize) -> Self {
+        let place = if count > 1 { index as f64 / (count - 1) as f64 } else { 0.0 };
+        let (r, g, b) = HSLColor(0.66 - 0.54 * place, 0.75, 0.42).rgb();
+        Self { name, colour: RGBColor(r, g, b) }
+    }
 }
 
 /// Size of a panel in pixels.
@@ -46,17 +97,19 @@ fn colour(method: Method) -> RGBColor {
     }
 }
 
-/// Draws the panels side by side and returns the SVG.
+/// Draws the panels, two in a row, and returns the SVG.
 ///
 /// # Panics
 /// Never in practice: drawing into a string cannot fail.
-pub fn accuracy(panels: &[Panel]) -> String {
+pub fn lines(panels: &[Panel]) -> String {
     let mut svg = String::new();
-    let size = (PANEL.0 * panels.len() as u32, PANEL.1);
+    let columns = panels.len().min(2);
+    let rows = panels.len().div_ceil(2);
     {
+        let size = (PANEL.0 * columns as u32, PANEL.1 * rows as u32);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE).expect(DRAWN);
-        for (panel, area) in panels.iter().zip(root.split_evenly((1, panels.len()))) {
+        for (panel, area) in panels.iter().zip(root.split_evenly((rows, columns))) {
             panel.draw(&area);
         }
         root.present().expect(DRAWN);
@@ -205,20 +258,20 @@ impl Panel {
             .axis_style(INK.mix(0.5))
             .label_style(text(14))
             .axis_desc_style(text(14))
-            .x_desc("sparsity")
-            .y_desc("test accuracy, %")
-            .y_label_formatter(&|y| format!("{y}"))
+            .x_desc(self.x)
+            .y_desc(self.y)
+            .y_label_formatter(&|y| format!("{}", (y * 1e4).round() / 1e4))
             .y_labels(8)
             .draw()
             .expect(DRAWN);
 
-        if let Some(dense) = self.dense {
-            let line = [(-SIDE, dense.mean), (last + SIDE, dense.mean)];
-            let style = INK.stroke_width(2);
+        for (line, level) in &self.levels {
+            let ends = [(-SIDE, *level), (last + SIDE, *level)];
+            let style = line.colour.stroke_width(2);
             chart
-                .draw_series(DashedLineSeries::new(line, 6, 4, style))
+                .draw_series(DashedLineSeries::new(ends, 6, 4, style))
                 .expect(DRAWN)
-                .label(Method::Dense.label())
+                .label(&line.name)
                 .legend(move |(x, y)| {
                     // Two dashes and a half of the line.
                     EmptyElement::at((x, y))
@@ -227,34 +280,40 @@ impl Panel {
                         + PathElement::new([(20, 0), (24, 0)], style)
                 });
         }
+        // A legend of more lines would hide them.
+        const MAX_LEGEND: usize = 12;
+        let has_legend = self.series.len() <= MAX_LEGEND;
         for (index, series) in self.series.iter().enumerate() {
-            let colour = colour(series.method);
-            // Side by side, so that the intervals of one sparsity do not hide each other.
+            let colour = series.line.colour;
+            // Side by side, so that the intervals of one tick do not hide each other.
             let shift = (index as f64 - (self.series.len() as f64 - 1.0) / 2.0) * 0.03;
+            let shift = if has_legend { shift } else { 0.0 };
             let x = |tick: usize| tick as f64 + shift;
-            let points: Vec<Option<(f64, Summary)>> = (0..self.ticks.len())
+            let points: Vec<Option<(f64, Point)>> = (0..self.ticks.len())
                 .map(|tick| series.points.get(tick).copied().flatten().map(|point| (x(tick), point)))
                 .collect();
             // A missing point interrupts the line instead of being bridged.
             let lines = points.split(Option::is_none).filter(|part| part.len() > 1).map(|part| {
                 let path: Vec<(f64, f64)> =
-                    part.iter().flatten().map(|(x, point)| (*x, point.mean)).collect();
+                    part.iter().flatten().map(|(x, point)| (*x, point.value)).collect();
                 PathElement::new(path, colour.stroke_width(2))
             });
             chart.draw_series(lines).expect(DRAWN);
-            let intervals = points.iter().flatten().filter_map(|(x, point)| {
-                let half = point.ci95?;
-                let ends = vec![(*x, point.mean - half), (*x, point.mean + half)];
-                Some(PathElement::new(ends, colour.stroke_width(2)))
+            let intervals = points.iter().flatten().filter(|(_, point)| point.high > point.low);
+            let intervals = intervals.map(|(x, point)| {
+                PathElement::new(vec![(*x, point.low), (*x, point.high)], colour.stroke_width(2))
             });
             chart.draw_series(intervals).expect(DRAWN);
             let dots =
-                points.iter().flatten().map(|(x, point)| Circle::new((*x, point.mean), 4, colour.filled()));
-            chart.draw_series(dots).expect(DRAWN).label(series.method.label()).legend(move |(x, y)| {
-                EmptyElement::at((x, y))
-                    + PathElement::new([(0, 0), (24, 0)], colour.stroke_width(2))
-                    + Circle::new((12, 0), 4, colour.filled())
-            });
+                points.iter().flatten().map(|(x, point)| Circle::new((*x, point.value), 4, colour.filled()));
+            let drawn = chart.draw_series(dots).expect(DRAWN);
+            if has_legend {
+                drawn.label(&series.line.name).legend(move |(x, y)| {
+                    EmptyElement::at((x, y))
+                        + PathElement::new([(0, 0), (24, 0)], colour.stroke_width(2))
+                        + Circle::new((12, 0), 4, colour.filled())
+                });
+            }
         }
         chart
             .configure_series_labels()
@@ -267,16 +326,16 @@ impl Panel {
             .expect(DRAWN);
     }
 
-    /// Lowest and highest accuracy to show: means and intervals with a margin of 5 %, within 0 to 100.
+    /// Lowest and highest value to show: values and intervals with a margin of 5 %, not below 0 nor above 100 percent.
     fn range(&self) -> (f64, f64) {
-        let all = self.series.iter().flat_map(|series| series.points.iter().flatten()).chain(&self.dense);
-        let (low, high) = all.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), point| {
-            let half = point.ci95.unwrap_or(0.0);
-            (low.min(point.mean - half), high.max(point.mean + half))
-        });
-        // At least half a point high, so that equal accuracies still make an axis.
+        let points = self.series.iter().flat_map(|series| series.points.iter().flatten());
+        let ends = points.flat_map(|point| [point.low, point.value, point.high]);
+        let all = ends.chain(self.levels.iter().map(|(_, level)| *level));
+        let (low, high) =
+            all.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
+        // At least half a unit high, so that equal values still make an axis.
         let margin = (0.05 * (high - low)).max(0.25);
-        ((low - margin).max(0.0), (high + margin).min(100.0))
+        ((low - margin).max(0.0), (high + margin).min(if self.y.contains('%') { 100.5 } else { f64::MAX }))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! recipes/*.toml ─ recipe ─ cells ─ runner (drives `srigl train`) ─┐
-//!                                        published/*.toml ─────────┼─ tables/grid ─ report ─ files, terminal
+//!                                        published/*.toml ─────────┼─ tables/{grid, figures} ─ report ─ files, terminal
 //!                           tables/{flops, variance} (no training) ┤
 //!     runner (drives `srigl bench`), peers ─ tables/timings ───────┘
 //! ```
@@ -20,11 +20,12 @@ mod runner;
 mod stats;
 mod tables;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
+use recipe::{Changes, Recipe};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tables::{TableName, grid, timings};
+use tables::{TableName, figures, grid, timings};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Tasks of this workspace.")]
@@ -52,6 +53,30 @@ struct Reproduce {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
+    /// Train only this network of the recipe.
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+
+    /// Only these sparsities, such as 0.8,0.9.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    sparsity: Vec<f64>,
+
+    /// Train so many times as long, with the schedule that the recipe has for it.
+    #[arg(long, value_name = "TIMES")]
+    extended: Option<u64>,
+
+    /// Stop each run after so many steps, to try things out; schedules shrink with it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit_steps: Option<u64>,
+
+    /// Change or add a flag of `srigl train` for all runs, such as micro-batch=64 or workers=16 (repeatable).
+    #[arg(long, value_name = "FLAG[=VALUE]", value_parser = set_flag)]
+    set: Vec<(String, Option<String>)>,
+
+    /// Figures: the table whose runs are drawn [default: quick].
+    #[arg(long, value_name = "TABLE")]
+    recipe: Option<TableName>,
+
     /// Runs per cell instead of the recipe's number; seeds are 0, 1, ….
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     seeds: Option<u64>,
@@ -68,7 +93,7 @@ struct Reproduce {
     #[arg(long)]
     full: bool,
 
-    /// Runs at the same time [default: number of cores].
+    /// Runs at the same time [default: number of cores; 1 on a GPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
 
@@ -102,11 +127,48 @@ impl Reproduce {
             ("--full", self.full),
             ("--jobs", self.jobs.is_some()),
             ("--device", self.device.is_some()),
+            ("--model", self.model.is_some()),
+            ("--sparsity", !self.sparsity.is_empty()),
+            ("--extended", self.extended.is_some()),
+            ("--limit-steps", self.limit_steps.is_some()),
+            ("--set", !self.set.is_empty()),
         ];
         for (option, given) in given {
             ensure!(!given, "table `{}` trains nothing, so {option} has no effect; leave it out", self.table);
         }
         Ok(())
+    }
+
+    /// What differs from the recipe.
+    fn changes(&self) -> Changes {
+        let mut set = self.set.clone();
+        set.extend(self.limit_steps.map(|steps| ("limit-steps".to_string(), Some(steps.to_string()))));
+        let (full, seeds, extended) = (self.full, self.seeds, self.extended);
+        Changes { full, seeds, model: self.model.clone(), sparsities: self.sparsity.clone(), extended, set }
+    }
+
+    /// What `srigl train` is told, with runs in the folder of `recipe` unless --out says otherwise.
+    fn options(&self, recipe: TableName) -> Result<grid::Options> {
+        let data = self.data.as_ref().map(|data| {
+            data.canonicalize().with_context(|| format!("--data {}: no such folder", data.display()))
+        });
+        let on_gpu = self.device.as_ref().is_some_and(|device| device.starts_with("cuda"));
+        let jobs = if on_gpu { 1 } else { available_cores() };
+        Ok(grid::Options {
+            data: data.transpose()?,
+            changes: self.changes(),
+            jobs: self.jobs.map_or(jobs, usize::from),
+            device: self.device.clone(),
+            runs: self.folder(recipe)?.join("runs"),
+        })
+    }
+
+    /// --out, or the folder of `table`.
+    fn folder(&self, table: TableName) -> Result<PathBuf> {
+        match &self.out {
+            Some(out) => std::path::absolute(out).with_context(|| format!("--out {}", out.display())),
+            None => Ok(workspace_root().join("results").join(table.to_string())),
+        }
     }
 
     /// Only `timings` takes these.
@@ -133,28 +195,27 @@ fn main() -> ExitCode {
 
 /// Computes, writes and prints one table. `false` if it is incomplete or wrong.
 fn reproduce(args: &Reproduce) -> Result<bool> {
-    let out = match &args.out {
-        Some(out) => std::path::absolute(out).with_context(|| format!("--out {}", out.display()))?,
-        None => workspace_root().join("results").join(args.table.to_string()),
-    };
+    let out = args.folder(args.table)?;
     if args.table != TableName::Timings {
         args.refuse_timing_options()?;
     }
-    let report = match args.table.recipe() {
+    ensure!(
+        args.recipe.is_none() || args.table.figure().is_some(),
+        "--recipe belongs to figures; `{}` has its own",
+        args.table
+    );
+    let trained =
+        if args.table.figure().is_some() { args.recipe.unwrap_or(TableName::Quick) } else { args.table };
+    let report = match trained.recipe() {
         Some(recipe) => {
-            let data = args.data.as_ref().map(|data| {
-                data.canonicalize().with_context(|| format!("--data {}: no such folder", data.display()))
-            });
-            let options = grid::Options {
-                data: data.transpose()?,
-                seeds: args.seeds,
-                full: args.full,
-                jobs: args.jobs.map_or_else(available_cores, usize::from),
-                device: args.device.clone(),
-                runs: out.join("runs"),
-            };
-            grid::reproduce(&args.table.to_string(), recipe, &options)?
+            let options = args.options(trained)?;
+            let recipe = Recipe::parse(recipe, trained.model(), &options.changes)?;
+            match args.table.figure() {
+                Some(figure) => figures::reproduce(figure, trained, recipe, &options)?,
+                None => grid::reproduce(&trained.to_string(), &recipe, &options)?,
+            }
         }
+        None if args.table.figure().is_some() => bail!("--recipe {trained}: it trains nothing"),
         None => {
             args.refuse_training_options()?;
             match args.table {
@@ -182,6 +243,18 @@ fn reproduce(args: &Reproduce) -> Result<bool> {
         eprintln!("error: {problem}");
     }
     Ok(report.problems.is_empty())
+}
+
+/// `flag=value` or a bare `flag` of `srigl train`.
+fn set_flag(text: &str) -> Result<(String, Option<String>), String> {
+    let (flag, value) = match text.split_once('=') {
+        Some((flag, value)) => (flag, Some(value.to_string())),
+        None => (text, None),
+    };
+    let flag = flag.trim_start_matches("--").replace('_', "-");
+    let plain =
+        !flag.is_empty() && flag.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if plain { Ok((flag, value)) } else { Err(format!("`{text}` is not FLAG=VALUE, such as micro-batch=64")) }
 }
 
 /// The workspace root: the folder above this crate.

@@ -10,9 +10,6 @@ use serde::{Deserialize, Serialize};
 pub struct Accuracies {
     /// Who measured what; says so if it was another task.
     pub label: String,
-    /// Whether model, data and recipe are those of the grid it stands beside. If not, only the order of the
-    /// methods can be compared.
-    pub same_task: bool,
     /// What `±` means in its rows.
     pub spread: String,
     rows: Vec<Accuracy>,
@@ -37,6 +34,7 @@ impl Accuracies {
     pub fn named(name: &str) -> Result<Self> {
         let text = match name {
             "cifar10" => include_str!("../published/cifar10.toml"),
+            "resnet50" => include_str!("../published/resnet50.toml"),
             "vit" => include_str!("../published/vit.toml"),
             "authors-code-fashion-mnist" => include_str!("../published/authors-code-fashion-mnist.toml"),
             _ => bail!("no published table `{name}`; add it to published/ and to Accuracies::named"),

@@ -77,7 +77,7 @@ pub struct Recipe {
 }
 
 /// One sweep: methods × sparsities × seeds of one model on one data set.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Grid {
     /// Short name, unique in the recipe; starts the names of its cells.
@@ -88,27 +88,74 @@ pub struct Grid {
     pub sparsities: Vec<f64>,
     /// Runs per method and sparsity, with seeds 0, 1, ….
     pub seeds: u64,
-    /// Names of the published tables to show beside it.
+    /// Names of the published tables of this very task, to compare with number by number.
+    #[serde(default)]
+    pub theirs: Vec<String>,
+    /// Names of the published tables of other tasks to show beside it.
     #[serde(default)]
     pub published: Vec<String>,
     /// Flags of this grid; they win over those of the recipe.
     #[serde(default)]
     pub train: toml::Table,
-    /// What `--full` changes.
     /// Flags of single sparsities, which replace those of `train`: `[grid.at."0.99"]`.
     #[serde(default)]
     at: BTreeMap<String, toml::Table>,
+    /// What `--full` changes.
     #[serde(default)]
     full: Full,
+    /// Flags of longer schedules, which replace those of `train`: `[grid.extended.5]` for `--extended 5`.
+    #[serde(default)]
+    extended: BTreeMap<String, toml::Table>,
 }
 
 /// The `--full` part of a grid.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Full {
     seeds: Option<u64>,
     #[serde(default)]
     train: toml::Table,
+}
+
+/// What the command line changes of a recipe.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Lift the limits that keep the recipe short.
+    pub full: bool,
+    /// Runs per method and sparsity.
+    pub seeds: Option<u64>,
+    /// Only the grid of this model.
+    pub model: Option<String>,
+    /// Only these sparsities.
+    pub sparsities: Vec<f64>,
+    /// The longer schedule of so many times the epochs.
+    pub extended: Option<u64>,
+    /// Flags of `srigl train`, which win over all others; without a value it is a bare flag.
+    pub set: Vec<(String, Option<String>)>,
+}
+
+impl Changes {
+    /// As one would type them.
+    pub fn command(&self) -> String {
+        let mut words = Vec::new();
+        if self.full {
+            words.push("--full".to_string());
+        }
+        words.extend(self.seeds.map(|seeds| format!("--seeds {seeds}")));
+        words.extend(self.model.as_ref().map(|model| format!("--model {model}")));
+        if !self.sparsities.is_empty() {
+            let list: Vec<String> = self.sparsities.iter().map(f64::to_string).collect();
+            words.push(format!("--sparsity {}", list.join(",")));
+        }
+        words.extend(self.extended.map(|times| format!("--extended {times}")));
+        for (flag, value) in &self.set {
+            match value {
+                Some(value) => words.push(format!("--set {flag}={value}")),
+                None => words.push(format!("--set {flag}")),
+            }
+        }
+        words.join(" ")
+    }
 }
 
 /// Flags that this program sets itself.
@@ -127,22 +174,48 @@ const RESERVED: [&str; 11] = [
 ];
 
 impl Recipe {
-    /// Reads a recipe and settles `--full`, `--seeds` and the precedence of flags: afterwards `grid.seeds`
-    /// is final and `grid.train` holds all flags of its runs, in kebab case.
+    /// Reads a recipe and settles the changes and the precedence of flags: afterwards `grid.seeds` is final and
+    /// `grid.train` holds all flags of its runs, in kebab case. Without `changes.model`, `model` selects.
     ///
     /// # Errors
-    /// If the file is not a recipe, or sets a flag that is swept or set by this program.
-    pub fn parse(text: &str, full: bool, seeds: Option<u64>) -> Result<Self> {
+    /// If the file is not a recipe, sets a flag that is swept or set by this program, or has not what is asked for.
+    pub fn parse(text: &str, model: Option<&str>, changes: &Changes) -> Result<Self> {
         let mut recipe: Self = toml::from_str(text).context("the recipe cannot be read")?;
         for grid in &mut recipe.grids {
             let mut flags = kebab_case(&recipe.train);
             flags.extend(kebab_case(&grid.train));
-            if full {
+            if changes.full {
                 flags.extend(kebab_case(&grid.full.train));
                 grid.seeds = grid.full.seeds.unwrap_or(grid.seeds);
             }
-            grid.seeds = seeds.unwrap_or(grid.seeds);
+            grid.seeds = changes.seeds.unwrap_or(grid.seeds);
             grid.train = flags;
+        }
+        if let Some(model) = changes.model.as_deref().or(model) {
+            let names: Vec<String> = recipe.grids.iter().filter_map(|grid| grid.flag("model")).collect();
+            recipe.grids.retain(|grid| grid.flag("model").as_deref() == Some(model));
+            ensure!(
+                !recipe.grids.is_empty(),
+                "this table has no recipe for `{model}`, only for {}; `--set model={model}` trains it with the \
+                 recipe of another",
+                names.join(", ")
+            );
+        }
+        for grid in &mut recipe.grids {
+            if let Some(times) = changes.extended.filter(|times| *times != 1) {
+                let known: Vec<&String> = grid.extended.keys().collect();
+                let longer = grid.extended.get(&times.to_string()).with_context(|| {
+                    format!("grid `{}` has no schedule for --extended {times}, only {known:?}", grid.name)
+                })?;
+                grid.train.extend(kebab_case(longer));
+            }
+            if !changes.sparsities.is_empty() {
+                grid.sparsities.clone_from(&changes.sparsities);
+                grid.at.retain(|at, _| at.parse().is_ok_and(|at: f64| grid.sparsities.contains(&at)));
+            }
+            for (flag, value) in &changes.set {
+                grid.set(flag, value.clone().map_or(Value::Boolean(true), Value::String));
+            }
             grid.check()?;
         }
         Ok(recipe)
@@ -150,6 +223,15 @@ impl Recipe {
 }
 
 impl Grid {
+    /// Sets a flag at all sparsities.
+    pub fn set(&mut self, flag: &str, value: Value) {
+        self.train.insert(flag.into(), value);
+        for at in self.at.values_mut() {
+            *at = kebab_case(at);
+            at.remove(flag);
+        }
+    }
+
     fn check(&self) -> Result<()> {
         for key in self.train.keys() {
             ensure!(
@@ -320,9 +402,44 @@ mod tests {
         train_limit = false
     "#;
 
+    fn full() -> Changes {
+        Changes { full: true, ..Changes::default() }
+    }
+
+    #[test]
+    fn the_command_line_changes_a_recipe() {
+        let recipe = RECIPE.replace(
+            "[grid.full]",
+            "[grid.at.\"0.9\"]\nepochs = 7\n[grid.extended.5]\nepochs = 25\n[grid.full]",
+        );
+        let parse = |changes: &Changes| Recipe::parse(&recipe, Some("mlp"), changes);
+        let changes = Changes { extended: Some(5), sparsities: vec![0.5], ..Changes::default() };
+        let grid = &parse(&changes).unwrap().grids[0];
+        assert_eq!(
+            (grid.sparsities.as_slice(), grid.describe_flag("epochs").unwrap().as_str()),
+            (&[0.5][..], "25")
+        );
+        assert_eq!(changes.command(), "--sparsity 0.5 --extended 5");
+        // What is set wins over everything.
+        let set = vec![("epochs".to_string(), Some("1".to_string())), ("quiet-data".to_string(), None)];
+        let changes = Changes { set, ..Changes::default() };
+        let grid = &parse(&changes).unwrap().grids[0];
+        assert_eq!(grid.describe_flag("epochs").unwrap(), "1");
+        assert!(flags(&grid.train).unwrap().join(" ").contains("--quiet-data --"));
+        assert_eq!(changes.command(), "--set epochs=1 --set quiet-data");
+        for wrong in [
+            Changes { extended: Some(3), ..Changes::default() },
+            Changes { model: Some("vit".into()), ..Changes::default() },
+            Changes { sparsities: vec![1.5], ..Changes::default() },
+            Changes { set: vec![("seed".into(), Some("1".into()))], ..Changes::default() },
+        ] {
+            assert!(parse(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+
     #[test]
     fn keys_become_flags() {
-        let recipe = Recipe::parse(RECIPE, false, None).unwrap();
+        let recipe = Recipe::parse(RECIPE, None, &Changes::default()).unwrap();
         let args = flags(&recipe.grids[0].train).unwrap().join(" ");
         let expected =
             "--epochs 5 --lr-schedule cosine --model mlp --nesterov --train-limit 100 --weight-decay 0.0001";
@@ -332,27 +449,30 @@ mod tests {
     #[test]
     fn a_sparsity_can_have_flags_of_its_own() {
         let recipe = RECIPE.replace("[grid.full]", "[grid.at.\"0.9375\"]\nepochs = 7\n[grid.full]");
-        let grid = &Recipe::parse(&recipe, false, None).unwrap().grids[0];
+        let grid = &Recipe::parse(&recipe, None, &Changes::default()).unwrap().grids[0];
         assert_eq!(grid.describe_flag("epochs").unwrap(), "5 (7 at 93.75 %)");
         let cells = grid.cells(&[]).unwrap();
         let epochs = |cell: &&Cell| cell.args.windows(2).any(|w| w == ["--epochs", "7"]);
         assert!(cells.iter().filter(epochs).all(|cell| cell.sparsity == Some(0.9375)));
         assert_eq!(cells.iter().filter(epochs).count(), 2);
-        assert!(Recipe::parse(&recipe.replace("0.9375\"]", "0.5\"]"), false, None).is_err());
+        assert!(Recipe::parse(&recipe.replace("0.9375\"]", "0.5\"]"), None, &Changes::default()).is_err());
     }
 
     #[test]
     fn full_changes_and_removes_flags_and_seeds_win() {
-        let full = Recipe::parse(RECIPE, true, None).unwrap();
-        assert_eq!(full.grids[0].seeds, 3);
-        assert_eq!(full.grids[0].flag("train-limit"), None);
-        assert!(!flags(&full.grids[0].train).unwrap().contains(&"--train-limit".into()));
-        assert_eq!(Recipe::parse(RECIPE, true, Some(7)).unwrap().grids[0].seeds, 7);
+        let lifted = Recipe::parse(RECIPE, None, &full()).unwrap();
+        assert_eq!(lifted.grids[0].seeds, 3);
+        assert_eq!(lifted.grids[0].flag("train-limit"), None);
+        assert!(!flags(&lifted.grids[0].train).unwrap().contains(&"--train-limit".into()));
+        assert_eq!(
+            Recipe::parse(RECIPE, None, &Changes { seeds: Some(7), ..full() }).unwrap().grids[0].seeds,
+            7
+        );
     }
 
     #[test]
     fn dense_runs_once_per_seed() {
-        let cells = Recipe::parse(RECIPE, false, None).unwrap().grids[0]
+        let cells = Recipe::parse(RECIPE, None, &Changes::default()).unwrap().grids[0]
             .cells(&["--data".into(), "d".into()])
             .unwrap();
         let names: Vec<String> = cells.iter().map(ToString::to_string).collect();
@@ -368,9 +488,10 @@ mod tests {
 
     #[test]
     fn a_recipe_cannot_set_what_is_swept() {
-        let error = Recipe::parse(&RECIPE.replace("nesterov", "resume"), false, None).unwrap_err();
+        let error =
+            Recipe::parse(&RECIPE.replace("nesterov", "resume"), None, &Changes::default()).unwrap_err();
         assert!(error.to_string().contains("`resume` is set by xtask"), "{error}");
-        let error = Recipe::parse(&RECIPE.replace("0.9,", "0.0,"), false, None).unwrap_err();
+        let error = Recipe::parse(&RECIPE.replace("0.9,", "0.0,"), None, &Changes::default()).unwrap_err();
         assert!(error.to_string().contains("not in (0, 1)"), "{error}");
     }
 }

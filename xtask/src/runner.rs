@@ -74,6 +74,14 @@ pub struct LayerResult {
     pub neurons: f64,
     /// Neurons with at least one active weight.
     pub active: f64,
+    /// Smallest fan-in of an active neuron.
+    pub fan_in_min: f64,
+    /// Largest fan-in of an active neuron.
+    pub fan_in_max: f64,
+    /// Active weights.
+    pub nnz: f64,
+    /// All positions.
+    pub weights: f64,
 }
 
 /// A cell without a result.

@@ -41,8 +41,14 @@ cat > "$out/result.json" <<END
 {"test_accuracy": ${a}$seed, "best_test_accuracy": 0.9, "epochs": $epochs, "seconds": 1.0, "sparsity": $sparsity,
  "data": {"name": "fashion-mnist", "source": "made by a test", "synthetic": true,
           "train_images": 60000, "test_images": 10000},
- "layers": [{"name": "fc1", "neurons": 300, "active": 15$seed, "fan_in": 6, "nnz": 900, "weights": 235200},
-            {"name": "fc2", "neurons": 100, "active": 100, "fan_in": 6, "nnz": 600, "weights": 30000}]}
+ "layers": [{"name": "fc1", "neurons": 300, "active": 15$seed, "fan_in_min": 5, "fan_in_max": 7, "nnz": 900, "weights": 235200},
+            {"name": "fc2", "neurons": 100, "active": 100, "fan_in_min": 6, "fan_in_max": 6, "nnz": 600, "weights": 30000}]}
+END
+cat > "$out/topology.jsonl" <<END
+{"step": 100, "layer": "fc1", "itop": 0.1}
+{"step": 100, "layer": "fc2", "itop": 0.2}
+{"step": 200, "layer": "fc1", "itop": 0.3}
+{"step": 200, "layer": "fc2", "itop": 0.4}
 END
 "#;
 
@@ -217,4 +223,67 @@ fn flops_match_the_published_table() {
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["rows"][0]["parameters"]["ours"], 25_530_472.0);
     assert_eq!(names(&stage.path("out")), ["results.json", "table.md"]);
+}
+
+#[test]
+fn figures_are_drawn_from_the_runs_of_a_recipe() {
+    let stage = Stage::new();
+    let output = stage.reproduce(&["active-neurons"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    // RigL and SRigL at four sparsities.
+    assert_eq!(stage.calls().len(), 8);
+    assert!(stage.read("table.md").contains("| 99 % | 50.00 | 100.00 |"), "{}", stage.read("table.md"));
+
+    // The same runs, but for SET and SRigL without ablation.
+    let output = stage.reproduce(&["itop", "--sparsity", "0.9,0.99"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stage.calls().len(), 4);
+    // (0.3 · 235 200 + 0.4 · 30 000) / 265 200
+    assert!(stage.read("table.md").contains("| 200 | 31.13 | 31.13 | 31.13 | 31.13 |"));
+    assert!(stage.read("itop.svg").contains("ITOP rate"));
+
+    assert!(stage.reproduce(&["fan-in"]).status.success());
+    assert_eq!(stage.calls().len(), 0);
+    // 900 weights of 150 neurons are 6 of 784 inputs.
+    assert!(stage.read("table.md").contains("| fc1 | 0.77 (0.64 to 0.89) |"), "{}", stage.read("table.md"));
+
+    let output = stage.reproduce(&["gamma-sweep", "--sparsity", "0.99"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let calls = stage.calls();
+    assert_eq!(calls.len(), 5, "{calls:?}");
+    for gamma in ["0.1", "0.3", "0.5", "0.7", "0.9"] {
+        let flag = format!("--gamma-sal {gamma} ");
+        assert_eq!(calls.iter().filter(|call| call.contains(&flag)).count(), 1, "{gamma}: {calls:?}");
+    }
+    let json: Value = serde_json::from_str(&stage.read("results.json")).unwrap();
+    assert_eq!(json["panels"][0]["series"][0]["points"].as_array().unwrap().len(), 5);
+    assert!(!stage.reproduce(&["quick", "--recipe", "quick"]).status.success());
+}
+
+#[test]
+fn tables_of_large_networks_need_data_and_can_be_cut_short() {
+    let stage = Stage::new();
+    let output = stage.reproduce(&["imagenet"]);
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("train/SYNSET"), "{}", stderr(&output));
+
+    let data = stage.path("data");
+    std::fs::create_dir(&data).unwrap();
+    let data = data.to_str().unwrap();
+    let args = ["imagenet", "--data", data, "--sparsity", "0.9", "--extended", "5", "--limit-steps", "7"];
+    let output = stage.reproduce(&args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let calls = stage.calls();
+    assert_eq!(calls.len(), 4);
+    for flag in ["--limit-steps 7 ", "--model resnet50 ", "--lr-milestones 150,350,450 ", "--gamma-sal 0.01 "]
+    {
+        assert!(calls.iter().all(|call| call.contains(flag)), "{flag}: {calls:?}");
+    }
+    let table = stage.read("table.md");
+    assert!(table.contains("| 90 % | SRigL with ablation | 86.00 | 72.71 |"), "{table}");
+    assert!(table.contains("changed by --set"), "{table}");
+
+    let output = stage.reproduce(&["vit", "--data", data, "--set", "micro-batch=64"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stage.calls().iter().all(|call| call.contains("--micro-batch 64 ") && call.contains("vit-b-16")));
 }

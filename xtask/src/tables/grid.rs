@@ -1,12 +1,12 @@
 //! Tables of trained networks: the cells of a recipe, run through `srigl` and summarised.
 
-use crate::chart::{self, Panel, Series};
+use crate::chart::{self, Panel, Point, Series};
 use crate::published::Accuracies;
-use crate::recipe::{Cell, Grid, Method, Recipe, percent};
+use crate::recipe::{Cell, Changes, Grid, Method, Recipe, percent};
 use crate::report::{Chart, Report, Table};
 use crate::runner::{DataUsed, Failure, RunResult, Runner, srigl_binary};
 use crate::stats::Summary;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -14,10 +14,8 @@ use std::path::PathBuf;
 pub struct Options {
     /// Folder of the data sets, absolute.
     pub data: Option<PathBuf>,
-    /// Runs per cell instead of the recipe's number.
-    pub seeds: Option<u64>,
-    /// Lift the recipe's limits.
-    pub full: bool,
+    /// What differs from the recipe.
+    pub changes: Changes,
     /// Runs at the same time.
     pub jobs: usize,
     /// Device name.
@@ -27,31 +25,31 @@ pub struct Options {
 }
 
 /// A cell and what came of it.
-struct Run<'a> {
-    cell: &'a Cell,
-    outcome: &'a Result<RunResult, Failure>,
+pub struct Run {
+    /// What was run.
+    pub cell: Cell,
+    /// Its result.
+    pub outcome: Result<RunResult, Failure>,
 }
 
-/// Runs what is missing of a recipe and renders all of it. Problems: failed cells, and cells of one grid that
-/// were trained on different data.
+/// Runs what is missing of the grids. With a message for each run that failed.
 ///
 /// # Errors
-/// If the recipe is malformed, a published table is missing, or `srigl` cannot be built.
-pub fn reproduce(name: &str, recipe: &str, options: &Options) -> Result<Report> {
-    let recipe = Recipe::parse(recipe, options.full, options.seeds)?;
+/// If there are no cells, data is missing that cannot be made up, or `srigl` cannot be built.
+pub fn run(grids: &[Grid], options: &Options) -> Result<(Vec<Run>, Vec<String>)> {
     let mut common = Vec::new();
-    if let Some(data) = &options.data {
-        common.extend(["--data".into(), data.display().to_string()]);
+    match &options.data {
+        Some(data) => common.extend(["--data".into(), data.display().to_string()]),
+        None => grids.iter().try_for_each(needs_data)?,
     }
     if let Some(device) = &options.device {
         common.extend(["--device".into(), device.clone()]);
     }
     let mut cells = Vec::new();
-    for grid in &recipe.grids {
+    for grid in grids {
         cells.extend(grid.cells(&common)?);
     }
-    ensure!(!cells.is_empty(), "recipe `{name}` has no cells; list methods and sparsities");
-
+    ensure!(!cells.is_empty(), "the recipe has no cells; list methods and sparsities");
     let runner = Runner {
         srigl: srigl_binary(options.device.as_deref())?,
         runs: options.runs.clone(),
@@ -59,10 +57,39 @@ pub fn reproduce(name: &str, recipe: &str, options: &Options) -> Result<Report> 
         threads: (crate::available_cores() / options.jobs).max(1),
     };
     let outcomes = runner.run_all(&cells);
-    let runs: Vec<Run> = cells.iter().zip(&outcomes).map(|(cell, outcome)| Run { cell, outcome }).collect();
+    let runs: Vec<Run> =
+        cells.into_iter().zip(outcomes).map(|(cell, outcome)| Run { cell, outcome }).collect();
+    let failures = runs.iter().filter_map(|run| run.outcome.as_ref().err());
+    let problems = failures.map(|failure| format!("cell {} failed: {}", failure.cell, failure.message));
+    let problems = problems.collect();
+    Ok((runs, problems))
+}
 
+/// Refuses to start without data that is neither generated nor downloaded.
+fn needs_data(grid: &Grid) -> Result<()> {
+    let how = match grid.flag("dataset").as_deref() {
+        Some("image-folder") => {
+            "ImageNet (ILSVRC-2012) must be downloaded by hand, from https://image-net.org after registration. Unpack \
+             it to DIR/train/SYNSET/*.JPEG and DIR/val/SYNSET/*.JPEG and give --data DIR"
+        }
+        Some("cifar10") => {
+            "Download the binary version, https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz, unpack it in DIR and \
+             give --data DIR"
+        }
+        _ => return Ok(()),
+    };
+    bail!("grid `{}` needs images that are not here. {how}", grid.name)
+}
+
+/// Runs what is missing of a recipe and renders all of it. Problems: failed cells, and cells of one grid that
+/// were trained on different data.
+///
+/// # Errors
+/// If the recipe is malformed, a published table is missing, or as [`run`].
+pub fn reproduce(name: &str, recipe: &Recipe, options: &Options) -> Result<Report> {
+    let (runs, problems) = run(&recipe.grids, options)?;
     let mut report = Report {
-        title: title(name, &recipe, &runs),
+        title: title(name, &recipe.title, &runs),
         facts: vec![
             format!("`{}`", command(name, options)),
             "test accuracy in percent after the last epoch (not the best epoch)".into(),
@@ -71,46 +98,42 @@ pub fn reproduce(name: &str, recipe: &str, options: &Options) -> Result<Report> 
         tables: Vec::new(),
         json: serde_json::Value::Null,
         chart: None,
-        problems: Vec::new(),
+        problems,
     };
+    if !options.changes.set.is_empty() {
+        let changed = "changed by --set; only the recipe as it stands can be compared with published numbers";
+        report.facts.push(changed.into());
+    }
     let mut panels = Vec::new();
     let mut grids = Vec::new();
     for grid in &recipe.grids {
         let runs: Vec<&Run> = runs.iter().filter(|run| run.cell.grid == grid.name).collect();
-        let published =
-            grid.published.iter().map(|name| Accuracies::named(name)).collect::<Result<Vec<_>>>()?;
+        let named = |names: &[String]| names.iter().map(|name| Accuracies::named(name)).collect();
+        let (theirs, published): (Result<Vec<_>>, Result<Vec<_>>) =
+            (named(&grid.theirs), named(&grid.published));
+        let (theirs, published) = (theirs?, published?);
         let data = data_used(grid, &runs, &mut report.problems);
         let setting = setting(grid, data);
         report.facts.push(format!("{}: {setting}", grid.name));
         report.tables.push(accuracy_table(grid, &runs, &published));
-        report.tables.extend(same_task_tables(grid, &runs, &published, data));
+        report.tables.extend(same_task_tables(grid, &runs, &theirs, data));
         report.tables.extend(active_neurons_table(grid, &runs));
         panels.extend(panel(grid, &runs, data));
         grids.push(grid_json(grid, &runs));
-    }
-    for run in &runs {
-        if let Err(failure) = run.outcome {
-            report.problems.push(format!("cell {} failed: {}", failure.cell, failure.message));
-        }
     }
     report.json = json!({ "table": name, "command": command(name, options), "grids": grids });
     report.chart = (!panels.is_empty()).then(|| Chart {
         file: "accuracy.svg",
         alt: "accuracy against sparsity",
-        svg: chart::accuracy(&panels),
+        svg: chart::lines(&panels),
     });
     Ok(report)
 }
 
 /// The command that makes this report, without what only concerns this machine.
-fn command(name: &str, options: &Options) -> String {
-    let mut command = format!("cargo xtask reproduce {name}");
-    if options.full {
-        command.push_str(" --full");
-    }
-    if let Some(seeds) = options.seeds {
-        command.push_str(&format!(" --seeds {seeds}"));
-    }
+pub fn command(name: &str, options: &Options) -> String {
+    let mut command = format!("cargo xtask reproduce {name} {}", options.changes.command());
+    command.truncate(command.trim_end().len());
     if options.data.is_some() {
         command.push_str(" --data DIR");
     }
@@ -120,16 +143,16 @@ fn command(name: &str, options: &Options) -> String {
     command
 }
 
-fn title(name: &str, recipe: &Recipe, runs: &[Run]) -> String {
+pub fn title(name: &str, title: &str, runs: &[Run]) -> String {
     let synthetic =
         runs.iter().filter_map(|run| run.outcome.as_ref().ok()).any(|result| result.data.synthetic);
     let warning = if synthetic { "SYNTHETIC DATA, not the real images: " } else { "" };
-    format!("{warning}{name}: {}", recipe.title)
+    format!("{warning}{name}: {title}")
 }
 
 /// The data set that the runs report; a problem if they disagree.
-fn data_used<'a>(grid: &Grid, runs: &[&'a Run], problems: &mut Vec<String>) -> Option<&'a DataUsed> {
-    let mut results = runs.iter().filter_map(|run| Some((run.cell, &run.outcome.as_ref().ok()?.data)));
+pub fn data_used<'a>(grid: &Grid, runs: &[&'a Run], problems: &mut Vec<String>) -> Option<&'a DataUsed> {
+    let mut results = runs.iter().filter_map(|run| Some((&run.cell, &run.outcome.as_ref().ok()?.data)));
     let (first, data) = results.next()?;
     if let Some((other, different)) = results.find(|(_, other)| *other != data) {
         problems.push(format!(
@@ -142,7 +165,7 @@ fn data_used<'a>(grid: &Grid, runs: &[&'a Run], problems: &mut Vec<String>) -> O
 }
 
 /// Model, data, epochs, seeds and γ_sal of a grid in one line.
-fn setting(grid: &Grid, data: Option<&DataUsed>) -> String {
+pub fn setting(grid: &Grid, data: Option<&DataUsed>) -> String {
     let flag = |name: &str| grid.flag(name);
     let mut parts = vec![format!("model `{}`", flag("model").unwrap_or("default".into()))];
     match data {
@@ -159,18 +182,18 @@ fn setting(grid: &Grid, data: Option<&DataUsed>) -> String {
     parts.join(", ")
 }
 
-fn data_name(data: &DataUsed) -> String {
+pub fn data_name(data: &DataUsed) -> String {
     if data.synthetic { format!("{} SYNTHETIC", data.name) } else { data.name.clone() }
 }
 
 /// The runs of a method at a sparsity (`None` for dense).
-fn select<'a>(runs: &[&'a Run<'a>], method: Method, sparsity: Option<f64>) -> Vec<&'a Run<'a>> {
+pub fn select<'a>(runs: &[&'a Run], method: Method, sparsity: Option<f64>) -> Vec<&'a Run> {
     runs.iter().filter(|run| run.cell.method == method && run.cell.sparsity == sparsity).copied().collect()
 }
 
 /// Mean accuracy in percent; an error text if any of the runs failed, so that a mean over the survivors is
 /// never taken for the mean.
-fn summary(runs: &[&Run]) -> Result<Summary, String> {
+pub fn summary(runs: &[&Run]) -> Result<Summary, String> {
     let accuracies: Vec<f64> =
         runs.iter().filter_map(|run| run.outcome.as_ref().ok()).map(|r| 100.0 * r.test_accuracy).collect();
     if accuracies.len() < runs.len() {
@@ -184,7 +207,7 @@ fn failed_text(runs: &[&Run]) -> String {
     format!("failed ({failed} of {})", runs.len())
 }
 
-fn summary_text(runs: &[&Run]) -> String {
+pub fn summary_text(runs: &[&Run]) -> String {
     match summary(runs) {
         Ok(Summary { mean, ci95: Some(ci95), .. }) => format!("{mean:.2} ± {ci95:.2}"),
         Ok(Summary { mean, .. }) => format!("{mean:.2}"),
@@ -198,7 +221,7 @@ fn row_sparsities(grid: &Grid) -> Vec<Option<f64>> {
     dense.into_iter().chain(grid.sparsities.iter().copied().map(Some)).collect()
 }
 
-fn sparsity_label(sparsity: Option<f64>) -> String {
+pub fn sparsity_label(sparsity: Option<f64>) -> String {
     sparsity.map_or("0 %".into(), |sparsity| format!("{} %", percent(sparsity)))
 }
 
@@ -207,20 +230,19 @@ fn accuracy_table(grid: &Grid, runs: &[&Run], published: &[Accuracies]) -> Table
     let mut table = Table { caption: format!("Accuracy, {}", grid.name), ..Table::default() };
     table.header.push("sparsity".into());
     table.header.extend(grid.methods.iter().map(|method| method.label().to_string()));
-    let elsewhere: Vec<&Accuracies> = published.iter().filter(|published| !published.same_task).collect();
-    for (index, published) in elsewhere.iter().enumerate() {
+    for (index, published) in published.iter().enumerate() {
         let mark = "†".repeat(index + 1);
         let methods = grid.methods.iter().filter(|method| published.has(**method));
         table.header.extend(methods.map(|method| format!("{mark} {}", method.label())));
         table.notes.push(format!(
-            "{mark} {} (± {}). Compare the order of the methods, not the numbers.",
+            "{mark} Another task: {} (± {}). Compare the order of the methods, not the numbers.",
             published.label, published.spread
         ));
     }
     for sparsity in row_sparsities(grid) {
         let mut row = vec![sparsity_label(sparsity)];
         row.extend(grid.methods.iter().map(|&method| summary_text(&select(runs, method, sparsity))));
-        for published in &elsewhere {
+        for published in published {
             for &method in grid.methods.iter().filter(|method| published.has(**method)) {
                 row.push(published.text(method, sparsity).unwrap_or_default().into());
             }
@@ -235,7 +257,7 @@ fn accuracy_table(grid: &Grid, runs: &[&Run], published: &[Accuracies]) -> Table
 fn achieved_sparsity(runs: &[&Run]) -> Option<String> {
     let sparse = runs.iter().filter_map(|run| {
         let achieved = run.outcome.as_ref().ok()?.sparsity;
-        Some((run.cell, achieved, (achieved - run.cell.sparsity?).abs()))
+        Some((&run.cell, achieved, (achieved - run.cell.sparsity?).abs()))
     });
     let (cell, achieved, _) = sparse.max_by(|a, b| a.2.total_cmp(&b.2))?;
     Some(format!(
@@ -244,15 +266,15 @@ fn achieved_sparsity(runs: &[&Run]) -> Option<String> {
     ))
 }
 
-/// For each published table of the same task: method by method, ours beside theirs.
+/// For each published table of this task: method by method, ours beside theirs.
 fn same_task_tables(
     grid: &Grid,
     runs: &[&Run],
-    published: &[Accuracies],
+    theirs: &[Accuracies],
     data: Option<&DataUsed>,
 ) -> Vec<Table> {
     let mut tables = Vec::new();
-    for published in published.iter().filter(|published| published.same_task) {
+    for published in theirs {
         let mut table = Table {
             caption: format!("Beside the {}", published.label),
             header: ["sparsity", "method", "ours", "theirs"].map(String::from).to_vec(),
@@ -324,11 +346,11 @@ fn panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option<Panel> {
     let sparse = grid.methods.iter().filter(|method| **method != Method::Dense);
     let series: Vec<Series> = sparse
         .map(|&method| Series {
-            method,
+            line: method.into(),
             points: grid
                 .sparsities
                 .iter()
-                .map(|&sparsity| summary(&select(runs, method, Some(sparsity))).ok())
+                .map(|&sparsity| summary(&select(runs, method, Some(sparsity))).ok().map(Point::from))
                 .collect(),
         })
         .collect();
@@ -337,8 +359,10 @@ fn panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option<Panel> {
     let model = grid.flag("model").unwrap_or_default();
     any.then(|| Panel {
         title: format!("{model} on {}", data.map(data_name).unwrap_or_default()),
-        ticks: grid.sparsities.iter().map(|&sparsity| format!("{} %", percent(sparsity))).collect(),
-        dense,
+        x: "sparsity",
+        y: "test accuracy, %",
+        ticks: grid.sparsities.iter().map(|&sparsity| sparsity_label(Some(sparsity))).collect(),
+        levels: dense.map(|dense| (Method::Dense.into(), dense.mean)).into_iter().collect(),
         series,
     })
 }
@@ -350,7 +374,7 @@ fn grid_json(grid: &Grid, runs: &[&Run]) -> serde_json::Value {
             "cell": run.cell.to_string(), "method": run.cell.method,
             "sparsity": run.cell.sparsity.unwrap_or(0.0), "seed": run.cell.seed,
         });
-        match run.outcome {
+        match &run.outcome {
             Ok(result) => {
                 value["result"] = json!(result);
                 value["result"]["data"]["source"] = json!(result.data.public_source());

@@ -1,0 +1,86 @@
+//! Clipping the joint norm of all gradients.
+
+use burn::module::{Module, Param};
+use burn::nn::{Linear, LinearConfig};
+use burn::optim::{GradientsParams, SgdConfig};
+use burn::tensor::{Device, Distribution, Tensor};
+use srigl_burn::{NormClipping, SparseMethod, SriglConfig};
+
+#[derive(Module, Debug)]
+struct Net {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Net {
+    fn grads(&self, device: &Device) -> GradientsParams {
+        let x = Tensor::<2>::random([16, 20], Distribution::Default, device);
+        let loss = self.fc2.forward(self.fc1.forward(x)).powf_scalar(2.0).sum();
+        GradientsParams::from_grads(loss.backward(), self)
+    }
+
+    /// Gradients of all parameters, in order; weights outside their masks count as 0 if `masked`.
+    fn values(&self, grads: &GradientsParams, masked: bool) -> Vec<f32> {
+        let weight = |param: &Param<Tensor<2>>| {
+            let grad = grads.get::<2>(param.id).unwrap();
+            let inactive = param.val().inner().equal_elem(0.0);
+            if masked { grad.mask_fill(inactive, 0.0) } else { grad }
+        };
+        let bias = |linear: &Linear| grads.get::<1>(linear.bias.as_ref().unwrap().id).unwrap();
+        let flat = |tensor: Tensor<1>| -> Vec<f32> { tensor.into_data().try_into_vec().unwrap() };
+        let mut values = Vec::new();
+        for linear in [&self.fc1, &self.fc2] {
+            values.extend(flat(weight(&linear.weight).flatten(0, 1)));
+            values.extend(flat(bias(linear)));
+        }
+        values
+    }
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+}
+
+/// The net of a method after some steps, and how its gradients are clipped.
+fn clipped(method: SparseMethod, max_norm: f32) {
+    let device = Device::flex().autodiff();
+    device.seed(1);
+    let linear = |from, to| LinearConfig::new(from, to).init(&device);
+    let net = Net { fc1: linear(20, 30), fc2: linear(30, 10) };
+    let config = SriglConfig::new(0.6).with_method(method).with_delta_t(2).with_end_step(100);
+    let (mut net, mut optim, topology) = config.sparsify_observed(net, SgdConfig::new().build()).unwrap();
+    let mut clipping = NormClipping::new(max_norm, topology);
+    // Steps 2 and 4 change the masks; step 5 moves the weights that have grown away from 0.
+    for _ in 0..5 {
+        let grads = net.grads(&device);
+        let grads = clipping.clip(&net, grads);
+        net = optim.step(1e-3, net, grads);
+    }
+    let grads = net.grads(&device);
+    let masked = method != SparseMethod::Dense;
+    let (all, counted) = (net.values(&grads, false), net.values(&grads, masked));
+    assert!(!masked || norm(&counted) < 0.95 * norm(&all), "masks matter here");
+    let factor = (f64::from(max_norm) / (norm(&counted) + 1e-6)).min(1.0);
+    let grads = clipping.clip(&net, grads);
+    for (clipped, before) in net.values(&grads, false).iter().zip(&all) {
+        let expected = f64::from(*before) * factor;
+        let error = (f64::from(*clipped) - expected).abs();
+        assert!(error <= 1e-5 * expected.abs() + 1e-9, "{clipped}, not {expected}");
+    }
+}
+
+#[test]
+fn the_joint_norm_is_clipped() {
+    clipped(SparseMethod::Dense, 0.5);
+}
+
+#[test]
+fn sparse_weights_count_with_their_masked_gradients() {
+    clipped(SparseMethod::Srigl, 0.5);
+    clipped(SparseMethod::Rigl, 0.5);
+}
+
+#[test]
+fn small_gradients_stay_as_they_are() {
+    clipped(SparseMethod::Srigl, 1e6);
+}
