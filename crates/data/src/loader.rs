@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::seq::SliceRandom;
@@ -166,6 +167,22 @@ impl Loader {
     pub fn eval(&self, batch_size: usize) -> Batches {
         let order = (0..self.test_images()).collect();
         self.batches(Plan { part: Part::Test, random: None, order, batch_size }, 0)
+    }
+
+    /// Images per second of an epoch of training batches that nobody trains on, after one that warms up.
+    ///
+    /// # Errors
+    /// Those of the batches.
+    pub fn rate(&self, batch_size: usize) -> Result<f64> {
+        let mut rate = 0.0;
+        for epoch in 0..2 {
+            let (start, mut images) = (Instant::now(), 0);
+            for batch in self.train_epoch(0, epoch, batch_size, 0) {
+                images += batch?.labels.len();
+            }
+            rate = images as f64 / start.elapsed().as_secs_f64();
+        }
+        Ok(rate)
     }
 
     fn batches(&self, plan: Plan, skip: usize) -> Batches {
