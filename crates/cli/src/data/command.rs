@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 
 use super::fetch::{self, Outcome, Remote};
-use super::{DataSet, Images, Split, cache_dir, load, write_atomic};
+use super::{DataSet, Images, Source, cache_dir, load, open, write_atomic};
 
 /// Examples of each class on a contact sheet.
 const EXAMPLES: usize = 12;
@@ -37,7 +37,7 @@ enum DataCommand {
         set: DataSet,
         /// Folder with the files, or with a sub-folder named after the set; without it the system's
         /// folder, the cache and the network are tried
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", required_if_eq("set", "image-folder"))]
         data: Option<PathBuf>,
         /// Print JSON
         #[arg(long)]
@@ -68,66 +68,63 @@ enum DataCommand {
 /// Runs `srigl data`.
 ///
 /// # Errors
-/// What [`load`] and [`fetch::fetch`] report, or a picture that cannot be written.
+/// What [`open`] and [`fetch::fetch`] report, or a picture that cannot be written.
 pub fn run(args: DataArgs) -> Result<()> {
     match args.command {
-        DataCommand::Info { set, data, json } => info(&load(set, data.as_deref())?, json),
+        DataCommand::Info { set, data, json } => info(&open(set, data.as_deref())?, json),
         DataCommand::Fetch { set, data } => fetch_files(set, data),
         DataCommand::Sheet { set, output, data } => {
             let images = load(set, data.as_deref())?;
             write_sheet(&images, &output)?;
             println!("wrote `{}`: {}, top to bottom:", output.display(), images.set);
-            println!("{}", images.set.class_names().join(", "));
+            println!("{}", images.class_names.join(", "));
             Ok(())
         }
     }
 }
 
-fn info(images: &Images, as_json: bool) -> Result<()> {
-    let (mean, std) = images.mean_std();
-    let train = images.train.class_counts(images.classes);
-    let test = images.test.class_counts(images.classes);
-    let names = images.set.class_names();
+fn info(source: &Source, as_json: bool) -> Result<()> {
+    let (set, origin, names) = (source.set(), source.origin(), source.class_names());
+    let (train, test) = source.class_counts();
     if as_json {
-        let split = |split: &Split, counts| json!({ "count": split.len(), "class_counts": counts });
-        let value = json!({
-            "set": images.set,
-            "source": images.source,
-            "shape": [images.channels, images.height, images.width],
+        let split =
+            |counts: &[usize]| json!({ "count": counts.iter().sum::<usize>(), "class_counts": counts });
+        let mut value = json!({
+            "set": set,
+            "source": origin,
             "class_names": names,
-            "train": split(&images.train, train),
-            "test": split(&images.test, test),
-            "mean": mean,
-            "std": std,
+            "train": split(&train),
+            "test": split(&test),
         });
+        if let Source::Memory(images) = source {
+            let (mean, std) = images.mean_std();
+            value["shape"] = json!([images.channels, images.height, images.width]);
+            value["mean"] = json!(mean);
+            value["std"] = json!(std);
+        }
         println!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(());
     }
 
-    println!("set       {}", images.set);
-    println!("source    {}", images.source);
-    println!(
-        "shape     {} x {} x {} (channels, height, width)",
-        images.channels, images.height, images.width
-    );
-    println!("pixels    mean {mean:.4}, std {std:.4} (training images, scaled to [0, 1])");
+    println!("set       {set}");
+    println!("source    {origin}");
+    match source {
+        Source::Memory(images) => {
+            let Images { channels, height, width, .. } = images;
+            let (mean, std) = images.mean_std();
+            println!("shape     {channels} x {height} x {width} (channels, height, width)");
+            println!("pixels    mean {mean:.4}, std {std:.4} (training images, scaled to [0, 1])");
+        }
+        Source::Folder(_) => println!("shape     pictures of various sizes, read when they are needed"),
+    }
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(["label", "class", "train", "test"]);
-    for label in 0..images.classes {
-        table.add_row([
-            label.to_string(),
-            names[label].to_string(),
-            train[label].to_string(),
-            test[label].to_string(),
-        ]);
+    for (label, name) in names.iter().enumerate() {
+        table.add_row([label.to_string(), name.clone(), train[label].to_string(), test[label].to_string()]);
     }
-    table.add_row([
-        String::new(),
-        "all".to_string(),
-        images.train.len().to_string(),
-        images.test.len().to_string(),
-    ]);
+    let sum = |counts: &[usize]| counts.iter().sum::<usize>().to_string();
+    table.add_row([String::new(), "all".to_string(), sum(&train), sum(&test)]);
     for column in [0, 2, 3] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -139,7 +136,7 @@ fn info(images: &Images, as_json: bool) -> Result<()> {
 
 fn fetch_files(set: DataSet, dir: Option<PathBuf>) -> Result<()> {
     let Some(remote) = Remote::of(set) else {
-        bail!("{set} are generated; there is nothing to fetch");
+        bail!("nothing to fetch: glyphs are generated, and an image folder is your own");
     };
     let dir = dir
         .or_else(|| cache_dir(set))
@@ -200,6 +197,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::data::Split;
 
     #[derive(Parser)]
     struct Cli {
@@ -222,7 +220,7 @@ mod tests {
         let picture = reader.next_frame(&mut pixels).unwrap();
         assert_eq!((picture.width, picture.height), (724, 604));
         // Row 0, column 1 is the second image of class 0, which is image 10.
-        let (train, _) = super::super::glyphs::generate();
+        let (train, _) = crate::data::glyphs::generate();
         assert_eq!(pixels[4 * 724 + 64], train.images[10 * 784]);
         assert_eq!(pixels[0], 96);
     }
@@ -230,7 +228,8 @@ mod tests {
     #[test]
     fn classes_with_few_examples_fit() {
         let split = Split { images: vec![255; 784], labels: vec![9] };
-        let images = Images::new(DataSet::Mnist, String::new(), split.clone(), split);
+        let names = vec![String::new(); 10];
+        let images = Images::new(DataSet::Mnist, String::new(), (split.clone(), split), names, [1, 28, 28]);
         let (width, height, pixels) = sheet(&images);
         assert_eq!(pixels.len(), width * height);
         assert!(pixels.contains(&255));

@@ -17,7 +17,7 @@ pub struct Remote {
     /// Address that file names are appended to.
     pub mirror: String,
     /// Its files.
-    pub files: [RemoteFile; 4],
+    pub files: Vec<RemoteFile>,
 }
 
 /// A published file.
@@ -40,67 +40,75 @@ pub enum Outcome {
 }
 
 impl Remote {
-    /// Where `set` is published; none for the glyphs, which have no files.
+    /// Where `set` is published; none for the glyphs and image folders.
     pub fn of(set: DataSet) -> Option<Self> {
-        // The same mirrors as torchvision. Not all of them speak TLS; the checksums make up for it.
-        let (mirror, files) = match set {
-            DataSet::Glyphs => return None,
-            DataSet::FashionMnist => (
-                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-                [
-                    (26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
-                    (29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
-                    (4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
-                    (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
-                ],
-            ),
-            DataSet::Mnist => (
-                "https://ossci-datasets.s3.amazonaws.com/mnist/",
-                [
-                    (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
-                    (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
-                    (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
-                    (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
-                ],
-            ),
-        };
-        let names = [
+        let idx = [
             "train-images-idx3-ubyte.gz",
             "train-labels-idx1-ubyte.gz",
             "t10k-images-idx3-ubyte.gz",
             "t10k-labels-idx1-ubyte.gz",
         ];
-        let files = std::array::from_fn(|i| RemoteFile {
-            name: names[i],
-            bytes: files[i].0,
-            sha256: files[i].1.to_string(),
-        });
-        let mirror = mirror.to_string();
-        Some(Self { mirror, files })
+        // The same mirrors as torchvision. Not all of them speak TLS; the checksums make up for it.
+        let (mirror, files): (_, &[_]) = match set {
+            DataSet::Glyphs | DataSet::ImageFolder => return None,
+            DataSet::FashionMnist => (
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                &[
+                    (idx[0], 26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+                    (idx[1], 29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+                    (idx[2], 4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+                    (idx[3], 5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+                ],
+            ),
+            DataSet::Mnist => (
+                "https://ossci-datasets.s3.amazonaws.com/mnist/",
+                &[
+                    (idx[0], 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+                    (idx[1], 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+                    (idx[2], 1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+                    (idx[3], 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+                ],
+            ),
+            DataSet::Cifar10 => (
+                "https://www.cs.toronto.edu/~kriz/",
+                &[(
+                    "cifar-10-binary.tar.gz",
+                    170_052_171,
+                    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+                )],
+            ),
+            DataSet::Cifar100 => (
+                "https://www.cs.toronto.edu/~kriz/",
+                &[(
+                    "cifar-100-binary.tar.gz",
+                    168_513_733,
+                    "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+                )],
+            ),
+        };
+        let file = |&(name, bytes, sha256): &(_, _, &str)| RemoteFile { name, bytes, sha256: sha256.into() };
+        Some(Self { mirror: mirror.into(), files: files.iter().map(file).collect() })
     }
 }
 
 /// Makes sure that all files of a set lie in `dir`, downloading those that are missing. Draws a
-/// progress bar where standard error is a terminal. Says for each file what it took.
+/// progress bar where standard error is a terminal. Says for each file what it took, `[files]`.
 ///
 /// # Errors
 /// A file of that name is there but differs from the published one (it is left alone), cannot be
 /// downloaded, or arrives with a wrong checksum.
-pub fn fetch(remote: &Remote, dir: &Path) -> Result<[Outcome; 4]> {
-    let mut outcomes = [Outcome::Intact; 4];
-    for (file, outcome) in remote.files.iter().zip(&mut outcomes) {
+pub fn fetch(remote: &Remote, dir: &Path) -> Result<Vec<Outcome>> {
+    let fetch_one = |file: &RemoteFile| {
         let path = dir.join(file.name);
         if path.exists() {
             check_intact(file, &path)?;
-        } else {
-            let url = format!("{}{}", remote.mirror, file.name);
-            write_atomic(&path, |to| {
-                download(&url, file, to).with_context(|| format!("cannot download {url}"))
-            })?;
-            *outcome = Outcome::Downloaded;
+            return Ok(Outcome::Intact);
         }
-    }
-    Ok(outcomes)
+        let url = format!("{}{}", remote.mirror, file.name);
+        write_atomic(&path, |to| download(&url, file, to).with_context(|| format!("cannot download {url}")))?;
+        Ok(Outcome::Downloaded)
+    };
+    remote.files.iter().map(fetch_one).collect()
 }
 
 fn check_intact(file: &RemoteFile, path: &Path) -> Result<()> {
@@ -164,7 +172,7 @@ fn hex(bytes: impl AsRef<[u8]>) -> String {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use std::fs;
     use std::io::{BufRead, BufReader};
     use std::net::TcpListener;
@@ -181,7 +189,7 @@ pub mod tests {
             file.bytes = content.len() as u64;
             file.sha256 = hex(Sha256::digest(content));
         }
-        let names = remote.files.each_ref().map(|file| file.name);
+        let names: Vec<_> = remote.files.iter().map(|file| file.name).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         remote.mirror = format!("http://{}/", listener.local_addr().unwrap());
         std::thread::spawn(move || {

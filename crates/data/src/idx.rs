@@ -9,7 +9,13 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::{CLASSES, SIDE, Split};
+use super::{DataSet, Split};
+
+/// Classes in every set.
+pub const CLASSES: usize = 10;
+
+/// Height and width of every image, in pixels.
+pub const SIDE: usize = 28;
 
 /// The four files of a set: training images and labels, test images and labels. Each may be
 /// compressed, with `.gz` at the end of its name.
@@ -111,6 +117,25 @@ pub enum IdxError {
         /// How many it holds.
         label_count: usize,
     },
+}
+
+/// What each label of a set of this format stands for: digits unless it is Fashion-MNIST.
+pub fn class_names(set: DataSet) -> [&'static str; CLASSES] {
+    match set {
+        DataSet::FashionMnist => [
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ],
+        _ => ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+    }
 }
 
 /// The path of file `name` in `dir`, compressed or not.

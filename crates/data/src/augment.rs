@@ -1,0 +1,489 @@
+//! What is done to an image before the model sees it, as settings that can be written into a recipe.
+//!
+//! Everything follows torchvision's transforms on PIL images, in the order of its reference recipes: crop,
+//! resize, flip, jitter on 8 bits per channel, then normalisation. Resizing is bilinear with antialiasing.
+
+use anyhow::{Context, Result, bail, ensure};
+use fast_image_resize::images::{CroppedImage, Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::{Deserialize, Serialize};
+
+use super::Source;
+use super::picture::Picture;
+
+/// Mean of each channel of ImageNet's training pixels, scaled to [0, 1], as torchvision has it.
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+
+/// Standard deviation of each channel of ImageNet's training pixels, as torchvision has it.
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// The largest height and width that images are resized to, in pixels.
+pub const MAX_SIZE: usize = 4096;
+
+/// All that is done to images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Transform {
+    /// To training images.
+    #[serde(default)]
+    pub train: Augment,
+    /// To test images; nothing if not given.
+    #[serde(default)]
+    pub eval: Option<CentreCrop>,
+    /// To all images, last.
+    pub normalise: Normalise,
+}
+
+/// Random changes to training images. The default is none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Augment {
+    /// Which part of the image is taken.
+    pub crop: Crop,
+    /// Mirrors half of the images, left to right.
+    pub flip: bool,
+    /// Changes the colours; not if not given.
+    pub jitter: Option<Jitter>,
+}
+
+/// Which part of a training image is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case", deny_unknown_fields)]
+pub enum Crop {
+    /// All of it.
+    #[default]
+    Whole,
+    /// As much as the image has, anywhere within it and a black border: `RandomCrop(padding=border)`.
+    Pad {
+        /// Width of the border, in pixels.
+        border: usize,
+    },
+    /// A part of random size and shape, resized: `RandomResizedCrop(size)`.
+    Resized {
+        /// Height and width to resize to, in pixels.
+        size: usize,
+        /// Share of the image's area that the part has, from and to; torchvision's default is 0.08 to 1.
+        #[serde(default = "default_scale")]
+        scale: [f64; 2],
+        /// Width divided by height of the part, from and to; torchvision's default is 3/4 to 4/3.
+        #[serde(default = "default_ratio")]
+        ratio: [f64; 2],
+    },
+}
+
+fn default_scale() -> [f64; 2] {
+    [0.08, 1.0]
+}
+
+fn default_ratio() -> [f64; 2] {
+    [3.0 / 4.0, 4.0 / 3.0]
+}
+
+/// Random changes of colour: `ColorJitter`. Each strength `s` draws a factor from `[max(0, 1 - s), 1 + s]`,
+/// 1 changing nothing; the three are applied in random order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Jitter {
+    /// Strength of the blend with black.
+    pub brightness: f32,
+    /// Strength of the blend with the mean grey of the image.
+    pub contrast: f32,
+    /// Strength of the blend with the grey image.
+    pub saturation: f32,
+}
+
+/// The middle of an image: `Resize(resize)`, then `CenterCrop(crop)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct CentreCrop {
+    /// What the shorter side is resized to, in pixels.
+    pub resize: usize,
+    /// Height and width of the middle that is taken, in pixels; at most `resize`.
+    pub crop: usize,
+}
+
+/// Makes pixels, scaled to [0, 1], `(pixel - mean) / std`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Normalise {
+    /// Mean of each channel, or one for all: `[channels]` or `[1]`.
+    pub mean: Vec<f32>,
+    /// Standard deviation, likewise.
+    pub std: Vec<f32>,
+}
+
+impl Transform {
+    /// What is usual for a set: nothing for grey images, a border of 4 pixels and flips for CIFAR, and for
+    /// folders what ImageNet is trained with at 224 pixels. Images in memory are normalised with the mean
+    /// and standard deviation of each channel, folders with [`IMAGENET_MEAN`] and [`IMAGENET_STD`].
+    pub fn standard(source: &Source) -> Self {
+        match source {
+            Source::Memory(images) => {
+                let (mean, std) = images.channel_mean_std().into_iter().unzip();
+                let train = match images.channels {
+                    1 => Augment::default(),
+                    _ => Augment { crop: Crop::Pad { border: 4 }, flip: true, jitter: None },
+                };
+                Self { train, eval: None, normalise: Normalise { mean, std } }
+            }
+            Source::Folder(_) => Self::imagenet(224, 256),
+        }
+    }
+
+    /// What ImageNet is trained with, at `size` pixels: random resized crops and flips; to test, the middle
+    /// of images whose shorter side is resized to `resize` pixels.
+    pub fn imagenet(size: usize, resize: usize) -> Self {
+        let crop = Crop::Resized { size, scale: default_scale(), ratio: default_ratio() };
+        Self {
+            train: Augment { crop, flip: true, jitter: None },
+            eval: Some(CentreCrop { resize, crop: size }),
+            normalise: Normalise { mean: IMAGENET_MEAN.to_vec(), std: IMAGENET_STD.to_vec() },
+        }
+    }
+
+    /// Checks the settings for images with so many `channels`, all of size `[height, width]` if that is
+    /// given, and returns the shape of what comes out, `[channels, height, width]`.
+    ///
+    /// # Errors
+    /// A setting out of its range; training and test images that come out in different sizes; images of
+    /// various sizes that are not made equal.
+    pub fn check(&self, channels: usize, size: Option<[usize; 2]>) -> Result<[usize; 3]> {
+        self.train.check(size)?;
+        if let Some(CentreCrop { resize, crop }) = self.eval {
+            ensure!(
+                (1..=resize).contains(&crop) && resize <= MAX_SIZE,
+                "`eval` resizes to {resize} and crops to {crop}, but needs 1 <= crop <= resize <= {MAX_SIZE}"
+            );
+        }
+        self.normalise.check(channels)?;
+        let train = match self.train.crop {
+            Crop::Resized { size, .. } => Some([size; 2]),
+            _ => size,
+        };
+        let eval = self.eval.map(|eval| [eval.crop; 2]).or(size);
+        let train = train.context("the pictures differ in size; set `train.crop` to `resized`")?;
+        let eval = eval.context("the pictures differ in size; set `eval` to a centre crop")?;
+        ensure!(
+            train == eval,
+            "training images come out as {}x{}, but test images as {}x{}; set `train.crop` and `eval` alike",
+            train[0],
+            train[1],
+            eval[0],
+            eval[1]
+        );
+        Ok([channels, train[0], train[1]])
+    }
+}
+
+impl Augment {
+    fn check(&self, size: Option<[usize; 2]>) -> Result<()> {
+        match self.crop {
+            Crop::Whole => {}
+            Crop::Pad { border } => {
+                let Some([height, width]) = size else {
+                    bail!("the pictures differ in size, so they cannot be padded; crop them `resized`");
+                };
+                let most = height.min(width);
+                ensure!(border <= most, "the border of `crop` is {border}, but can be {most} at most");
+            }
+            Crop::Resized { size, scale, ratio } => {
+                ensure!((1..=MAX_SIZE).contains(&size), "`size` is {size}, but must be 1 to {MAX_SIZE}");
+                let [from, to] = scale;
+                ensure!(
+                    0.0 < from && from <= to && to <= 1.0,
+                    "`scale` is {from} to {to}, but must lie in (0, 1] and not fall"
+                );
+                let [from, to] = ratio;
+                ensure!(
+                    0.0 < from && from <= to && to.is_finite(),
+                    "`ratio` is {from} to {to}, but must be positive and not fall"
+                );
+            }
+        }
+        if let Some(Jitter { brightness, contrast, saturation }) = self.jitter {
+            for (name, strength) in
+                [("brightness", brightness), ("contrast", contrast), ("saturation", saturation)]
+            {
+                ensure!(
+                    strength.is_finite() && strength >= 0.0,
+                    "`{name}` is {strength}, but must not be negative"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Normalise {
+    fn check(&self, channels: usize) -> Result<()> {
+        for (name, values) in [("mean", &self.mean), ("std", &self.std)] {
+            ensure!(
+                values.len() == 1 || values.len() == channels,
+                "`{name}` has {} values, but the images have {channels} channels",
+                values.len()
+            );
+            ensure!(values.iter().all(|value| value.is_finite()), "`{name}` must be finite");
+        }
+        ensure!(self.std.iter().all(|&std| std > 0.0), "`std` must be positive");
+        Ok(())
+    }
+
+    /// Normalised value of each possible pixel, `[channels, 256]`.
+    pub(crate) fn table(&self, channels: usize) -> Vec<[f32; 256]> {
+        let of = |values: &[f32], c: usize| values[c.min(values.len() - 1)];
+        let row = |c| {
+            let (mean, std) = (of(&self.mean, c), of(&self.std, c));
+            std::array::from_fn(|pixel| (pixel as f32 / 255.0 - mean) / std)
+        };
+        (0..channels).map(row).collect()
+    }
+}
+
+/// The random numbers of one image in one epoch: they depend on nothing else, so neither the number of
+/// threads nor the point where a run was resumed shows. By hand, because `rand` may change its samplers
+/// between versions.
+pub(crate) struct Draws(ChaCha8Rng);
+
+impl Draws {
+    pub(crate) fn new(seed: u64, epoch: u64, index: u64) -> Self {
+        let mut key = [0; 32];
+        let words = [seed, epoch, index, u64::from_le_bytes(*b"augment.")];
+        for (to, word) in key.chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        Self(ChaCha8Rng::from_seed(key))
+    }
+
+    /// Uniform in `[low, high)`.
+    fn within(&mut self, low: f64, high: f64) -> f64 {
+        let unit = (self.0.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        low + (high - low) * unit
+    }
+
+    /// Uniform in `0..n`, as near as 32 bits allow; `n` is below 2^32.
+    fn below(&mut self, n: usize) -> usize {
+        ((u64::from(self.0.next_u32()) * n as u64) >> 32) as usize
+    }
+
+    fn coin(&mut self) -> bool {
+        self.0.next_u32() >> 31 == 1
+    }
+}
+
+/// A part of an image, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    top: usize,
+    left: usize,
+    height: usize,
+    width: usize,
+}
+
+/// Memory that is kept from image to image.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    resizer: Resizer,
+    /// The image that is worked on.
+    pub(crate) picture: Picture,
+    /// What the next step makes of it.
+    next: Picture,
+}
+
+impl Workspace {
+    /// Changes [`Workspace::picture`] at random. Returns whether it is to be mirrored.
+    pub(crate) fn augment(&mut self, augment: &Augment, draws: &mut Draws) -> Result<bool> {
+        match augment.crop {
+            Crop::Whole => {}
+            Crop::Pad { border } => {
+                let (down, right) = (draws.below(2 * border + 1), draws.below(2 * border + 1));
+                self.shift(border, down, right);
+            }
+            Crop::Resized { size, scale, ratio } => {
+                let part = random_part(&self.picture, scale, ratio, draws);
+                self.resize(part, [size; 2])?;
+            }
+        }
+        let flip = augment.flip && draws.coin();
+        if let Some(strengths) = augment.jitter {
+            jitter(&mut self.picture, strengths, draws);
+        }
+        Ok(flip)
+    }
+
+    /// Makes [`Workspace::picture`] its middle.
+    pub(crate) fn centre_crop(&mut self, CentreCrop { resize, crop }: CentreCrop) -> Result<()> {
+        let Picture { height, width, .. } = self.picture;
+        let long = |long: usize, short: usize| resize * long / short;
+        let size = match height < width {
+            true => [resize, long(width, height)],
+            false => [long(height, width), resize],
+        };
+        let longest = size[0].max(size[1]);
+        ensure!(longest <= 1 << 16, "{height}x{width} pixels are too narrow for a centre crop");
+        if size != [height, width] {
+            self.resize(Part { top: 0, left: 0, height, width }, size)?;
+        }
+        // Python rounds halves to even.
+        let start = |side: usize| ((side - crop) as f64 / 2.0).round_ties_even() as usize;
+        let part = Part { top: start(size[0]), left: start(size[1]), height: crop, width: crop };
+        self.cut(part);
+        Ok(())
+    }
+
+    fn cut(&mut self, part: Part) {
+        let Picture { width, channels, ref pixels, .. } = self.picture;
+        self.next.reshape(part.height, part.width, channels);
+        let rows = self.next.pixels.chunks_exact_mut(part.width * channels);
+        for (to, y) in rows.zip(part.top..) {
+            to.copy_from_slice(&pixels[(y * width + part.left) * channels..][..part.width * channels]);
+        }
+        std::mem::swap(&mut self.picture, &mut self.next);
+    }
+
+    /// Moves the image within a black border: it comes out in its size, from row `down` and column `right`
+    /// of the image with the border around it.
+    fn shift(&mut self, border: usize, down: usize, right: usize) {
+        let Picture { height, width, channels, ref pixels } = self.picture;
+        self.next.reshape(height, width, channels);
+        self.next.pixels.fill(0);
+        let overlap = |shift: usize, side: usize| {
+            let to = border.saturating_sub(shift);
+            let from = shift.saturating_sub(border);
+            (from, to, side - from - to)
+        };
+        let (from_row, to_row, rows) = overlap(down, height);
+        let (from_column, to_column, columns) = overlap(right, width);
+        for row in 0..rows {
+            let from = ((from_row + row) * width + from_column) * channels;
+            let to = ((to_row + row) * width + to_column) * channels;
+            let count = columns * channels;
+            self.next.pixels[to..][..count].copy_from_slice(&pixels[from..][..count]);
+        }
+        std::mem::swap(&mut self.picture, &mut self.next);
+    }
+
+    /// Makes the image `part` of it, resized to `[height, width]`; pixels outside the part do not count.
+    fn resize(&mut self, part: Part, [height, width]: [usize; 2]) -> Result<()> {
+        let channels = self.picture.channels;
+        let kind = if channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
+        self.next.reshape(height, width, channels);
+        let side = |side: usize| side as u32; // pictures have at most 2^27 pixels
+        let from =
+            ImageRef::new(side(self.picture.width), side(self.picture.height), &self.picture.pixels, kind)?;
+        let from =
+            CroppedImage::new(&from, side(part.left), side(part.top), side(part.width), side(part.height))?;
+        let mut to = Image::from_slice_u8(side(width), side(height), &mut self.next.pixels, kind)?;
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+        self.resizer.resize(&from, &mut to, &options)?;
+        std::mem::swap(&mut self.picture, &mut self.next);
+        Ok(())
+    }
+}
+
+/// A part of random size, shape and place: torchvision's `RandomResizedCrop.get_params`.
+fn random_part(picture: &Picture, scale: [f64; 2], ratio: [f64; 2], draws: &mut Draws) -> Part {
+    let (height, width) = (picture.height, picture.width);
+    let log_ratio = ratio.map(f64::ln);
+    for _ in 0..10 {
+        let area = (height * width) as f64 * draws.within(scale[0], scale[1]);
+        let aspect = draws.within(log_ratio[0], log_ratio[1]).exp();
+        let part_width = (area * aspect).sqrt().round_ties_even() as usize;
+        let part_height = (area / aspect).sqrt().round_ties_even() as usize;
+        if (1..=width).contains(&part_width) && (1..=height).contains(&part_height) {
+            let top = draws.below(height - part_height + 1);
+            let left = draws.below(width - part_width + 1);
+            return Part { top, left, height: part_height, width: part_width };
+        }
+    }
+    // The image is long and narrow: its middle, as long as the ratio allows.
+    let aspect = width as f64 / height as f64;
+    let (part_height, part_width) = if aspect < ratio[0] {
+        (((width as f64 / ratio[0]).round_ties_even() as usize).clamp(1, height), width)
+    } else if aspect > ratio[1] {
+        (height, ((height as f64 * ratio[1]).round_ties_even() as usize).clamp(1, width))
+    } else {
+        (height, width)
+    };
+    let (top, left) = ((height - part_height) / 2, (width - part_width) / 2);
+    Part { top, left, height: part_height, width: part_width }
+}
+
+fn jitter(picture: &mut Picture, strengths: Jitter, draws: &mut Draws) {
+    let mut order = [0, 1, 2];
+    for last in [2, 1] {
+        order.swap(last, draws.below(last + 1));
+    }
+    let strengths = [strengths.brightness, strengths.contrast, strengths.saturation];
+    let factors = strengths.map(|strength| {
+        let strength = f64::from(strength);
+        draws.within((1.0 - strength).max(0.0), 1.0 + strength) as f32
+    });
+    for change in order {
+        let factor = factors[change];
+        if strengths[change] > 0.0 {
+            match change {
+                0 => brightness(picture, factor),
+                1 => contrast(picture, factor),
+                _ => saturation(picture, factor),
+            }
+        }
+    }
+}
+
+/// `from + factor * (to - from)`, as PIL rounds it.
+fn blend(from: u8, to: u8, factor: f32) -> u8 {
+    let (from, to) = (f32::from(from), f32::from(to));
+    (from + factor * (to - from)) as u8 // saturates
+}
+
+/// The grey value of a pixel, as PIL rounds it.
+fn grey(pixel: &[u8]) -> u8 {
+    match *pixel {
+        [r, g, b] => {
+            ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
+        }
+        _ => pixel[0],
+    }
+}
+
+fn brightness(picture: &mut Picture, factor: f32) {
+    for value in &mut picture.pixels {
+        *value = blend(0, *value, factor);
+    }
+}
+
+fn contrast(picture: &mut Picture, factor: f32) {
+    let pixels = picture.pixels.chunks_exact(picture.channels);
+    let count = pixels.len() as f64;
+    let sum: u64 = pixels.map(|pixel| u64::from(grey(pixel))).sum();
+    let mean = (sum as f64 / count + 0.5) as u8;
+    for value in &mut picture.pixels {
+        *value = blend(mean, *value, factor);
+    }
+}
+
+fn saturation(picture: &mut Picture, factor: f32) {
+    for pixel in picture.pixels.chunks_exact_mut(picture.channels) {
+        let grey = grey(pixel);
+        for value in pixel {
+            *value = blend(grey, *value, factor);
+        }
+    }
+}
+
+/// Writes `[channels, height, width]` normalised values of a picture to `to`, mirrored or not.
+pub(crate) fn normalise(picture: &Picture, flip: bool, table: &[[f32; 256]], to: &mut [f32]) {
+    let Picture { height, width, channels, ref pixels } = *picture;
+    for (to, (c, table)) in to.chunks_exact_mut(height * width).zip(table.iter().enumerate()) {
+        for (to, from) in to.chunks_exact_mut(width).zip(pixels.chunks_exact(width * channels)) {
+            let from = from.iter().skip(c).step_by(channels).map(|value| table[usize::from(*value)]);
+            match flip {
+                true => to.iter_mut().rev().zip(from).for_each(|(to, from)| *to = from),
+                false => to.iter_mut().zip(from).for_each(|(to, from)| *to = from),
+            }
+        }
+    }
+}
