@@ -1,7 +1,8 @@
 //! `srigl eval`.
 
+use crate::data::Loader;
 use crate::model::WithModel;
-use crate::train::{Batches, Checkpoint, RunFolder, evaluate};
+use crate::train::{Checkpoint, RunFolder, data_workers, evaluate};
 use crate::{data, device};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
@@ -16,7 +17,7 @@ pub struct EvalArgs {
     /// Run folder of `srigl train`.
     run: PathBuf,
 
-    /// Folder with the data set's IDX files.
+    /// Folder with the data set's files.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
@@ -36,26 +37,27 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let path = folder.file("checkpoint.safetensors");
     ensure!(path.exists(), "{} has no checkpoint yet: train it first", args.run.display());
     let checkpoint = Checkpoint::load(&path)?;
-    let images = data::load(config.dataset, args.data.as_deref())?;
-    let (trained_on, data) = (&checkpoint.progress.data, images.set.to_string());
+    let source = data::open(config.dataset, args.data.as_deref())?;
+    let (trained_on, data) = (&checkpoint.progress.data, source.set().to_string());
     ensure!(
         *trained_on == data,
         "the run was trained on {trained_on}, but the data is {data}: provide it with --data"
     );
 
-    let shape = [images.channels, images.height, images.width];
-    let test = Batches::new(&images.test, config.test_limit, shape, images.mean_std());
-    let evaluation = Evaluation { checkpoint: &checkpoint, test: &test, device: &device };
+    let synthetic = source.set().is_synthetic();
+    let workers = data_workers(&source);
+    let loader = config.loader(source, workers)?;
+    let evaluation = Evaluation { checkpoint: &checkpoint, loader: &loader, device: &device };
     let (loss, accuracy) = config
         .model
-        .with(shape, images.classes, &device, evaluation)
+        .with(loader.shape(), loader.classes(), &device, evaluation)
         .with_context(|| format!("{} does not hold this model", path.display()))?;
     let epoch = checkpoint.progress.epoch;
     if args.json {
-        let count = test.images();
+        let count = loader.test_images();
         let result = serde_json::json!({
             "epoch": epoch, "test_loss": loss, "test_accuracy": accuracy, "test_images": count, "data": data,
-            "synthetic": images.set.is_synthetic(),
+            "synthetic": synthetic,
         });
         println!("{result:#}");
     } else {
@@ -63,7 +65,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
             "{} after epoch {epoch}: test loss {loss:.4}, test accuracy {:.2} % on {} images of {data}",
             config.title(),
             100.0 * accuracy,
-            test.images()
+            loader.test_images()
         );
     }
     Ok(())
@@ -71,7 +73,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
 
 struct Evaluation<'a> {
     checkpoint: &'a Checkpoint,
-    test: &'a Batches<'a>,
+    loader: &'a Loader,
     device: &'a Device,
 }
 
@@ -80,6 +82,6 @@ impl WithModel for Evaluation<'_> {
 
     fn run<M: Classifier>(self, model: M) -> Result<(f64, f64)> {
         let model = self.checkpoint.load_model(model)?;
-        Ok(evaluate(&model, self.test, self.device))
+        evaluate(&model, self.loader, self.device)
     }
 }

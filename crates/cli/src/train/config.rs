@@ -1,6 +1,6 @@
 //! Everything a training's result depends on.
 
-use crate::data::DataSet;
+use crate::data::{Augment, DataSet, Jitter, Loader, OnBroken, Options, Source, Transform};
 use crate::model::ModelArgs;
 use anyhow::{Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
@@ -116,6 +116,24 @@ pub struct TrainConfig {
     /// Seed of everything random: initial weights and masks, order of images, dropout, growth.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Show training images as they are. Otherwise colour photographs are cropped and flipped at random: CIFAR within a
+    /// border of 4 pixels, image folders by random resized crops.
+    #[arg(long)]
+    #[serde(default)]
+    pub no_augment: bool,
+    /// Also change brightness, contrast and saturation at random, each by up to this factor more or less.
+    #[arg(long, value_name = "STRENGTH", conflicts_with = "no_augment")]
+    #[serde(default)]
+    pub color_jitter: Option<f32>,
+    /// Height and width that images of an image folder get; for tests they are resized to 8/7 of it and their middle
+    /// is taken [default: 224].
+    #[arg(long, value_name = "PIXELS")]
+    #[serde(default)]
+    pub image_size: Option<usize>,
+    /// Leave out images that cannot be read, naming each, instead of stopping at the first.
+    #[arg(long)]
+    #[serde(default)]
+    pub skip_broken: bool,
     /// Start from these weights, named as torchvision names them: safetensors or PyTorch's .pt.
     #[arg(long, value_name = "FILE")]
     #[serde(default)]
@@ -243,6 +261,40 @@ impl TrainConfig {
         ensure!(self.train_limit != Some(0) && self.test_limit != Some(0), "image limits must be at least 1");
         ensure!(self.checkpoint_every != Some(0), "--checkpoint-every must be at least 1");
         Ok(())
+    }
+
+    /// What is done to images before the network sees them.
+    pub fn transform(&self, source: &Source) -> Result<Transform> {
+        let folder = matches!(source, Source::Folder(_));
+        ensure!(
+            folder || self.image_size.is_none(),
+            "--image-size is for image folders; images of {} have their size",
+            source.set()
+        );
+        let mut transform = match self.image_size {
+            Some(size) => Transform::imagenet(size, size * 8 / 7),
+            None => Transform::standard(source),
+        };
+        if self.no_augment {
+            ensure!(
+                !folder,
+                "--no-augment leaves the pictures of an image folder different in size; leave it out"
+            );
+            transform.train = Augment::default();
+        }
+        if let Some(strength) = self.color_jitter {
+            let jitter = Jitter { brightness: strength, contrast: strength, saturation: strength };
+            transform.train.jitter = Some(jitter);
+        }
+        Ok(transform)
+    }
+
+    /// Batches of `source`, made ahead by so many threads.
+    pub fn loader(&self, source: Source, workers: usize) -> Result<Loader> {
+        let transform = self.transform(&source)?;
+        let on_broken = if self.skip_broken { OnBroken::Skip } else { OnBroken::Fail };
+        let (train_limit, test_limit) = (self.train_limit, self.test_limit);
+        Loader::new(source, transform, Options { workers, on_broken, train_limit, test_limit })
     }
 
     /// In a few words.

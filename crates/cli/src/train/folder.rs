@@ -2,7 +2,7 @@
 //! `best.safetensors` and, when all is done, `model.safetensors` and `result.json`.
 
 use super::TrainConfig;
-use crate::data::Images;
+use crate::data::Loader;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use srigl_burn::LayerStats;
@@ -52,14 +52,15 @@ pub struct DataUsed {
 }
 
 impl DataUsed {
-    /// Name and origin of a data set of which so many images are used.
-    pub fn new(images: &Images, train_images: usize, test_images: usize) -> Self {
+    /// Name and origin of the images of a loader.
+    pub fn new(loader: &Loader) -> Self {
+        let source = loader.source();
         Self {
-            name: images.set.to_string(),
-            source: images.source.clone(),
-            synthetic: images.set.is_synthetic(),
-            train_images,
-            test_images,
+            name: source.set().to_string(),
+            source: source.origin(),
+            synthetic: source.set().is_synthetic(),
+            train_images: loader.train_images(),
+            test_images: loader.test_images(),
         }
     }
 

@@ -7,7 +7,7 @@ mod folder;
 mod masks;
 mod session;
 
-pub use batches::{Batches, evaluate};
+pub use batches::evaluate;
 pub use checkpoint::Checkpoint;
 pub use config::TrainConfig;
 pub use folder::{LayerResult, RunFolder};
@@ -27,9 +27,14 @@ pub struct TrainArgs {
     #[command(flatten)]
     config: TrainConfig,
 
-    /// Folder with the data set's IDX files; without it the Debian package's place, then a download.
+    /// Folder with the data set's files; without it the Debian package's place, then a download.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+
+    /// Threads that read and augment images ahead; results do not depend on it [default: all cores for colour
+    /// images, none for others].
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
 
     /// Run folder to write: config, metrics, topology log, checkpoint, model.
     #[arg(long, value_name = "RUN")]
@@ -80,8 +85,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
             finished
         }
         None => {
-            let images = data::load(args.config.dataset, args.data.as_deref())?;
-            session::train(&args.config, &folder, &images, &args.device, &device, args.quiet)?
+            let source = data::open(args.config.dataset, args.data.as_deref())?;
+            let workers = args.workers.unwrap_or_else(|| data_workers(&source));
+            let loader = args.config.loader(source, workers)?;
+            session::train(&args.config, &folder, &loader, &args.device, &device, args.quiet)?
         }
     };
     if args.json {
@@ -90,6 +97,14 @@ pub fn run(args: TrainArgs) -> Result<()> {
         print_summary(&args.config, &result);
     }
     Ok(())
+}
+
+/// Grey images in memory are only copied, which is not worth a thread.
+pub fn data_workers(source: &data::Source) -> usize {
+    match source {
+        data::Source::Memory(images) if images.channels == 1 => 0,
+        _ => std::thread::available_parallelism().map_or(1, usize::from),
+    }
 }
 
 fn print_summary(config: &TrainConfig, result: &RunResult) {

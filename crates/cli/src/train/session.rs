@@ -1,11 +1,11 @@
 //! The training loop.
 
 use super::TrainConfig;
-use super::batches::{Batches, correct, evaluate};
+use super::batches::{correct, evaluate, tensors};
 use super::checkpoint::{Checkpoint, Progress};
 use super::folder::{DataUsed, JsonLines, LayerResult, RunFolder, RunResult, write_atomically};
 use super::masks;
-use crate::data::Images;
+use crate::data::{Batch, Loader};
 use crate::model::WithModel;
 use crate::weights;
 use anyhow::{Result, bail};
@@ -28,27 +28,22 @@ const READ_EVERY: usize = 16;
 pub fn train(
     config: &TrainConfig,
     folder: &RunFolder,
-    images: &Images,
+    loader: &Loader,
     device_name: &str,
     device: &Device,
     quiet: bool,
 ) -> Result<RunResult> {
     device.seed(config.seed);
     let training = device.clone().autodiff();
-    let shape = [images.channels, images.height, images.width];
-    config.model.check(shape)?;
-    config.model.with(
-        shape,
-        images.classes,
-        &training,
-        Session { config, folder, images, device_name, device, quiet },
-    )
+    config.model.check(loader.shape())?;
+    let session = Session { config, folder, loader, device_name, device, quiet };
+    config.model.with(loader.shape(), loader.classes(), &training, session)
 }
 
 struct Session<'a> {
     config: &'a TrainConfig,
     folder: &'a RunFolder,
-    images: &'a Images,
+    loader: &'a Loader,
     device_name: &'a str,
     device: &'a Device,
     quiet: bool,
@@ -98,12 +93,8 @@ impl WithModel for Session<'_> {
     type Output = Result<RunResult>;
 
     fn run<M: Classifier>(self, model: M) -> Result<RunResult> {
-        let (config, images) = (self.config, self.images);
-        let shape = [images.channels, images.height, images.width];
-        let mean_std = images.mean_std();
-        let train = Batches::new(&images.train, config.train_limit, shape, mean_std);
-        let test = Batches::new(&images.test, config.test_limit, shape, mean_std);
-        let steps_per_epoch = train.images().div_ceil(config.batch_size);
+        let (config, loader) = (self.config, self.loader);
+        let steps_per_epoch = loader.train_images().div_ceil(config.batch_size);
         let total_steps = (steps_per_epoch * config.epochs) as u64;
         let total_steps = config.limit_steps.map_or(total_steps, |limit| limit.min(total_steps));
 
@@ -111,12 +102,12 @@ impl WithModel for Session<'_> {
         let bar = self.progress_bar(total_steps, state.progress.step);
         while state.progress.step < total_steps {
             let epoch = state.progress.epoch;
-            let order = train.order(config.seed, epoch);
-            let batches = order.chunks(config.batch_size).skip(state.progress.step_in_epoch);
+            let done = state.progress.step_in_epoch;
+            let batches = loader.train_epoch(config.seed, epoch, config.batch_size, done);
             let (epoch_started, first_step) = (Instant::now(), state.progress.step);
             let left = (total_steps - state.progress.step) as usize;
-            for indices in batches.take(left) {
-                state = self.step(state, &train, indices, total_steps)?;
+            for batch in batches.take(left) {
+                state = self.step(state, &batch?, total_steps)?;
                 if state.unread.len() >= READ_EVERY {
                     state.read_back()?;
                     self.show(&bar, &state, epoch_started, first_step);
@@ -129,10 +120,10 @@ impl WithModel for Session<'_> {
                 }
             }
             state.read_back()?;
-            self.finish_epoch(&mut state, &test, &bar, (epoch_started, first_step), total_steps)?;
+            self.finish_epoch(&mut state, &bar, (epoch_started, first_step), total_steps)?;
         }
         bar.finish_and_clear();
-        self.finish(&state, &train, &test)
+        self.finish(&state)
     }
 }
 
@@ -146,7 +137,7 @@ impl Session<'_> {
         let (mut model, mut optim, topology) = self.config.sparsify(model, total_steps)?;
         self.folder.create(self.config)?;
         let path = self.folder.file("checkpoint.safetensors");
-        let data = self.images.set.to_string();
+        let data = self.loader.source().set().to_string();
         let mut progress = Progress { data: data.clone(), ..Default::default() };
         if path.exists() {
             let checkpoint = Checkpoint::load(&path)?;
@@ -172,13 +163,7 @@ impl Session<'_> {
         Ok(State { model, optim, topology, clipping, progress, metrics, updates, masks, unread, started })
     }
 
-    fn step<M: Classifier>(
-        &self,
-        mut state: State<M>,
-        train: &Batches,
-        indices: &[usize],
-        total_steps: u64,
-    ) -> Result<State<M>> {
+    fn step<M: Classifier>(&self, mut state: State<M>, batch: &Batch, total_steps: u64) -> Result<State<M>> {
         let step = state.progress.step + 1;
         // Dropout draws from the device's generator: a seed per step makes any step a place to resume at.
         self.device.seed(self.config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step));
@@ -186,12 +171,15 @@ impl Session<'_> {
         let smoothing = (self.config.label_smoothing > 0.0).then_some(self.config.label_smoothing);
         let loss_of = CrossEntropyLossConfig::new().with_smoothing(smoothing).init(&device);
         let mut accumulator = GradientsAccumulator::new();
-        for part in indices.chunks(self.config.micro_batch.unwrap_or(indices.len())) {
-            let (images, labels) = train.get(part, &device);
-            let logits = state.model.forward(images);
+        let images = batch.labels.len();
+        let micro_batch = self.config.micro_batch.unwrap_or(images);
+        for from in (0..images).step_by(micro_batch) {
+            let to = images.min(from + micro_batch);
+            let (pixels, labels) = tensors(batch, from, to, &device);
+            let logits = state.model.forward(pixels);
             let loss = loss_of.forward(logits.clone(), labels.clone());
-            state.unread.push((loss.clone().inner(), correct(logits.inner(), labels.inner()), part.len()));
-            let share = part.len() as f64 / indices.len() as f64;
+            state.unread.push((loss.clone().inner(), correct(logits.inner(), labels.inner()), to - from));
+            let share = (to - from) as f64 / images as f64;
             let loss = if share < 1.0 { loss * share } else { loss };
             accumulator.accumulate(&state.model, GradientsParams::from_grads(loss.backward(), &state.model));
         }
@@ -218,14 +206,13 @@ impl Session<'_> {
     fn finish_epoch<M: Classifier>(
         &self,
         state: &mut State<M>,
-        test: &Batches,
         bar: &ProgressBar,
         (epoch_started, first_step): (Instant, u64),
         total_steps: u64,
     ) -> Result<()> {
         let seconds = epoch_started.elapsed().as_secs_f64();
         let images = (state.progress.step - first_step) as f64 * self.config.batch_size as f64;
-        let (test_loss, test_accuracy) = evaluate(&state.model.valid(), test, self.device);
+        let (test_loss, test_accuracy) = evaluate(&state.model.valid(), self.loader, self.device)?;
         let progress = &mut state.progress;
         progress.epoch += 1;
         progress.step_in_epoch = 0;
@@ -293,8 +280,8 @@ impl Session<'_> {
     }
 
     /// The last model, then the result.
-    fn finish<M: Classifier>(&self, state: &State<M>, train: &Batches, test: &Batches) -> Result<RunResult> {
-        let (_, test_accuracy) = evaluate(&state.model.valid(), test, self.device);
+    fn finish<M: Classifier>(&self, state: &State<M>) -> Result<RunResult> {
+        let (_, test_accuracy) = evaluate(&state.model.valid(), self.loader, self.device)?;
         let layers = state.topology.layers();
         self.write_model(state, "model.safetensors")?;
         let result = RunResult {
@@ -304,7 +291,7 @@ impl Session<'_> {
             seconds: state.progress.seconds + state.started.elapsed().as_secs_f64(),
             sparsity: state.topology.sparsity(),
             device: self.device_name.to_string(),
-            data: DataUsed::new(self.images, train.images(), test.images()),
+            data: DataUsed::new(self.loader),
             layers: layers.iter().map(LayerResult::new).collect(),
         };
         write_atomically(
