@@ -10,8 +10,12 @@ use std::process::{Command, Output};
 /// `calls.log` beside it. SRigL at 95 % fails while `fail` exists beside it.
 const FAKE_SRIGL: &str = r#"#!/bin/sh
 here=$(dirname "$0")
-echo "threads=$RAYON_NUM_THREADS $*" >> "$here/calls.log"
+[ "$1" = data ] || echo "threads=$RAYON_NUM_THREADS $*" >> "$here/calls.log"
 method=; sparsity=0; seed=0; out=; epochs=0; ablation=yes; resume=no
+if [ "$1" = data ]; then
+    [ -e "$5/fine" ] || { echo "srigl: $5 has no train folder" >&2; exit 1; }
+    exit 0
+fi
 [ "$1" = train ] || { echo "not train: $1" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -270,6 +274,10 @@ fn tables_of_large_networks_need_data_and_can_be_cut_short() {
     let data = stage.path("data");
     std::fs::create_dir(&data).unwrap();
     let data = data.to_str().unwrap();
+    let output = stage.reproduce(&["imagenet", "--data", data]);
+    assert!(stderr(&output).contains("has no train folder"), "{}", stderr(&output));
+    assert_eq!(stage.calls().len(), 0);
+    std::fs::write(stage.path("data/fine"), "").unwrap();
     let args = ["imagenet", "--data", data, "--sparsity", "0.9", "--extended", "5", "--limit-steps", "7"];
     let output = stage.reproduce(&args);
     assert!(output.status.success(), "{}", stderr(&output));

@@ -4,11 +4,12 @@ use crate::chart::{self, Panel, Point, Series};
 use crate::published::Accuracies;
 use crate::recipe::{Cell, Changes, Grid, Method, Recipe, percent};
 use crate::report::{Chart, Report, Table};
-use crate::runner::{DataUsed, Failure, RunResult, Runner, srigl_binary};
+use crate::runner::{DataUsed, Failure, RunResult, Runner, shell_line, srigl_binary};
 use crate::stats::Summary;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Options of the command line that concern training.
 pub struct Options {
@@ -38,9 +39,8 @@ pub struct Run {
 /// If there are no cells, data is missing that cannot be made up, or `srigl` cannot be built.
 pub fn run(grids: &[Grid], options: &Options) -> Result<(Vec<Run>, Vec<String>)> {
     let mut common = Vec::new();
-    match &options.data {
-        Some(data) => common.extend(["--data".into(), data.display().to_string()]),
-        None => grids.iter().try_for_each(needs_data)?,
+    if let Some(data) = &options.data {
+        common.extend(["--data".into(), data.display().to_string()]);
     }
     if let Some(device) = &options.device {
         common.extend(["--device".into(), device.clone()]);
@@ -50,8 +50,10 @@ pub fn run(grids: &[Grid], options: &Options) -> Result<(Vec<Run>, Vec<String>)>
         cells.extend(grid.cells(&common)?);
     }
     ensure!(!cells.is_empty(), "the recipe has no cells; list methods and sparsities");
+    let srigl = srigl_binary(options.device.as_deref())?;
+    check_data(&srigl, grids, options.data.as_deref())?;
     let runner = Runner {
-        srigl: srigl_binary(options.device.as_deref())?,
+        srigl,
         runs: options.runs.clone(),
         jobs: options.jobs,
         threads: (crate::available_cores() / options.jobs).max(1),
@@ -65,20 +67,34 @@ pub fn run(grids: &[Grid], options: &Options) -> Result<(Vec<Run>, Vec<String>)>
     Ok((runs, problems))
 }
 
-/// Refuses to start without data that is neither generated nor downloaded.
-fn needs_data(grid: &Grid) -> Result<()> {
-    let how = match grid.flag("dataset").as_deref() {
-        Some("image-folder") => {
+/// Data sets that are neither generated nor replaced when they are missing.
+const NEEDED: [&str; 3] = ["cifar10", "cifar100", "image-folder"];
+
+/// Looks for the data before the first run, so that its absence is one error.
+fn check_data(srigl: &Path, grids: &[Grid], data: Option<&Path>) -> Result<()> {
+    let mut sets: Vec<String> = grids.iter().filter_map(|grid| grid.flag("dataset")).collect();
+    sets.sort();
+    sets.dedup();
+    for set in sets.iter().filter(|set| NEEDED.contains(&set.as_str())) {
+        ensure!(
+            data.is_some() || set != "image-folder",
             "ImageNet (ILSVRC-2012) must be downloaded by hand, from https://image-net.org after registration. Unpack \
              it to DIR/train/SYNSET/*.JPEG and DIR/val/SYNSET/*.JPEG and give --data DIR"
+        );
+        let mut command = Command::new(srigl);
+        command.args(["data", "info", set]);
+        if let Some(data) = data {
+            command.arg("--data").arg(data);
         }
-        Some("cifar10") => {
-            "Download the binary version, https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz, unpack it in DIR and \
-             give --data DIR"
-        }
-        _ => return Ok(()),
-    };
-    bail!("grid `{}` needs images that are not here. {how}", grid.name)
+        let output = command.output().with_context(|| format!("cannot start {}", srigl.display()))?;
+        ensure!(
+            output.status.success(),
+            "the images are not usable; `{}` says\n{}",
+            shell_line(&command),
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
+    }
+    Ok(())
 }
 
 /// Runs what is missing of a recipe and renders all of it. Problems: failed cells, and cells of one grid that

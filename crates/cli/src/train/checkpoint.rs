@@ -59,6 +59,8 @@ impl Checkpoint {
         optim: &ModuleOptimizer,
         topology: &Topology,
     ) -> Result<Self> {
+        // The running statistics of normalisations lag one update behind, until this brings them up to date.
+        drop(model.valid());
         let model = model.clone().into_record().into_bytes().context("cannot record the model")?;
         let optimizer = optim.to_record().into_bytes().context("cannot record the optimizer")?;
         let (model, optimizer, topology) = (model.to_vec(), optimizer.to_vec(), topology.to_bytes());
