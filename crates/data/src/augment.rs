@@ -487,3 +487,188 @@ pub(crate) fn normalise(picture: &Picture, flip: bool, table: &[[f32; 256]], to:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::picture::tests::{difference, fixture};
+
+    fn workspace(picture: Picture) -> Workspace {
+        Workspace { picture, ..Default::default() }
+    }
+
+    #[test]
+    fn centre_crops_are_torchvisions() {
+        for name in ["wide", "tall"] {
+            for (resize, crop) in [(24, 20), (40, 37)] {
+                let mut workspace = workspace(fixture(&format!("{name}.png")));
+                workspace.centre_crop(CentreCrop { resize, crop }).unwrap();
+                let expected = fixture(&format!("{name}-centre-{resize}-{crop}.png"));
+                let (most, mean) = difference(&workspace.picture, &expected);
+                assert!(most <= 1 && mean < 0.25, "{name} {resize}: at most {most}, on average {mean}");
+            }
+        }
+    }
+
+    #[test]
+    fn resized_parts_are_torchvisions() {
+        for name in ["wide", "tall"] {
+            for (top, left, height, width) in [(5, 0, 40, 30), (20, 11, 9, 8), (0, 3, 6, 30)] {
+                let mut workspace = workspace(fixture(&format!("{name}.png")));
+                workspace.resize(Part { top, left, height, width }, [16, 16]).unwrap();
+                let expected = fixture(&format!("{name}-part-{top}-{left}-{height}-{width}.png"));
+                let (most, mean) = difference(&workspace.picture, &expected);
+                assert!(most <= 1 && mean < 0.25, "{name} {top}: at most {most}, on average {mean}");
+            }
+        }
+    }
+
+    #[test]
+    fn colours_change_as_in_torchvision() {
+        let changes: [(&str, fn(&mut Picture, f32)); 3] =
+            [("brightness", brightness), ("contrast", contrast), ("saturation", saturation)];
+        for (name, change) in changes {
+            for factor in [0.3, 1.6] {
+                let mut picture = fixture("wide.png");
+                change(&mut picture, factor);
+                let expected = fixture(&format!("wide-{name}-{factor}.png"));
+                let (most, _) = difference(&picture, &expected);
+                assert_eq!(most, 0, "{name} {factor}");
+            }
+        }
+    }
+
+    /// A picture whose pixels all differ.
+    fn numbered(height: usize, width: usize) -> Picture {
+        let pixels = (0..height * width * 3).map(|i| i as u8).collect();
+        Picture { height, width, channels: 3, pixels }
+    }
+
+    #[test]
+    fn shifts_are_exact() {
+        let picture = numbered(5, 7);
+        let border = 2;
+        for down in 0..=2 * border {
+            for right in 0..=2 * border {
+                let mut workspace = workspace(picture.clone());
+                workspace.shift(border, down, right);
+                for y in 0..5 {
+                    for x in 0..7 {
+                        let (from_y, from_x) = (y + down, x + right);
+                        let inside =
+                            (border..5 + border).contains(&from_y) && (border..7 + border).contains(&from_x);
+                        let expected = match inside {
+                            true => &picture.pixels[((from_y - border) * 7 + from_x - border) * 3..][..3],
+                            false => &[0; 3],
+                        };
+                        assert_eq!(&workspace.picture.pixels[(y * 7 + x) * 3..][..3], expected);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn normalises_and_flips_exactly() {
+        let picture = numbered(2, 3);
+        let normalise_with = Normalise { mean: vec![0.5, 0.25, 0.0], std: vec![0.5, 0.25, 2.0] };
+        let table = normalise_with.table(3);
+        let (mut plain, mut mirrored) = ([0.0; 18], [0.0; 18]);
+        normalise(&picture, false, &table, &mut plain);
+        normalise(&picture, true, &table, &mut mirrored);
+        for c in 0..3 {
+            for y in 0..2 {
+                for x in 0..3 {
+                    let pixel = ((y * 3 + x) * 3 + c) as f32 / 255.0;
+                    let expected = (pixel - normalise_with.mean[c]) / normalise_with.std[c];
+                    assert_eq!(plain[(c * 2 + y) * 3 + x], expected);
+                    assert_eq!(mirrored[(c * 2 + y) * 3 + 2 - x], expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn random_parts_keep_their_bounds() {
+        let (scale, ratio) = (default_scale(), default_ratio());
+        for (height, width) in [(375, 500), (500, 375), (1, 1), (2, 900), (900, 2)] {
+            let picture = Picture { height, width, channels: 3, pixels: Vec::new() };
+            let mut areas = Vec::new();
+            for index in 0..500 {
+                let part = random_part(&picture, scale, ratio, &mut Draws::new(1, 2, index));
+                assert!(part.height >= 1 && part.top + part.height <= height);
+                assert!(part.width >= 1 && part.left + part.width <= width);
+                areas.push((part.height * part.width) as f64 / (height * width) as f64);
+            }
+            if height.min(width) > 100 {
+                let mean = areas.iter().sum::<f64>() / 500.0;
+                // Uniform in 0.08 to 1, less the large parts that do not fit.
+                assert!((0.38..0.54).contains(&mean), "{mean}");
+            }
+        }
+    }
+
+    /// The random stream is part of what a seed means.
+    #[test]
+    fn draws_are_pinned() {
+        let mut draws = Draws::new(1, 2, 3);
+        let first = (draws.below(1000), draws.coin(), draws.within(0.0, 1.0));
+        assert_eq!(first, (456, false, 0.141_960_728_032_187_07));
+        assert_ne!(Draws::new(1, 2, 3).0.next_u64(), Draws::new(1, 3, 2).0.next_u64());
+    }
+
+    #[test]
+    fn settings_can_be_written_down() {
+        for transform in [
+            Transform::imagenet(224, 256),
+            Transform {
+                train: Augment {
+                    crop: Crop::Pad { border: 4 },
+                    flip: true,
+                    jitter: Some(Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4 }),
+                },
+                eval: None,
+                normalise: Normalise { mean: vec![0.5], std: vec![0.25] },
+            },
+        ] {
+            let text = serde_json::to_string(&transform).unwrap();
+            assert_eq!(serde_json::from_str::<Transform>(&text).unwrap(), transform, "{text}");
+        }
+        let text = r#"{"train": {"crop": {"resized": {"size": 64}}, "flip": true},
+            "eval": {"resize": 72, "crop": 64}, "normalise": {"mean": [0.5], "std": [0.5]}}"#;
+        let transform: Transform = serde_json::from_str(text).unwrap();
+        assert_eq!(transform.check(3, None).unwrap(), [3, 64, 64]);
+        assert!(serde_json::from_str::<Augment>(r#"{"flipp": true}"#).is_err());
+    }
+
+    #[test]
+    fn wrong_settings() {
+        let good = Transform::imagenet(32, 36);
+        good.check(3, Some([32, 32])).unwrap();
+        let fails = |change: fn(&mut Transform), size: Option<[usize; 2]>, part: &str| {
+            let mut transform = good.clone();
+            change(&mut transform);
+            let error = transform.check(3, size).unwrap_err().to_string();
+            assert!(error.contains(part), "{error} lacks {part}");
+        };
+        fails(|t| t.train.crop = Crop::Whole, None, "differ in size");
+        fails(|t| t.train.crop = Crop::Pad { border: 4 }, None, "cannot be padded");
+        fails(|t| t.train.crop = Crop::Pad { border: 33 }, Some([32, 40]), "32 at most");
+        fails(|t| t.eval = None, None, "centre crop");
+        fails(|t| t.eval = None, Some([28, 28]), "28x28");
+        fails(|t| t.eval = Some(CentreCrop { resize: 30, crop: 32 }), None, "crop <= resize");
+        fails(|t| t.normalise.std[1] = 0.0, None, "positive");
+        fails(|t| t.normalise.mean.truncate(2), None, "2 values");
+        fails(|t| t.train.jitter = Some(Jitter { contrast: -1.0, ..Default::default() }), None, "contrast");
+        fails(
+            |t| t.train.crop = Crop::Resized { size: 32, scale: [0.0, 1.0], ratio: [1.0, 1.0] },
+            None,
+            "`scale`",
+        );
+        fails(
+            |t| t.train.crop = Crop::Resized { size: 32, scale: [0.5, 1.0], ratio: [1.0, f64::NAN] },
+            None,
+            "`ratio`",
+        );
+    }
+}

@@ -304,3 +304,227 @@ fn interleave(pixels: &[u8], images: &Images, picture: &mut Picture) {
         to.zip(plane).for_each(|(to, from)| *to = *from);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use jpeg_encoder::{ColorType, Encoder};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{CentreCrop, Crop, DataSet, Jitter, Normalise, Split};
+
+    /// 30 training and 7 test images of 3x8x8 pixels.
+    fn colours() -> Source {
+        let split = |count: usize| Split {
+            images: (0..count * 192).map(|i| (i * 7 % 251) as u8).collect(),
+            labels: (0..count).map(|i| (i % 3) as u8).collect(),
+        };
+        let names = ["a", "b", "c"].map(String::from).to_vec();
+        let splits = (split(30), split(7));
+        Source::Memory(Images::new(DataSet::Cifar10, String::new(), splits, names, [3, 8, 8]))
+    }
+
+    /// Everything at once.
+    fn augmented() -> Transform {
+        let jitter = Some(Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4 });
+        let crop = Crop::Resized { size: 6, scale: [0.3, 1.0], ratio: [0.75, 1.5] };
+        Transform {
+            train: Augment { crop, flip: true, jitter },
+            eval: Some(CentreCrop { resize: 7, crop: 6 }),
+            normalise: Normalise { mean: vec![0.5], std: vec![0.25] },
+        }
+    }
+
+    fn options(workers: usize) -> Options {
+        Options { workers, ..Options::default() }
+    }
+
+    fn all(batches: Batches) -> Vec<Batch> {
+        batches.map(Result::unwrap).collect()
+    }
+
+    /// Twelve pictures of various sizes to train on and four to test on, in two classes.
+    fn pictures() -> TempDir {
+        let dir = TempDir::new().unwrap();
+        for i in 0..16 {
+            let split = if i < 12 { "train" } else { "val" };
+            let folder = dir.path().join(split).join(["one", "two"][i % 2]);
+            fs::create_dir_all(&folder).unwrap();
+            let (width, height) = (20 + i * 3, 40 - i);
+            let pixels: Vec<u8> = (0..width * height * 3).map(|p| (p * i / 11) as u8).collect();
+            let encoder = Encoder::new_file(folder.join(format!("{i:02}.jpg")), 90).unwrap();
+            encoder.encode(&pixels, width as u16, height as u16, ColorType::Rgb).unwrap();
+        }
+        dir
+    }
+
+    fn folder(dir: &Path) -> Source {
+        crate::open(DataSet::ImageFolder, Some(dir)).unwrap()
+    }
+
+    #[test]
+    fn workers_do_not_show() {
+        let dir = pictures();
+        let make: [&dyn Fn() -> Source; 2] = [&colours, &|| folder(dir.path())];
+        for source in make {
+            let alone = Loader::new(source(), augmented(), options(0)).unwrap();
+            let train = all(alone.train_epoch(5, 2, 4, 0));
+            let eval = all(alone.eval(3));
+            assert_eq!(train.iter().map(|batch| batch.labels.len()).sum::<usize>(), alone.train_images());
+            assert_eq!(eval.iter().map(|batch| batch.labels.len()).sum::<usize>(), alone.test_images());
+            assert!(train.iter().all(|batch| batch.images.iter().all(|value| value.abs() <= 2.0)));
+            for workers in [1, 2, 5] {
+                let loader = Loader::new(source(), augmented(), options(workers)).unwrap();
+                assert_eq!(all(loader.train_epoch(5, 2, 4, 0)), train);
+                assert_eq!(all(loader.eval(3)), eval);
+            }
+        }
+    }
+
+    #[test]
+    fn resuming_shows_the_rest() {
+        let loader = Loader::new(colours(), augmented(), options(2)).unwrap();
+        let whole = all(loader.train_epoch(1, 3, 4, 0));
+        for skip in [1, 5, 7, 8, 100] {
+            assert_eq!(all(loader.train_epoch(1, 3, 4, skip)), whole[skip.min(8)..]);
+        }
+    }
+
+    /// What an image looks like depends on (seed, epoch, index), not on its batch.
+    #[test]
+    fn images_do_not_depend_on_their_batch() {
+        let loader = Loader::new(colours(), augmented(), options(1)).unwrap();
+        let values = |batch_size| -> Vec<f32> {
+            all(loader.train_epoch(1, 3, batch_size, 0)).into_iter().flat_map(|batch| batch.images).collect()
+        };
+        assert_eq!(values(4), values(30));
+        let by_index = |seed, epoch| {
+            let batch = all(loader.train_epoch(seed, epoch, 30, 0)).remove(0);
+            let at = batch.indices.iter().position(|&i| i == 0).unwrap();
+            batch.images[at * 108..][..108].to_vec()
+        };
+        assert_eq!(by_index(1, 3), by_index(1, 3));
+        assert_ne!(by_index(1, 3), by_index(1, 4));
+        assert_ne!(by_index(1, 3), by_index(2, 3));
+    }
+
+    /// Order and pixels of runs made before there was a loader.
+    #[test]
+    fn plain_images_are_what_they_were() {
+        let (train, _) = crate::glyphs::generate();
+        let images = crate::load(DataSet::Glyphs, None).unwrap();
+        let (mean, std) = images.mean_std();
+        let source = Source::Memory(images);
+        let transform = Transform::standard(&source);
+        let limits = Options { train_limit: Some(1000), test_limit: Some(10), ..options(2) };
+        let loader = Loader::new(source, transform, limits).unwrap();
+        assert_eq!((loader.train_images(), loader.test_images()), (1000, 10));
+        assert_eq!((loader.shape(), loader.classes()), ([1, 28, 28], 10));
+
+        let mut order: Vec<usize> = (0..1000).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(42);
+        rng.set_stream(7);
+        order.shuffle(&mut rng);
+        let batches = all(loader.train_epoch(42, 7, 64, 0));
+        let indices: Vec<usize> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
+        assert_eq!(indices, order);
+        for batch in &batches {
+            assert_eq!(batch.shape, [1, 28, 28]);
+            for (&index, image) in batch.indices.iter().zip(batch.images.chunks_exact(784)) {
+                let pixels = &train.images[index * 784..][..784];
+                let expected = pixels.iter().map(|p| (f32::from(*p) / 255.0 - mean) / std);
+                assert!(image.iter().copied().eq(expected));
+            }
+            let labels = batch.indices.iter().map(|&i| u32::from(train.labels[i]));
+            assert!(batch.labels.iter().copied().eq(labels));
+        }
+    }
+
+    #[test]
+    fn padded_crops_are_pieces_of_the_image() {
+        let source = colours();
+        let transform = Transform::standard(&source);
+        assert_eq!(transform.train.crop, Crop::Pad { border: 4 });
+        let table = transform.normalise.table(3);
+        let Source::Memory(images) = colours() else { unreachable!() };
+        let loader = Loader::new(source, transform, options(1)).unwrap();
+        for batch in all(loader.train_epoch(0, 0, 30, 0)) {
+            for (&index, image) in batch.indices.iter().zip(batch.images.chunks_exact(192)) {
+                let pixel = |c: usize, y: i32, x: i32| match (0..8).contains(&y) && (0..8).contains(&x) {
+                    true => images.train.images[index * 192 + c * 64 + y as usize * 8 + x as usize],
+                    false => 0,
+                };
+                let is = |down: i32, right: i32, flip: bool| {
+                    (0..192).all(|i| {
+                        let (c, y, x) = (i / 64, i as i32 % 64 / 8, i as i32 % 8);
+                        let x = if flip { 7 - x } else { x };
+                        image[i] == table[c][usize::from(pixel(c, y + down, x + right))]
+                    })
+                };
+                let found = (-4..=4).any(|down| {
+                    (-4..=4).any(|right| [false, true].into_iter().any(|flip| is(down, right, flip)))
+                });
+                assert!(found, "image {index} is no shift of the original");
+            }
+        }
+    }
+
+    #[test]
+    fn broken_pictures_are_left_out_or_fatal() {
+        let dir = pictures();
+        let whole = Loader::new(folder(dir.path()), augmented(), options(2)).unwrap();
+        let whole = all(whole.train_epoch(1, 0, 5, 0));
+        let broken = dir.path().join("train/two/03.jpg");
+        let bytes = fs::read(&broken).unwrap();
+        fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
+        let index = 7; // 00 02 04 06 08 10, then 01 03
+
+        for workers in [0, 3] {
+            let loader = Loader::new(folder(dir.path()), augmented(), options(workers)).unwrap();
+            let error = loader.train_epoch(1, 0, 5, 0).find_map(Result::err).unwrap();
+            assert!(format!("{error:#}").contains("train/two/03.jpg` is broken"), "{error:#}");
+
+            let skip = Options { on_broken: OnBroken::Skip, ..options(workers) };
+            let loader = Loader::new(folder(dir.path()), augmented(), skip).unwrap();
+            for _ in 0..2 {
+                for (batch, whole) in all(loader.train_epoch(1, 0, 5, 0)).iter().zip(&whole) {
+                    let kept: Vec<usize> =
+                        (0..whole.indices.len()).filter(|&i| whole.indices[i] != index).collect();
+                    let size = whole.shape.iter().product();
+                    assert!(batch.indices.iter().eq(kept.iter().map(|&i| &whole.indices[i])));
+                    let images: Vec<&[f32]> = whole.images.chunks_exact(size).collect();
+                    assert!(batch.images.chunks_exact(size).eq(kept.iter().map(|&i| images[i])));
+                    assert_eq!(batch.labels.len(), kept.len());
+                }
+            }
+            assert_eq!(loader.shared.reported.lock().unwrap().len(), 1);
+            let error = loader.train_epoch(1, 0, 1, 0).find_map(Result::err).unwrap().to_string();
+            assert!(error.contains("all 1 pictures"), "{error}");
+        }
+    }
+
+    #[test]
+    fn limits_of_folders_keep_all_classes() {
+        let dir = pictures();
+        let limits = Options { train_limit: Some(4), test_limit: Some(100), ..options(0) };
+        let loader = Loader::new(folder(dir.path()), augmented(), limits).unwrap();
+        assert_eq!((loader.train_images(), loader.test_images()), (4, 4));
+        let mut indices = all(loader.train_epoch(0, 0, 4, 0)).remove(0).indices;
+        indices.sort_unstable();
+        assert_eq!(indices, [0, 3, 6, 9]);
+        assert!(Loader::new(colours(), augmented(), Options { test_limit: Some(0), ..limits }).is_err());
+    }
+
+    #[test]
+    fn dropping_ends_early() {
+        let loader = Loader::new(colours(), augmented(), options(3)).unwrap();
+        for epoch in 0..50 {
+            let mut batches = loader.train_epoch(0, epoch, 2, 0);
+            batches.next().unwrap().unwrap();
+        }
+        assert_eq!(Arc::strong_count(&loader.shared), 1, "no thread is left");
+    }
+}

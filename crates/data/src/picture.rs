@@ -132,3 +132,106 @@ fn decode_png(bytes: &[u8], picture: &mut Picture) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A picture of `tests/fixtures`, made by `tests/record_fixtures.py`.
+    pub(crate) fn fixture(name: &str) -> Picture {
+        let mut picture = Picture::default();
+        read(&fixture_path(name), &mut Vec::new(), &mut picture).unwrap();
+        picture
+    }
+
+    fn fixture_path(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    }
+
+    /// The largest and the mean difference of two pictures of the same shape.
+    pub(crate) fn difference(a: &Picture, b: &Picture) -> (u8, f64) {
+        assert_eq!((a.height, a.width, a.channels), (b.height, b.width, b.channels));
+        let differences = || a.pixels.iter().zip(&b.pixels).map(|(a, b)| a.abs_diff(*b));
+        let sum: f64 = differences().map(f64::from).sum();
+        (differences().max().unwrap(), sum / a.pixels.len() as f64)
+    }
+
+    #[test]
+    fn jpegs_are_decoded_as_by_pil() {
+        for name in ["420", "422", "444", "progressive", "restarts", "grey", "cmyk", "rotated"] {
+            let (most, mean) =
+                difference(&fixture(&format!("jpeg-{name}.jpg")), &fixture(&format!("jpeg-{name}.png")));
+            assert!(most <= 6 && mean < 0.5, "{name}: at most {most}, on average {mean}");
+        }
+    }
+
+    #[test]
+    fn pngs_become_rgb() {
+        let wide = fixture("wide.png");
+        assert_eq!((wide.height, wide.width, wide.channels), (47, 61, 3));
+        assert_eq!(fixture("png-alpha.png"), wide);
+        assert_eq!(fixture("png-palette.png"), fixture("png-palette-rgb.png"));
+        let grey = fixture("png-grey.png");
+        assert!(grey.pixels.chunks_exact(3).all(|pixel| pixel[0] == pixel[1] && pixel[1] == pixel[2]));
+    }
+
+    #[test]
+    fn broken_files() {
+        let fails = |bytes: &[u8], part: &str| {
+            let error = decode(bytes, &mut Picture::default()).unwrap_err();
+            assert!(error.contains(part), "{error} lacks {part}");
+        };
+        fails(b"", "empty");
+        fails(b"<html>", "neither");
+        let jpeg = fs::read(fixture_path("jpeg-420.jpg")).unwrap();
+        let png = fs::read(fixture_path("wide.png")).unwrap();
+        for file in [jpeg.clone(), fs::read(fixture_path("jpeg-progressive.jpg")).unwrap()] {
+            for length in 2..file.len() {
+                fails(&file[..length], "cut short");
+            }
+        }
+        for length in 4..png.len() - 20 {
+            fails(&png[..length], "");
+        }
+        // Rubbish after the end is common and harmless.
+        decode(&[&jpeg[..], &[0; 9], b"\xff\xda rubbish"].concat(), &mut Picture::default()).unwrap_err();
+        decode(&[&jpeg[..], &[0; 9]].concat(), &mut Picture::default()).unwrap();
+        // A header that claims a size that is not there.
+        let start = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        let mut huge = jpeg.clone();
+        huge[start + 5..][..4].fill(0xff);
+        fails(&huge, "");
+        let mut huge = png.clone();
+        huge[16..24].fill(0x7f);
+        fails(&huge, "");
+    }
+
+    /// Whatever the bytes, the decoders return.
+    #[test]
+    fn damaged_files_do_no_harm() {
+        let mut random = 1_u32;
+        for name in ["jpeg-420.jpg", "jpeg-progressive.jpg", "jpeg-cmyk.jpg", "png-palette.png"] {
+            let good = fs::read(fixture_path(name)).unwrap();
+            for _ in 0..300 {
+                let mut bytes = good.clone();
+                for _ in 0..4 {
+                    random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    let at = random as usize >> 8;
+                    bytes[at % good.len()] ^= 1 << (random & 7);
+                }
+                let _ = decode(&bytes, &mut Picture::default());
+            }
+        }
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let read = |path: &str| read(Path::new(path), &mut Vec::new(), &mut Picture::default());
+        let error = read("/no/such.jpg").unwrap_err().to_string();
+        assert!(error.contains("/no/such.jpg"), "{error}");
+        let error = read(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap_err().to_string();
+        assert!(error.contains("Cargo.toml` is broken"), "{error}");
+    }
+}
