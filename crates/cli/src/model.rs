@@ -5,8 +5,8 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use srigl_models::{
-    Mlp, MlpConfig, MnistCnn, MnistCnnConfig, ResNet8, ResNet8Config, ResNet18, ResNet50, ResNetConfig,
-    VisionTransformer, VitConfig,
+    Mlp, MlpConfig, MnistCnn, MnistCnnConfig, MobileNetV3, MobileNetV3Config, ResNet8, ResNet8Config,
+    ResNet18, ResNet50, ResNetConfig, VisionTransformer, VitConfig, WideResNet, WideResNetConfig,
 };
 
 /// `--model`.
@@ -25,6 +25,18 @@ pub enum ModelName {
     Resnet18Small,
     /// ResNet-50 for ImageNet.
     Resnet50,
+    /// Wide ResNet of 22 layers, twice as wide, for images of about 32×32.
+    #[value(name = "wrn-22-2")]
+    #[serde(rename = "wrn-22-2")]
+    Wrn22,
+    /// MobileNetV3, large.
+    #[value(name = "mobilenet-v3-large")]
+    #[serde(rename = "mobilenet-v3-large")]
+    MobilenetV3Large,
+    /// MobileNetV3, small.
+    #[value(name = "mobilenet-v3-small")]
+    #[serde(rename = "mobilenet-v3-small")]
+    MobilenetV3Small,
     /// Two layers of 64 features, patches of 8×8 unless --patch says otherwise.
     VitTiny,
     /// ViT-B/16.
@@ -69,6 +81,9 @@ impl ModelName {
             Self::Resnet18 => "resnet18",
             Self::Resnet18Small => "resnet18-small",
             Self::Resnet50 => "resnet50",
+            Self::Wrn22 => "wrn-22-2",
+            Self::MobilenetV3Large => "mobilenet-v3-large",
+            Self::MobilenetV3Small => "mobilenet-v3-small",
             Self::VitTiny => "vit-tiny",
             Self::VitB16 => "vit-b-16",
         }
@@ -131,6 +146,7 @@ impl ModelArgs {
     ) -> W::Output {
         let resnet = ResNetConfig::new().with_channels(shape[0]).with_classes(classes);
         let resnet = resnet.with_width(self.width.map_or(64, usize::from));
+        let mobilenet = MobileNetV3Config::new().with_channels(shape[0]).with_classes(classes);
         match self.name {
             ModelName::Mlp => work.run::<Mlp>(MlpConfig::new().with_classes(classes).init(device)),
             ModelName::MnistCnn => {
@@ -143,6 +159,12 @@ impl ModelArgs {
             ModelName::Resnet18 => work.run::<ResNet18>(resnet.resnet18(device)),
             ModelName::Resnet18Small => work.run::<ResNet18>(resnet.with_small_images(true).resnet18(device)),
             ModelName::Resnet50 => work.run::<ResNet50>(resnet.resnet50(device)),
+            ModelName::Wrn22 => {
+                let config = WideResNetConfig::new().with_channels(shape[0]).with_classes(classes);
+                work.run::<WideResNet>(config.init(device))
+            }
+            ModelName::MobilenetV3Large => work.run::<MobileNetV3>(mobilenet.large(device)),
+            ModelName::MobilenetV3Small => work.run::<MobileNetV3>(mobilenet.small(device)),
             ModelName::VitTiny | ModelName::VitB16 => {
                 let config = self.vit(shape).expect("is one").with_classes(classes);
                 work.run::<VisionTransformer>(config.init(device))

@@ -360,11 +360,18 @@ fn a_network_goes_from_bench_to_prediction() {
 
 /// torchvision's names are Burn's paths, and Burn's network is the engine's.
 #[test]
-fn residual_networks_predict_alike_in_burn_and_in_the_engine() {
+fn convolutional_networks_predict_alike_in_burn_and_in_the_engine() {
     let bench = Bench::new();
     bench.put("x", &[("input".to_string(), f32s(&[2, 3, 64, 48], &numbers(2 * 3 * 64 * 48)))].into());
-    for model in ["resnet18", "resnet50"] {
-        bench.json(&format!("bench model {model} --sparsity 0.9 --rounds 1 --save-weights weights"));
+    for (model, sparsity) in [
+        ("resnet18", 0.9),
+        ("resnet50", 0.9),
+        ("resnet18-small", 0.9),
+        ("wrn-22-2", 0.9),
+        ("mobilenet-v3-large", 0.5),
+        ("mobilenet-v3-small", 0.5),
+    ] {
+        bench.json(&format!("bench model {model} --sparsity {sparsity} --rounds 1 --save-weights weights"));
         bench.succeed(&format!("predict --weights weights --model {model} --input x -o dense"));
         bench.succeed(&format!("predict --weights weights --model {model} --input x -o engine --condensed"));
         let error = relative_error(&bench.logits("engine"), &bench.logits("dense"));

@@ -69,7 +69,11 @@ enum Action {
     Affine(Vec<f32>, Vec<f32>),
     Relu,
     Gelu,
+    HardSigmoid,
+    HardSwish,
     Add,
+    /// Planes times the numbers of a vector.
+    Scale,
     MaxPool(Window),
     GlobalAvgPool,
     Flatten,
@@ -112,7 +116,9 @@ impl Engine {
             let inputs: Vec<Place> = step.inputs.iter().map(|&node| place(node, &home)).collect();
             let dead = |node: usize| last_use[node] == index;
             let node = &network.nodes[step.node];
-            let in_place = matches!(node.op, Op::Affine { .. } | Op::Relu | Op::Gelu) && dead(step.inputs[0]);
+            let pointwise =
+                matches!(node.op, Op::Affine { .. } | Op::Relu | Op::Gelu | Op::HardSigmoid | Op::HardSwish);
+            let in_place = pointwise && dead(step.inputs[0]);
             home[step.result] = if in_place {
                 home[step.inputs[0]]
             } else {
@@ -294,7 +300,10 @@ fn action(node: &Node, input: Shape, isa: Isa, threads: usize) -> Result<Action,
         Op::Affine { scale, shift } => Action::Affine(scale.clone(), shift.clone()),
         Op::Relu => Action::Relu,
         Op::Gelu => Action::Gelu,
+        Op::HardSigmoid => Action::HardSigmoid,
+        Op::HardSwish => Action::HardSwish,
         Op::Add => Action::Add,
+        Op::Scale => Action::Scale,
         Op::MaxPool(window) => Action::MaxPool(*window),
         Op::GlobalAvgPool => Action::GlobalAvgPool,
         Op::Flatten => Action::Flatten,
@@ -377,6 +386,20 @@ impl Step {
             Action::Gelu => {
                 pointwise(out);
                 math::in_parallel(&mut out[..total], math::gelu);
+            }
+            Action::HardSigmoid => {
+                pointwise(out);
+                math::in_parallel(&mut out[..total], math::hard_sigmoid);
+            }
+            Action::HardSwish => {
+                pointwise(out);
+                math::in_parallel(&mut out[..total], math::hard_swish);
+            }
+            Action::Scale => {
+                let planes = out[..total].chunks_exact_mut(to.stride()).zip(x.chunks_exact(from.stride()));
+                for ((out, plane), factor) in planes.zip(second.expect("checked")) {
+                    out.iter_mut().zip(plane).for_each(|(out, x)| *out = x * factor);
+                }
             }
             Action::Add => math::add(&x[..total], second.expect("checked"), &mut out[..total]),
             Action::MaxPool(window) => {

@@ -18,7 +18,8 @@
 //! | `{"linear": {"weight": FORM}}`                                              | weights, `NAME.bias` `[N]`     |
 //! | `{"conv2d": {"weight": FORM, "window": WINDOW, "groups": 1}}`               | weights, `NAME.bias` `[N]`     |
 //! | `"affine"`                                                                  | `NAME.scale`, `NAME.shift` `[features]` |
-//! | `"relu"`, `"gelu"`, `"add"`, `"global_avg_pool"`, `"flatten"`, `"class_token"` |                             |
+//! | `"relu"`, `"gelu"`, `"hard_sigmoid"`, `"hard_swish"`, `"add"`, `"scale"`     |                                |
+//! | `"global_avg_pool"`, `"flatten"`, `"class_token"`                           |                                |
 //! | `{"max_pool": WINDOW}`                                                      |                                |
 //! | `{"layer_norm": {"epsilon": 1e-6}}`                                         | `NAME.scale`, `NAME.shift` `[features]` |
 //! | `"tokens"`                                                                  | `NAME.class` `[features]`, `NAME.positions` `[tokens, features]` |
@@ -442,7 +443,10 @@ enum OpRecord {
     Affine,
     Relu,
     Gelu,
+    HardSigmoid,
+    HardSwish,
     Add,
+    Scale,
     MaxPool(Window),
     GlobalAvgPool,
     Flatten,
@@ -492,7 +496,10 @@ impl NodeRecord {
             }
             Op::Relu => OpRecord::Relu,
             Op::Gelu => OpRecord::Gelu,
+            Op::HardSigmoid => OpRecord::HardSigmoid,
+            Op::HardSwish => OpRecord::HardSwish,
             Op::Add => OpRecord::Add,
+            Op::Scale => OpRecord::Scale,
             Op::MaxPool(window) => OpRecord::MaxPool(*window),
             Op::GlobalAvgPool => OpRecord::GlobalAvgPool,
             Op::Flatten => OpRecord::Flatten,
@@ -531,7 +538,10 @@ impl NodeRecord {
             }
             OpRecord::Relu => Op::Relu,
             OpRecord::Gelu => Op::Gelu,
+            OpRecord::HardSigmoid => Op::HardSigmoid,
+            OpRecord::HardSwish => Op::HardSwish,
             OpRecord::Add => Op::Add,
+            OpRecord::Scale => Op::Scale,
             OpRecord::MaxPool(window) => Op::MaxPool(window),
             OpRecord::GlobalAvgPool => Op::GlobalAvgPool,
             OpRecord::Flatten => Op::Flatten,

@@ -12,7 +12,7 @@ impl Network {
     ///
     /// **Ablated neurons leave.** The result of a neuron without weights is its bias at every position, a
     /// constant `c`. If the layer has one reader, which has one reader, and so on through [`Op::Relu`],
-    /// [`Op::Gelu`], [`Op::Affine`], [`Op::MaxPool`], [`Op::GlobalAvgPool`], [`Op::Flatten`] and
+    /// [`Op::Gelu`], [`Op::HardSigmoid`], [`Op::HardSwish`], [`Op::Affine`], [`Op::MaxPool`], [`Op::GlobalAvgPool`], [`Op::Flatten`] and
     /// [`Op::ClassToken`] (all of which map constants to constants) up to a linear layer or a convolution,
     /// then the neuron is removed, and so are the weights that read it; what they added, `Σ w·c`, joins the
     /// bias of their layer. A row that loses its last weight is ablated in turn. This is exact, except at the
@@ -93,6 +93,8 @@ impl Network {
             match &self.nodes[reader].op {
                 Op::Relu => constants.for_each(|(_, c)| *c = c.max(0.0)),
                 Op::Gelu => constants.for_each(|(_, c)| math::gelu(std::slice::from_mut(c))),
+                Op::HardSigmoid => constants.for_each(|(_, c)| math::hard_sigmoid(std::slice::from_mut(c))),
+                Op::HardSwish => constants.for_each(|(_, c)| math::hard_swish(std::slice::from_mut(c))),
                 Op::Affine { scale, shift } => {
                     constants.for_each(|(f, c)| *c = *c * scale[f] + shift[f]);
                     affines.push(reader);

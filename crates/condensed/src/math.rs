@@ -72,6 +72,24 @@ vectorised! {
 }
 
 vectorised! {
+    /// `x/6 + 1/2`, within 0 and 1, in place.
+    pub(crate) fn hard_sigmoid(x: &mut [f32]) {
+        for x in x {
+            *x = (*x / 6.0 + 0.5).clamp(0.0, 1.0);
+        }
+    }
+}
+
+vectorised! {
+    /// Each number times its hard sigmoid, in place.
+    pub(crate) fn hard_swish(x: &mut [f32]) {
+        for x in x {
+            *x *= (*x / 6.0 + 0.5).clamp(0.0, 1.0);
+        }
+    }
+}
+
+vectorised! {
     /// `max(x, 0)`, in place.
     pub(crate) fn relu(x: &mut [f32]) {
         for x in x {

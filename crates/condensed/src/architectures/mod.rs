@@ -6,14 +6,21 @@
 //! | `mnist-cnn` | two 3×3 convolutions, two linear layers | `srigl train` | 1 × 28 × 28 |
 //! | `resnet8` | three basic blocks of 16, 32, 64 channels | `srigl train` (`layer2.downsample.1.weight`, …) | 1 × 28 × 28 |
 //! | `resnet18`, `resnet50` | residual networks for ImageNet | torchvision | 3 × 224 × 224 |
+//! | `resnet18-small` | the same with a 3×3 stem and no pooling, for CIFAR | torchvision | 3 × 32 × 32 |
+//! | `wrn-22-2` | wide residual network | the SRigL paper's code (`block1.layer.0.conv1.weight`, …) | 3 × 32 × 32 |
+//! | `mobilenet-v3-large`, `mobilenet-v3-small` | MobileNetV3 | torchvision | 3 × 224 × 224 |
 //! | `vit-b-16` | vision transformer | torchvision 0.13 or later | 3 × 224 × 224 |
 //! | `vit-tiny` | the same with 2 layers of 64 features, for tests | torchvision | 3 × 32 × 32 |
+//!
+//! The number of classes and channels of images, the width of `resnet18`, `resnet18-small` and `resnet50`, and patches, token
+//! and perceptron sizes of vision transformers are those of the tensors.
 //!
 //! Images come as the network was trained on them: scaling and normalisation of pixels is the caller's.
 //!
 //! Masks go by the names that `srigl` writes, which [`mask_name`] gives.
 
 mod graph;
+mod mobilenet;
 mod resnet;
 mod small;
 mod vit;
@@ -65,7 +72,10 @@ pub enum TensorKind {
 
 struct Architecture {
     name: &'static str,
+    /// Channels of images, if the first layer's weight does not tell.
     channels: usize,
+    /// The first layer, if it is a convolution.
+    stem: &'static str,
     /// Height and width if the caller names none.
     image: [usize; 2],
     /// The last layer; its rows are the classes.
@@ -75,14 +85,75 @@ struct Architecture {
 }
 
 const ARCHITECTURES: &[Architecture] = &[
-    Architecture { name: "mlp", channels: 1, image: [28, 28], head: "fc3", layers: small::mlp },
-    Architecture { name: "mnist-cnn", channels: 1, image: [28, 28], head: "fc2", layers: small::mnist_cnn },
-    Architecture { name: "resnet8", channels: 1, image: [28, 28], head: "fc", layers: resnet::resnet8 },
-    Architecture { name: "resnet18", channels: 3, image: [224, 224], head: "fc", layers: resnet::resnet18 },
-    Architecture { name: "resnet50", channels: 3, image: [224, 224], head: "fc", layers: resnet::resnet50 },
+    Architecture { name: "mlp", channels: 1, stem: "", image: [28, 28], head: "fc3", layers: small::mlp },
+    Architecture {
+        name: "mnist-cnn",
+        channels: 1,
+        stem: "conv1",
+        image: [28, 28],
+        head: "fc2",
+        layers: small::mnist_cnn,
+    },
+    Architecture {
+        name: "resnet8",
+        channels: 1,
+        stem: "conv1",
+        image: [28, 28],
+        head: "fc",
+        layers: resnet::resnet8,
+    },
+    Architecture {
+        name: "resnet18",
+        channels: 3,
+        stem: "conv1",
+        image: [224, 224],
+        head: "fc",
+        layers: resnet::resnet18,
+    },
+    Architecture {
+        name: "resnet50",
+        channels: 3,
+        stem: "conv1",
+        image: [224, 224],
+        head: "fc",
+        layers: resnet::resnet50,
+    },
+    Architecture {
+        name: "resnet18-small",
+        channels: 3,
+        stem: "conv1",
+        image: [32, 32],
+        head: "fc",
+        layers: resnet::resnet18_small,
+    },
+    Architecture {
+        name: "wrn-22-2",
+        channels: 3,
+        stem: "conv1",
+        image: [32, 32],
+        head: "fc",
+        layers: resnet::wrn_22_2,
+    },
+    Architecture {
+        name: "mobilenet-v3-large",
+        channels: 3,
+        stem: "features.0.0",
+        image: [224, 224],
+        head: "classifier.3",
+        layers: mobilenet::large,
+    },
+    Architecture {
+        name: "mobilenet-v3-small",
+        channels: 3,
+        stem: "features.0.0",
+        image: [224, 224],
+        head: "classifier.3",
+        layers: mobilenet::small,
+    },
     Architecture {
         name: "vit-b-16",
         channels: 3,
+        stem: "conv_proj",
         image: [224, 224],
         head: "heads.head",
         layers: vit::vit_b_16,
@@ -90,6 +161,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "vit-tiny",
         channels: 3,
+        stem: "conv_proj",
         image: [32, 32],
         head: "heads.head",
         layers: vit::vit_tiny,
@@ -182,7 +254,8 @@ fn find(name: &str) -> Result<&'static Architecture, Error> {
 
 impl Architecture {
     fn build(&self, graph: &mut Graph, [height, width]: [usize; 2], classes: usize) {
-        let images = graph.input(Shape { features: self.channels, height, width });
+        let features = graph.size(&format!("{}.weight", self.stem), 1, self.channels);
+        let images = graph.input(Shape { features, height, width });
         (self.layers)(graph, images, classes);
     }
 }

@@ -1,6 +1,6 @@
 //! Residual networks. In a block, the shortcut comes before the last convolution beside it.
 
-use super::graph::{Graph, Value, window};
+use super::graph::{BATCH_NORM_EPSILON, Graph, Value, window};
 
 /// That of `srigl-models`: one basic block a stage.
 pub(super) fn resnet8(graph: &mut Graph, images: Value, classes: usize) -> Value {
@@ -14,17 +14,22 @@ pub(super) fn resnet8(graph: &mut Graph, images: Value, classes: usize) -> Value
 }
 
 pub(super) fn resnet18(graph: &mut Graph, images: Value, classes: usize) -> Value {
-    torchvision(graph, images, basic_block, [2, 2, 2, 2], 1, classes)
+    torchvision(graph, images, basic_block, [2, 2, 2, 2], 1, classes, false)
+}
+
+/// For images of about 32×32: a 3×3 stem of stride 1, and no pooling.
+pub(super) fn resnet18_small(graph: &mut Graph, images: Value, classes: usize) -> Value {
+    torchvision(graph, images, basic_block, [2, 2, 2, 2], 1, classes, true)
 }
 
 pub(super) fn resnet50(graph: &mut Graph, images: Value, classes: usize) -> Value {
-    torchvision(graph, images, bottleneck, [3, 4, 6, 3], 4, classes)
+    torchvision(graph, images, bottleneck, [3, 4, 6, 3], 4, classes, false)
 }
 
 /// A block by its name, its input, output channels and stride.
 type Block = fn(&mut Graph, &str, Value, usize, usize) -> Value;
 
-/// Four stages of `blocks`; the first has `64 · expansion` channels, each other one twice those before it.
+/// Four stages of `blocks`; the first has `width · expansion` channels, each other one twice those before it.
 fn torchvision(
     graph: &mut Graph,
     images: Value,
@@ -32,12 +37,17 @@ fn torchvision(
     blocks: [usize; 4],
     expansion: usize,
     classes: usize,
+    small_images: bool,
 ) -> Value {
-    let x = conv_norm(graph, ["conv1", "bn1"], images, 64, 7, 2);
-    let x = graph.relu(x);
-    let mut x = graph.max_pool("maxpool", x, window(3, 2, 1));
+    let width = graph.size("conv1.weight", 0, 64);
+    let (kernel, stride) = if small_images { (3, 1) } else { (7, 2) };
+    let x = conv_norm(graph, ["conv1", "bn1"], images, width, kernel, stride);
+    let mut x = graph.relu(x);
+    if !small_images {
+        x = graph.max_pool("maxpool", x, window(3, 2, 1));
+    }
     for (stage, count) in blocks.into_iter().enumerate() {
-        let channels = (64 << stage) * expansion;
+        let channels = (width << stage) * expansion;
         for i in 0..count {
             let name = format!("layer{}.{i}", stage + 1);
             let stride = if stage > 0 && i == 0 { 2 } else { 1 };
@@ -90,5 +100,42 @@ fn conv_norm(
     stride: usize,
 ) -> Value {
     let x = graph.conv_without_bias(conv, x, channels, window(kernel, stride, kernel / 2));
-    graph.batch_norm(norm, x)
+    graph.batch_norm(norm, x, BATCH_NORM_EPSILON)
+}
+
+/// Channels of the three stages of a wide residual network twice as wide as the usual one.
+const WIDE: [usize; 3] = [32, 64, 128];
+
+/// Blocks of each of them.
+const WIDE_BLOCKS: usize = 3;
+
+/// The wide network of the SRigL paper, named as by its authors.
+pub(super) fn wrn_22_2(graph: &mut Graph, images: Value, classes: usize) -> Value {
+    let mut x = graph.conv_without_bias("conv1", images, 16, window(3, 1, 1));
+    for (stage, channels) in WIDE.into_iter().enumerate() {
+        for i in 0..WIDE_BLOCKS {
+            let stride = if stage > 0 && i == 0 { 2 } else { 1 };
+            x = wide_block(graph, &format!("block{}.layer.{i}", stage + 1), x, channels, stride);
+        }
+    }
+    let x = graph.batch_norm("bn1", x, BATCH_NORM_EPSILON);
+    let x = graph.relu(x);
+    let x = graph.global_average("avgpool", x);
+    graph.linear("fc", x, classes)
+}
+
+/// Normalisation and ReLU before each convolution; a shortcut of its own starts after the first.
+fn wide_block(graph: &mut Graph, name: &str, input: Value, channels: usize, stride: usize) -> Value {
+    let layer = |layer| format!("{name}.{layer}");
+    let x = graph.batch_norm(&layer("bn1"), input, BATCH_NORM_EPSILON);
+    let normed = graph.relu(x);
+    let x = graph.conv_without_bias(&layer("conv1"), normed, channels, window(3, stride, 1));
+    let x = graph.batch_norm(&layer("bn2"), x, BATCH_NORM_EPSILON);
+    let x = graph.relu(x);
+    let skip = match input.shape.features == channels {
+        true => input,
+        false => graph.conv_without_bias(&layer("convShortcut"), normed, channels, window(1, stride, 0)),
+    };
+    let x = graph.conv_without_bias(&layer("conv2"), x, channels, window(3, 1, 1));
+    graph.add(&layer("add"), x, skip)
 }

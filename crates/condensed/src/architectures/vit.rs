@@ -14,15 +14,22 @@ struct Sizes {
 
 pub(super) fn vit_b_16(graph: &mut Graph, images: Value, classes: usize) -> Value {
     let sizes = Sizes { patch: 16, layers: 12, heads: 12, features: 768, mlp: 3072 };
-    transformer(graph, images, &sizes, classes)
+    transformer(graph, images, sizes, classes)
 }
 
 pub(super) fn vit_tiny(graph: &mut Graph, images: Value, classes: usize) -> Value {
     let sizes = Sizes { patch: 8, layers: 2, heads: 4, features: 64, mlp: 128 };
-    transformer(graph, images, &sizes, classes)
+    transformer(graph, images, sizes, classes)
 }
 
-fn transformer(graph: &mut Graph, images: Value, sizes: &Sizes, classes: usize) -> Value {
+/// With the usual sizes, unless tensors have others.
+fn transformer(graph: &mut Graph, images: Value, usual: Sizes, classes: usize) -> Value {
+    let sizes = &Sizes {
+        patch: graph.size("conv_proj.weight", 2, usual.patch),
+        features: graph.size("class_token", 2, usual.features),
+        mlp: graph.size("encoder.layers.encoder_layer_0.mlp.0.weight", 0, usual.mlp),
+        ..usual
+    };
     let (patch, shape) = (sizes.patch, images.shape);
     if !shape.height.is_multiple_of(patch) || !shape.width.is_multiple_of(patch) {
         let what =

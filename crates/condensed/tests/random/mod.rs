@@ -78,7 +78,7 @@ fn op(from: Shape, rng: &mut SmallRng) -> Op {
         }
         8..11 => Op::Affine { scale: floats(features, rng), shift: floats(features, rng) },
         11 | 12 => Op::Relu,
-        13 => Op::Gelu,
+        13 => [Op::Gelu, Op::HardSigmoid, Op::HardSwish][rng.random_range(0..3)].clone(),
         14 => Op::Add,
         15 => Op::MaxPool(window),
         16 => {

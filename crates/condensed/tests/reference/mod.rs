@@ -50,6 +50,9 @@ fn compute(op: &Op, from: Shape, to: Shape, inputs: &[&[f64]]) -> Vec<f64> {
         }
         Op::Relu => x.iter().map(|v| v.max(0.0)).collect(),
         Op::Gelu => x.iter().map(|v| v * 0.5 * (1.0 + erf(v / 2f64.sqrt()))).collect(),
+        Op::HardSigmoid => x.iter().map(|v| hard_sigmoid(*v)).collect(),
+        Op::HardSwish => x.iter().map(|v| v * hard_sigmoid(*v)).collect(),
+        Op::Scale => x.iter().enumerate().map(|(i, v)| v * inputs[1][channel(i)]).collect(),
         Op::Add => x.iter().zip(inputs[1]).map(|(a, b)| a + b).collect(),
         Op::MaxPool(window) => max_pool(window, from, to, x),
         Op::GlobalAvgPool => x.chunks(positions).map(|p| p.iter().sum::<f64>() / positions as f64).collect(),
@@ -190,4 +193,8 @@ fn erf(x: f64) -> f64 {
         sum += term;
     }
     2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+}
+
+fn hard_sigmoid(x: f64) -> f64 {
+    (x / 6.0 + 0.5).clamp(0.0, 1.0)
 }
