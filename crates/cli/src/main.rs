@@ -9,6 +9,7 @@ mod export;
 mod mask;
 mod model;
 mod predict;
+mod report;
 mod train;
 mod weights;
 
@@ -29,6 +30,7 @@ const EXAMPLES: &str = "Examples:
   srigl condense runs/first -o first.condensed.safetensors
   srigl predict --weights first.condensed.safetensors --input x.safetensors -o y.safetensors
   srigl bench layer --in 3072 --out 768 --sparsity 0.9
+  srigl report runs/first -o report.html
   srigl mask inspect runs/first/model.safetensors
   srigl data info fashion-mnist";
 
@@ -48,6 +50,8 @@ enum Command {
     Predict(predict::PredictArgs),
     /// Time dense, CSR and condensed layers and networks side by side.
     Bench(bench::BenchArgs),
+    /// Show runs side by side in one HTML page.
+    Report(report::ReportArgs),
     /// Show, download and look at data sets.
     Data(data::command::DataArgs),
 }
@@ -61,6 +65,7 @@ fn main() {
         Command::Export(args) => export::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Report(args) => report::run(args),
         Command::Data(args) => data::command::run(args),
     };
     if let Err(error) = result {

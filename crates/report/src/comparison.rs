@@ -1,0 +1,155 @@
+//! Accuracy against sparsity: for each network and data set, one line per method.
+
+use crate::chart::{Chart, Line, Point, legend, style};
+use crate::html;
+use crate::run::{Method, Run};
+use serde_json::{Map, Value};
+
+/// Settings that make no other method of a run.
+const NOT_COMPARED: [&str; 7] =
+    ["model", "dataset", "method", "no_ablation", "sparsity", "seed", "checkpoint_every"];
+/// Settings that dense training ignores.
+const OF_SPARSE_RUNS: [&str; 7] = [
+    "distribution",
+    "keep_dense",
+    "gamma_sal",
+    "delta_t",
+    "drop_fraction",
+    "end_fraction",
+    "grad_accumulation",
+];
+
+/// Finished runs that differ in sparsity and seed only.
+struct Group<'a> {
+    method: &'static str,
+    settings: Map<String, Value>,
+    /// With their places among all runs.
+    runs: Vec<(usize, &'a Run)>,
+}
+
+/// The section of the page; empty if there are fewer than two finished sparse runs of one network and data set.
+pub fn section(runs: &[Run]) -> String {
+    let mut sets: Vec<(&str, &str, bool)> = Vec::new();
+    for run in runs {
+        let set = (&*run.config.model, run.data(), run.is_synthetic());
+        if !sets.contains(&set) {
+            sets.push(set);
+        }
+    }
+    let mut figures = String::new();
+    for (model, data, synthetic) in sets {
+        let same =
+            |run: &Run| (&*run.config.model, run.data(), run.is_synthetic()) == (model, data, synthetic);
+        let finished: Vec<_> =
+            runs.iter().enumerate().filter(|(_, run)| run.outcome.is_some() && same(run)).collect();
+        if finished.iter().filter(|(_, run)| run.config.method != Method::Dense).count() > 1 {
+            let mark = if synthetic { " (SYNTHETIC)" } else { "" };
+            let short = |raw: &str| raw.chars().take(40).collect::<String>();
+            figures += &chart(format!("{} on {}{mark}", short(model), short(data)), &finished);
+        }
+    }
+    if figures.is_empty() {
+        return figures;
+    }
+    format!(
+        "<h2>Accuracy against sparsity</h2>\n<p class=note>Test accuracy after the last epoch of finished runs. \
+         Lines join the means over seeds, bars reach from the worst to the best seed, dots are single runs in \
+         their colours. Runs whose other settings differ have lines of their own.</p>\n\
+         <div class=figures>{figures}</div>\n"
+    )
+}
+
+fn chart(title: String, finished: &[(usize, &Run)]) -> String {
+    let mut groups: Vec<Group> = Vec::new();
+    for (i, run) in finished {
+        let (method, settings) = (run.config.method_in_words(), compared(run));
+        match groups.iter_mut().find(|group| group.method == method && group.settings == settings) {
+            Some(group) => group.runs.push((*i, run)),
+            None => groups.push(Group { method, settings, runs: vec![(*i, run)] }),
+        }
+    }
+    let sparse = || finished.iter().filter(|(_, run)| run.config.method != Method::Dense);
+    let mut sparsities: Vec<f64> = sparse().map(|(_, run)| run.config.sparsity).collect();
+    sparsities.sort_by(f64::total_cmp);
+    sparsities.dedup();
+    let place = |run: &Run| sparsities.iter().position(|s| *s == run.config.sparsity).unwrap_or(0) as f64;
+
+    let mut lines = Vec::new();
+    let mut entries = Vec::new();
+    for (g, group) in groups.iter().enumerate() {
+        let name = group.name(&groups);
+        let style = format!("m{}", g % 6);
+        let points = if group.is_dense() {
+            let (y, span) = group.summary(None);
+            [-0.3, sparsities.len() as f64 - 0.7].map(|x| Point { x, y, span }).to_vec()
+        } else {
+            let point = |(i, sparsity): (usize, &f64)| {
+                let (y, span) = group.summary(Some(*sparsity));
+                Point { x: i as f64, y, span }
+            };
+            sparsities.iter().enumerate().map(point).filter(|point| point.y.is_some()).collect()
+        };
+        entries.push((name.clone(), style.clone()));
+        lines.push(Line { name, style, points, joined: true });
+    }
+    for (i, run) in sparse() {
+        let points = vec![Point { x: place(run), y: run.accuracy(), span: None }];
+        lines.push(Line { name: run.name.clone(), style: style(*i), points, joined: false });
+    }
+    let mut x_ticks: Vec<_> =
+        sparsities.iter().enumerate().map(|(i, s)| (i as f64, html::percent(*s))).collect();
+    // Room left and right of the outer marks.
+    x_ticks.insert(0, (-0.4, String::new()));
+    x_ticks.push((sparsities.len() as f64 - 0.6, String::new()));
+    let chart = Chart { title, x: "sparsity", x_ticks, show: html::percent, lines }.draw();
+    format!("<div>{chart}{}</div>", legend(&entries))
+}
+
+fn compared(run: &Run) -> Map<String, Value> {
+    let mut settings = run.settings.clone();
+    let ignored = if run.config.method == Method::Dense { &OF_SPARSE_RUNS[..] } else { &[] };
+    settings.retain(|key, _| !NOT_COMPARED.contains(&&**key) && !ignored.contains(&&**key));
+    // Of two ways to ask for no ablation, and of methods without it.
+    if run.config.gamma_sal().is_none_or(|gamma_sal| gamma_sal == 0.0) {
+        settings.remove("gamma_sal");
+    }
+    settings
+}
+
+impl Group<'_> {
+    fn is_dense(&self) -> bool {
+        self.runs.iter().all(|(_, run)| run.config.method == Method::Dense)
+    }
+
+    /// Mean, least and largest accuracy, of all runs or those of one sparsity.
+    fn summary(&self, sparsity: Option<f64>) -> (Option<f64>, Option<(f64, f64)>) {
+        let at = |run: &Run| sparsity.is_none_or(|sparsity| run.config.sparsity == sparsity);
+        let values: Vec<f64> =
+            self.runs.iter().filter(|(_, run)| at(run)).filter_map(|(_, run)| run.accuracy()).collect();
+        if values.is_empty() {
+            return (None, None);
+        }
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let least = values.iter().copied().fold(mean, f64::min);
+        let largest = values.iter().copied().fold(mean, f64::max);
+        (Some(mean), (values.len() > 1).then_some((least, largest)))
+    }
+
+    /// The method, and the settings that set this group apart from others of its method.
+    fn name(&self, groups: &[Group]) -> String {
+        let others: Vec<_> = groups.iter().filter(|other| other.method == self.method).collect();
+        let differs =
+            |key: &str| others.iter().any(|other| other.settings.get(key) != self.settings.get(key));
+        let differing: Vec<String> = self
+            .settings
+            .iter()
+            .filter(|(key, _)| differs(key))
+            .map(|(key, value)| format!("{} {value}", key.replace('_', "-")))
+            .collect();
+        if differing.is_empty() {
+            self.method.to_string()
+        } else {
+            format!("{}, {}", self.method, differing.join(", "))
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Text and numbers of the page.
+
+/// Longest name shown.
+const LONGEST: usize = 60;
+
+/// Text as it may stand in HTML, SVG and quoted attributes.
+pub fn text(raw: &str) -> String {
+    let mut safe = String::with_capacity(raw.len());
+    for c in raw.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            // Marks that turn the direction of writing reorder what follows them, too.
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => safe.push('\u{fffd}'),
+            c if c.is_control() => safe.push('\u{fffd}'),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// A name of at most [`LONGEST`] characters, safe like [`text`]. The end of a module path tells most.
+pub fn name(raw: &str) -> String {
+    name_of_length(raw, LONGEST)
+}
+
+/// A name of at most `longest` characters, safe like [`text`].
+pub fn name_of_length(raw: &str, longest: usize) -> String {
+    let count = raw.chars().count();
+    if count <= longest {
+        return text(raw);
+    }
+    text(&format!("…{}", raw.chars().skip(count + 1 - longest).collect::<String>()))
+}
+
+/// A share in percent: `93.42 %`.
+pub fn percent(share: f64) -> String {
+    format!("{} %", trimmed(100.0 * share, 2))
+}
+
+/// What is shown for a value, or a dash.
+pub fn or_dash<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
+    value.map_or_else(|| "–".to_string(), show)
+}
+
+/// A number with about four significant digits.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_string(),
+        size if !(1e-3..1e6).contains(&size) => {
+            let text = format!("{value:.2e}");
+            let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+            format!("{}e{exponent}", without_zeros(digits))
+        }
+        size => trimmed(value, (3 - size.log10().floor() as i32).clamp(0, 6) as usize),
+    }
+}
+
+/// Seconds in the two largest units: `3 min 20 s`.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole / 60 % 60),
+    }
+}
+
+/// `1 layer`, `2 layers`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// A number with `digits` digits after the point, less zeros at the end.
+fn trimmed(value: f64, digits: usize) -> String {
+    without_zeros(&format!("{value:.digits$}")).to_string()
+}
+
+fn without_zeros(digits: &str) -> &str {
+    if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_breaks_out() {
+        assert_eq!(text("</script>\"'&"), "&lt;/script&gt;&quot;&#39;&amp;");
+        assert_eq!(text("a\0b\nc\u{202e}d"), "a\u{fffd}b\u{fffd}c\u{fffd}d");
+        assert_eq!(text("γ_sal ≥ 1"), "γ_sal ≥ 1");
+    }
+
+    #[test]
+    fn long_names_keep_their_end() {
+        assert_eq!(name_of_length("blocks.0.fc1", 6), "…0.fc1");
+        assert_eq!(name(&"x".repeat(1_000_000)).chars().count(), LONGEST);
+        assert_eq!(name_of_length("<<", 2), "&lt;&lt;");
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(
+            [0.0, 0.1, 12345.0, 0.05050, 3.1416, 1e-6, 2.5e8, -1.5].map(number),
+            ["0", "0.1", "12345", "0.0505", "3.142", "1e-6", "2.5e8", "-1.5"]
+        );
+        assert_eq!([0.9342, 1.0, 0.5].map(percent), ["93.42 %", "100 %", "50 %"]);
+        assert_eq!([3.84, 12.0, 200.0, 7500.0].map(duration), ["3.8 s", "12 s", "3 min 20 s", "2 h 5 min"]);
+        assert_eq!(number(f64::MAX), "1.8e308");
+        assert_eq!([count(1, "run"), count(2, "run")], ["1 run", "2 runs"]);
+    }
+}

@@ -1,0 +1,68 @@
+//! Run folders of `srigl train` as one self-contained HTML page.
+//!
+//! [`read`] takes what a training has logged, [`page`] draws it, [`write`] puts it in a file. The page loads
+//! nothing: its figures are SVG and PNG drawn here, and a dozen lines of script move the sliders.
+//!
+//! ```no_run
+//! let runs = srigl_report::read(&["runs/rigl".into(), "runs/srigl".into()])?;
+//! srigl_report::write(&runs, "report.html".as_ref())?;
+//! # Ok::<(), srigl_report::Error>(())
+//! ```
+//!
+//! Nothing in a run folder is trusted: numbers out of range are left out of the figures or refused, and text is
+//! escaped.
+
+mod chart;
+mod comparison;
+mod curves;
+mod error;
+mod fan_in;
+mod html;
+mod layers;
+mod lines;
+mod masks;
+mod page;
+mod run;
+
+pub use error::Error;
+pub use page::page;
+pub use run::{Config, Data, Epoch, Layer, Method, Outcome, Picture, Run, Snapshot, Update};
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Reads run folders; one that is named twice is read once.
+///
+/// # Errors
+/// If there is none, or one is not a run folder.
+pub fn read(folders: &[PathBuf]) -> Result<Vec<Run>, Error> {
+    let mut seen = Vec::new();
+    let mut runs = Vec::new();
+    for folder in folders {
+        let path = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+        if !seen.contains(&path) {
+            runs.push(Run::read(folder)?);
+            seen.push(path);
+        }
+    }
+    if runs.is_empty() { Err(Error::NoRuns) } else { Ok(runs) }
+}
+
+/// Writes the page so that readers see the old or the new one, never half of it.
+///
+/// # Errors
+/// If the file cannot be written; its folder must exist.
+pub fn write(runs: &[Run], path: &Path) -> Result<(), Error> {
+    let html = page(runs);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        // Not `NamedTempFile::new_in`: that one is readable by its owner only.
+        let mut file = tempfile::Builder::new()
+            .prefix(".tmp")
+            .make_in(folder, |path| std::fs::File::create_new(path))?;
+        file.write_all(html.as_bytes())?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|source| Error::Write { path: path.to_path_buf(), source })
+}
