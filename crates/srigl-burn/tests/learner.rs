@@ -9,8 +9,11 @@ use burn::optim::SgdConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn::train::logger::InMemoryMetricLogger;
-use burn::train::{ClassificationOutput, InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep};
-use srigl_burn::{SriglConfig, state_dict};
+use burn::train::{
+    ClassificationOutput, ExecutionStrategy, InferenceStep, Learner, MultiDeviceOptim, SupervisedTraining,
+    TrainOutput, TrainStep,
+};
+use srigl_burn::{Mask, NamedTensor, SriglConfig, state_dict};
 use srigl_models::{Classifier, Mlp, MlpConfig};
 
 #[derive(Module, Debug)]
@@ -103,4 +106,54 @@ fn the_learner_keeps_a_sparse_model_sparse() {
     // 4 epochs of 8 steps: updates at 5, 10, …, 30 of the two layers that ERK makes sparse.
     assert_eq!(topology.drain_events().len(), 12);
     assert!(topology.layers()[0].itop() > topology.layers()[0].mask.density(), "the topology moved");
+}
+
+/// Weights and masks after training on `items` in this order.
+fn trained(
+    strategy: ExecutionStrategy,
+    items: Vec<usize>,
+    accumulation: usize,
+) -> (Vec<NamedTensor>, Vec<Mask>) {
+    let device = strategy.main_device().clone();
+    let srigl = SriglConfig::new(0.9).with_end_step(100).with_delta_t(2).with_gamma_sal(0.9);
+    let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
+    device.seed(3);
+    let net = Net { mlp: MlpConfig::new().init(&device) };
+    let (net, optim, topology) = srigl.sparsify_observed(net, sgd.build()).unwrap();
+    let loader = |items| DataLoaderBuilder::new(Batches).batch_size(8).build(InMemDataset::new(items));
+    let folder = tempfile::tempdir().unwrap();
+    let mut training = SupervisedTraining::new(folder.path(), loader(items), loader(vec![0]));
+    if accumulation > 1 {
+        training = training.grads_accumulation(accumulation);
+    }
+    let result = training
+        .num_epochs(2)
+        .with_training_strategy(strategy.into())
+        .with_metric_logger(InMemoryMetricLogger::new())
+        .with_application_logger(None)
+        .launch(Learner::new(net, optim, ConstantLr::new(0.02)));
+    (state_dict(&result.model), topology.layers().into_iter().map(|layer| layer.mask).collect())
+}
+
+/// Data-parallel training on two devices takes the steps of one device that adds up the gradients of both halves.
+#[test]
+fn two_devices_train_like_one() {
+    // Deprecated by Burn, but a second CPU device.
+    #[allow(deprecated)]
+    let other = Device::ndarray().autodiff();
+    let flex = || Device::flex().autodiff();
+    // The first device gets the first half of the images. In turns of a batch, one device sees them in the same order.
+    let items: Vec<usize> = (0..64).collect();
+    let (first, second) = items.split_at(32);
+    let turns: Vec<usize> =
+        first.chunks(8).zip(second.chunks(8)).flat_map(|(a, b)| [a, b].concat()).collect();
+
+    let both = ExecutionStrategy::multi(vec![flex(), other], MultiDeviceOptim::OptimMainDevice);
+    let (weights, masks) = trained(both, items, 1);
+    let (expected, expected_masks) = trained(ExecutionStrategy::single(flex()), turns, 2);
+    assert_eq!(masks, expected_masks);
+    for (tensor, expected) in weights.iter().zip(&expected) {
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * (1.0 + b.abs());
+        assert!(tensor.values.iter().zip(&expected.values).all(close), "{}", tensor.name);
+    }
 }
