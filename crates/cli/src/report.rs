@@ -1,5 +1,6 @@
 //! `srigl report`.
 
+use crate::mask::table;
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -25,6 +26,5 @@ const EXAMPLES: &str = "Examples:
 pub fn run(args: ReportArgs) -> Result<()> {
     let runs = srigl_report::read(&args.runs)?;
     srigl_report::write(&runs, &args.output)?;
-    eprintln!("wrote {}", args.output.display());
-    Ok(())
+    table::line(&format!("wrote `{}`", args.output.display()))
 }
