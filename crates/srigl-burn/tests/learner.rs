@@ -108,18 +108,16 @@ fn the_learner_keeps_a_sparse_model_sparse() {
     assert!(topology.layers()[0].itop() > topology.layers()[0].mask.density(), "the topology moved");
 }
 
-/// Weights and masks after training on `items` in this order.
+/// Weights and masks of `net` after training on `items` in this order.
 fn trained(
+    net: &Net,
     strategy: ExecutionStrategy,
     items: Vec<usize>,
     accumulation: usize,
 ) -> (Vec<NamedTensor>, Vec<Mask>) {
-    let device = strategy.main_device().clone();
     let srigl = SriglConfig::new(0.9).with_end_step(100).with_delta_t(2).with_gamma_sal(0.9);
     let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
-    device.seed(3);
-    let net = Net { mlp: MlpConfig::new().init(&device) };
-    let (net, optim, topology) = srigl.sparsify_observed(net, sgd.build()).unwrap();
+    let (net, optim, topology) = srigl.sparsify_observed(net.clone(), sgd.build()).unwrap();
     let loader = |items| DataLoaderBuilder::new(Batches).batch_size(8).build(InMemDataset::new(items));
     let folder = tempfile::tempdir().unwrap();
     let mut training = SupervisedTraining::new(folder.path(), loader(items), loader(vec![0]));
@@ -148,9 +146,10 @@ fn two_devices_train_like_one() {
     let turns: Vec<usize> =
         first.chunks(8).zip(second.chunks(8)).flat_map(|(a, b)| [a, b].concat()).collect();
 
+    let net = Net { mlp: MlpConfig::new().init(&flex()) };
     let both = ExecutionStrategy::multi(vec![flex(), other], MultiDeviceOptim::OptimMainDevice);
-    let (weights, masks) = trained(both, items, 1);
-    let (expected, expected_masks) = trained(ExecutionStrategy::single(flex()), turns, 2);
+    let (weights, masks) = trained(&net, both, items, 1);
+    let (expected, expected_masks) = trained(&net, ExecutionStrategy::single(flex()), turns, 2);
     assert_eq!(masks, expected_masks);
     for (tensor, expected) in weights.iter().zip(&expected) {
         let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * (1.0 + b.abs());
