@@ -30,6 +30,7 @@ pub struct MobileNetV3 {
 
 /// An element of [`MobileNetV3::features`].
 #[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are a few dozen")]
 pub enum Stage {
     /// With its normalisation; a hard swish follows.
     Conv((Conv2d, BatchNorm)),
