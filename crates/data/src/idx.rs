@@ -53,7 +53,7 @@ pub enum IdxError {
         /// What they should be.
         expected: [u8; 4],
     },
-    /// The header declares more than [`MAX_BYTES`].
+    /// The header declares more than 2^30 bytes.
     #[error("`{path}` claims dimensions {dims:?}, more than 1 GiB; it is damaged, get it again")]
     TooLarge {
         /// The file.
