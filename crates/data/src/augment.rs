@@ -525,7 +525,8 @@ mod tests {
 
     #[test]
     fn colours_change_as_in_torchvision() {
-        let changes: [(&str, fn(&mut Picture, f32)); 3] =
+        type Change = fn(&mut Picture, f32);
+        let changes: [(&str, Change); 3] =
             [("brightness", brightness), ("contrast", contrast), ("saturation", saturation)];
         for (name, change) in changes {
             for factor in [0.3, 1.6] {
