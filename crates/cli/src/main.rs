@@ -37,7 +37,7 @@ const EXAMPLES: &str = "Examples:
 #[derive(Subcommand)]
 enum Command {
     /// Train a model, dense or sparse, into a run folder.
-    Train(train::TrainArgs),
+    Train(Box<train::TrainArgs>),
     /// Evaluate the model of a run folder on the test images.
     Eval(eval::EvalArgs),
     /// Plan, make, update and inspect masks in safetensors files of any framework.
@@ -58,7 +58,7 @@ enum Command {
 
 fn main() {
     let result = match Cli::parse().command {
-        Command::Train(args) => train::run(args),
+        Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Mask(args) => mask::run(args),
         Command::Condense(args) => condense::run(args),
