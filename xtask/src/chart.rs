@@ -317,13 +317,46 @@ impl Panel {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::LowerLeft)
+            .position(self.empty_corner())
             .margin(14)
             .legend_area_size(34)
             .label_font(text(14))
             .background_style(WHITE.mix(0.85))
             .draw()
             .expect(DRAWN);
+    }
+
+    /// The corner with the fewest points and levels, where a legend hides least.
+    fn empty_corner(&self) -> SeriesLabelPosition {
+        let (bottom, top) = self.range();
+        let middle = (self.ticks.len() as f64 - 1.0) / 2.0;
+        let points = |series: &Series| -> Vec<(f64, f64)> {
+            let points = series.points.iter().enumerate();
+            let ends = |point: &Point| [point.low, point.value, point.high];
+            points
+                .flat_map(|(x, point)| {
+                    point.iter().flat_map(ends).map(move |y| (x as f64, y)).collect::<Vec<_>>()
+                })
+                .collect()
+        };
+        let level = |(_, level): &(Line, f64)| [(-1.0, *level), (2.0 * middle + 1.0, *level)];
+        let all: Vec<(f64, f64)> =
+            self.series.iter().flat_map(points).chain(self.levels.iter().flat_map(level)).collect();
+        let hidden = |left: bool, lower: bool| {
+            let inside = |(x, y): &&(f64, f64)| {
+                let share = (y - bottom) / (top - bottom);
+                (if left { *x < middle } else { *x > middle })
+                    && (if lower { share < 0.4 } else { share > 0.6 })
+            };
+            all.iter().filter(inside).count()
+        };
+        let corners = [
+            (SeriesLabelPosition::LowerLeft, hidden(true, true)),
+            (SeriesLabelPosition::LowerRight, hidden(false, true)),
+            (SeriesLabelPosition::UpperLeft, hidden(true, false)),
+            (SeriesLabelPosition::UpperRight, hidden(false, false)),
+        ];
+        corners.into_iter().min_by_key(|(_, hidden)| *hidden).map(|(corner, _)| corner).expect("four corners")
     }
 
     /// Lowest and highest value to show: values and intervals with a margin of 5 %, not below 0 nor above 100 percent.

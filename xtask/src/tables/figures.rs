@@ -106,7 +106,11 @@ pub fn reproduce(figure: Figure, trained: TableName, recipe: Recipe, options: &O
     for grid in &grids {
         let own: Vec<&Run> = runs.iter().filter(|run| run.cell.grid == grid.name).collect();
         let data = grid::data_used(grid, &own, &mut problems);
-        facts.push(format!("{}: {}", grid.name, grid::setting(grid, data)));
+        let mut shown = grid.clone();
+        if figure == Figure::GammaSweep {
+            shown.set("gamma-sal", toml::Value::Boolean(false));
+        }
+        facts.push(format!("{}: {}", grid.name, grid::setting(&shown, data)));
         panels.extend(match figure {
             Figure::GammaSweep => gamma_sweep(grid, &own, &swept, &runs),
             Figure::ActiveNeurons => active_neurons(grid, &own),
