@@ -76,12 +76,13 @@ impl Chart {
         let places = points().filter(|point| point.y.is_some()).map(|point| point.x);
         let ends = self.x_ticks.iter().map(|(x, _)| *x);
         let Some((x_low, x_high)) = range(places.chain(ends)) else { return String::new() };
-        let y_ticks = round_ticks(y_low, y_high);
+        let step = round_step(y_low, y_high);
+        let (y_low, y_high) = ((y_low / step + 1e-9).floor() * step, (y_high / step - 1e-9).ceil() * step);
         let y = Axis::new((y_low, y_high), (HEIGHT - BOTTOM, TOP));
         let x = Axis::new((x_low, x_high), (LEFT, WIDTH - RIGHT));
 
         let mut svg = String::new();
-        for value in y_ticks {
+        for value in ticks(y_low, y_high, step) {
             let (at, label) = (y.at(value), html::text(&(self.show)(value)));
             _ = write!(
                 svg,
@@ -91,9 +92,9 @@ impl Chart {
                 at + 3.5
             );
         }
-        let numbers = || round_ticks(x_low, x_high).into_iter().filter(|v| v.fract() == 0.0);
+        let step = round_step(x_low, x_high).max(1.0);
         let x_ticks = match &self.x_ticks[..] {
-            [] => numbers().map(|value| (value, html::number(value))).collect(),
+            [] => ticks(x_low, x_high, step).into_iter().map(|value| (value, html::number(value))).collect(),
             ticks => ticks.to_vec(),
         };
         for (value, label) in x_ticks {
@@ -216,11 +217,15 @@ fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     Some(if high > 0.0 { (low - room, high) } else { (low, high + room) })
 }
 
-/// Three to six round numbers of a range.
-fn round_ticks(low: f64, high: f64) -> Vec<f64> {
+/// Distance of three to six round numbers in a range.
+fn round_step(low: f64, high: f64) -> f64 {
     let rough = (high - low) / 4.0;
     let unit = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|s| s * unit).into_iter().find(|s| *s >= rough).unwrap_or(rough);
+    [1.0, 2.0, 5.0, 10.0].map(|s| s * unit).into_iter().find(|s| *s >= rough).unwrap_or(rough)
+}
+
+/// Multiples of `step` within a range.
+fn ticks(low: f64, high: f64, step: f64) -> Vec<f64> {
     let first = (low / step - 1e-9).ceil();
     let count = ((high / step + 1e-9).floor() - first).clamp(0.0, 9.0) as usize;
     (0..=count).map(|i| (first + i as f64) * step).collect()
@@ -265,9 +270,10 @@ mod tests {
 
     #[test]
     fn ticks_are_round() {
-        assert_eq!(round_ticks(0.0, 1.0), [0.0, 0.5, 1.0]);
-        assert_eq!(round_ticks(1.0, 10.0), [5.0, 10.0]);
-        assert_eq!(round_ticks(0.0, 300.0), [0.0, 100.0, 200.0, 300.0]);
+        let round = |low, high| ticks(low, high, round_step(low, high));
+        assert_eq!(round(0.0, 1.0), [0.0, 0.5, 1.0]);
+        assert_eq!(round(1.0, 10.0), [5.0, 10.0]);
+        assert_eq!(round(0.0, 300.0), [0.0, 100.0, 200.0, 300.0]);
     }
 
     #[test]

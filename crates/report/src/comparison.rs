@@ -1,6 +1,6 @@
 //! Accuracy against sparsity: for each network and data set, one line per method.
 
-use crate::chart::{Chart, Line, Point, legend, style};
+use crate::chart::{self, Chart, Line, Point, legend};
 use crate::html;
 use crate::run::{Method, Run};
 use serde_json::{Map, Value};
@@ -45,7 +45,7 @@ pub fn section(runs: &[Run]) -> String {
         if finished.iter().filter(|(_, run)| run.config.method != Method::Dense).count() > 1 {
             let mark = if synthetic { " (SYNTHETIC)" } else { "" };
             let short = |raw: &str| raw.chars().take(40).collect::<String>();
-            figures += &chart(format!("{} on {}{mark}", short(model), short(data)), &finished);
+            figures += &draw(format!("{} on {}{mark}", short(model), short(data)), &finished);
         }
     }
     if figures.is_empty() {
@@ -59,7 +59,7 @@ pub fn section(runs: &[Run]) -> String {
     )
 }
 
-fn chart(title: String, finished: &[(usize, &Run)]) -> String {
+fn draw(title: String, finished: &[(usize, &Run)]) -> String {
     let mut groups: Vec<Group> = Vec::new();
     for (i, run) in finished {
         let (method, settings) = (run.config.method_in_words(), compared(run));
@@ -68,34 +68,41 @@ fn chart(title: String, finished: &[(usize, &Run)]) -> String {
             None => groups.push(Group { method, settings, runs: vec![(*i, run)] }),
         }
     }
-    let sparse = || finished.iter().filter(|(_, run)| run.config.method != Method::Dense);
-    let mut sparsities: Vec<f64> = sparse().map(|(_, run)| run.config.sparsity).collect();
+    let sparse = finished.iter().filter(|(_, run)| run.config.method != Method::Dense);
+    let mut sparsities: Vec<f64> = sparse.map(|(_, run)| run.config.sparsity).collect();
     sparsities.sort_by(f64::total_cmp);
     sparsities.dedup();
-    let place = |run: &Run| sparsities.iter().position(|s| *s == run.config.sparsity).unwrap_or(0) as f64;
+    let place = |sparsity: f64| sparsities.iter().position(|s| *s == sparsity).unwrap_or(0) as f64;
 
-    let mut lines = Vec::new();
-    let mut entries = Vec::new();
+    let (mut lines, mut dots, mut entries) = (Vec::new(), Vec::new(), Vec::new());
     for (g, group) in groups.iter().enumerate() {
         let name = group.name(&groups);
         let style = format!("m{}", g % 6);
+        // Side by side, so that the bars of one method do not hide another's.
+        let aside = (0.06 * (g as f64 - (groups.len() - 1) as f64 / 2.0)).clamp(-0.3, 0.3);
         let points = if group.is_dense() {
             let (y, span) = group.summary(None);
-            [-0.3, sparsities.len() as f64 - 0.7].map(|x| Point { x, y, span }).to_vec()
+            [-0.35, sparsities.len() as f64 - 0.65].map(|x| Point { x, y, span }).to_vec()
         } else {
-            let point = |(i, sparsity): (usize, &f64)| {
+            for (i, run) in &group.runs {
+                let point = Point { x: place(run.config.sparsity) + aside, y: run.accuracy(), span: None };
+                dots.push(Line {
+                    name: run.name.clone(),
+                    style: chart::style(*i),
+                    points: vec![point],
+                    joined: false,
+                });
+            }
+            let point = |sparsity: &f64| {
                 let (y, span) = group.summary(Some(*sparsity));
-                Point { x: i as f64, y, span }
+                Point { x: place(*sparsity) + aside, y, span }
             };
-            sparsities.iter().enumerate().map(point).filter(|point| point.y.is_some()).collect()
+            sparsities.iter().map(point).filter(|point| point.y.is_some()).collect()
         };
         entries.push((name.clone(), style.clone()));
         lines.push(Line { name, style, points, joined: true });
     }
-    for (i, run) in sparse() {
-        let points = vec![Point { x: place(run), y: run.accuracy(), span: None }];
-        lines.push(Line { name: run.name.clone(), style: style(*i), points, joined: false });
-    }
+    lines.append(&mut dots);
     let mut x_ticks: Vec<_> =
         sparsities.iter().enumerate().map(|(i, s)| (i as f64, html::percent(*s))).collect();
     // Room left and right of the outer marks.

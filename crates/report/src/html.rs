@@ -36,9 +36,14 @@ pub fn name_of_length(raw: &str, longest: usize) -> String {
     text(&format!("…{}", raw.chars().skip(count + 1 - longest).collect::<String>()))
 }
 
-/// A share in percent: `93.42 %`.
+/// A share in percent with two digits, as columns want them: `93.40 %`.
+pub fn exact_percent(share: f64) -> String {
+    format!("{:.2}\u{a0}%", 100.0 * share)
+}
+
+/// A share in percent: `93.4 %`.
 pub fn percent(share: f64) -> String {
-    format!("{} %", trimmed(100.0 * share, 2))
+    format!("{}\u{a0}%", trimmed(100.0 * share, 2))
 }
 
 /// What is shown for a value, or a dash.
@@ -108,7 +113,7 @@ mod tests {
             [0.0, 0.1, 12345.0, 0.05050, 4.1416, 1e-6, 2.5e8, -1.5].map(number),
             ["0", "0.1", "12345", "0.0505", "4.142", "1e-6", "2.5e8", "-1.5"]
         );
-        assert_eq!([0.9342, 1.0, 0.5].map(percent), ["93.42 %", "100 %", "50 %"]);
+        assert_eq!([0.9342, 1.0, 0.5].map(percent), ["93.42\u{a0}%", "100\u{a0}%", "50\u{a0}%"]);
         assert_eq!([3.84, 12.0, 200.0, 7500.0].map(duration), ["3.8 s", "12 s", "3 min 20 s", "2 h 5 min"]);
         assert_eq!(number(f64::MAX), "1.8e308");
         assert_eq!([count(1, "run"), count(2, "run")], ["1 run", "2 runs"]);

@@ -66,7 +66,7 @@ fn section(strips: &[Strip], steps: &[u64]) -> String {
     let last = steps.len() - 1;
     let list = steps.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
     let mut html = format!(
-        "<h3>Masks</h3>\n<p class=note>Rows are neurons, columns inputs; the darker a cell, the more of its \
+        "<h3>Masks</h3>\n<p class=note>Rows are neurons, columns inputs; the stronger a cell's colour, the more of its \
          weights are active. The scale is each layer's own.</p>\n\
          <div class=masks style='--frame:{last}'>\n\
          <label>Snapshot <input type=range min=0 max={last} value={last} data-steps='{list}' \
@@ -122,7 +122,7 @@ impl<'a> Strip<'a> {
             "<figure><figcaption>{name}</figcaption>\
              <div class=frame style='width:{width}px;height:{height}px;--height:{height}px'>\
              <img alt='mask of {name}, {shape}' width={width} height={} src='data:image/png;base64,{}'></div>\
-             <p>{shape}, darkest {densest}</p></figure>\n",
+             <p>{shape}, densest cell {densest}</p></figure>\n",
             height * frames,
             self.png
         )
@@ -179,6 +179,6 @@ mod tests {
     fn an_empty_mask_is_a_picture_too() {
         let strip = layer(2, 2, &[0; 4]);
         let strip = Strip::new(&strip, &[7], [0; 3], 64).unwrap();
-        assert!(strip.figure(1).contains("darkest 0 %"));
+        assert!(strip.figure(1).contains("densest cell 0\u{a0}%"));
     }
 }

@@ -19,8 +19,9 @@ pub fn page(runs: &[Run]) -> String {
     body += "<h2>Each run</h2>\n";
     let rows: usize = runs.iter().map(|run| 2 * run.layers.len()).sum();
     let columns = (HEAT_CELLS / rows.max(1)).clamp(HEAT_COLUMNS.0, HEAT_COLUMNS.1);
+    let open = runs.iter().position(|run| !run.layers.is_empty()).unwrap_or(0);
     for (i, (run, masks)) in runs.iter().zip(masks::sections(runs)).enumerate() {
-        body += &details(i, run, columns, &masks);
+        body += &details(i, run, i == open, columns, &masks);
     }
     format!(
         "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n\
@@ -71,12 +72,12 @@ const COLUMNS: [&str; 12] = [
     "Data",
     "Method",
     "Sparsity",
+    "reached",
     "γ<sub>sal</sub>",
     "Seed",
     "Epochs",
     "Test accuracy",
-    "Best",
-    "Sparsity reached",
+    "best",
     "Time",
 ];
 
@@ -93,12 +94,12 @@ fn table(runs: &[Run]) -> String {
             format!("{}&nbsp;{}", html::name(run.data()), synthetic(run)),
             config.method_in_words().to_string(),
             or_dash(asked, html::percent),
+            or_dash(run.sparsity(), html::exact_percent),
             or_dash(config.gamma_sal(), html::number),
             config.seed.to_string(),
             epochs,
-            or_dash(run.accuracy(), html::percent),
-            or_dash(run.best_accuracy(), html::percent),
-            or_dash(run.sparsity(), html::percent),
+            or_dash(run.accuracy(), html::exact_percent),
+            or_dash(run.best_accuracy(), html::exact_percent),
             html::duration(run.seconds()),
         ];
         _ = write!(
@@ -122,15 +123,15 @@ fn done(run: &Run) -> u64 {
     run.epochs.last().map_or(0, |epoch| epoch.epoch)
 }
 
-fn details(i: usize, run: &Run, columns: usize, masks: &str) -> String {
+fn details(i: usize, run: &Run, open: bool, columns: usize, masks: &str) -> String {
     let config = &run.config;
-    let open = if i == 0 { " open" } else { "" };
+    let open = if open { " open" } else { "" };
     let mut facts = vec![config.method_in_words().to_string()];
     if config.method != Method::Dense {
         facts.push(format!("sparsity {}", html::percent(config.sparsity)));
     }
     if let Some(accuracy) = run.accuracy() {
-        facts.push(format!("test accuracy {}", html::percent(accuracy)));
+        facts.push(format!("test accuracy {}", html::exact_percent(accuracy)));
     }
     if run.outcome.is_none() {
         facts.push(format!(
