@@ -9,11 +9,11 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Runs after the page's own script and leaves what it finds in the document.
+/// Runs when all of the page is loaded and leaves what it finds in the document. It waits for nothing, so it is done
+/// when the page's load event is.
 const PROBE: &str = r#"
 const found = { errors: window.errors, network: performance.getEntriesByType("resource").length };
-const shades = async (img, frame, frames) => {
-  await img.decode();
+const shades = (img, frame, frames) => {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight / frames];
   const context = canvas.getContext("2d");
@@ -21,7 +21,7 @@ const shades = async (img, frame, frames) => {
   const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
   return data.filter((value, i) => i % 4 == 3 && value > 0).length;
 };
-(async () => {
+addEventListener("load", () => {
   try {
     for (const details of document.querySelectorAll("details")) details.open = true;
     found.svgs = document.querySelectorAll("figure svg").length;
@@ -41,7 +41,7 @@ const shades = async (img, frame, frames) => {
         const moved = img.parentElement.getBoundingClientRect().top - img.getBoundingClientRect().top;
         states.push({
           text: slider.nextElementSibling.textContent, spoken: slider.getAttribute("aria-valuetext"),
-          frame: moved / img.parentElement.clientHeight, shades: await shades(img, value, frames),
+          frame: moved / img.parentElement.clientHeight, shades: shades(img, value, frames),
         });
       }
       found.sliders.push({ frames, label: slider.labels.length, states });
@@ -52,7 +52,7 @@ const shades = async (img, frame, frames) => {
     found.errors.push(String(error));
   }
   document.documentElement.dataset.found = JSON.stringify(found);
-})();
+});
 "#;
 
 /// Collects what goes wrong, from before the page's own script on.
@@ -79,17 +79,16 @@ fn probe(browser: &Path, html: &str, width: u32, dark: bool) -> Value {
     let page = folder.path().join("page.html");
     let html = html.replacen("<body>", &format!("<body>{WATCH}"), 1);
     std::fs::write(&page, html.replacen("</body>", &format!("<script>{PROBE}</script></body>"), 1)).unwrap();
-    // A headless window is never narrower than 500 pixels; a frame is as narrow as one likes.
+    // A headless window is never narrower than 500 pixels; a frame is as narrow as one likes. The outer page is written
+    // out after its load event, which comes after the frame's.
     let frame = folder.path().join("frame.html");
     let scheme = if dark { "dark" } else { "light" };
     std::fs::write(
         &frame,
         format!(
             "<!doctype html><html style='color-scheme:{scheme}'><body>\
-             <iframe src='page.html' style='width:{width}px;height:800px;border:0;color-scheme:{scheme}'></iframe>\
-             <script>const look = setInterval(() => {{\
-             const found = frames[0].document.documentElement?.dataset.found;\
-             if (found) {{ clearInterval(look); document.body.dataset.found = found; }} }}, 50);</script>"
+             <iframe src='page.html' style='width:{width}px;height:800px;border:0;color-scheme:{scheme}' \
+             onload='document.body.dataset.found = frames[0].document.documentElement.dataset.found'></iframe>"
         ),
     )
     .unwrap();
@@ -97,7 +96,7 @@ fn probe(browser: &Path, html: &str, width: u32, dark: bool) -> Value {
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
         .args(["--disable-dev-shm-usage", "--allow-file-access-from-files", "--window-size=1600,1000"])
-        .args(["--virtual-time-budget=20000", "--timeout=60000", "--dump-dom"])
+        .args(["--timeout=60000", "--dump-dom"])
         .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
         .arg(format!("file://{}", frame.display()))
         .output()
