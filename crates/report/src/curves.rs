@@ -6,13 +6,12 @@ use crate::run::{Epoch, Run};
 
 /// The section of the page.
 pub fn section(runs: &[Run]) -> String {
-    let charts: [(_, fn(&Epoch) -> Option<f64>, fn(f64) -> String); 3] = [
-        ("Training loss", |epoch| epoch.train_loss, html::number),
-        ("Test accuracy", |epoch| epoch.test_accuracy, html::percent),
-        ("Learning rate", |epoch| epoch.lr, html::number),
-    ];
-    let drawn: String =
-        charts.into_iter().map(|(title, value, show)| chart(runs, title, value, show)).collect();
+    let drawn = [
+        chart(runs, "Training loss", |epoch| epoch.train_loss, html::number),
+        chart(runs, "Test accuracy", |epoch| epoch.test_accuracy, html::percent),
+        chart(runs, "Learning rate", |epoch| epoch.lr, html::number),
+    ]
+    .concat();
     if drawn.is_empty() {
         return "<p class=note>No run has finished an epoch yet.</p>".to_string();
     }

@@ -1,6 +1,6 @@
 //! Run folders of `srigl train` as one self-contained HTML page.
 //!
-//! [`read`] takes what a training has logged, [`page`] draws it, [`write`] puts it in a file. The page loads
+//! [`read`] takes what a training has logged, [`page`] draws it, [`write()`] puts it in a file. The page loads
 //! nothing: its figures are SVG and PNG drawn here, and a dozen lines of script move the sliders.
 //!
 //! ```no_run

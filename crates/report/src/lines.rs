@@ -68,7 +68,10 @@ mod tests {
         let path = folder.path().join("log");
         std::fs::write(&path, text).unwrap();
         let mut numbers = Vec::new();
-        let take = |n: u32| if n < 9 { Ok(numbers.push(n)) } else { Err("is 9 or more".to_string()) };
+        let take = |n: u32| {
+            numbers.push(n);
+            if n < 9 { Ok(()) } else { Err("is 9 or more".to_string()) }
+        };
         json_lines(&path, 3, take)
             .map_err(|error| error.to_string().replace(&*path.to_string_lossy(), "log"))?;
         Ok(numbers)
