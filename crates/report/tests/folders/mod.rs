@@ -71,7 +71,7 @@ impl Fake {
             let t = epoch as f64 / EPOCHS as f64;
             accuracy = 0.95 - 0.4 * (-4.0 * t).exp() - 0.1 * self.sparsity.powi(8) + 0.01 * noise.next();
             let line = json!({
-                "epoch": epoch, "step": epoch * STEPS, "lr": 0.05 * (1.0 + (3.14159 * t).cos()),
+                "epoch": epoch, "step": epoch * STEPS, "lr": 0.05 * (1.0 + (std::f64::consts::PI * t).cos()),
                 "train_loss": 2.3 * (-3.0 * t).exp() + 0.1 * noise.next(), "train_accuracy": accuracy,
                 "test_loss": 0.3, "test_accuracy": accuracy, "sparsity": self.sparsity,
                 "images_per_second": 5000.0, "seconds": 12.5,
