@@ -30,8 +30,8 @@ fn histogram(layer: &str, snapshot: &Snapshot) -> String {
     let fan_ins = &snapshot.fan_in;
     let most = fan_ins.iter().map(|(fan_in, _)| *fan_in).max().unwrap_or(0);
     let least = fan_ins.iter().map(|(fan_in, _)| *fan_in).find(|fan_in| *fan_in > 0).unwrap_or(0);
-    // A quarter more than needed, so that a single bar does not stand at the edge.
-    let end = most.saturating_add(most / 4).max(4);
+    // A quarter more than needed, if there are as many inputs, so that a single bar does not stand at the edge.
+    let end = most.saturating_add(most / 4).min(snapshot.dense_fan_in).max(4);
     let per_bar = (end / BARS).saturating_add(1);
     let mut counts = vec![0u64; (end / per_bar + 1) as usize];
     for (fan_in, count) in fan_ins.iter().filter(|(fan_in, _)| *fan_in > 0) {

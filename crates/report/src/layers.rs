@@ -2,7 +2,7 @@
 
 use crate::chart::{Chart, Line, Point, WIDTH, figure, legend, style, thinned};
 use crate::html;
-use crate::run::Run;
+use crate::run::{Layer, Run};
 use std::fmt::Write as _;
 
 /// Layers that lines can show.
@@ -19,15 +19,15 @@ struct Series {
 
 /// The two figures of a run. `columns` is the number of steps a heat map may show.
 pub fn section(run: &Run, columns: usize) -> String {
-    let active = series(run, |run_layer| {
-        // Before the first update, only a snapshot knows.
-        let start = run_layer.snapshots.first().map(|snapshot| (snapshot.step, snapshot.active()));
-        let first = run_layer.updates.first().map_or(u64::MAX, |update| update.step);
-        let updates = run_layer.updates.iter().map(|update| (update.step, update.active));
-        start.into_iter().filter(|(step, _)| *step < first).chain(updates).collect()
+    let active = series(run, |layer| {
+        // Before the first update, and of layers that have none, only snapshots know.
+        let first = layer.updates.first().map_or(u64::MAX, |update| update.step);
+        let snapshots = layer.snapshots.iter().map(|snapshot| (snapshot.step, snapshot.active()));
+        let updates = layer.updates.iter().map(|update| (update.step, update.active));
+        snapshots.filter(|(step, _)| *step < first).chain(updates).collect()
     });
-    let itop = series(run, |run_layer| {
-        run_layer.updates.iter().filter_map(|update| Some((update.step, update.itop?))).collect()
+    let itop = series(run, |layer| {
+        layer.updates.iter().filter_map(|update| Some((update.step, update.itop?))).collect()
     });
     if run.layers.iter().all(|layer| layer.updates.is_empty()) {
         return String::new();
@@ -43,7 +43,7 @@ pub fn section(run: &Run, columns: usize) -> String {
     format!("<h3>Layers over time</h3>\n{}<div class=figures>{charts}</div>\n", legend(&names))
 }
 
-fn series(run: &Run, values: impl Fn(&crate::run::Layer) -> Vec<(u64, f64)>) -> Vec<Series> {
+fn series(run: &Run, values: impl Fn(&Layer) -> Vec<(u64, f64)>) -> Vec<Series> {
     run.layers.iter().map(|layer| Series { layer: layer.name.clone(), values: values(layer) }).collect()
 }
 

@@ -69,11 +69,8 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let mut numbers = Vec::new();
         let take = |n: u32| {
-            if n >= 9 {
-                return Err("is 9 or more".to_string());
-            }
             numbers.push(n);
-            Ok(())
+            if n < 9 { Ok(()) } else { Err("is 9 or more".to_string()) }
         };
         json_lines(&path, 3, take)
             .map_err(|error| error.to_string().replace(&*path.to_string_lossy(), "log"))?;

@@ -141,7 +141,7 @@ fn the_page_works() {
         assert_eq!(found["network"], 0, "{found:#}");
         assert_eq!((&found["unnamed"], &found["blank"]), (&0.into(), &0.into()), "{found:#}");
         assert_eq!(found["window"], width);
-        assert!(found["width"].as_u64() <= Some(u64::from(width)), "{found:#}");
+        assert!(found["width"].as_u64().unwrap() <= u64::from(width), "{found:#}");
         assert_eq!(found["paper"], if dark { "rgb(21, 23, 26)" } else { "rgb(251, 251, 249)" });
         // Three curves, one comparison; per sparse run two figures over time and a histogram per layer.
         let layers = 3 * small.len() + large.len() + 1;
