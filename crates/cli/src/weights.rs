@@ -138,9 +138,9 @@ impl Model {
 /// If the file cannot be read, or is a PyTorch file that holds no tensors.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let bytes = crate::mask::model::read(path)?;
-    // A zip archive, or a bare pickle; a safetensors file starts with the length of its header, whose second byte
-    // would have to be 'K' or 2, and which the length of the file then contradicts.
-    let pytorch = bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02]);
+    // A zip archive, or the pickled number that older files start with. A safetensors file starts with the length of its
+    // header, which these bytes would make larger than any.
+    let pytorch = bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02, 0x8a, 0x0a]);
     if !pytorch {
         return Ok(bytes);
     }

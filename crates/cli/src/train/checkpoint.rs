@@ -31,6 +31,7 @@ pub struct Progress {
     /// Steps taken in the epoch under way.
     pub step_in_epoch: usize,
     /// Images of this epoch that the sums below count.
+    #[serde(default)]
     pub images: usize,
     /// Sum of the training loss over the images of this epoch.
     pub loss_sum: f64,
