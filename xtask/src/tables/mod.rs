@@ -27,7 +27,7 @@ pub enum TableName {
     Imagenet,
     /// ViT-B/16 on ImageNet; needs --data.
     Vit,
-    /// MobileNetV3 on ImageNet, large or with --model small; needs --data.
+    /// MobileNetV3 large on ImageNet, or with --model mobilenet-v3-small the small one; needs --data.
     Mobilenet,
     /// Figure: accuracy against γ_sal, on the recipe --recipe.
     GammaSweep,
