@@ -36,6 +36,9 @@ pub struct CondenseArgs {
     /// mlp, mnist-cnn, resnet8, resnet18, resnet50, vit-b-16, …; a run folder knows its own
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
+    /// Height and width of the images, such as 28x28 [default: those of the run, or the model's usual ones]
+    #[arg(long, value_name = "HxW", value_parser = image_size)]
+    image: Option<[usize; 2]>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -47,14 +50,14 @@ pub struct CondenseArgs {
 /// For a source that is damaged or does not fit the model, or an output that cannot be written; no output is
 /// left then.
 pub fn run(args: CondenseArgs) -> Result<()> {
-    let (path, model) = source(&args)?;
+    let Source { path, model, image } = source(&args)?;
     let bytes = weights::read(&path)?;
     let Model::Weights(weights) = Model::parse(&path, &bytes)? else {
         bail!("`{}` is condensed already", path.display());
     };
     let dense_bytes = weights.tensors.values().map(|tensor| tensor.values.len() * 4).sum();
     let shapes = shapes(&weights.tensors);
-    let network = architectures::build(&model, weights.tensors, None)
+    let network = architectures::build(&model, weights.tensors, image)
         .with_context(|| format!("`{}`", path.display()))?;
     let mut layers = layers(&network, &shapes);
     let network = network.fold().with_context(|| format!("`{}`", path.display()))?;
@@ -76,15 +79,31 @@ pub fn run(args: CondenseArgs) -> Result<()> {
     if args.json { Ok(()) } else { table::line(&format!("wrote `{}`", args.output.display())) }
 }
 
-/// The file of weights and the model's name.
-fn source(args: &CondenseArgs) -> Result<(PathBuf, String)> {
+/// What is condensed.
+struct Source {
+    /// The file of weights.
+    path: PathBuf,
+    /// The model's name.
+    model: String,
+    /// Height and width of images, unless they are the model's usual ones.
+    image: Option<[usize; 2]>,
+}
+
+/// `28x28`, height first.
+fn image_size(text: &str) -> Result<[usize; 2], String> {
+    let sides =
+        text.split_once('x').and_then(|(height, width)| Some([height.parse().ok()?, width.parse().ok()?]));
+    sides.ok_or_else(|| "must be height and width, such as 28x28".to_string())
+}
+
+fn source(args: &CondenseArgs) -> Result<Source> {
     let name = args.source.display();
     if !args.source.is_dir() {
         let known = architectures::names().join(", ");
         let model = args.model.clone().with_context(|| {
             format!("`{name}` does not say which model it is of: add --model with one of {known}")
         })?;
-        return Ok((args.source.clone(), model));
+        return Ok(Source { path: args.source.clone(), model, image: args.image });
     }
     let (folder, config) = RunFolder::existing(&args.source)?;
     let model = config.model.name.name().to_string();
@@ -93,7 +112,7 @@ fn source(args: &CondenseArgs) -> Result<(PathBuf, String)> {
     }
     let path = folder.file("model.safetensors");
     ensure!(path.exists(), "`{name}` has no model.safetensors yet: finish its training with --resume");
-    Ok((path, model))
+    Ok(Source { path, model, image: args.image.or(Some(config.image_size())) })
 }
 
 /// What is printed.

@@ -124,6 +124,18 @@ fn weights_start_a_training_or_are_refused_by_name() {
     };
     assert!(conv(&before).iter().zip(conv(&after)).all(|(a, b)| (a - b).abs() < 1e-6));
 
+    // A condensed run takes images of the run's size, a condensed file those asked for.
+    let condensed = path("condensed.safetensors");
+    let file = ["--model", "resnet18-small", "--image", "40x36"];
+    let expected = [r#"\"height\":32,\"width\":32"#, r#"\"height\":40,\"width\":36"#];
+    for (source, more, size) in
+        [("second", &[][..], expected[0]), ("exported.safetensors", &file, expected[1])]
+    {
+        succeeds(&srigl(&[&["condense", &path(source), "-o", &condensed], more].concat()));
+        let file = String::from_utf8_lossy(&read(&condensed)).into_owned();
+        assert!(file.contains(size), "{source}");
+    }
+
     let output = train("third", &["--weights", &exported, "--width", "8"]);
     assert!(!output.status.success());
     let error = text(&output.stderr);

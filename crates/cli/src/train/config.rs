@@ -289,6 +289,16 @@ impl TrainConfig {
         Ok(transform)
     }
 
+    /// Height and width of the images that the network sees.
+    pub fn image_size(&self) -> [usize; 2] {
+        let side = match self.dataset {
+            DataSet::FashionMnist | DataSet::Mnist | DataSet::Glyphs => 28,
+            DataSet::Cifar10 | DataSet::Cifar100 => 32,
+            DataSet::ImageFolder => self.image_size.unwrap_or(224),
+        };
+        [side; 2]
+    }
+
     /// Batches of `source`, made ahead by so many threads.
     pub fn loader(&self, source: Source, workers: usize) -> Result<Loader> {
         let transform = self.transform(&source)?;
