@@ -1,6 +1,8 @@
 //! A two-dimensional convolution in condensed form.
 
 use crate::condensed_ops::{CondensedOps, DenseCopies, bias_values, condense, has_kernels, lock};
+#[cfg(feature = "gpu")]
+use crate::gpu;
 use crate::layout::Layout;
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
@@ -19,8 +21,10 @@ const SIZES: usize = 8;
 /// A trained sparse convolution in condensed form, for inference, on images `[batch, C, H, W]`.
 ///
 /// On `Device::flex()` and `Device::ndarray()` it runs the kernels of the [`condensed`] crate, on rayon's
-/// current thread pool. On any other device, and on an autodiff device, it runs Burn's dense operation on
-/// a copy of the weights with their zeros, so results are right everywhere and gradients reach the input.
+/// current thread pool. With the feature `cuda` (or `webgpu`) it runs CubeCL kernels on the GPU, in f16, bf16
+/// or f32 with sums in f32, and weights rounded to the input's type. On any other device, and on an autodiff
+/// device, it runs Burn's dense operation on a copy of the weights with their zeros, so results are right
+/// everywhere and gradients reach the input.
 ///
 /// A kernel is made for one image size when that size is first seen; the last few are kept. The weights
 /// are fixed: an optimizer does not see them, and Burn's records do not hold them. Clones share them.
@@ -43,6 +47,9 @@ struct Layer {
     /// By the image's shape before padding, oldest first.
     kernels: Mutex<Vec<(Shape, Arc<ConvKernel>)>>,
     dense: DenseCopies<4>,
+    /// By the size of padded images.
+    #[cfg(feature = "gpu")]
+    on_gpus: gpu::Copies<[usize; 2]>,
 }
 
 impl CondensedConv2d {
@@ -68,6 +75,8 @@ impl CondensedConv2d {
             padding: PaddingConfig2d::Explicit(vertical, horizontal, vertical, horizontal),
             kernels: Mutex::default(),
             dense: DenseCopies::default(),
+            #[cfg(feature = "gpu")]
+            on_gpus: gpu::Copies::default(),
         })
     }
 
@@ -89,6 +98,8 @@ impl CondensedConv2d {
             padding: conv.padding.clone(),
             kernels: Mutex::default(),
             dense: DenseCopies::default(),
+            #[cfg(feature = "gpu")]
+            on_gpus: gpu::Copies::default(),
         })
     }
 
@@ -112,6 +123,10 @@ impl CondensedConv2d {
         let [_, channels, height, width] = input.dims();
         assert_eq!(channels, layer.channels(), "channels of the image and of the layer");
         let padding = layer.padding(height, width);
+        #[cfg(feature = "gpu")]
+        if gpu::device(&device).is_some() {
+            return layer.forward_on_gpu(input, padding);
+        }
         let input = input.cast(FloatDType::F32);
         let output = if has_kernels(&device) {
             let kernel = layer.kernel(Shape { features: channels, height, width });
@@ -169,6 +184,34 @@ impl Layer {
             PaddingConfig2d::Same => [same(0, height), same(1, width)],
             PaddingConfig2d::Explicit(top, left, bottom, right) => [(top, bottom), (left, right)],
         }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn forward_on_gpu(&self, input: Tensor<4>, padding: [(usize, usize); 2]) -> Tensor<4> {
+        let (dtype, device) = (input.dtype(), input.device());
+        let mut input = gpu::in_kernel_type(input);
+        if padding != [(0, 0); 2] {
+            input = input.pad(padding, PadMode::Constant(0.0));
+        }
+        let [_, channels, height, width] = input.dims();
+        let output: [usize; 2] = std::array::from_fn(|axis| {
+            let reach = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1;
+            let size = [height, width][axis];
+            assert!(reach <= size, "a window of {reach} on {size} padded pixels");
+            (size - reach) / self.stride[axis] + 1
+        });
+        let weight = self.on_gpus.get([height, width], &device, input.dtype(), |dtype| {
+            let [kh, kw] = self.kernel_size;
+            let (group_inputs, group_neurons) = (channels / self.groups, self.weight.neurons() / self.groups);
+            let offset = |neuron: usize, input: usize| {
+                let (channel, y, x) = (input / (kh * kw), input / kw % kh, input % kw);
+                let channel = neuron / group_neurons * group_inputs + channel;
+                ((channel * height + y * self.dilation[0]) * width + x * self.dilation[1]) as u32
+            };
+            let image = channels * height * width;
+            gpu::DeviceWeight::convolution(&self.weight, &self.bias, &device, dtype, image, offset)
+        });
+        gpu::in_type(weight.run_convolution(input, self.weight.neurons(), self.stride, output), dtype)
     }
 
     /// The kernel for images of this shape, before padding.

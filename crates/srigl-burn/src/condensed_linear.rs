@@ -1,6 +1,8 @@
 //! A linear layer in condensed form.
 
 use crate::condensed_ops::{CondensedOps, DenseCopies, bias_values, condense, has_kernels};
+#[cfg(feature = "gpu")]
+use crate::gpu;
 use crate::layout::Layout;
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
@@ -14,8 +16,10 @@ use std::sync::Arc;
 /// A trained sparse linear layer in condensed form, for inference: `y = x · Wᵀ + b` over the last dimension.
 ///
 /// On `Device::flex()` and `Device::ndarray()` it runs the kernels of the [`condensed`] crate, on rayon's
-/// current thread pool. On any other device, and on an autodiff device, it runs Burn's dense operation on
-/// a copy of the weights with their zeros, so results are right everywhere and gradients reach the input.
+/// current thread pool. With the feature `cuda` (or `webgpu`) it runs CubeCL kernels on the GPU, in f16, bf16
+/// or f32 with sums in f32; weights are rounded to the input's type and stay on the device after the first
+/// call. On any other device, and on an autodiff device, it runs Burn's dense operation on a copy of the
+/// weights with their zeros, so results are right everywhere and gradients reach the input.
 ///
 /// The weights are fixed: an optimizer does not see them, and Burn's records do not hold them. Clones share
 /// them.
@@ -26,6 +30,9 @@ pub struct CondensedLinear {
     kernel: Arc<LinearKernel>,
     #[module(skip)]
     dense: Arc<DenseCopies<2>>,
+    #[cfg(feature = "gpu")]
+    #[module(skip)]
+    on_gpus: Arc<gpu::Copies<()>>,
 }
 
 impl CondensedLinear {
@@ -36,7 +43,12 @@ impl CondensedLinear {
     pub fn new(weight: &CondensedWeight, bias: Option<&[f32]>) -> Result<Self, Error> {
         let zeros = vec![0.0; if bias.is_none() { weight.neurons() } else { 0 }];
         let kernel = LinearKernel::new(weight, bias.unwrap_or(&zeros))?;
-        Ok(Self { kernel: Arc::new(kernel), dense: Arc::default() })
+        Ok(Self {
+            kernel: Arc::new(kernel),
+            dense: Arc::default(),
+            #[cfg(feature = "gpu")]
+            on_gpus: Arc::default(),
+        })
     }
 
     /// Condenses a trained layer. `mask` `[out, in]` may be of any kind; [`fan_in`](Self::fan_in) tells
@@ -58,6 +70,10 @@ impl CondensedLinear {
         let (dtype, device) = (input.dtype(), input.device());
         let inputs = self.weight().inputs();
         assert_eq!(input.dims()[D - 1], inputs, "the last dimension is the layer's input");
+        #[cfg(feature = "gpu")]
+        if let Some(cube) = gpu::device(&device) {
+            return self.forward_on_gpu(input, &cube);
+        }
         let input = input.cast(FloatDType::F32);
         let output = if has_kernels(&device) {
             Tensor::from_dispatch(Dispatch::condensed_linear(input.into_dispatch(), &self.kernel))
@@ -67,6 +83,24 @@ impl CondensedLinear {
             linear(input, weight, Some(bias))
         };
         output.cast(dtype)
+    }
+
+    #[cfg(feature = "gpu")]
+    fn forward_on_gpu<const D: usize>(&self, input: Tensor<D>, cube: &gpu::CubeDevice) -> Tensor<D> {
+        let (dtype, device) = (input.dtype(), input.device());
+        let input = gpu::in_kernel_type(input);
+        let weight = self.on_gpus.get((), &device, input.dtype(), |dtype| {
+            gpu::DeviceWeight::linear(self.weight(), self.bias(), &device, cube, dtype)
+        });
+        let mut dims = input.dims();
+        let batch = dims[..D - 1].iter().product();
+        let inputs = std::mem::replace(&mut dims[D - 1], self.weight().neurons());
+        if batch == 0 {
+            // In Burn's reshape a 0 stands for another dimension.
+            return Tensor::zeros(dims, (&device, dtype));
+        }
+        let output = weight.run_linear(input.reshape([batch, inputs]), self.weight().neurons());
+        gpu::in_type(output.reshape(dims), dtype)
     }
 
     /// The weights `[N, M]`.

@@ -59,6 +59,8 @@ mod config;
 mod discover;
 mod error;
 mod export;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod layout;
 mod optimizer;
 mod topology;

@@ -9,10 +9,19 @@ use condensed::{CondensedWeight, ConvKernel, FanIn, LinearKernel, Shape, Window}
 use rayon::prelude::*;
 use srigl_burn::{CondensedConv2d, CondensedLinear, Mask, SriglConfig};
 
-/// The two with kernels, then one that takes the dense path.
+/// The two CPU devices with kernels and one that takes the dense path; then a GPU if there is one in the build:
+/// with `--features webgpu` the software device of Mesa, for example (docs/cuda.md).
 #[allow(deprecated)]
-fn devices() -> [Device; 3] {
-    [Device::flex(), Device::ndarray(), Device::flex().autodiff()]
+fn devices() -> Vec<Device> {
+    vec![
+        Device::flex(),
+        Device::ndarray(),
+        Device::flex().autodiff(),
+        #[cfg(feature = "webgpu")]
+        Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        Device::cuda(0usize),
+    ]
 }
 
 /// Well-mixed bits of two numbers.
@@ -268,6 +277,43 @@ fn cpu_devices_run_the_kernels_and_autodiff_the_dense_operations() {
         let (expected, dense) = (to_bits(expected), bits(dense.forward(x).flatten(0, 3)));
         assert_ne!(expected, dense, "this test needs sums that round differently");
         assert_eq!(got, if kernels { expected } else { dense }, "convolution on {device:?}");
+    }
+}
+
+/// GPU kernels with small and large batches and several chunks of inputs: close to the CPU's kernels, but not the
+/// dense operation of the device, which rounds differently; and in half precision where the device has it.
+#[cfg(feature = "gpu")]
+#[test]
+fn gpus_run_kernels_of_their_own() {
+    let device = devices().pop().unwrap();
+    let read = |t: Tensor<2>| t.into_data().convert::<f32>().try_into_vec::<f32>().unwrap();
+    let mask = mask(60, 2100, Kind::Constant(210));
+    let (layer, dense) = linear_pair(2100, 60, true, &mask, &device);
+    let condensed = CondensedLinear::from_linear(&layer, &mask).unwrap();
+    let cpu = CondensedLinear::new(condensed.weight(), Some(condensed.bias())).unwrap();
+    let mut types = vec![FloatDType::F32];
+    for dtype in [FloatDType::F16, FloatDType::BF16] {
+        if device.supports_dtype(dtype) {
+            types.push(dtype);
+        } else {
+            println!("{device:?} has no {dtype:?}");
+        }
+    }
+    for batch in [1, 8, 9, 70] {
+        let expected = cpu.forward(tensor([batch, 2100], 9, &Device::flex()));
+        let x = tensor([batch, 2100], 9, &device);
+        assert_ne!(read(condensed.forward(x.clone())), read(dense.forward(x.clone())), "batch {batch}");
+        let expected = read(expected);
+        for dtype in &types {
+            let got = condensed.forward(x.clone().cast(*dtype));
+            assert_eq!(got.dtype(), (*dtype).into());
+            let tolerance = if *dtype == FloatDType::F32 { 1e-6 } else { 1e-2 };
+            let got = read(got);
+            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| v * v).sum::<f32>().sqrt();
+            let error = norm(&mut got.iter().zip(&expected).map(|(a, b)| a - b));
+            let size = norm(&mut expected.iter().copied());
+            assert!(error <= tolerance * size, "batch {batch} {dtype:?}: {error:e} of {size:e}");
+        }
     }
 }
 

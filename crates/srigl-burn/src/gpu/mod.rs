@@ -1,0 +1,381 @@
+//! Condensed layers on GPUs: CubeCL kernels behind operations of Burn's Cube backend.
+
+mod kernels;
+
+use crate::condensed_ops::lock;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
+use burn::tensor::{DType, Device, FloatDType, Int, Shape, Tensor, TensorData};
+use burn_cubecl::CubeBackend;
+pub(crate) use burn_cubecl::CubeDevice;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use condensed::CondensedWeight;
+use cubecl::prelude::*;
+use std::sync::Mutex;
+
+/// Batches up to this size are bound by reading the weights and take [`kernels::rows`].
+const SMALL_BATCH: usize = 8;
+
+/// Weights of a group.
+const GROUP: usize = 4;
+
+/// The device of a tensor that the kernels run on; `None` for others and under autodiff.
+pub(crate) fn device(device: &Device) -> Option<CubeDevice> {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(device) => Some(device.clone()),
+        _ => None,
+    }
+}
+
+/// The tensor in a type that the kernels compute in: its own if that is f16, bf16 or f32.
+pub(crate) fn in_kernel_type<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    match tensor.dtype() {
+        DType::F16 | DType::BF16 | DType::F32 => tensor,
+        _ => tensor.cast(FloatDType::F32),
+    }
+}
+
+/// The tensor in the type that a layer's input had.
+pub(crate) fn in_type<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
+}
+
+/// A layer's weights on the devices that it has run on, `K` apart from device and type telling them apart.
+#[derive(Debug)]
+pub(crate) struct Copies<K>(Mutex<Vec<(K, Device, DType, DeviceWeight)>>);
+
+/// Copies of weights that a layer keeps; the oldest goes when another is made.
+const COPIES: usize = 8;
+
+impl<K> Default for Copies<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: PartialEq> Copies<K> {
+    /// The copy for a device and type, made if there is none yet.
+    pub fn get(
+        &self,
+        key: K,
+        device: &Device,
+        dtype: DType,
+        make: impl FnOnce(DType) -> DeviceWeight,
+    ) -> DeviceWeight {
+        let known = |copies: &[(K, Device, DType, DeviceWeight)]| {
+            let copy = copies.iter().find(|(k, on, of, _)| *k == key && on == device && *of == dtype);
+            copy.map(|(.., weight)| weight.clone())
+        };
+        if let Some(weight) = known(&lock(&self.0)) {
+            return weight;
+        }
+        // Made without the lock: no thread may wait for it inside Burn.
+        let weight = make(dtype);
+        let mut copies = lock(&self.0);
+        if let Some(weight) = known(&copies) {
+            return weight;
+        }
+        if copies.len() == COPIES {
+            copies.remove(0);
+        }
+        copies.push((key, device.clone(), dtype, weight.clone()));
+        weight
+    }
+}
+
+/// Weights on a device, in one float type.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceWeight {
+    /// `[groups · 4]`.
+    values: Tensor<1>,
+    /// Two to a word if `packed`, of the bits of a u32.
+    indices: Tensor<1, Int>,
+    /// `[N · chunks + 1]`.
+    starts: Tensor<1, Int>,
+    bias: Tensor<1>,
+    packed: bool,
+    chunk: usize,
+    chunks: usize,
+}
+
+impl DeviceWeight {
+    /// Weights of a linear layer, their inputs in chunks that a tile of the device's shared memory holds.
+    pub fn linear(
+        weight: &CondensedWeight,
+        bias: &[f32],
+        device: &Device,
+        cube: &CubeDevice,
+        dtype: DType,
+    ) -> Self {
+        let column = (kernels::QUADS as usize + 1) * GROUP * dtype.size();
+        // Half of the shared memory, for two cubes on a multiprocessor; whole warps load a row of a tile.
+        let memory = cube.client().properties().hardware.max_shared_memory_size / 2;
+        let chunk = (memory / column / 32 * 32).clamp(32, weight.inputs().next_multiple_of(32));
+        Self::new(weight, bias, device, dtype, chunk, weight.inputs(), |_, input| input as u32)
+    }
+
+    /// Weights of a convolution. `offset` gives the place of an input `(neuron, input)` in a padded image of
+    /// `image` values, from the corner of the window.
+    pub fn convolution(
+        weight: &CondensedWeight,
+        bias: &[f32],
+        device: &Device,
+        dtype: DType,
+        image: usize,
+        offset: impl Fn(usize, usize) -> u32,
+    ) -> Self {
+        Self::new(weight, bias, device, dtype, weight.inputs().max(1), image, offset)
+    }
+
+    fn new(
+        weight: &CondensedWeight,
+        bias: &[f32],
+        device: &Device,
+        dtype: DType,
+        chunk: usize,
+        span: usize,
+        offset: impl Fn(usize, usize) -> u32,
+    ) -> Self {
+        let chunks = weight.inputs().div_ceil(chunk).max(1);
+        let packed = span <= 1 << 16;
+        let (mut values, mut places, mut starts) = (Vec::new(), Vec::new(), vec![0i32]);
+        let mut active = weight.active().iter().enumerate().peekable();
+        for neuron in 0..weight.neurons() {
+            let row = active.next_if(|(_, active)| **active as usize == neuron).map(|(row, _)| row);
+            let weights: Vec<(usize, f32)> = row.map_or(Vec::new(), |row| weight.row(row).collect());
+            for c in 0..chunks {
+                // Inputs ascend.
+                let from = weights.partition_point(|(input, _)| *input < c * chunk);
+                let to = weights.partition_point(|(input, _)| *input < (c + 1) * chunk);
+                for group in weights[from..to].chunks(GROUP) {
+                    // A group is filled up with zeros that read the last of its own inputs.
+                    for i in 0..GROUP {
+                        let (input, value) = group[i.min(group.len() - 1)];
+                        places.push(offset(neuron, input));
+                        values.push(if i < group.len() { value } else { 0.0 });
+                    }
+                }
+                starts.push((values.len() / GROUP) as i32);
+            }
+        }
+        if packed {
+            places = places.chunks(2).map(|pair| pair[0] | pair[1] << 16).collect();
+        }
+        let integers = |values: Vec<i32>| {
+            let length = values.len();
+            Tensor::from_data(TensorData::new(values, [length]), (device, DType::I32))
+        };
+        let floats = |mut values: Vec<f32>| {
+            // No tensor is empty, also where all neurons are ablated.
+            values.resize(values.len().max(GROUP), 0.0);
+            let length = values.len();
+            Tensor::<1>::from_data(TensorData::new(values, [length]), (device, dtype))
+        };
+        places.resize(places.len().max(GROUP), 0);
+        Self {
+            values: floats(values),
+            indices: integers(places.into_iter().map(u32::cast_signed).collect()),
+            starts: integers(starts),
+            bias: floats(bias.to_vec()),
+            packed,
+            chunk,
+            chunks,
+        }
+    }
+
+    /// `[batch, M]` → `[batch, neurons]`.
+    pub fn run_linear(&self, input: Tensor<2>, neurons: usize) -> Tensor<2> {
+        let plan = LinearPlan { neurons, packed: self.packed, chunk: self.chunk, chunks: self.chunks };
+        Tensor::from_dispatch(Dispatch::gpu_condensed_linear(
+            input.into_dispatch(),
+            self.values.clone().into_dispatch(),
+            self.bias.clone().into_dispatch(),
+            self.indices.clone().into_dispatch(),
+            self.starts.clone().into_dispatch(),
+            plan,
+        ))
+    }
+
+    /// Padded images `[batch, C, Hp, Wp]` → `[batch, neurons, H', W']`.
+    pub fn run_convolution(
+        &self,
+        input: Tensor<4>,
+        neurons: usize,
+        stride: [usize; 2],
+        output: [usize; 2],
+    ) -> Tensor<4> {
+        let plan = ConvPlan { neurons, stride, output, packed: self.packed };
+        Tensor::from_dispatch(Dispatch::gpu_condensed_conv2d(
+            input.into_dispatch(),
+            self.values.clone().into_dispatch(),
+            self.bias.clone().into_dispatch(),
+            self.indices.clone().into_dispatch(),
+            self.starts.clone().into_dispatch(),
+            plan,
+        ))
+    }
+}
+
+/// What a launch of the linear kernels must know besides its tensors.
+#[derive(Debug, Clone)]
+pub(crate) struct LinearPlan {
+    neurons: usize,
+    packed: bool,
+    chunk: usize,
+    chunks: usize,
+}
+
+/// What a launch of the convolution's kernel must know besides its tensors.
+#[derive(Debug, Clone)]
+pub(crate) struct ConvPlan {
+    neurons: usize,
+    stride: [usize; 2],
+    /// Height and width.
+    output: [usize; 2],
+    packed: bool,
+}
+
+/// The kernels as operations of Burn's Cube backend, with or without fusion.
+#[backend_extension(Cube, Fusion)]
+pub(crate) trait GpuOps: Backend {
+    /// `[batch, M]` → `[batch, N]`.
+    #[fusion(dtype = input, shape = Shape::new([input[0], plan.neurons]))]
+    fn gpu_condensed_linear(
+        input: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        starts: IntTensor<Self>,
+        plan: LinearPlan,
+    ) -> FloatTensor<Self>;
+
+    /// `[batch, C, Hp, Wp]` → `[batch, N, H', W']`.
+    #[fusion(dtype = input, shape = Shape::new([input[0], plan.neurons, plan.output[0], plan.output[1]]))]
+    fn gpu_condensed_conv2d(
+        input: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        starts: IntTensor<Self>,
+        plan: ConvPlan,
+    ) -> FloatTensor<Self>;
+}
+
+impl GpuOps for CubeBackend {
+    fn gpu_condensed_linear(
+        input: CubeTensor,
+        values: CubeTensor,
+        bias: CubeTensor,
+        indices: CubeTensor,
+        starts: CubeTensor,
+        plan: LinearPlan,
+    ) -> CubeTensor {
+        let input = into_contiguous(input);
+        let (batch, inputs) = (input.meta.shape()[0], input.meta.shape()[1]);
+        let output = empty(&input, [batch, plan.neurons].into());
+        if output.meta.num_elements() == 0 {
+            return output;
+        }
+        let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
+        let neurons = plan.neurons as u32;
+        if batch <= SMALL_BATCH {
+            kernels::rows::launch(
+                &client,
+                CubeCount::Static(neurons.div_ceil(kernels::ROWS), batch as u32, 1),
+                CubeDim::new_2d(kernels::LANES, kernels::ROWS),
+                GROUP,
+                input.into_buffer_arg(),
+                values.into_buffer_arg(),
+                indices.into_buffer_arg(),
+                starts.into_buffer_arg(),
+                bias.into_buffer_arg(),
+                output.clone().into_buffer_arg(),
+                inputs as u32,
+                neurons,
+                plan.chunks as u32,
+                plan.packed,
+                dtype,
+            );
+        } else {
+            let samples = kernels::QUADS * GROUP as u32;
+            kernels::tiles::launch(
+                &client,
+                CubeCount::Static(
+                    neurons.div_ceil(kernels::TILE_NEURONS),
+                    (batch as u32).div_ceil(samples),
+                    1,
+                ),
+                CubeDim::new_2d(kernels::QUADS, kernels::TILE_NEURONS),
+                GROUP,
+                input.into_buffer_arg(),
+                values.into_buffer_arg(),
+                indices.into_buffer_arg(),
+                starts.into_buffer_arg(),
+                bias.into_buffer_arg(),
+                output.clone().into_buffer_arg(),
+                batch as u32,
+                inputs as u32,
+                neurons,
+                plan.chunks as u32,
+                plan.chunk as u32,
+                plan.packed,
+                dtype,
+            );
+        }
+        output
+    }
+
+    fn gpu_condensed_conv2d(
+        input: CubeTensor,
+        values: CubeTensor,
+        bias: CubeTensor,
+        indices: CubeTensor,
+        starts: CubeTensor,
+        plan: ConvPlan,
+    ) -> CubeTensor {
+        let input = into_contiguous(input);
+        let shape: Vec<usize> = input.meta.shape().to_vec();
+        let (batch, image, width) = (shape[0], shape[1] * shape[2] * shape[3], shape[3]);
+        let [height_out, width_out] = plan.output;
+        let output = empty(&input, [batch, plan.neurons, height_out, width_out].into());
+        if output.meta.num_elements() == 0 {
+            return output;
+        }
+        let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
+        let (neurons, out_pixels) = (plan.neurons as u32, (height_out * width_out) as u32);
+        kernels::pixels::launch(
+            &client,
+            CubeCount::Static(
+                out_pixels.div_ceil(kernels::PIXELS),
+                neurons.div_ceil(kernels::ROWS),
+                batch as u32,
+            ),
+            CubeDim::new_2d(kernels::PIXELS, kernels::ROWS),
+            GROUP,
+            input.into_buffer_arg(),
+            values.into_buffer_arg(),
+            indices.into_buffer_arg(),
+            starts.into_buffer_arg(),
+            bias.into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            image as u32,
+            width as u32,
+            plan.stride[0] as u32,
+            plan.stride[1] as u32,
+            neurons,
+            out_pixels,
+            width_out as u32,
+            plan.packed,
+            dtype,
+        );
+        output
+    }
+}
+
+/// Memory for a result beside `like`, of its type.
+fn empty(like: &CubeTensor, shape: Shape) -> CubeTensor {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, like.dtype)
+}
