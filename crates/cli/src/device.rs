@@ -17,16 +17,79 @@ pub fn parse(name: &str) -> Result<Device> {
 
 #[cfg(feature = "cuda")]
 fn cuda(index: &str) -> Result<Device> {
-    match index {
-        "" => Ok(Device::cuda(0usize)),
-        index => match index.parse::<usize>() {
-            Ok(index) => Ok(Device::cuda(index)),
-            Err(_) => bail!("`{index}` is no CUDA device index: use cuda:0, cuda:1, …"),
-        },
-    }
+    use anyhow::{Context, ensure};
+    let index: usize = match index {
+        "" => 0,
+        index => index
+            .parse()
+            .with_context(|| format!("`{index}` is no CUDA device index: use cuda:0, cuda:1, …"))?,
+    };
+    let found = Device::enumerate(burn::tensor::DeviceType::Cuda).len();
+    ensure!(
+        found > 0,
+        "no CUDA device: the NVIDIA driver (libcuda) or a GPU is missing; `nvidia-smi` lists both where they are, \
+         and `--device flex` runs on the CPU"
+    );
+    ensure!(index < found, "there is no cuda:{index}: this machine has cuda:0 to cuda:{}", found - 1);
+    Ok(Device::cuda(index))
 }
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(_index: &str) -> Result<Device> {
     bail!("this srigl was built without CUDA: build it with `cargo build -p srigl-cli --features cuda`")
+}
+
+/// Ends the program with one sentence where Burn's CUDA backend panics for a cause that the user can mend.
+///
+/// The backend has no other way to say these: it works in threads of its own, behind the calls.
+#[cfg(feature = "cuda")]
+pub fn explain_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if let Some(cause) = panic.payload_as_str().and_then(explain) {
+            eprintln!("srigl: {cause}");
+            std::process::exit(1);
+        }
+        usual(panic);
+    }));
+}
+
+/// What a message of CubeCL 0.11 or cudarc means for the user.
+#[cfg(any(feature = "cuda", test))]
+fn explain(message: &str) -> Option<String> {
+    if message.contains("Unable to dynamically load") && message.contains("nvrtc") {
+        return Some(
+            "kernels are compiled by NVRTC on the machine that runs them, and libnvrtc was not found: install \
+             CUDA's runtime compiler, or name its folder in LD_LIBRARY_PATH"
+                .into(),
+        );
+    }
+    let asked = ["out of device memory allocating ", "can't allocate buffer of size: "]
+        .iter()
+        .find_map(|text| message.split_once(text))?
+        .1;
+    let digits: String = asked.chars().take_while(char::is_ascii_digit).collect();
+    let mebibytes = digits.parse::<f64>().ok()? / f64::from(1 << 20);
+    Some(format!(
+        "the GPU is out of memory: {mebibytes:.0} MiB more were asked for; lower --micro-batch or --batch-size, or \
+         end other programs that `nvidia-smi` shows"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_the_backend_are_explained() {
+        let reading = "Error while reading data: use `try_to_data` instead\nCaused by:\n  \
+                       out of device memory allocating 2147483648 bytes\nno backtrace";
+        let text = explain(reading).unwrap();
+        assert!(text.contains("2048 MiB") && text.contains("--micro-batch"), "{text}");
+        assert!(explain("can't allocate buffer of size: 1048576\n").unwrap().contains(" 1 MiB"));
+        let missing =
+            "Unable to dynamically load the \"nvrtc\" shared library - searched for library names: []";
+        assert!(explain(missing).unwrap().contains("libnvrtc"));
+        assert_eq!(explain("index out of bounds"), None);
+    }
 }

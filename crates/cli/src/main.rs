@@ -57,6 +57,8 @@ enum Command {
 }
 
 fn main() {
+    #[cfg(feature = "cuda")]
+    device::explain_panics();
     let result = match Cli::parse().command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),

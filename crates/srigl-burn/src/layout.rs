@@ -1,6 +1,7 @@
 //! How Burn stores the weights of a layer, as seen from rows = neurons.
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
+use rayon::prelude::*;
 use sparsity_core::Mask;
 
 /// Memory layout of a weight tensor.
@@ -56,15 +57,26 @@ impl Layout {
 
     /// True where the mask is 0, in Burn's dimensions `dims`.
     pub fn inactive<const D: usize>(self, mask: &Mask, dims: [usize; D], device: &Device) -> Tensor<D, Bool> {
-        let m = mask.dense_fan_in();
-        let bytes = mask.to_bytes();
-        let inactive: Vec<bool> = match self {
-            Self::OutIn => bytes.iter().map(|b| *b == 0).collect(),
-            Self::InOut => {
-                let transposed = (0..m).flat_map(|j| (0..mask.neurons()).map(move |i| i * m + j));
-                transposed.map(|position| bytes[position] == 0).collect()
-            }
-        };
+        let (n, m) = (mask.neurons(), mask.dense_fan_in());
+        let words_per_row = m.div_ceil(64);
+        let word = |neuron: usize, block: usize| mask.words()[neuron * words_per_row + block];
+        let is_inactive = |word: u64, bit: usize| word >> bit & 1 == 0;
+        let mut inactive = vec![false; n * m];
+        match self {
+            _ if inactive.is_empty() => {}
+            Self::OutIn => inactive.par_chunks_mut(m).with_min_len(16).enumerate().for_each(|(i, row)| {
+                row.iter_mut()
+                    .enumerate()
+                    .for_each(|(j, value)| *value = is_inactive(word(i, j / 64), j % 64));
+            }),
+            // 64 inputs of all neurons at a time: the rows that are written to stay in the cache.
+            Self::InOut => inactive.par_chunks_mut(64 * n).enumerate().for_each(|(block, values)| {
+                for i in 0..n {
+                    let word = word(i, block);
+                    values.chunks_mut(n).enumerate().for_each(|(bit, row)| row[i] = is_inactive(word, bit));
+                }
+            }),
+        }
         Tensor::from_data(TensorData::new(inactive, dims), device)
     }
 }

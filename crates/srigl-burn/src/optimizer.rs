@@ -3,9 +3,10 @@
 use crate::layout::Layout;
 use crate::topology::{Topology, TopologyEvent};
 use burn::grad_clipping::GradientClipping;
-use burn::optim::{LearningRate, Optimizer, RecordState, StateSink, StateSource};
+use burn::optim::{AdamState, AdamWState, LearningRate, Optimizer, RecordState, StateSink, StateSource};
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use sparsity_core::{Layer, Mask, Method, Stream, UpdateSchedule, itop_rate, update_layer};
+use std::any::Any;
 use std::sync::Arc;
 
 /// What never changes about one sparse weight.
@@ -179,10 +180,24 @@ impl<O: Optimizer> SparseOptimizer<O> {
 }
 
 /// Zeroes every tensor of an optimizer state that has the weight's shape where the mask is 0.
-///
-/// An optimizer state is opaque but for its record, so the record is taken apart and put together again; that
-/// is done at topology updates only.
-fn mask_moments<S: RecordState, const D: usize>(state: S, inactive: &Tensor<D, Bool>) -> S {
+fn mask_moments<S: RecordState, const D: usize>(mut state: S, inactive: &Tensor<D, Bool>) -> S {
+    let any = &mut state as &mut dyn Any;
+    // Adam's moments are public: they need not leave the device.
+    let adam = match any.downcast_mut::<AdamState<D>>() {
+        Some(adam) => Some(&mut adam.momentum),
+        None => any.downcast_mut::<AdamWState<D>>().map(|adam| &mut adam.momentum),
+    };
+    let Some(adam) = adam else { return mask_record(state, inactive) };
+    let moments = [&mut adam.moment_1, &mut adam.moment_2].into_iter().chain(&mut adam.max_moment_2);
+    for moment in moments {
+        *moment = moment.clone().mask_fill(inactive.clone(), 0.0);
+    }
+    state
+}
+
+/// The same for any optimizer: a state is opaque but for its record, so the record is taken apart and put together
+/// again, through the host's memory.
+fn mask_record<S: RecordState, const D: usize>(state: S, inactive: &Tensor<D, Bool>) -> S {
     let device = inactive.device();
     let mut sink = StateSink::default();
     state.state_flatten("", &mut sink);
@@ -269,7 +284,7 @@ mod tests {
     use crate::topology::TopologyLayer;
     use burn::optim::decay::WeightDecayConfig;
     use burn::optim::momentum::MomentumConfig;
-    use burn::optim::{AdamConfig, AdamWConfig, RmsPropConfig, SgdConfig};
+    use burn::optim::{AdamConfig, AdamWConfig, AdaptiveMomentumState, RmsPropConfig, SgdConfig};
     use sparsity_core::{LayerSpec, SriglSettings, settle_weights};
 
     const DIMS: [usize; 2] = [24, 16];
@@ -480,6 +495,37 @@ mod tests {
         settle_weights(&mut expected, mask, &update.mask);
         assert_eq!(state.unwrap().mask, update.mask);
         assert_eq!(Layout::InOut.to_rows(weight), expected);
+    }
+
+    /// Adam's moments do not go through the record, and come out as if they did.
+    #[test]
+    fn moments_on_the_device_are_masked_like_those_of_a_record() {
+        let device = Device::flex();
+        let inactive = noise(3, &device).lower_scalar(0.2);
+        let check = |moments: [Vec<f32>; 2]| {
+            assert_eq!(moments[0], moments[1]);
+            let zeros = moments[0].iter().filter(|value| **value == 0.0).count();
+            assert!(zeros > 0 && zeros < moments[0].len());
+        };
+        fn run<O: Optimizer>(optim: O, device: &Device) -> O::State<2> {
+            optim.step(0.1, noise(1, device), noise(2, device), None).1.unwrap()
+        }
+        let values = |state: &AdaptiveMomentumState<2>| -> Vec<f32> {
+            let moments = [Some(&state.moment_1), Some(&state.moment_2), state.max_moment_2.as_ref()];
+            moments.into_iter().flatten().flat_map(|m| Layout::OutIn.to_rows(m.clone())).collect()
+        };
+        for amsgrad in [false, true] {
+            let state = run(AdamConfig::new().with_amsgrad(amsgrad).build(), &device);
+            check(
+                [mask_moments(state.clone(), &inactive), mask_record(state, &inactive)]
+                    .map(|s| values(&s.momentum)),
+            );
+            let state = run(AdamWConfig::new().with_amsgrad(amsgrad).build(), &device);
+            check(
+                [mask_moments(state.clone(), &inactive), mask_record(state, &inactive)]
+                    .map(|s| values(&s.momentum)),
+            );
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde_json::json;
 use sparsity_core::{LayerSpec, Mask, Purpose, Stream, WeightInit, constant_fan_in_mask, initialise_weights};
 
 use super::csr::{Csr, dense_times_vector, im2col, transpose};
-use super::{Contender, MeasureArgs, Saved, compare, fastest, save};
+use super::{Contender, MeasureArgs, Saved, compare, device, fastest, save};
 
 /// Time one linear layer or convolution: dense, compressed sparse rows (CSR), condensed
 ///
@@ -26,6 +26,7 @@ A convolution pads by half its kernel. --save-weights writes `weight` (dense, wi
 Examples:
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --threads 4 --json
+  srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --device cuda
   srigl bench layer --conv 64 64 3 --size 56 --stride 1 --sparsity 0.95")]
 pub struct LayerArgs {
     /// Inputs of a linear layer
@@ -43,6 +44,10 @@ pub struct LayerArgs {
     /// Step between the convolution's windows
     #[arg(long, value_name = "S", requires = "conv", default_value_t = 1)]
     stride: usize,
+    /// Time Burn's dense layer and the condensed one on a device (`cuda`, `cuda:1`), in f32 and bf16 where it has it;
+    /// without this, the kernels for CPUs
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
     #[command(flatten)]
     measure: MeasureArgs,
 }
@@ -53,6 +58,7 @@ const MAX_NUMBERS: usize = 1 << 30;
 pub fn run(args: &LayerArgs) -> Result<()> {
     let measure = &args.measure;
     measure.check()?;
+    let device = args.device.as_deref().map(crate::device::parse).transpose()?;
     let dims = match (&args.conv, args.inputs, args.outputs) {
         (Some(conv), ..) => vec![conv[1], conv[0], conv[2], conv[2]],
         (None, Some(inputs), Some(outputs)) => vec![outputs, inputs],
@@ -119,9 +125,10 @@ pub fn run(args: &LayerArgs) -> Result<()> {
     })?;
 
     let pool = measure.pool()?;
-    let contenders = match window {
-        Some(window) => layer.conv(&pool, sample, window, &input, outputs)?,
-        None => layer.linear(&pool, &input, outputs)?,
+    let contenders = match (device, window) {
+        (Some(device), window) => device::contenders(&layer, sample, window, &input, outputs, &device)?,
+        (None, Some(window)) => layer.conv(&pool, sample, window, &input, outputs)?,
+        (None, None) => layer.linear(&pool, &input, outputs)?,
     };
     let sparsity = 1.0 - mask.density();
     compare(("layer", shape), sparsity, measure, contenders, &input, outputs)
@@ -132,12 +139,12 @@ fn uniform(count: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
     (0..count).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect()
 }
 
-struct Layer {
-    spec: LayerSpec,
-    weights: Vec<f32>,
-    sparse: CondensedWeight,
-    bias: Vec<f32>,
-    batch: usize,
+pub struct Layer {
+    pub spec: LayerSpec,
+    pub weights: Vec<f32>,
+    pub sparse: CondensedWeight,
+    pub bias: Vec<f32>,
+    pub batch: usize,
 }
 
 impl Layer {

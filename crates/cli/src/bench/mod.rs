@@ -1,6 +1,7 @@
 //! `srigl bench`: condensed layers and models against dense ones, timed side by side.
 
 mod csr;
+mod device;
 mod layer;
 mod model;
 
@@ -97,13 +98,22 @@ pub fn run(args: BenchArgs) -> Result<()> {
 /// Calls on an input, leaving the result of the last in the output.
 type Run = Box<dyn FnMut(usize, &[f32], &mut [f32]) -> Result<()>>;
 
+/// Copies a result from the device's memory.
+type Read = Box<dyn FnMut(&mut [f32]) -> Result<()>>;
+
 /// One way to compute the result.
 struct Contender {
-    /// `dense`, `csr` or `condensed`.
+    /// `dense`, `csr` or `condensed`, with a float type if it is not f32.
     name: &'static str,
     /// What runs, for people.
     engine: String,
     run: Run,
+    /// Leaves the last result of `run` in the output, which is on a device until then. Not timed.
+    read: Option<Read>,
+    /// Largest difference to the dense result, relative to its norm.
+    tolerance: f64,
+    /// Bytes that a call must read or write at least, for a memory's share in the time.
+    bytes: Option<usize>,
 }
 
 impl Contender {
@@ -112,7 +122,8 @@ impl Contender {
         engine: impl Into<String>,
         run: impl FnMut(usize, &[f32], &mut [f32]) -> Result<()> + 'static,
     ) -> Self {
-        Self { name, engine: engine.into(), run: Box::new(run) }
+        let run = Box::new(run);
+        Self { name, engine: engine.into(), run, read: None, tolerance: TOLERANCE, bytes: None }
     }
 
     /// Seconds per call, over `calls` of them.
@@ -171,6 +182,9 @@ struct Timing {
     p90_ms: f64,
     samples: usize,
     engine: String,
+    /// The least bytes of a call over its median time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gigabytes_per_second: Option<f64>,
 }
 
 /// Of several ways to the same result, the one that is fastest here.
@@ -201,13 +215,16 @@ fn compare(
     let mut round_seconds = 0.0;
     for contender in &mut contenders {
         let seconds = contender.warm_up(input, &mut output)?;
+        if let Some(read) = &mut contender.read {
+            read(&mut output)?;
+        }
         let count = (SAMPLE_SECONDS / seconds).ceil().max(1.0);
         round_seconds += count * seconds;
         calls.push(count as usize);
         if want.is_empty() {
             want = output.clone();
         }
-        check_agreement(contender.name, &output, &want)?;
+        check_agreement(contender, &output, &want)?;
     }
     let rounds = args.rounds.unwrap_or((ALL_SECONDS / round_seconds).clamp(5.0, 200.0) as usize);
 
@@ -236,6 +253,7 @@ fn compare(
             p90_ms: at(0.9),
             samples: samples.len(),
             engine: contender.engine.clone(),
+            gigabytes_per_second: contender.bytes.map(|bytes| bytes as f64 / (at(0.5) * 1e6)),
         }
     };
     let results: Vec<Timing> = contenders.iter().zip(samples).map(timing).collect();
@@ -255,12 +273,13 @@ fn compare(
     table::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })
 }
 
-fn check_agreement(name: &str, got: &[f32], want: &[f32]) -> Result<()> {
+fn check_agreement(contender: &Contender, got: &[f32], want: &[f32]) -> Result<()> {
+    let name = contender.name;
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let size = norm(&mut want.iter().map(|w| f64::from(*w)));
     let difference = norm(&mut got.iter().zip(want).map(|(g, w)| f64::from(*g) - f64::from(*w)));
     ensure!(
-        difference <= TOLERANCE * size && size > 0.0,
+        difference <= contender.tolerance * size && size > 0.0,
         "the result of `{name}` differs from the dense one by {difference} of {size}: a bug, please report it"
     );
     Ok(())
@@ -276,10 +295,14 @@ impl Report {
                 vec![r.name.to_string(), r.engine.clone()],
                 times.to_vec(),
                 vec![format!("{:.2}", dense / r.median_ms)],
+                r.gigabytes_per_second.iter().map(|rate| format!("{rate:.0}")).collect(),
             ]
             .concat()
         };
-        let header = ["contender", "engine", "median ms", "p10", "p90", "speed-up"];
+        let mut header = vec!["contender", "engine", "median ms", "p10", "p90", "speed-up"];
+        if self.results.iter().any(|r| r.gigabytes_per_second.is_some()) {
+            header.push("GB/s");
+        }
         format!(
             "{}\n{} {}, sparsity {} (masks: {:.4}), batch {}, {} thread{}, {} rounds, seed {}",
             table::table(&header, self.results.iter().map(row)),
