@@ -324,18 +324,28 @@ impl Session<'_> {
 }
 
 impl<M> State<M> {
-    /// Adds the losses and hits of the last steps to the sums, in order.
+    /// Adds the losses and hits of the last steps to the sums, in order. Two copies from the device, for all of them.
     fn read_back(&mut self) -> Result<()> {
+        if self.unread.is_empty() {
+            return Ok(());
+        }
+        let (mut losses, mut hits, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
         for (loss, correct, images) in std::mem::take(&mut self.unread) {
-            let loss = f64::from(loss.into_scalar::<f32>());
+            losses.push(loss);
+            hits.push(correct);
+            sizes.push(images);
+        }
+        let losses = Tensor::cat(losses, 0).into_data().convert::<f32>();
+        let hits = Tensor::cat(hits, 0).into_data().convert::<i64>();
+        for ((loss, hits), images) in losses.iter::<f32>().zip(hits.iter::<i64>()).zip(sizes) {
             if !loss.is_finite() {
                 bail!(
                     "the loss is {loss} by step {}: training has diverged, try a lower --lr",
                     self.progress.step
                 );
             }
-            self.progress.loss_sum += loss * images as f64;
-            self.progress.correct += correct.into_scalar::<i64>() as u64;
+            self.progress.loss_sum += f64::from(loss) * images as f64;
+            self.progress.correct += hits as u64;
             self.progress.images += images;
         }
         Ok(())
