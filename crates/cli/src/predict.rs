@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use condensed::architectures::{self, NamedTensor};
-use condensed::{Engine, Network};
+use condensed::{Engine, Network, Shape};
 use safetensors::tensor::{Dtype, TensorView};
+use srigl_burn::CondensedNetwork;
 use srigl_models::Classifier;
 
 use crate::device;
@@ -30,12 +31,13 @@ the output has `logits` [batch, classes]. The numbers go into the network as the
 eval` standardise pixels, (pixel / 255 - mean) / deviation with both of all training pixels, and whoever wants a \
 run's predictions does the same first.
 
-A condensed file runs in the engine for CPUs. Weights of other files do with --condensed; without, they run \
-dense in Burn.
+A condensed file runs in the engine for CPUs, or with --device in Burn, on a GPU for example. Weights of other files do \
+with --condensed; without, they run dense in Burn.
 
 Examples:
   srigl condense runs/srigl95 -o small.safetensors
   srigl predict --weights small.safetensors --input x.safetensors -o y.safetensors --threads 1
+  srigl predict --weights small.safetensors --input x.safetensors -o y.safetensors --device cuda
   srigl predict --model mnist-cnn --weights runs/srigl95/model.safetensors --input x.safetensors \\
       -o y.safetensors
   srigl predict --model resnet50 --weights resnet50.safetensors --condensed --input x.safetensors \\
@@ -53,15 +55,16 @@ pub struct PredictArgs {
     /// The safetensors file to write, with the tensor `logits`
     #[arg(short, long, value_name = "Y")]
     output: PathBuf,
-    /// Condense the weights and run them in the engine for CPUs
+    /// Condense the weights
     #[arg(long)]
     condensed: bool,
     /// Threads to use; default: all cores
     #[arg(long, value_name = "T")]
     threads: Option<usize>,
-    /// Device of a dense prediction: flex, ndarray, cuda or cuda:N
-    #[arg(long, default_value = "flex")]
-    device: String,
+    /// Run in Burn on flex, ndarray, cuda or cuda:N; by default condensed weights run in the engine for CPUs, and
+    /// dense ones in Burn on flex
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
 }
 
 /// Predicts.
@@ -71,7 +74,7 @@ pub struct PredictArgs {
 /// then.
 pub fn run(args: PredictArgs) -> Result<()> {
     ensure!(args.threads != Some(0), "--threads must be at least 1");
-    let device = device::parse(&args.device)?;
+    let device = args.device.as_deref().map(device::parse).transpose()?;
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build_global().context("cannot start threads")?;
@@ -80,10 +83,7 @@ pub fn run(args: PredictArgs) -> Result<()> {
     let bytes = weights::read(&args.weights)?;
     let path = &args.weights;
     let (logits, how) = match Model::parse(path, &bytes)? {
-        Model::Condensed(network) => {
-            refuse_device(&args)?;
-            (run_engine(&network, &input)?, "the condensed engine".to_string())
-        }
+        Model::Condensed(network) => run_condensed(&network, &input, device, &args)?,
         Model::Weights(weights) => {
             let name = args.model.as_deref().with_context(|| {
                 let known = architectures::names().join(", ");
@@ -98,10 +98,9 @@ pub fn run(args: PredictArgs) -> Result<()> {
                 architectures::build(name, weights.tensors.clone(), input.image()).with_context(wrong)?;
             input.check(&network)?;
             if args.condensed {
-                refuse_device(&args)?;
-                let network = network.fold().with_context(wrong)?;
-                (run_engine(&network, &input)?, "the condensed engine".to_string())
+                run_condensed(&network.fold().with_context(wrong)?, &input, device, &args)?
             } else {
+                let device = device.unwrap_or_else(Device::flex);
                 let size = |tensor: &str, dimension: usize| {
                     weights.tensors.get(tensor).and_then(|tensor| u16::try_from(tensor.shape[dimension]).ok())
                 };
@@ -114,7 +113,7 @@ pub fn run(args: PredictArgs) -> Result<()> {
                 let classes = shapes.last().map_or(1, |shape| shape.features);
                 let shape = [shapes[0].features, shapes[0].height, shapes[0].width];
                 let dense = Dense { tensors: &weights.tensors, input: &input, device: &device };
-                (model.with(shape, classes, &device, dense)?, format!("Burn on {}", args.device))
+                (model.with(shape, classes, &device, dense)?, in_burn(&args))
             }
         }
     };
@@ -136,10 +135,23 @@ pub fn run(args: PredictArgs) -> Result<()> {
     table::line(&format!("wrote `{}`", args.output.display()))
 }
 
-/// The engine runs on the CPU alone.
-fn refuse_device(args: &PredictArgs) -> Result<()> {
-    ensure!(args.device == "flex", "the engine runs on the CPU: leave out --device {}", args.device);
-    Ok(())
+/// What ran, for people.
+fn in_burn(args: &PredictArgs) -> String {
+    format!("Burn on {}", args.device.as_deref().unwrap_or("flex"))
+}
+
+/// Logits of a condensed network, and what computed them.
+fn run_condensed(
+    network: &Network,
+    input: &Input,
+    device: Option<Device>,
+    args: &PredictArgs,
+) -> Result<(Vec<f32>, String)> {
+    input.check(network)?;
+    match device {
+        None => Ok((run_engine(network, input)?, "the condensed engine".into())),
+        Some(device) => Ok((run_on_device(network, input, &device)?, in_burn(args))),
+    }
 }
 
 /// Samples to predict.
@@ -191,7 +203,6 @@ impl Input {
 }
 
 fn run_engine(network: &Network, input: &Input) -> Result<Vec<f32>> {
-    input.check(network)?;
     let mut engine = Engine::new(network)?;
     let (sample, result) = (engine.input_shape().len(), engine.output_shape().len());
     let mut logits = vec![0.0; input.batch() * result];
@@ -199,6 +210,22 @@ fn run_engine(network: &Network, input: &Input) -> Result<Vec<f32>> {
         engine.run(x.len() / sample, x, y)?;
     }
     Ok(logits)
+}
+
+fn run_on_device(network: &Network, input: &Input, device: &Device) -> Result<Vec<f32>> {
+    let Shape { features, height, width } = network.shapes()?[0];
+    let network = CondensedNetwork::new(network, FloatDType::F32, device)?;
+    let mut logits = Vec::new();
+    for x in input.values.chunks(CHUNK * features * height * width) {
+        let batch = x.len() / (features * height * width);
+        let data = TensorData::new(x.to_vec(), [batch, features, height, width]);
+        logits.extend(floats(network.forward(Tensor::from_data(data, device)))?);
+    }
+    Ok(logits)
+}
+
+fn floats(logits: Tensor<2>) -> Result<Vec<f32>> {
+    logits.into_data().convert::<f32>().try_into_vec().map_err(|error| anyhow!("{error:?}"))
 }
 
 /// A prediction by Burn.
@@ -226,9 +253,7 @@ impl WithModel for Dense<'_> {
         for x in self.input.values.chunks(CHUNK * channels * height * width) {
             let batch = x.len() / (channels * height * width);
             let data = TensorData::new(x.to_vec(), [batch, channels, height, width]);
-            let y = model.forward(Tensor::from_data(data, self.device));
-            logits
-                .extend(y.into_data().convert::<f32>().try_into_vec::<f32>().map_err(|e| anyhow!("{e:?}"))?);
+            logits.extend(floats(model.forward(Tensor::from_data(data, self.device)))?);
         }
         Ok(logits)
     }

@@ -321,7 +321,6 @@ fn broken_inputs_are_refused() {
     bench.refuse("predict --weights good --model mlp --input y -o out", &["fc1.weight"]);
     bench.refuse("predict --weights good --input x -o out", &["--model"]);
     bench.refuse("predict --weights small --input x -o out --device tpu", &["unknown device"]);
-    bench.refuse("predict --weights small --input x -o out --device ndarray", &["--device ndarray"]);
     bench.refuse("predict --weights small --input x -o out --threads 0", &["--threads"]);
 
     // A damaged condensed file, byte by byte in the header and cut short.
@@ -346,16 +345,21 @@ fn a_network_goes_from_bench_to_prediction() {
     assert_eq!(report["shape"]["model"], "vit-tiny");
     assert!((report["actual_sparsity"].as_f64().unwrap() - 0.8).abs() < 0.01);
     bench.put("x", &[("input".to_string(), f32s(&[2, 3, 32, 32], &numbers(2 * 3 * 1024)))].into());
-    bench.refuse(
-        "predict --weights vit --model vit-tiny --input x -o out --condensed --device ndarray",
-        &["leave out --device ndarray"],
-    );
     bench.succeed("predict --weights vit --model vit-tiny --input x -o dense");
     bench.succeed("predict --weights vit --model vit-tiny --input x -o engine --condensed");
     assert!(relative_error(&bench.logits("engine"), &bench.logits("dense")) < 1e-4);
     bench.succeed("condense vit --model vit-tiny -o small");
     bench.succeed("predict --weights small --input x -o file");
     assert_eq!(bench.logits("engine"), bench.logits("file"));
+    // In Burn instead of the engine.
+    for device in ["flex", "ndarray"] {
+        let said = bench.succeed(&format!("predict --weights small --input x -o burn --device {device}"));
+        assert!(said.contains(&format!("Burn on {device}")), "{said}");
+        assert!(relative_error(&bench.logits("burn"), &bench.logits("engine")) < 1e-4);
+    }
+    let weights = "--weights vit --model vit-tiny --condensed";
+    bench.succeed(&format!("predict {weights} --input x -o burn --device flex"));
+    assert!(relative_error(&bench.logits("burn"), &bench.logits("engine")) < 1e-4);
 }
 
 /// torchvision's names are Burn's paths, and Burn's network is the engine's.

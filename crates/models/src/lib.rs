@@ -26,7 +26,7 @@ pub use vit::{Encoder, EncoderLayer, Heads, SelfAttention, VisionTransformer, Vi
 pub use wide_resnet::{WideBlock, WideResNet, WideResNetConfig, WideStage};
 
 /// An image classifier.
-pub trait Classifier: Module {
+pub trait Classifier: Module + 'static {
     /// Logits `[batch, classes]` of images `[batch, channels, height, width]`.
     fn forward(&self, images: Tensor<4>) -> Tensor<2>;
 }

@@ -51,7 +51,7 @@ pub type ResNet18 = ResNet<BasicBlock>;
 pub type ResNet50 = ResNet<Bottleneck>;
 
 /// What a [`ResNet`] repeats.
-pub trait ResidualBlock: Module + ModuleDisplay {
+pub trait ResidualBlock: Module + ModuleDisplay + 'static {
     /// Channels of its result over its inner width.
     const EXPANSION: usize;
     /// A block from so many channels, of so wide a middle.

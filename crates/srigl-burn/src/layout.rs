@@ -1,6 +1,6 @@
 //! How Burn stores the weights of a layer, as seen from rows = neurons.
 
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData, Transaction};
 use rayon::prelude::*;
 use sparsity_core::Mask;
 
@@ -33,11 +33,20 @@ impl Layout {
 
     /// Row-major values `[N · M]` of a weight or gradient tensor.
     pub fn to_rows<const D: usize>(self, tensor: Tensor<D>) -> Vec<f32> {
-        let rows = match self {
-            Self::InOut => tensor.swap_dims(0, 1),
-            Self::OutIn => tensor,
+        let [rows] = self.read_rows([tensor]);
+        rows
+    }
+
+    /// The same for several tensors, in one wait for their device.
+    pub fn read_rows<const D: usize, const K: usize>(self, tensors: [Tensor<D>; K]) -> [Vec<f32>; K] {
+        let register = |reads: Transaction, tensor: Tensor<D>| match self {
+            Self::InOut => reads.register(tensor.swap_dims(0, 1)),
+            Self::OutIn => reads.register(tensor),
         };
-        rows.into_data().convert::<f32>().try_into_vec().expect("converted to f32")
+        let read = tensors.into_iter().fold(Transaction::default(), register).execute();
+        let rows = |data: TensorData| data.convert::<f32>().try_into_vec().expect("converted to f32");
+        let rows: Vec<Vec<f32>> = read.into_iter().map(rows).collect();
+        rows.try_into().expect("one for each tensor")
     }
 
     /// A tensor of Burn's dimensions `dims` from row-major values `[N · M]`.

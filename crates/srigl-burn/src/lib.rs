@@ -45,15 +45,17 @@
 //! here it acts on the masked gradients.
 //!
 //! Other methods (RigL, SET, static masks, dense) differ by the configuration alone: [`SparseMethod`].
-
-//! After training, [`CondensedLinear`] and [`CondensedConv2d`] run a sparse layer in condensed form on the CPU:
-//! `CondensedLinear::from_linear(&net.fc1, &mask)`, with the masks of [`Topology::layers`].
+//!
+//! After training, [`CondensedLinear`] and [`CondensedConv2d`] run a sparse layer in condensed form, on the CPU and, with
+//! the feature `cuda`, on GPUs: `CondensedLinear::from_linear(&net.fc1, &mask)`, with the masks of [`Topology::layers`].
+//! [`CondensedNetwork`] runs a whole condensed file.
 
 #![forbid(unsafe_code)]
 
 mod clipping;
 mod condensed_conv;
 mod condensed_linear;
+mod condensed_network;
 mod condensed_ops;
 mod config;
 mod discover;
@@ -69,6 +71,7 @@ pub use clipping::NormClipping;
 pub use condensed;
 pub use condensed_conv::CondensedConv2d;
 pub use condensed_linear::CondensedLinear;
+pub use condensed_network::CondensedNetwork;
 pub use config::{SparseMethod, SriglConfig};
 pub use discover::sparse_layers;
 pub use error::Error;

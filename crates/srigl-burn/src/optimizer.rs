@@ -3,8 +3,11 @@
 use crate::layout::Layout;
 use crate::topology::{Topology, TopologyEvent};
 use burn::grad_clipping::GradientClipping;
-use burn::optim::{AdamState, AdamWState, LearningRate, Optimizer, RecordState, StateSink, StateSource};
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::optim::momentum::{Momentum, MomentumConfig, MomentumState};
+use burn::optim::{
+    AdamState, AdamWState, LearningRate, Optimizer, RecordState, SgdState, StateSink, StateSource,
+};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use sparsity_core::{Layer, Mask, Method, Stream, UpdateSchedule, itop_rate, update_layer};
 use std::any::Any;
 use std::sync::Arc;
@@ -144,10 +147,11 @@ impl<O: Optimizer> SparseOptimizer<O> {
         let weight = &self.weight;
         let gathered = state.schedule.grad_accumulation.min(state.step) as f64;
         let dense_grad = state.dense_grad.take().expect("gathered in this very step").div_scalar(gathered);
+        let [weights, grads] = weight.layout.read_rows([tensor.clone(), dense_grad]);
         let layer = Layer {
             name: &weight.name,
-            weights: &weight.layout.to_rows(tensor.clone()),
-            grads: &weight.layout.to_rows(dense_grad),
+            weights: &weights,
+            grads: &grads,
             mask: &state.mask,
             sparsity: weight.sparsity,
             ablate: weight.ablate,
@@ -173,26 +177,41 @@ impl<O: Optimizer> SparseOptimizer<O> {
 
         // Weights and moments that were inactive before are 0 already, so the new mask is enough.
         let inactive = weight.layout.inactive(&state.mask, tensor.dims(), &tensor.device());
-        state.inner = state.inner.take().map(|inner| mask_moments(inner, &inactive));
+        state.inner = state.inner.take().map(|inner| mask_moments(inner, &inactive, tensor.dtype()));
         state.inactive = Some(inactive.clone());
         tensor.mask_fill(inactive, 0.0)
     }
 }
 
 /// Zeroes every tensor of an optimizer state that has the weight's shape where the mask is 0.
-fn mask_moments<S: RecordState, const D: usize>(mut state: S, inactive: &Tensor<D, Bool>) -> S {
+fn mask_moments<S: RecordState, const D: usize>(
+    mut state: S,
+    inactive: &Tensor<D, Bool>,
+    dtype: DType,
+) -> S {
+    let masked = |moment: &Tensor<D>| moment.clone().mask_fill(inactive.clone(), 0.0);
     let any = &mut state as &mut dyn Any;
-    // Adam's moments are public: they need not leave the device.
+    // The moments of these optimizers can be reached: they need not leave the device.
+    if let Some(sgd) = any.downcast_mut::<SgdState<D>>() {
+        let zeros = Tensor::zeros(inactive.dims(), (&inactive.device(), dtype));
+        let momentum = sgd.momentum.take();
+        sgd.momentum = momentum.map(|momentum| MomentumState::new(masked(&velocity(momentum, zeros))));
+        return state;
+    }
     let adam = match any.downcast_mut::<AdamState<D>>() {
         Some(adam) => Some(&mut adam.momentum),
         None => any.downcast_mut::<AdamWState<D>>().map(|adam| &mut adam.momentum),
     };
     let Some(adam) = adam else { return mask_record(state, inactive) };
     let moments = [&mut adam.moment_1, &mut adam.moment_2].into_iter().chain(&mut adam.max_moment_2);
-    for moment in moments {
-        *moment = moment.clone().mask_fill(inactive.clone(), 0.0);
-    }
+    moments.for_each(|moment| *moment = masked(moment));
     state
+}
+
+/// Momentum's private velocity: what it makes of a gradient of 0 if nothing decays.
+fn velocity<const D: usize>(momentum: MomentumState<D>, zeros: Tensor<D>) -> Tensor<D> {
+    let reader = Momentum::new(&MomentumConfig::new().with_momentum(1.0).with_dampening(0.0));
+    reader.transform(zeros, Some(momentum)).0
 }
 
 /// The same for any optimizer: a state is opaque but for its record, so the record is taken apart and put together
@@ -283,7 +302,6 @@ mod tests {
     use super::*;
     use crate::topology::TopologyLayer;
     use burn::optim::decay::WeightDecayConfig;
-    use burn::optim::momentum::MomentumConfig;
     use burn::optim::{AdamConfig, AdamWConfig, AdaptiveMomentumState, RmsPropConfig, SgdConfig};
     use sparsity_core::{LayerSpec, SriglSettings, settle_weights};
 
@@ -517,12 +535,12 @@ mod tests {
         for amsgrad in [false, true] {
             let state = run(AdamConfig::new().with_amsgrad(amsgrad).build(), &device);
             check(
-                [mask_moments(state.clone(), &inactive), mask_record(state, &inactive)]
+                [mask_moments(state.clone(), &inactive, DType::F32), mask_record(state, &inactive)]
                     .map(|s| values(&s.momentum)),
             );
             let state = run(AdamWConfig::new().with_amsgrad(amsgrad).build(), &device);
             check(
-                [mask_moments(state.clone(), &inactive), mask_record(state, &inactive)]
+                [mask_moments(state.clone(), &inactive, DType::F32), mask_record(state, &inactive)]
                     .map(|s| values(&s.momentum)),
             );
         }

@@ -3,22 +3,16 @@
 //! With `--features webgpu` on Mesa's software device, with `cuda` on the first GPU (docs/cuda.md).
 #![cfg(feature = "gpu")]
 
+mod devices;
+
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
+use devices::gpus;
 use srigl_burn::{Distribution, Mask, SparseMethod, SriglConfig, state_dict};
-
-fn gpus() -> Vec<Device> {
-    vec![
-        #[cfg(feature = "webgpu")]
-        Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        Device::cuda(0usize),
-    ]
-}
 
 #[derive(Module, Debug)]
 struct Net {

@@ -14,7 +14,7 @@ use serde_json::json;
 use sparsity_core::{LayerSpec, Mask, Purpose, Stream, WeightInit, constant_fan_in_mask, initialise_weights};
 
 use super::csr::{Csr, dense_times_vector, im2col, transpose};
-use super::{Contender, MeasureArgs, Saved, compare, device, fastest, save};
+use super::{Case, Contender, MeasureArgs, Saved, compare, device, fastest, save};
 
 /// Time one linear layer or convolution: dense, compressed sparse rows (CSR), condensed
 ///
@@ -26,7 +26,7 @@ A convolution pads by half its kernel. --save-weights writes `weight` (dense, wi
 Examples:
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --threads 4 --json
-  srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --device cuda
+  srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --device cuda --torch python3
   srigl bench layer --conv 64 64 3 --size 56 --stride 1 --sparsity 0.95")]
 pub struct LayerArgs {
     /// Inputs of a linear layer
@@ -44,10 +44,6 @@ pub struct LayerArgs {
     /// Step between the convolution's windows
     #[arg(long, value_name = "S", requires = "conv", default_value_t = 1)]
     stride: usize,
-    /// Time Burn's dense layer and the condensed one on a device (`cuda`, `cuda:1`), in f32 and bf16 where it has it;
-    /// without this, the kernels for CPUs
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<String>,
     #[command(flatten)]
     measure: MeasureArgs,
 }
@@ -58,7 +54,7 @@ const MAX_NUMBERS: usize = 1 << 30;
 pub fn run(args: &LayerArgs) -> Result<()> {
     let measure = &args.measure;
     measure.check()?;
-    let device = args.device.as_deref().map(crate::device::parse).transpose()?;
+    let device = measure.place.device()?;
     let dims = match (&args.conv, args.inputs, args.outputs) {
         (Some(conv), ..) => vec![conv[1], conv[0], conv[2], conv[2]],
         (None, Some(inputs), Some(outputs)) => vec![outputs, inputs],
@@ -112,7 +108,7 @@ pub fn run(args: &LayerArgs) -> Result<()> {
         );
     };
     let input = uniform(inputs, &mut rng);
-    save(measure, || {
+    let saved = || {
         let mut dims = vec![layer.batch, sample.features];
         if window.is_some() {
             dims.extend([sample.height, sample.width]);
@@ -122,16 +118,28 @@ pub fn run(args: &LayerArgs) -> Result<()> {
             Saved::floats("bias", &[layer.bias.len()], &layer.bias),
             Saved::floats("input", &dims, &input),
         ]
-    })?;
+    };
+    save(measure, saved)?;
 
     let pool = measure.pool()?;
+    let mut memory = None;
+    let mut want = None;
     let contenders = match (device, window) {
-        (Some(device), window) => device::contenders(&layer, sample, window, &input, outputs, &device)?,
+        (Some(device), window) => {
+            memory = Some(device::memory_rate(&device)?);
+            want = Some(layer.on_cpu(window, sample, &input, outputs)?);
+            let mut contenders = device::layer(&layer, sample, window, &input, outputs, &device)?;
+            if let Some(torch) = measure.place.torch(measure.threads)? {
+                let (stride, padding) = window.map_or((1, 0), |w| (w.stride[0], w.padding[0]));
+                contenders.extend(torch.layer(&saved(), stride, padding)?);
+            }
+            contenders
+        }
         (None, Some(window)) => layer.conv(&pool, sample, window, &input, outputs)?,
         (None, None) => layer.linear(&pool, &input, outputs)?,
     };
-    let sparsity = 1.0 - mask.density();
-    compare(("layer", shape), sparsity, measure, contenders, &input, outputs)
+    let case = Case { what: "layer", shape, actual_sparsity: 1.0 - mask.density(), input, want, outputs, memory };
+    compare(case, measure, contenders)
 }
 
 /// Uniform numbers in [-1, 1).
@@ -148,6 +156,25 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// The result by the kernels for CPUs.
+    fn on_cpu(
+        &self,
+        window: Option<Window>,
+        sample: Shape,
+        input: &[f32],
+        outputs: usize,
+    ) -> Result<Vec<f32>> {
+        let mut output = vec![0.0; outputs];
+        match window {
+            None => LinearKernel::new(&self.sparse, &self.bias)?.run(self.batch, input, &mut output),
+            Some(window) => {
+                let kernel = ConvKernel::new(&self.sparse, &self.bias, window, 1, sample)?;
+                kernel.run(self.batch, input, &mut output);
+            }
+        }
+        Ok(output)
+    }
+
     /// The engine on a network of this layer alone.
     fn engine(&self, input: Shape, op: Op) -> Result<Engine> {
         let node = |name: &str, op, inputs| Node { name: name.into(), op, inputs };

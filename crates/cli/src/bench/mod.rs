@@ -4,6 +4,9 @@ mod csr;
 mod device;
 mod layer;
 mod model;
+mod report;
+mod torch;
+mod train;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
+use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::ThreadPool;
+use report::{Report, Timing};
 use safetensors::tensor::{Dtype, TensorView};
-use serde::Serialize;
 
 use crate::mask::table;
 
@@ -26,10 +30,17 @@ All weights are random from --seed, with the same number of inputs for each neur
 one process, after a warm-up; each sample is the mean of as many calls as fill some milliseconds. Before they \
 are timed, they must agree with the dense result.
 
+With --device the contenders are Burn's dense layers and the condensed ones on that device, in f32 and bf16 where it \
+has it; with --torch also PyTorch's there, dense and CSR (on CUDA: cuBLAS, cuDNN and cuSPARSE). Inputs are on the device \
+before the clock runs and results stay there; a sample ends when the device is idle. Memory's rate is that of a large \
+copy, measured first.
+
 Examples:
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1
   srigl bench layer --conv 64 64 3 --size 56 --sparsity 0.9 --json
-  srigl bench model resnet50 --sparsity 0.9 --threads 2")]
+  srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --device cuda --torch python3
+  srigl bench model resnet50 --sparsity 0.9 --threads 2
+  srigl bench train vit-b-16 --sparsity 0.9 --batch 64 --device cuda --torch python3")]
 pub struct BenchArgs {
     #[command(subcommand)]
     command: BenchCommand,
@@ -39,6 +50,7 @@ pub struct BenchArgs {
 enum BenchCommand {
     Layer(layer::LayerArgs),
     Model(model::ModelArgs),
+    Train(train::TrainArgs),
 }
 
 /// How to measure.
@@ -62,9 +74,34 @@ struct MeasureArgs {
     /// Also write the weights that were run, as a safetensors file
     #[arg(long, value_name = "FILE")]
     save_weights: Option<PathBuf>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Where to measure.
+#[derive(Args)]
+struct PlaceArgs {
+    /// Run in Burn on a device: flex, ndarray, cuda or cuda:N; without it, in the engine for CPUs
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// An interpreter with PyTorch, which then takes turns on the same device (python3, say)
+    #[arg(long, value_name = "PYTHON", requires = "device")]
+    torch: Option<PathBuf>,
+}
+
+impl PlaceArgs {
+    fn device(&self) -> Result<Option<Device>> {
+        self.device.as_deref().map(crate::device::parse).transpose()
+    }
+
+    /// The other side of `--torch`, on the device of that name.
+    fn torch(&self, threads: usize) -> Result<Option<torch::Torch>> {
+        let Some(python) = &self.torch else { return Ok(None) };
+        torch::Torch::start(python, self.device.as_deref().unwrap_or_default(), threads).map(Some)
+    }
 }
 
 impl MeasureArgs {
@@ -92,25 +129,26 @@ pub fn run(args: BenchArgs) -> Result<()> {
     match args.command {
         BenchCommand::Layer(args) => layer::run(&args),
         BenchCommand::Model(args) => model::run(&args),
+        BenchCommand::Train(args) => train::run(&args),
     }
 }
 
-/// Calls on an input, leaving the result of the last in the output.
-type Run = Box<dyn FnMut(usize, &[f32], &mut [f32]) -> Result<()>>;
+/// So many calls on an input, leaving the result of the last in the output; returns the seconds they took.
+type Run = Box<dyn FnMut(usize, &[f32], &mut [f32]) -> Result<f64>>;
 
-/// Copies a result from the device's memory.
+/// Copies a result from where `run` left it.
 type Read = Box<dyn FnMut(&mut [f32]) -> Result<()>>;
 
 /// One way to compute the result.
 struct Contender {
-    /// `dense`, `csr` or `condensed`, with a float type if it is not f32.
-    name: &'static str,
+    /// `dense`, `csr` or `condensed`, with a float type if it is not f32; `torch …`.
+    name: String,
     /// What runs, for people.
     engine: String,
     run: Run,
-    /// Leaves the last result of `run` in the output, which is on a device until then. Not timed.
+    /// Leaves the last result of `run` in the output, which is elsewhere until then. Not timed.
     read: Option<Read>,
-    /// Largest difference to the dense result, relative to its norm.
+    /// Largest difference to the right result, relative to its norm.
     tolerance: f64,
     /// Bytes that a call must read or write at least, for a memory's share in the time.
     bytes: Option<usize>,
@@ -118,19 +156,37 @@ struct Contender {
 
 impl Contender {
     fn new(
-        name: &'static str,
+        name: &str,
         engine: impl Into<String>,
-        run: impl FnMut(usize, &[f32], &mut [f32]) -> Result<()> + 'static,
+        mut run: impl FnMut(usize, &[f32], &mut [f32]) -> Result<()> + 'static,
+    ) -> Self {
+        Self::timed(name, engine, move |calls, input, output| {
+            let start = Instant::now();
+            run(calls, input, output)?;
+            Ok(start.elapsed().as_secs_f64())
+        })
+    }
+
+    /// One that looks at the clock itself.
+    fn timed(
+        name: &str,
+        engine: impl Into<String>,
+        run: impl FnMut(usize, &[f32], &mut [f32]) -> Result<f64> + 'static,
     ) -> Self {
         let run = Box::new(run);
-        Self { name, engine: engine.into(), run, read: None, tolerance: TOLERANCE, bytes: None }
+        Self {
+            name: name.into(),
+            engine: engine.into(),
+            run,
+            read: None,
+            tolerance: TOLERANCE,
+            bytes: None,
+        }
     }
 
     /// Seconds per call, over `calls` of them.
     fn time(&mut self, calls: usize, input: &[f32], output: &mut [f32]) -> Result<f64> {
-        let start = Instant::now();
-        (self.run)(calls, input, output)?;
-        Ok(start.elapsed().as_secs_f64() / calls as f64)
+        Ok((self.run)(calls, input, output)? / calls as f64)
     }
 
     /// Warms up until a call takes its usual time, and returns that in seconds.
@@ -157,36 +213,6 @@ const ALL_SECONDS: f64 = 3.0;
 /// Largest difference between contenders, relative to the norm of the result.
 const TOLERANCE: f64 = 1e-3;
 
-/// What is printed.
-#[derive(Serialize)]
-struct Report {
-    what: &'static str,
-    shape: serde_json::Value,
-    sparsity: f64,
-    /// Share of zeros that the masks really have: fan-ins are whole numbers.
-    actual_sparsity: f64,
-    batch: usize,
-    threads: usize,
-    seed: u64,
-    rounds: usize,
-    results: Vec<Timing>,
-    speedup_over_dense: f64,
-}
-
-/// The samples of one contender.
-#[derive(Serialize)]
-struct Timing {
-    name: &'static str,
-    median_ms: f64,
-    p10_ms: f64,
-    p90_ms: f64,
-    samples: usize,
-    engine: String,
-    /// The least bytes of a call over its median time.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gigabytes_per_second: Option<f64>,
-}
-
 /// Of several ways to the same result, the one that is fastest here.
 fn fastest(contenders: Vec<Contender>, input: &[f32], outputs: usize) -> Result<Contender> {
     let mut output = vec![0.0; outputs];
@@ -200,31 +226,36 @@ fn fastest(contenders: Vec<Contender>, input: &[f32], outputs: usize) -> Result<
     best.map(|(_, contender)| contender).context("nothing to run")
 }
 
-/// Times the contenders, the first of which is the dense one, and prints the report.
-fn compare(
-    (what, shape): (&'static str, serde_json::Value),
+/// What the contenders compute.
+struct Case {
+    /// `layer` or `model`.
+    what: &'static str,
+    shape: serde_json::Value,
+    /// Share of zeros that the masks really have: fan-ins are whole numbers.
     actual_sparsity: f64,
-    args: &MeasureArgs,
-    mut contenders: Vec<Contender>,
-    input: &[f32],
+    input: Vec<f32>,
+    /// The right result, if not that of the first contender.
+    want: Option<Vec<f32>>,
     outputs: usize,
-) -> Result<()> {
+    /// Gigabytes per second that the device's memory moves.
+    memory: Option<f64>,
+}
+
+/// Times the contenders, the first of which is the dense one, and prints the report.
+fn compare(case: Case, args: &MeasureArgs, mut contenders: Vec<Contender>) -> Result<()> {
+    let Case { what, shape, actual_sparsity, input, mut want, outputs, memory } = case;
     let mut output = vec![0.0; outputs];
-    let mut want = Vec::new();
     let mut calls = Vec::new();
     let mut round_seconds = 0.0;
     for contender in &mut contenders {
-        let seconds = contender.warm_up(input, &mut output)?;
+        let seconds = contender.warm_up(&input, &mut output)?;
         if let Some(read) = &mut contender.read {
             read(&mut output)?;
         }
         let count = (SAMPLE_SECONDS / seconds).ceil().max(1.0);
         round_seconds += count * seconds;
         calls.push(count as usize);
-        if want.is_empty() {
-            want = output.clone();
-        }
-        check_agreement(contender, &output, &want)?;
+        check_agreement(contender, &output, want.get_or_insert_with(|| output.clone()))?;
     }
     let rounds = args.rounds.unwrap_or((ALL_SECONDS / round_seconds).clamp(5.0, 200.0) as usize);
 
@@ -236,28 +267,15 @@ fn compare(
         for turn in 0..contenders.len() {
             let i = (round + turn) % contenders.len();
             // What the one before left in the caches is not this one's.
-            contenders[i].time(1, input, &mut output)?;
-            samples[i].push(contenders[i].time(calls[i], input, &mut output)?);
+            contenders[i].time(1, &input, &mut output)?;
+            samples[i].push(contenders[i].time(calls[i], &input, &mut output)?);
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
 
-    let timing = |(contender, mut samples): (&Contender, Vec<f64>)| {
-        samples.sort_by(f64::total_cmp);
-        let at = |share: f64| 1e3 * samples[((samples.len() - 1) as f64 * share).round() as usize];
-        Timing {
-            name: contender.name,
-            median_ms: at(0.5),
-            p10_ms: at(0.1),
-            p90_ms: at(0.9),
-            samples: samples.len(),
-            engine: contender.engine.clone(),
-            gigabytes_per_second: contender.bytes.map(|bytes| bytes as f64 / (at(0.5) * 1e6)),
-        }
-    };
-    let results: Vec<Timing> = contenders.iter().zip(samples).map(timing).collect();
-    let median = |name: &str| results.iter().find(|r| r.name == name).map_or(f64::NAN, |r| r.median_ms);
+    let results: Vec<Timing> =
+        contenders.iter().zip(samples).map(|(contender, samples)| Timing::new(contender, samples)).collect();
     let report = Report {
         what,
         shape,
@@ -265,58 +283,26 @@ fn compare(
         actual_sparsity,
         batch: args.batch,
         threads: args.threads,
+        device: args.place.device.clone(),
         seed: args.seed,
         rounds,
-        speedup_over_dense: median("dense") / median("condensed"),
+        speedup_over_dense: report::median(&results, "dense") / report::median(&results, "condensed"),
+        memory_gigabytes_per_second: memory,
         results,
     };
     table::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })
 }
 
 fn check_agreement(contender: &Contender, got: &[f32], want: &[f32]) -> Result<()> {
-    let name = contender.name;
+    let name = &contender.name;
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let size = norm(&mut want.iter().map(|w| f64::from(*w)));
     let difference = norm(&mut got.iter().zip(want).map(|(g, w)| f64::from(*g) - f64::from(*w)));
     ensure!(
         difference <= contender.tolerance * size && size > 0.0,
-        "the result of `{name}` differs from the dense one by {difference} of {size}: a bug, please report it"
+        "the result of `{name}` differs from the right one by {difference} of {size}: a bug, please report it"
     );
     Ok(())
-}
-
-impl Report {
-    fn text(&self) -> String {
-        let dense = self.results.iter().find(|r| r.name == "dense").map_or(f64::NAN, |r| r.median_ms);
-        let ms = |value: f64| format!("{value:.4}");
-        let row = |r: &Timing| {
-            let times = [r.median_ms, r.p10_ms, r.p90_ms].map(ms);
-            [
-                vec![r.name.to_string(), r.engine.clone()],
-                times.to_vec(),
-                vec![format!("{:.2}", dense / r.median_ms)],
-                r.gigabytes_per_second.iter().map(|rate| format!("{rate:.0}")).collect(),
-            ]
-            .concat()
-        };
-        let mut header = vec!["contender", "engine", "median ms", "p10", "p90", "speed-up"];
-        if self.results.iter().any(|r| r.gigabytes_per_second.is_some()) {
-            header.push("GB/s");
-        }
-        format!(
-            "{}\n{} {}, sparsity {} (masks: {:.4}), batch {}, {} thread{}, {} rounds, seed {}",
-            table::table(&header, self.results.iter().map(row)),
-            self.what,
-            self.shape,
-            self.sparsity,
-            self.actual_sparsity,
-            self.batch,
-            self.threads,
-            if self.threads == 1 { "" } else { "s" },
-            self.rounds,
-            self.seed
-        )
-    }
 }
 
 /// A tensor to save.
@@ -337,11 +323,15 @@ impl Saved {
 /// Writes what was run, if asked to.
 fn save(args: &MeasureArgs, tensors: impl FnOnce() -> Vec<Saved>) -> Result<()> {
     let Some(path) = &args.save_weights else { return Ok(()) };
-    let tensors = tensors();
+    let file = to_file(&tensors())?;
+    crate::mask::model::stage(path, |output| Ok(output.write_all(&file)?))?.commit()
+}
+
+/// A safetensors file.
+fn to_file(tensors: &[Saved]) -> Result<Vec<u8>> {
     let mut views = Vec::new();
-    for tensor in &tensors {
+    for tensor in tensors {
         views.push((&tensor.name, TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.data)?));
     }
-    let file = safetensors::serialize(views, None)?;
-    crate::mask::model::stage(path, |output| Ok(output.write_all(&file)?))?.commit()
+    Ok(safetensors::serialize(views, None)?)
 }

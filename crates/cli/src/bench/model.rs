@@ -16,9 +16,9 @@ use sparsity_core::{
     initialise_weights, layer_sparsities,
 };
 
-use super::{Contender, MeasureArgs, Saved, compare, save};
+use super::{Case, Contender, MeasureArgs, Saved, compare, device, save};
 
-/// Time a whole model in the engine: with all weights, and condensed
+/// Time a whole model: with all weights, and condensed
 ///
 /// A layer whose neurons would have no inputs stays dense, and the others make up for it.
 #[derive(Args)]
@@ -27,7 +27,8 @@ use super::{Contender, MeasureArgs, Saved, compare, save};
 
 Examples:
   srigl bench model resnet50 --sparsity 0.9 --batch 1 --threads 1
-  srigl bench model vit-b-16 --sparsity 0.8 --distribution erk --batch 8 --threads 4 --json")]
+  srigl bench model vit-b-16 --sparsity 0.8 --distribution erk --batch 8 --threads 4 --json
+  srigl bench model resnet50 --sparsity 0.9 --batch 64 --device cuda --torch python3")]
 pub struct ModelArgs {
     /// mlp, mnist-cnn, resnet8, resnet18, resnet50, vit-b-16, …
     name: String,
@@ -56,34 +57,55 @@ pub fn run(args: &ModelArgs) -> Result<()> {
     let sparsity = sparsity_of(&tensors);
     save(measure, || tensors.iter().flat_map(saved).collect())?;
 
+    let weights: Vec<Saved> = match measure.place.torch {
+        Some(_) => tensors.iter().map(|(name, t)| Saved::floats(name, &t.shape, &t.values)).collect(),
+        None => Vec::new(),
+    };
     let dense_tensors =
         tensors.iter().map(|(name, t)| (name.clone(), NamedTensor { mask: None, ..t.clone() }));
     let dense = architectures::build(&args.name, dense_tensors.collect(), None)?.fold()?;
     let sparse = architectures::build(&args.name, tensors, None)?.fold()?;
-    let pool = measure.pool()?;
-    let contenders = vec![
-        contender("dense", "engine with all weights (direct convolutions, gemm)", &dense, measure, &pool)?,
-        contender("condensed", "engine", &sparse, measure, &pool)?,
-    ];
     let shapes = dense.shapes()?;
-    let last = shapes.last().map_or(0, |shape| shape.len());
+    let outputs = measure.batch * shapes.last().map_or(0, |shape| shape.len());
     let mut rng = Stream { seed: measure.seed, layer: 0, step: 1 }.rng(Purpose::Weights, 0);
     let input: Vec<f32> =
         (0..measure.batch * shapes[0].len()).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect();
+    let image = [shapes[0].features, shapes[0].height, shapes[0].width];
+
+    let pool = measure.pool()?;
+    let (mut want, mut memory) = (None, None);
+    let contenders = match measure.place.device()? {
+        None => vec![
+            contender("dense", "engine with all weights (direct convolutions, gemm)", &dense, measure, &pool)?,
+            contender("condensed", "engine", &sparse, measure, &pool)?,
+        ],
+        Some(device) => {
+            memory = Some(device::memory_rate(&device)?);
+            let mut result = vec![0.0; outputs];
+            pool.install(|| Engine::new(&dense)?.run(measure.batch, &input, &mut result))?;
+            want = Some(result);
+            let mut contenders = device::model(&dense, &sparse, measure.batch, &input, &device)?;
+            if let Some(torch) = measure.place.torch(measure.threads)? {
+                let [channels, height, width] = image;
+                let input = Saved::floats("input", &[measure.batch, channels, height, width], &input);
+                contenders.extend(torch.model(&args.name, weights, input)?);
+            }
+            contenders
+        }
+    };
     let distribution = match args.distribution {
         DistributionName::Uniform => "uniform",
         DistributionName::Erk => "erk",
     };
-    let shape = json!({
-        "model": args.name, "distribution": distribution, "classes": classes,
-        "image": [shapes[0].features, shapes[0].height, shapes[0].width],
-    });
+    let shape =
+        json!({ "model": args.name, "distribution": distribution, "classes": classes, "image": image });
     drop((dense, sparse));
-    compare(("model", shape), sparsity, measure, contenders, &input, measure.batch * last)
+    let case = Case { what: "model", shape, actual_sparsity: sparsity, input, want, outputs, memory };
+    compare(case, measure, contenders)
 }
 
 fn contender(
-    name: &'static str,
+    name: &str,
     what: &str,
     network: &Network,
     measure: &MeasureArgs,

@@ -1,5 +1,7 @@
 //! Condensed layers on GPUs: CubeCL kernels behind operations of Burn's Cube backend.
 
+#[cfg(all(test, feature = "gpu-source"))]
+mod cuda_source;
 mod kernels;
 
 use crate::condensed_ops::lock;

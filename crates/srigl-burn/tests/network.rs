@@ -1,0 +1,80 @@
+//! Random networks of all operations on Burn's devices, against the engine for CPUs.
+
+mod devices;
+#[path = "../../condensed/tests/random/mod.rs"]
+mod random;
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use condensed::{Engine, Network};
+use srigl_burn::CondensedNetwork;
+
+/// Twice the sample, as the engine has it and as Burn on a device has it.
+fn both(network: &Network, sample: &[f32], dtype: FloatDType, device: &Device) -> [Vec<f32>; 2] {
+    let shape = network.shapes().unwrap()[0];
+    let input = [sample, sample].concat();
+    let mut engine = Engine::new(network).unwrap();
+    let mut want = vec![f32::NAN; 2 * engine.output_shape().len()];
+    engine.run(2, &input, &mut want).unwrap();
+
+    let images = TensorData::new(input, [2, shape.features, shape.height, shape.width]);
+    let burn = CondensedNetwork::new(network, dtype, device).unwrap();
+    let got = burn.forward(Tensor::from_data(images, device));
+    assert_eq!(got.dims(), [2, want.len() / 2]);
+    assert_eq!(got.dtype(), dtype.into());
+    [got.into_data().convert::<f32>().try_into_vec().unwrap(), want]
+}
+
+fn difference([got, want]: &[Vec<f32>; 2]) -> f32 {
+    let norm = want.iter().map(|w| w * w).sum::<f32>().sqrt();
+    let error = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f32>().sqrt();
+    error / (1.0 + norm)
+}
+
+/// Matrix products in f32 may round their inputs to TF32 on CUDA, which has 10 bits.
+fn tolerance(device: &Device) -> f32 {
+    if format!("{device:?}").contains("Cuda") { 1e-2 } else { 1e-3 }
+}
+
+#[test]
+fn networks_agree_with_the_engine() {
+    for device in devices::all() {
+        for seed in 0..120 {
+            let (network, sample) = random::network(seed);
+            for network in [network.clone(), network.fold().unwrap()] {
+                let results = both(&network, &sample, FloatDType::F32, &device);
+                let wrong = difference(&results);
+                assert!(wrong <= tolerance(&device), "{device:?}, seed {seed}: {wrong}: {network:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn networks_run_in_other_float_types() {
+    for device in devices::all() {
+        for dtype in [FloatDType::F16, FloatDType::BF16].into_iter().filter(|t| device.supports_dtype(*t)) {
+            for seed in [2, 3, 5, 7] {
+                let (network, sample) = random::network(seed);
+                let wrong = difference(&both(&network.fold().unwrap(), &sample, dtype, &device));
+                assert!(wrong <= 0.1, "{device:?} {dtype:?}, seed {seed}: {wrong}");
+            }
+        }
+    }
+}
+
+#[test]
+fn batches_may_be_empty() {
+    let (network, _) = random::network(1);
+    let shapes = network.shapes().unwrap();
+    let burn = CondensedNetwork::new(&network, FloatDType::F32, &Device::flex()).unwrap();
+    let images = Tensor::zeros([0, shapes[0].features, shapes[0].height, shapes[0].width], &Device::flex());
+    assert_eq!(burn.forward(images).dims(), [0, shapes.last().unwrap().len()]);
+}
+
+#[test]
+#[should_panic(expected = "the images' shape is that of the network's input")]
+fn images_of_another_shape_are_refused() {
+    let (network, _) = random::network(1);
+    let burn = CondensedNetwork::new(&network, FloatDType::F32, &Device::flex()).unwrap();
+    burn.forward(Tensor::zeros([1, 1, 99, 1], &Device::flex()));
+}
