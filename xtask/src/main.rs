@@ -11,6 +11,7 @@
 //! and a line in [`tables`]; to add another kind of table, write a function that returns a
 //! [`report::Report`].
 
+mod bundle;
 mod chart;
 mod peers;
 mod published;
@@ -41,7 +42,12 @@ enum Command {
     /// Training tables are made of cells, one run of `srigl train` each. A rerun keeps finished cells and
     /// resumes unfinished ones; a cell whose settings have changed starts again. Delete OUT/runs to start over,
     /// for instance after a change of `srigl` itself.
-    Reproduce(Reproduce),
+    Reproduce(Box<Reproduce>),
+    /// Build `srigl`, the GPU tests and the GPU benchmarks for CUDA into one file for another machine.
+    ///
+    /// That machine is x86-64 with a system as recent as this one's, an NVIDIA driver and NVRTC. This one needs none of them,
+    /// and no network beyond the package registry.
+    GpuBundle(bundle::GpuBundle),
 }
 
 #[derive(Args)]
@@ -182,8 +188,11 @@ impl Reproduce {
 }
 
 fn main() -> ExitCode {
-    let Command::Reproduce(args) = Cli::parse().command;
-    match reproduce(&args) {
+    let done = match Cli::parse().command {
+        Command::Reproduce(args) => reproduce(&args),
+        Command::GpuBundle(args) => bundle::run(&args).map(|()| true),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

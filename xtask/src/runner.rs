@@ -264,17 +264,21 @@ pub fn srigl_binary(device: Option<&str>) -> Result<PathBuf> {
     }
     let output = command.output().with_context(|| format!("cannot start {}", shell_line(&command)))?;
     ensure!(output.status.success(), "building srigl failed: {}", shell_line(&command));
-    executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built srigl, but named no executable")
+    let built = executables(&String::from_utf8_lossy(&output.stdout));
+    let srigl = built.into_iter().find(|(name, _)| name == "srigl");
+    srigl.map(|(_, path)| path).context("cargo built srigl, but named no executable")
 }
 
-/// The binary `srigl` among cargo's JSON messages, which also name tests, benches and examples.
-fn executable(messages: &str) -> Option<PathBuf> {
-    messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(
-        |message| {
-            let is_srigl = message["target"]["name"] == "srigl" && message["profile"]["test"] == false;
-            is_srigl.then(|| message["executable"].as_str().map(PathBuf::from))?
-        },
-    )
+/// Names and paths of the executables among cargo's JSON messages: binaries, and tests in files of their own.
+pub fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let executable = |message: serde_json::Value| {
+        // Not the unit tests of a binary, which have its name.
+        let is_test = message["profile"]["test"] == true && message["target"]["kind"][0] != "test";
+        let name = message["target"]["name"].as_str().filter(|_| !is_test)?;
+        Some((name.to_string(), PathBuf::from(message["executable"].as_str()?)))
+    };
+    messages.filter_map(executable).collect()
 }
 
 /// Runs `srigl bench` with these arguments and reads the JSON object that it prints.
@@ -472,15 +476,21 @@ mod tests {
     }
 
     #[test]
-    fn cargo_names_the_executable() {
+    fn cargo_names_the_executables() {
         let messages = concat!(
-            r#"{"reason":"compiler-artifact","target":{"name":"mask"},"profile":{"test":true},"executable":"/t/mask"}"#,
+            r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"x"},"profile":{"test":false},"executable":null}"#,
             "\n",
-            r#"{"reason":"compiler-artifact","target":{"name":"srigl"},"profile":{"test":true},"executable":"/t/srigl-1"}"#,
+            r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"gpu"},"profile":{"test":true},"executable":"/t/gpu"}"#,
             "\n",
-            r#"{"reason":"compiler-artifact","target":{"name":"srigl"},"profile":{"test":false},"executable":"/t/srigl"}"#,
+            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"srigl"},"profile":{"test":true},"executable":"/t/srigl-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"srigl"},"profile":{"test":false},"executable":"/t/srigl"}"#,
         );
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/srigl")));
-        assert_eq!(executable("not JSON"), None);
+        let expected = [("gpu", "/t/gpu"), ("srigl", "/t/srigl")];
+        assert_eq!(
+            executables(messages),
+            expected.map(|(name, path)| (name.to_string(), PathBuf::from(path)))
+        );
+        assert!(executables("not JSON").is_empty());
     }
 }

@@ -64,6 +64,13 @@ fn explain(message: &str) -> Option<String> {
                 .into(),
         );
     }
+    if message.contains("CUDA installation not found") || message.contains("cannot open source file") {
+        return Some(
+            "kernels are compiled on the machine that runs them, and CUDA's headers were not found: install CUDA's \
+             runtime headers, and name the folder above their `include` in CUDA_PATH unless it is /usr/local/cuda"
+                .into(),
+        );
+    }
     let asked = ["out of device memory allocating ", "can't allocate buffer of size: "]
         .iter()
         .find_map(|text| message.split_once(text))?
@@ -90,6 +97,10 @@ mod tests {
         let missing =
             "Unable to dynamically load the \"nvrtc\" shared library - searched for library names: []";
         assert!(explain(missing).unwrap().contains("libnvrtc"));
+        for missing in ["\n  CUDA installation not found.\n", "catastrophic error: cannot open source file \"cuda_fp16.h\""]
+        {
+            assert!(explain(missing).unwrap().contains("CUDA_PATH"));
+        }
         assert_eq!(explain("index out of bounds"), None);
     }
 }

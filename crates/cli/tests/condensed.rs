@@ -390,7 +390,10 @@ fn check_report(report: &Value, what: &str, names: &[&str]) {
     }
     let results = report["results"].as_array().unwrap();
     assert_eq!(results.iter().map(|r| r["name"].as_str().unwrap()).collect::<Vec<_>>(), names);
-    let median = |i: usize| results[i]["median_ms"].as_f64().unwrap();
+    let median = |name: &str| {
+        let at = names.iter().position(|n| *n == name).unwrap();
+        results[at]["median_ms"].as_f64().unwrap()
+    };
     for result in results {
         let [p10, median, p90] =
             ["p10_ms", "median_ms", "p90_ms"].map(|field| result[field].as_f64().unwrap());
@@ -398,7 +401,7 @@ fn check_report(report: &Value, what: &str, names: &[&str]) {
         assert_eq!(result["samples"], report["rounds"]);
         assert!(!result["engine"].as_str().unwrap().is_empty());
     }
-    let speedup = median(0) / median(names.len() - 1);
+    let speedup = median("dense") / median("condensed");
     assert!((report["speedup_over_dense"].as_f64().unwrap() / speedup - 1.0).abs() < 1e-9);
 }
 
@@ -432,6 +435,99 @@ fn bench_layer_reports_and_saves_what_it_ran() {
 }
 
 #[test]
+fn bench_runs_in_burn_on_a_device() {
+    let bench = Bench::new();
+    let names = ["dense", "condensed", "dense bf16", "condensed bf16"];
+    for (what, shape) in [
+        ("layer", "--in 96 --out 40 --batch 9"),
+        ("layer", "--conv 5 12 3 --size 9 --stride 2"),
+        ("model", "vit-tiny --batch 2"),
+    ] {
+        let args = format!("bench {what} {shape} --sparsity 0.75 --rounds 2 --device flex");
+        let report = bench.json(&args);
+        check_report(&report, what, &names);
+        assert_eq!(report["device"], "flex");
+        let text = bench.succeed(&args);
+        assert!(text.contains("on flex") && text.contains("condensed over it"), "{text}");
+    }
+}
+
+#[test]
+fn bench_train_reports_steps_and_updates() {
+    let bench = Bench::new();
+    for model in ["mlp", "vit-tiny"] {
+        let args = format!("bench train {model} --sparsity 0.8 --batch 8 --steps 12");
+        let report = bench.json(&args);
+        assert_eq!((report["model"].as_str(), report["steps"].as_u64()), (Some(model), Some(20)));
+        let results = report["results"].as_array().unwrap();
+        let ms = |i: usize| results[i]["median_ms"].as_f64().unwrap();
+        assert_eq!(results.iter().map(|r| r["name"].as_str().unwrap()).collect::<Vec<_>>(), ["dense", "srigl"]);
+        let overhead = report["step_overhead"].as_f64().unwrap();
+        assert!((overhead - (ms(1) / ms(0) - 1.0)).abs() < 1e-9, "{report}");
+        let rate = results[0]["images_per_second"].as_f64().unwrap();
+        assert!((rate * ms(0) / 8e3 - 1.0).abs() < 1e-9, "{report}");
+        let share = report["update_ms"].as_f64().unwrap() / (100.0 * ms(1));
+        assert!((report["update_share"].as_f64().unwrap() - share).abs() < 1e-9, "{report}");
+        assert!(bench.succeed(&args).contains("SRigL over dense"));
+    }
+    for (args, expected) in [
+        ("mlp --sparsity 1.5", "--sparsity is 1.5"),
+        ("mlp --sparsity 0.5 --batch 0", "--batch"),
+        ("mlp --sparsity 0.5 --steps 0", "--steps"),
+    ] {
+        bench.refuse(&format!("bench train {args}"), &[expected]);
+    }
+}
+
+/// Speaks the protocol of `torch.py` as PyTorch would, but for its results, which are zeros.
+#[cfg(unix)]
+const FAKE_TORCH: &str = r#"#!/bin/sh
+[ "$1 $3 $4" = "-c cpu 2" ] || { echo "{\"error\": \"called with $1 $3 $4\"}"; exit; }
+echo '{"torch": "9"}'
+while read -r line; do
+    case "$line" in
+        *'"do":"time"'*) echo '{"seconds": 0.25}' ;;
+        *'"do":"read"'*)
+            file=$(echo "$line" | sed 's/.*"file":"\([^"]*\)".*/\1/')
+            head -c 320 /dev/zero > "$file"
+            echo '{}' ;;
+        *'"do":"layer"'*)
+            file=$(echo "$line" | sed 's/.*"file":"\([^"]*\)".*/\1/')
+            grep -q weight "$file" || exit 7
+            echo '{"contenders": [{"name": "torch f32", "engine": "PyTorch 9"}]}' ;;
+        *'"do":"model"'*) echo '{"error": "ValueError: torchvision has no vit-tiny"}' ;;
+        *'"do":"train"'*) echo '{"contenders": [{"name": "torch f32", "engine": "PyTorch 9"}]}' ;;
+    esac
+done
+"#;
+
+#[cfg(unix)]
+#[test]
+fn bench_takes_turns_with_pytorch() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::new();
+    fs::write(bench.path("python"), FAKE_TORCH).unwrap();
+    fs::set_permissions(bench.path("python"), PermissionsExt::from_mode(0o755)).unwrap();
+    let place = "--sparsity 0.8 --device flex --torch ./python";
+    // Whoever computes something else is not timed.
+    let layer = format!("bench layer --in 96 --out 40 --batch 2 --threads 2 --rounds 2 {place}");
+    bench.refuse(&layer, &["`torch f32` differs from the right one"]);
+    bench.refuse(&format!("bench model vit-tiny --threads 2 {place}"), &["torchvision has no vit-tiny"]);
+    bench.refuse(&format!("bench model vit-tiny {place}"), &["--torch ./python", "called with -c cpu 1"]);
+    let nobody = layer.replace("./python", "./nobody");
+    bench.refuse(&nobody, &["cannot start --torch ./nobody"]);
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+    let train = format!("bench train mlp --batch 4 --steps 1 --json {place}");
+    command.args(train.split_whitespace()).env("RAYON_NUM_THREADS", "2").current_dir(bench.folder.path());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["results"][2]["name"], "torch f32");
+    assert_eq!(report["results"][2]["images_per_second"], 16.0);
+}
+
+#[test]
 fn bench_refuses_what_makes_no_layer() {
     let bench = Bench::new();
     for (args, expected) in [
@@ -446,6 +542,7 @@ fn bench_refuses_what_makes_no_layer() {
         ("layer --conv 8 8 3 --size 0 --sparsity 0.5", "does not fit"),
         ("layer --conv 8 8 3 --size 8 --stride 0 --sparsity 0.5", "does not fit"),
         ("model alexnet --sparsity 0.5", "alexnet"),
+        ("layer --in 8 --out 8 --sparsity 0.5 --device tpu", "unknown device `tpu`"),
         ("layer --in 8 --out 8 --sparsity 0.5 --save-weights none/w", "no folder `none`"),
     ] {
         bench.refuse(&format!("bench {args}"), &[expected]);
@@ -458,7 +555,7 @@ fn bench_refuses_what_makes_no_layer() {
 #[test]
 fn help_shows_examples() {
     let bench = Bench::new();
-    for command in ["condense", "predict", "bench", "bench layer", "bench model"] {
+    for command in ["condense", "predict", "bench", "bench layer", "bench model", "bench train"] {
         let help = bench.succeed(&format!("{command} --help"));
         assert!(help.contains("Examples:\n  srigl "), "{help}");
     }

@@ -108,7 +108,11 @@ impl CondensedNetwork {
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
         let [batch, features, height, width] = images.dims();
         let (input, output) = (self.nodes[0].shape, self.nodes[self.nodes.len() - 1].shape);
-        assert_eq!(Shape { features, height, width }, input, "the images' shape is that of the network's input");
+        assert_eq!(
+            Shape { features, height, width },
+            input,
+            "the images' shape is that of the network's input"
+        );
         if batch == 0 {
             // In Burn's reshape a 0 stands for another dimension.
             return Tensor::zeros([0, output.len()], (&images.device(), self.dtype.into()));
@@ -235,15 +239,19 @@ impl Layer {
                     .with_dilation(window.dilation);
                 Value::Planes(max_pool2d(value.planes(from), options))
             }
-            Self::GlobalAvgPool => Value::Rows(value.rows().mean_dim(1)),
+            Self::GlobalAvgPool => match value {
+                Value::Planes(x) => Value::Planes(x.flatten::<3>(2, 3).mean_dim(2).unsqueeze_dim(3)),
+                Value::Rows(x) => Value::Rows(x.mean_dim(1)),
+            },
             Self::Flatten => {
                 let planes = value.planes(from);
                 let batch = planes.dims()[0];
                 Value::Rows(planes.reshape([batch, 1, to.features]))
             }
-            Self::LayerNorm { scale, shift, epsilon } => {
-                Value::Rows(layer_norm(value.rows(), scale.clone(), Some(shift.clone()), *epsilon))
-            }
+            Self::LayerNorm { scale, shift, epsilon } => match value {
+                Value::Planes(x) => Value::Planes(normalise(x, scale, shift, *epsilon)),
+                Value::Rows(x) => Value::Rows(layer_norm(x, scale.clone(), Some(shift.clone()), *epsilon)),
+            },
             Self::Tokens { class, positions } => {
                 let patches = value.rows();
                 let class = class.clone().expand([patches.dims()[0], 1, to.features]);
@@ -266,6 +274,15 @@ impl Layer {
     }
 }
 
+/// Normalisation over the features of planes. Burn's is over the last dimension, and where fusion has a kernel that
+/// reduces what it transposes, Burn 0.22.1 panics.
+fn normalise(x: Tensor<4>, scale: &Tensor<1>, shift: &Tensor<1>, epsilon: f64) -> Tensor<4> {
+    let per_feature = |numbers: &Tensor<1>| numbers.clone().reshape([1, -1, 1, 1]);
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = centred.clone().square().mean_dim(1);
+    centred / (variance + epsilon).sqrt() * per_feature(scale) + per_feature(shift)
+}
+
 /// Queries, keys and values `[batch, tokens, 3 · d]` → `[batch, tokens, d]`.
 fn attend(joint: Tensor<3>, heads: usize) -> Tensor<3> {
     let [batch, tokens, features] = joint.dims();
@@ -284,15 +301,20 @@ impl Value {
         match self {
             Self::Planes(x) => x,
             Self::Rows(x) => {
+                let x = if shape.positions() == 1 { x } else { x.swap_dims(1, 2) };
                 let batch = x.dims()[0];
-                x.swap_dims(1, 2).reshape([batch, shape.features, shape.height, shape.width])
+                x.reshape([batch, shape.features, shape.height, shape.width])
             }
         }
     }
 
     fn rows(self) -> Tensor<3> {
         match self {
-            Self::Planes(x) => x.flatten::<3>(2, 3).swap_dims(1, 2),
+            Self::Planes(x) => match x.dims() {
+                // No transposed view where there is nothing to transpose.
+                [batch, features, 1, 1] => x.reshape([batch, 1, features]),
+                _ => x.flatten::<3>(2, 3).swap_dims(1, 2),
+            },
             Self::Rows(x) => x,
         }
     }

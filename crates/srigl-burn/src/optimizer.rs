@@ -184,11 +184,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
 }
 
 /// Zeroes every tensor of an optimizer state that has the weight's shape where the mask is 0.
-fn mask_moments<S: RecordState, const D: usize>(
-    mut state: S,
-    inactive: &Tensor<D, Bool>,
-    dtype: DType,
-) -> S {
+fn mask_moments<S: RecordState, const D: usize>(mut state: S, inactive: &Tensor<D, Bool>, dtype: DType) -> S {
     let masked = |moment: &Tensor<D>| moment.clone().mask_fill(inactive.clone(), 0.0);
     let any = &mut state as &mut dyn Any;
     // The moments of these optimizers can be reached: they need not leave the device.

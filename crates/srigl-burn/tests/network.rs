@@ -5,8 +5,12 @@ mod devices;
 mod random;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use condensed::architectures::{NamedTensor, TensorKind, TensorSpec, build, specs};
 use condensed::{Engine, Network};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use srigl_burn::CondensedNetwork;
+use std::collections::BTreeMap;
 
 /// Twice the sample, as the engine has it and as Burn on a device has it.
 fn both(network: &Network, sample: &[f32], dtype: FloatDType, device: &Device) -> [Vec<f32>; 2] {
@@ -38,13 +42,52 @@ fn tolerance(device: &Device) -> f32 {
 #[test]
 fn networks_agree_with_the_engine() {
     for device in devices::all() {
-        for seed in 0..120 {
+        for seed in 0..150 {
             let (network, sample) = random::network(seed);
             for network in [network.clone(), network.fold().unwrap()] {
                 let results = both(&network, &sample, FloatDType::F32, &device);
                 let wrong = difference(&results);
                 assert!(wrong <= tolerance(&device), "{device:?}, seed {seed}: {wrong}: {network:?}");
             }
+        }
+    }
+}
+
+/// Random tensors of an architecture; three in ten weights are active.
+fn tensors(name: &str, rng: &mut SmallRng) -> BTreeMap<String, NamedTensor> {
+    let tensor = |spec: &TensorSpec, rng: &mut SmallRng| {
+        let size: usize = spec.shape.iter().product();
+        let mut values: Vec<f32> = (0..size).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let mut mask = None;
+        match spec.kind {
+            TensorKind::NormScale | TensorKind::RunningVariance => {
+                values.iter_mut().for_each(|v| *v = 1.0 + 0.3 * *v);
+            }
+            TensorKind::Weight => {
+                let inputs = (size / spec.shape[0]) as f32;
+                values.iter_mut().for_each(|v| *v *= (10.0 / inputs).sqrt());
+                mask = Some((0..size).map(|_| rng.random_bool(0.3)).collect());
+            }
+            _ => {}
+        }
+        NamedTensor { shape: spec.shape.clone(), values, mask }
+    };
+    specs(name, 10).unwrap().iter().map(|spec| (spec.name.clone(), tensor(spec, rng))).collect()
+}
+
+#[test]
+fn architectures_agree_with_the_engine() {
+    let rng = &mut SmallRng::seed_from_u64(1);
+    for name in ["mnist-cnn", "resnet8", "vit-tiny"] {
+        let network = build(name, tensors(name, rng), None).unwrap().fold().unwrap();
+        let sample: Vec<f32> =
+            (0..network.shapes().unwrap()[0].len()).map(|_| rng.random_range(-1.0..1.0)).collect();
+        for device in devices::all() {
+            let results = both(&network, &sample, FloatDType::F32, &device);
+            let size = results[1].iter().map(|v| v * v).sum::<f32>().sqrt();
+            assert!(size > 0.1, "{name}: results near 0 prove nothing");
+            let wrong = difference(&results);
+            assert!(wrong <= tolerance(&device), "{device:?}, {name}: {wrong}");
         }
     }
 }

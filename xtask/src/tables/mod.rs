@@ -19,6 +19,8 @@ pub enum TableName {
     FashionMnist,
     /// A small ResNet-18 and a small vision transformer on Fashion-MNIST, with and without ablation; an hour.
     FashionMnistAblation,
+    /// The paper's small convolutional network and a narrow ResNet-18 on Fashion-MNIST, five seeds, with --device cuda.
+    FashionMnistGpu,
     /// ResNet-18 on CIFAR-10, five seeds; needs --data.
     Cifar10,
     /// Wide ResNet-22-2 on CIFAR-10, five seeds; needs --data.
@@ -52,6 +54,7 @@ impl TableName {
             Self::Quick => Some(include_str!("../../recipes/quick.toml")),
             Self::FashionMnist => Some(include_str!("../../recipes/fashion-mnist.toml")),
             Self::FashionMnistAblation => Some(include_str!("../../recipes/fashion-mnist-ablation.toml")),
+            Self::FashionMnistGpu => Some(include_str!("../../recipes/fashion-mnist-gpu.toml")),
             Self::Cifar10 | Self::Cifar10Wrn => Some(include_str!("../../recipes/cifar10.toml")),
             Self::Imagenet | Self::Vit | Self::Mobilenet => Some(include_str!("../../recipes/imagenet.toml")),
             _ => None,

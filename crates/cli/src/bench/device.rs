@@ -128,7 +128,7 @@ pub fn model(
     Ok(contenders)
 }
 
-/// Gigabytes per second of a large copy: how fast the device's memory is, bytes read and written together.
+/// Gigabytes per second of a large copy: how fast a device's memory is, bytes read and written together.
 pub fn memory_rate(device: &Device) -> Result<f64> {
     const NUMBERS: usize = 1 << 27;
     const COPIES: usize = 10;

@@ -126,7 +126,9 @@ pub fn run(args: &LayerArgs) -> Result<()> {
     let mut want = None;
     let contenders = match (device, window) {
         (Some(device), window) => {
-            memory = Some(device::memory_rate(&device)?);
+            if measure.place.is_gpu() {
+                memory = Some(device::memory_rate(&device)?);
+            }
             want = Some(layer.on_cpu(window, sample, &input, outputs)?);
             let mut contenders = device::layer(&layer, sample, window, &input, outputs, &device)?;
             if let Some(torch) = measure.place.torch(measure.threads)? {
@@ -138,7 +140,8 @@ pub fn run(args: &LayerArgs) -> Result<()> {
         (None, Some(window)) => layer.conv(&pool, sample, window, &input, outputs)?,
         (None, None) => layer.linear(&pool, &input, outputs)?,
     };
-    let case = Case { what: "layer", shape, actual_sparsity: 1.0 - mask.density(), input, want, outputs, memory };
+    let case =
+        Case { what: "layer", shape, actual_sparsity: 1.0 - mask.density(), input, want, outputs, memory };
     compare(case, measure, contenders)
 }
 

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Subcommand};
 use burn::tensor::Device;
+use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::ThreadPool;
 use report::{Report, Timing};
@@ -97,6 +97,11 @@ impl PlaceArgs {
         self.device.as_deref().map(crate::device::parse).transpose()
     }
 
+    /// Whether the device is a GPU, whose memory is worth a look. (A copy in Burn says little about a CPU's.)
+    fn is_gpu(&self) -> bool {
+        self.device.as_deref().is_some_and(|device| device.starts_with("cuda"))
+    }
+
     /// The other side of `--torch`, on the device of that name.
     fn torch(&self, threads: usize) -> Result<Option<torch::Torch>> {
         let Some(python) = &self.torch else { return Ok(None) };
@@ -174,14 +179,7 @@ impl Contender {
         run: impl FnMut(usize, &[f32], &mut [f32]) -> Result<f64> + 'static,
     ) -> Self {
         let run = Box::new(run);
-        Self {
-            name: name.into(),
-            engine: engine.into(),
-            run,
-            read: None,
-            tolerance: TOLERANCE,
-            bytes: None,
-        }
+        Self { name: name.into(), engine: engine.into(), run, read: None, tolerance: TOLERANCE, bytes: None }
     }
 
     /// Seconds per call, over `calls` of them.

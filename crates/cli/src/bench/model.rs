@@ -73,14 +73,19 @@ pub fn run(args: &ModelArgs) -> Result<()> {
     let image = [shapes[0].features, shapes[0].height, shapes[0].width];
 
     let pool = measure.pool()?;
-    let (mut want, mut memory) = (None, None);
+    let mut want = None;
     let contenders = match measure.place.device()? {
         None => vec![
-            contender("dense", "engine with all weights (direct convolutions, gemm)", &dense, measure, &pool)?,
+            contender(
+                "dense",
+                "engine with all weights (direct convolutions, gemm)",
+                &dense,
+                measure,
+                &pool,
+            )?,
             contender("condensed", "engine", &sparse, measure, &pool)?,
         ],
         Some(device) => {
-            memory = Some(device::memory_rate(&device)?);
             let mut result = vec![0.0; outputs];
             pool.install(|| Engine::new(&dense)?.run(measure.batch, &input, &mut result))?;
             want = Some(result);
@@ -100,7 +105,7 @@ pub fn run(args: &ModelArgs) -> Result<()> {
     let shape =
         json!({ "model": args.name, "distribution": distribution, "classes": classes, "image": image });
     drop((dense, sparse));
-    let case = Case { what: "model", shape, actual_sparsity: sparsity, input, want, outputs, memory };
+    let case = Case { what: "model", shape, actual_sparsity: sparsity, input, want, outputs, memory: None };
     compare(case, measure, contenders)
 }
 

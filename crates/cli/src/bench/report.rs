@@ -73,12 +73,13 @@ impl Report {
             row.push(format!("{:.2}", dense / r.median_ms));
             row.push(format!("{:.2}", r.median_ms / condensed));
             if let Some(memory) = self.memory_gigabytes_per_second {
-                let share = |rate: f64| format!("{rate:.0} ({:.0} %)", 100.0 * rate / memory);
+                let share = |rate: f64| format!("{rate:.0} ({:.1} %)", 100.0 * rate / memory);
                 row.push(r.gigabytes_per_second.map_or(String::new(), share));
             }
             row
         };
-        let mut header = vec!["contender", "engine", "median ms", "p10", "p90", "over dense", "condensed over it"];
+        let mut header =
+            vec!["contender", "engine", "median ms", "p10", "p90", "over dense", "condensed over it"];
         let memory = self.memory_gigabytes_per_second.map(|rate| {
             header.push("GB/s (of memory's)");
             format!(", memory {rate:.0} GB/s")

@@ -143,7 +143,8 @@ impl WithModel for Work<'_> {
             .map(|(contender, samples)| StepTiming::new(contender, samples, args.batch))
             .collect();
         let [dense, sparse] = [0, 1].map(|i| results[i].median_ms);
-        let updates: Vec<f64> = samples[1].iter().copied().skip(UPDATE_EVERY - 1).step_by(UPDATE_EVERY).collect();
+        let updates: Vec<f64> =
+            samples[1].iter().copied().skip(UPDATE_EVERY - 1).step_by(UPDATE_EVERY).collect();
         let update_ms = quantile(updates, 0.5) - sparse;
         let report = Report {
             model: args.name.name(),
@@ -210,8 +211,7 @@ impl Work<'_> {
 
 /// Seconds of each contender's steps, after some that are not timed.
 fn take_turns(contenders: &mut [Contender], steps: usize, quiet: bool) -> Result<Vec<Vec<f64>>> {
-    let bar =
-        if quiet { ProgressBar::hidden() } else { ProgressBar::new((UPDATE_EVERY + steps) as u64) };
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new((UPDATE_EVERY + steps) as u64) };
     bar.set_style(ProgressStyle::with_template("{bar:40} step {pos}/{len} {eta}")?);
     let mut samples = vec![Vec::with_capacity(steps); contenders.len()];
     for step in 0..UPDATE_EVERY + steps {

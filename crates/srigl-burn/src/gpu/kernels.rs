@@ -11,23 +11,22 @@ use cubecl::prelude::*;
 
 /// Units that share a neuron in [`rows`], which adds them up in five levels.
 pub const LANES: u32 = 32;
-/// Neurons per cube in [`rows`] and [`pixels`].
+/// Neurons of a cube in [`rows`] and [`pixels`].
 pub const ROWS: u32 = 8;
 /// Units side by side in the batch in [`tiles`], each with a vector of four samples.
 pub const QUADS: u32 = 8;
-/// Neurons per cube in [`tiles`].
-pub const TILE_NEURONS: u32 = 32;
-/// Pixels per cube in [`pixels`].
+/// Pixels of a cube in [`pixels`].
 pub const PIXELS: u32 = 32;
 
-/// The inputs that the four weights of a group read: two 16-bit indices in a word, or four words.
+/// The input that a weight of a group reads, of the words that hold all four: two with a pair of 16-bit indices, or
+/// four.
 #[cube]
-fn index<const L: u32>(indices: &[u32], group: usize, #[comptime] packed: bool) -> usize {
+fn index<const L: u32, I: Size>(words: Vector<u32, I>, #[comptime] packed: bool) -> u32 {
     if comptime!(packed) {
-        let word = indices[group * 2usize + comptime!((L / 2) as usize)];
-        if comptime!(L % 2 == 0) { (word & 0xffffu32) as usize } else { (word >> 16u32) as usize }
+        let word = words.extract(comptime!((L / 2) as usize));
+        if comptime!(L.is_multiple_of(2)) { word & 0xffffu32 } else { word >> 16u32 }
     } else {
-        indices[group * 4usize + comptime!(L as usize)] as usize
+        words.extract(comptime!(L as usize))
     }
 }
 
@@ -36,10 +35,10 @@ fn index<const L: u32>(indices: &[u32], group: usize, #[comptime] packed: bool) 
 ///
 /// `input` `[batch, M]`, `output` `[batch, N]`. Cubes: (N / 8, batch).
 #[cube(launch)]
-pub fn rows<F: Float, V: Size>(
+pub fn rows<F: Float, V: Size, I: Size>(
     input: &[F],
     values: &[Vector<F, V>],
-    indices: &[u32],
+    indices: &[Vector<u32, I>],
     starts: &[u32],
     bias: &[F],
     output: &mut [F],
@@ -51,7 +50,7 @@ pub fn rows<F: Float, V: Size>(
 ) {
     let mut partial = Shared::<[f32]>::new_slice(comptime!((LANES * ROWS) as usize));
     let neuron = CUBE_POS_X * ROWS + UNIT_POS_Y;
-    let sample = (CUBE_POS_Y * inputs) as usize;
+    let sample = CUBE_POS_Y * inputs;
     let mut sum = 0.0f32;
     if neuron < neurons {
         let end = starts[((neuron + 1) * chunks) as usize];
@@ -59,10 +58,15 @@ pub fn rows<F: Float, V: Size>(
         while group < end {
             let g = group as usize;
             let w = Vector::<f32, V>::cast_from(values[g]);
-            sum += w.extract(0usize) * f32::cast_from(input[sample + index::<0>(indices, g, packed)]);
-            sum += w.extract(1usize) * f32::cast_from(input[sample + index::<1>(indices, g, packed)]);
-            sum += w.extract(2usize) * f32::cast_from(input[sample + index::<2>(indices, g, packed)]);
-            sum += w.extract(3usize) * f32::cast_from(input[sample + index::<3>(indices, g, packed)]);
+            let words = indices[g];
+            sum +=
+                w.extract(0usize) * f32::cast_from(input[(sample + index::<0, I>(words, packed)) as usize]);
+            sum +=
+                w.extract(1usize) * f32::cast_from(input[(sample + index::<1, I>(words, packed)) as usize]);
+            sum +=
+                w.extract(2usize) * f32::cast_from(input[(sample + index::<2, I>(words, packed)) as usize]);
+            sum +=
+                w.extract(3usize) * f32::cast_from(input[(sample + index::<3, I>(words, packed)) as usize]);
             group += LANES;
         }
     }
@@ -77,26 +81,24 @@ pub fn rows<F: Float, V: Size>(
         }
         sync_cube();
     }
-    if UNIT_POS_X == 0 {
-        if neuron < neurons {
-            let sum = partial[at] + f32::cast_from(bias[neuron as usize]);
-            output[(CUBE_POS_Y * neurons + neuron) as usize] = F::cast_from(sum);
-        }
+    if UNIT_POS_X == 0 && neuron < neurons {
+        let sum = partial[at] + f32::cast_from(bias[neuron as usize]);
+        output[(CUBE_POS_Y * neurons + neuron) as usize] = F::cast_from(sum);
     }
 }
 
 /// Large batches: a cube holds 32 samples of one chunk of the inputs at a time in shared memory, transposed, so
 /// that a weight is read once for 32 samples and eight units read the 128 bytes of an input side by side. Bound
-/// by the reads of shared memory, four bytes per multiplication.
+/// by the reads of shared memory, four bytes per multiplication in f32.
 ///
 /// Rows of the tile are nine vectors apart: neither its transposed writes nor its reads collide in a bank.
 ///
-/// `input` `[batch, M]`, `output` `[batch, N]`. Cubes: (N / 32, batch / 32).
+/// `input` `[batch, M]`, `output` `[batch, N]`. Cubes of 8 × `tile_neurons` units: (N / `tile_neurons`, batch / 32).
 #[cube(launch)]
-pub fn tiles<F: Float, V: Size>(
+pub fn tiles<F: Float, V: Size, I: Size>(
     input: &[F],
     values: &[Vector<F, V>],
-    indices: &[u32],
+    indices: &[Vector<u32, I>],
     starts: &[u32],
     bias: &[F],
     output: &mut [F],
@@ -104,50 +106,53 @@ pub fn tiles<F: Float, V: Size>(
     inputs: u32,
     neurons: u32,
     chunks: u32,
+    #[comptime] tile_neurons: u32,
     #[comptime] chunk: u32,
     #[comptime] packed: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let mut tile = Shared::<[Vector<F, V>]>::new_slice(comptime!((chunk * (QUADS + 1)) as usize));
-    let neuron = CUBE_POS_X * TILE_NEURONS + UNIT_POS_Y;
+    let neuron = CUBE_POS_X * tile_neurons + UNIT_POS_Y;
     let first_sample = CUBE_POS_Y * (QUADS * 4);
-    let quad = UNIT_POS_X as usize;
+    let last_sample = batch - 1;
     let mut sum = Vector::<f32, V>::cast_from(0.0f32);
     if neuron < neurons {
         sum = Vector::<f32, V>::cast_from(f32::cast_from(bias[neuron as usize]));
     }
     for c in 0..chunks {
         let first_input = c * chunk;
-        let mut at = UNIT_POS;
-        while at < chunk * QUADS {
-            let column = at % chunk;
-            let row = at / chunk;
-            let mut samples = Vector::<F, V>::cast_from(0.0f32);
-            if first_input + column < inputs {
-                #[unroll]
-                for i in 0..4u32 {
-                    let sample = first_sample + row * 4 + i;
-                    if sample < batch {
-                        let value = input[(sample * inputs + first_input + column) as usize];
-                        samples.insert(i as usize, value);
-                    }
-                }
+        let length = min(inputs - first_input, chunk);
+        // 32 units take 32 neighbouring inputs of four samples. Samples beyond the batch are read as the last one:
+        // nobody stores what becomes of them.
+        let mut part = UNIT_POS / 32;
+        while part / QUADS * 32 < length {
+            let column = part / QUADS * 32 + UNIT_POS % 32;
+            if column < length {
+                let row = part % QUADS;
+                let sample = first_sample + row * 4;
+                let at = first_input + column;
+                let mut samples = Vector::<F, V>::cast_from(0.0f32);
+                samples.insert(0usize, input[(min(sample, last_sample) * inputs + at) as usize]);
+                samples.insert(1usize, input[(min(sample + 1, last_sample) * inputs + at) as usize]);
+                samples.insert(2usize, input[(min(sample + 2, last_sample) * inputs + at) as usize]);
+                samples.insert(3usize, input[(min(sample + 3, last_sample) * inputs + at) as usize]);
+                tile[(column * (QUADS + 1) + row) as usize] = samples;
             }
-            tile[(column * (QUADS + 1) + row) as usize] = samples;
-            at += QUADS * TILE_NEURONS;
+            part += comptime!(tile_neurons * QUADS / 32);
         }
         sync_cube();
         if neuron < neurons {
             let start = starts[(neuron * chunks + c) as usize] as usize;
             let end = starts[(neuron * chunks + c + 1) as usize] as usize;
-            let base = first_input as usize;
-            let stride = comptime!((QUADS + 1) as usize);
+            // Wraps; so does the sum, back again.
+            let offset = UNIT_POS_X - first_input * (QUADS + 1);
             for g in start..end {
                 let w = Vector::<f32, V>::cast_from(values[g]);
-                let x0 = tile[(index::<0>(indices, g, packed) - base) * stride + quad];
-                let x1 = tile[(index::<1>(indices, g, packed) - base) * stride + quad];
-                let x2 = tile[(index::<2>(indices, g, packed) - base) * stride + quad];
-                let x3 = tile[(index::<3>(indices, g, packed) - base) * stride + quad];
+                let words = indices[g];
+                let x0 = tile[(index::<0, I>(words, packed) * (QUADS + 1) + offset) as usize];
+                let x1 = tile[(index::<1, I>(words, packed) * (QUADS + 1) + offset) as usize];
+                let x2 = tile[(index::<2, I>(words, packed) * (QUADS + 1) + offset) as usize];
+                let x3 = tile[(index::<3, I>(words, packed) * (QUADS + 1) + offset) as usize];
                 sum += Vector::<f32, V>::cast_from(w.extract(0usize)) * Vector::<f32, V>::cast_from(x0);
                 sum += Vector::<f32, V>::cast_from(w.extract(1usize)) * Vector::<f32, V>::cast_from(x1);
                 sum += Vector::<f32, V>::cast_from(w.extract(2usize)) * Vector::<f32, V>::cast_from(x2);
@@ -172,10 +177,10 @@ pub fn tiles<F: Float, V: Size>(
 ///
 /// `input` `[batch, C · Hp · Wp]`, `output` `[batch, N, H' · W']`. Cubes: (H' · W' / 32, N / 8, batch).
 #[cube(launch)]
-pub fn pixels<F: Float, V: Size>(
+pub fn pixels<F: Float, V: Size, I: Size>(
     input: &[F],
     values: &[Vector<F, V>],
-    indices: &[u32],
+    indices: &[Vector<u32, I>],
     starts: &[u32],
     bias: &[F],
     output: &mut [F],
@@ -193,16 +198,21 @@ pub fn pixels<F: Float, V: Size>(
     let neuron = CUBE_POS_Y * ROWS + UNIT_POS_Y;
     if pixel < out_pixels && neuron < neurons {
         let (y, x) = (pixel / out_width, pixel % out_width);
-        let corner = (CUBE_POS_Z * image + y * stride_y * width + x * stride_x) as usize;
+        let corner = CUBE_POS_Z * image + y * stride_y * width + x * stride_x;
         let start = starts[neuron as usize] as usize;
         let end = starts[(neuron + 1) as usize] as usize;
         let mut sum = f32::cast_from(bias[neuron as usize]);
         for g in start..end {
             let w = Vector::<f32, V>::cast_from(values[g]);
-            sum += w.extract(0usize) * f32::cast_from(input[corner + index::<0>(indices, g, packed)]);
-            sum += w.extract(1usize) * f32::cast_from(input[corner + index::<1>(indices, g, packed)]);
-            sum += w.extract(2usize) * f32::cast_from(input[corner + index::<2>(indices, g, packed)]);
-            sum += w.extract(3usize) * f32::cast_from(input[corner + index::<3>(indices, g, packed)]);
+            let words = indices[g];
+            sum +=
+                w.extract(0usize) * f32::cast_from(input[(corner + index::<0, I>(words, packed)) as usize]);
+            sum +=
+                w.extract(1usize) * f32::cast_from(input[(corner + index::<1, I>(words, packed)) as usize]);
+            sum +=
+                w.extract(2usize) * f32::cast_from(input[(corner + index::<2, I>(words, packed)) as usize]);
+            sum +=
+                w.extract(3usize) * f32::cast_from(input[(corner + index::<3, I>(words, packed)) as usize]);
         }
         output[((CUBE_POS_Z * neurons + neuron) * out_pixels + pixel) as usize] = F::cast_from(sum);
     }

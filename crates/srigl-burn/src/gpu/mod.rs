@@ -24,6 +24,42 @@ const SMALL_BATCH: usize = 8;
 /// Weights of a group.
 const GROUP: usize = 4;
 
+/// Words of a group's indices.
+fn index_words(packed: bool) -> usize {
+    if packed { GROUP / 2 } else { GROUP }
+}
+
+/// Inputs of a chunk of [`kernels::tiles`], for a device with so much memory to share in a cube: half of it, so that two
+/// cubes fit on a multiprocessor, and whole lines of 32 inputs.
+fn chunk_of(shared_memory: usize, dtype: DType, inputs: usize) -> usize {
+    let column = (kernels::QUADS as usize + 1) * GROUP * dtype.size();
+    (shared_memory / 2 / column / 32 * 32).clamp(32, inputs.next_multiple_of(32))
+}
+
+/// Neurons of a cube of [`kernels::tiles`] on a device with so many multiprocessors, each of which makes up to
+/// `most_units` units run.
+///
+/// Cubes start in waves of one on each multiprocessor. In its wave a cube copies its inputs, at 64 bytes a cycle, and then
+/// reads them once for each weight, at 128; the fewest cycles win. More neurons share a copy, fewer leave no
+/// multiprocessor without work.
+fn tile_neurons(
+    neurons: usize,
+    batch: usize,
+    inputs: usize,
+    fan_in: usize,
+    multiprocessors: usize,
+    most_units: usize,
+) -> u32 {
+    let samples = kernels::QUADS as usize * GROUP;
+    let cycles = |tile: usize| {
+        let cubes = neurons.div_ceil(tile) * batch.div_ceil(samples);
+        cubes.div_ceil(multiprocessors) * (tile * fan_in + 2 * inputs)
+    };
+    let fits = |tile: &usize| tile * kernels::QUADS as usize <= most_units;
+    let tiles = [16, 32, 48, 64, 96, 128].into_iter().filter(fits);
+    tiles.min_by_key(|tile| cycles(*tile)).unwrap_or(16) as u32
+}
+
 /// The device of a tensor that the kernels run on; `None` for others and under autodiff.
 pub(crate) fn device(device: &Device) -> Option<CubeDevice> {
     match device.as_dispatch() {
@@ -101,6 +137,8 @@ pub(crate) struct DeviceWeight {
     packed: bool,
     chunk: usize,
     chunks: usize,
+    /// Weights of an active neuron, on average.
+    fan_in: usize,
 }
 
 impl DeviceWeight {
@@ -112,10 +150,8 @@ impl DeviceWeight {
         cube: &CubeDevice,
         dtype: DType,
     ) -> Self {
-        let column = (kernels::QUADS as usize + 1) * GROUP * dtype.size();
-        // Half of the shared memory, for two cubes on a multiprocessor; whole warps load a row of a tile.
-        let memory = cube.client().properties().hardware.max_shared_memory_size / 2;
-        let chunk = (memory / column / 32 * 32).clamp(32, weight.inputs().next_multiple_of(32));
+        let memory = cube.client().properties().hardware.max_shared_memory_size;
+        let chunk = chunk_of(memory, dtype, weight.inputs());
         Self::new(weight, bias, device, dtype, chunk, weight.inputs(), |_, input| input as u32)
     }
 
@@ -185,12 +221,14 @@ impl DeviceWeight {
             packed,
             chunk,
             chunks,
+            fan_in: weight.values().len() / weight.active().len().max(1),
         }
     }
 
     /// `[batch, M]` → `[batch, neurons]`.
     pub fn run_linear(&self, input: Tensor<2>, neurons: usize) -> Tensor<2> {
-        let plan = LinearPlan { neurons, packed: self.packed, chunk: self.chunk, chunks: self.chunks };
+        let Self { packed, chunk, chunks, fan_in, .. } = *self;
+        let plan = LinearPlan { neurons, packed, chunk, chunks, fan_in };
         Tensor::from_dispatch(Dispatch::gpu_condensed_linear(
             input.into_dispatch(),
             self.values.clone().into_dispatch(),
@@ -228,6 +266,7 @@ pub(crate) struct LinearPlan {
     packed: bool,
     chunk: usize,
     chunks: usize,
+    fan_in: usize,
 }
 
 /// What a launch of the convolution's kernel must know besides its tensors.
@@ -289,6 +328,7 @@ impl GpuOps for CubeBackend {
                 CubeCount::Static(neurons.div_ceil(kernels::ROWS), batch as u32, 1),
                 CubeDim::new_2d(kernels::LANES, kernels::ROWS),
                 GROUP,
+                index_words(plan.packed),
                 input.into_buffer_arg(),
                 values.into_buffer_arg(),
                 indices.into_buffer_arg(),
@@ -302,16 +342,17 @@ impl GpuOps for CubeBackend {
                 dtype,
             );
         } else {
+            let hardware = &client.properties().hardware;
+            let multiprocessors = hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
+            let units = hardware.max_units_per_cube as usize;
+            let tile = tile_neurons(plan.neurons, batch, inputs, plan.fan_in, multiprocessors, units);
             let samples = kernels::QUADS * GROUP as u32;
             kernels::tiles::launch(
                 &client,
-                CubeCount::Static(
-                    neurons.div_ceil(kernels::TILE_NEURONS),
-                    (batch as u32).div_ceil(samples),
-                    1,
-                ),
-                CubeDim::new_2d(kernels::QUADS, kernels::TILE_NEURONS),
+                CubeCount::Static(neurons.div_ceil(tile), (batch as u32).div_ceil(samples), 1),
+                CubeDim::new_2d(kernels::QUADS, tile),
                 GROUP,
+                index_words(plan.packed),
                 input.into_buffer_arg(),
                 values.into_buffer_arg(),
                 indices.into_buffer_arg(),
@@ -322,6 +363,7 @@ impl GpuOps for CubeBackend {
                 inputs as u32,
                 neurons,
                 plan.chunks as u32,
+                tile,
                 plan.chunk as u32,
                 plan.packed,
                 dtype,
@@ -357,6 +399,7 @@ impl GpuOps for CubeBackend {
             ),
             CubeDim::new_2d(kernels::PIXELS, kernels::ROWS),
             GROUP,
+            index_words(plan.packed),
             input.into_buffer_arg(),
             values.into_buffer_arg(),
             indices.into_buffer_arg(),
@@ -380,4 +423,30 @@ impl GpuOps for CubeBackend {
 /// Memory for a result beside `like`, of its type.
 fn empty(like: &CubeTensor, shape: Shape) -> CubeTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, like.dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_leave_no_multiprocessor_of_an_h100_without_work() {
+        // 128 cubes on 132 multiprocessors.
+        assert_eq!(tile_neurons(768, 256, 3072, 307, 132, 1024), 48);
+        // Many neurons with few weights: copying counts, so more of them share it.
+        assert!(tile_neurons(4096, 256, 3072, 31, 132, 1024) > 48);
+        // A device that allows 256 units in a cube.
+        assert!(tile_neurons(768, 256, 3072, 307, 1, 256) <= 32);
+        assert_eq!(tile_neurons(1, 9, 1, 1, 1, 64), 16);
+    }
+
+    #[test]
+    fn chunks_fit_twice_into_shared_memory() {
+        for dtype in [DType::F32, DType::F16] {
+            let chunk = chunk_of(227 << 10, dtype, 100_000);
+            assert!(2 * chunk * (kernels::QUADS as usize + 1) * GROUP * dtype.size() <= 227 << 10);
+            assert!(chunk.is_multiple_of(32) && chunk > 700, "{chunk}");
+        }
+        assert_eq!(chunk_of(16 << 10, DType::F32, 3), 32);
+    }
 }
