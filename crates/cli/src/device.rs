@@ -97,8 +97,10 @@ mod tests {
         let missing =
             "Unable to dynamically load the \"nvrtc\" shared library - searched for library names: []";
         assert!(explain(missing).unwrap().contains("libnvrtc"));
-        for missing in ["\n  CUDA installation not found.\n", "catastrophic error: cannot open source file \"cuda_fp16.h\""]
-        {
+        for missing in [
+            "\n  CUDA installation not found.\n",
+            "catastrophic error: cannot open source file \"cuda_fp16.h\"",
+        ] {
             assert!(explain(missing).unwrap().contains("CUDA_PATH"));
         }
         assert_eq!(explain("index out of bounds"), None);

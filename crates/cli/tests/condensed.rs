@@ -461,7 +461,10 @@ fn bench_train_reports_steps_and_updates() {
         assert_eq!((report["model"].as_str(), report["steps"].as_u64()), (Some(model), Some(20)));
         let results = report["results"].as_array().unwrap();
         let ms = |i: usize| results[i]["median_ms"].as_f64().unwrap();
-        assert_eq!(results.iter().map(|r| r["name"].as_str().unwrap()).collect::<Vec<_>>(), ["dense", "srigl"]);
+        assert_eq!(
+            results.iter().map(|r| r["name"].as_str().unwrap()).collect::<Vec<_>>(),
+            ["dense", "srigl"]
+        );
         let overhead = report["step_overhead"].as_f64().unwrap();
         assert!((overhead - (ms(1) / ms(0) - 1.0)).abs() < 1e-9, "{report}");
         let rate = results[0]["images_per_second"].as_f64().unwrap();

@@ -209,7 +209,8 @@ impl Layer {
                 ((channel * height + y * self.dilation[0]) * width + x * self.dilation[1]) as u32
             };
             let image = channels * height * width;
-            gpu::DeviceWeight::convolution(&self.weight, &self.bias, &device, dtype, image, offset)
+            let place = gpu::Place { device: &device, dtype };
+            gpu::DeviceWeight::convolution(&self.weight, &self.bias, &place, image, offset)
         });
         gpu::in_type(weight.run_convolution(input, self.weight.neurons(), self.stride, output), dtype)
     }

@@ -90,7 +90,8 @@ impl CondensedLinear {
         let (dtype, device) = (input.dtype(), input.device());
         let input = gpu::in_kernel_type(input);
         let weight = self.on_gpus.get((), &device, input.dtype(), |dtype| {
-            gpu::DeviceWeight::linear(self.weight(), self.bias(), &device, cube, dtype)
+            let place = gpu::Place { device: &device, dtype };
+            gpu::DeviceWeight::linear(self.weight(), self.bias(), &place, cube)
         });
         let mut dims = input.dims();
         let batch = dims[..D - 1].iter().product();

@@ -4,7 +4,8 @@
 //! second half is left out, unless `SRIGL_REQUIRE_NVRTC` is set. `SRIGL_KERNELS` names a folder to keep sources
 //! and PTX in, for a closer look at them.
 
-use super::{GROUP, chunk_of, dtype_to_storage_type, index_words, kernels, tile_neurons};
+use super::groups::{GROUP, index_words};
+use super::{chunk_of, dtype_to_storage_type, kernels, tile_neurons};
 use burn::tensor::DType;
 use cubecl::ir::{
     DeviceIdentity, DeviceProperties, HardwareProperties, MemoryDeviceProperties, TargetProperties,
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Shared memory of a cube on an H100.
-const SHARED: usize = 227 << 10;
+pub const SHARED: usize = 227 << 10;
 /// Units of a cube and multiprocessors of an H100.
 const UNITS: u32 = 1024;
 const MULTIPROCESSORS: u32 = 132;
@@ -31,10 +32,11 @@ const FAN_IN: usize = 307;
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// A kernel in CUDA C++.
-struct Source {
-    name: String,
-    text: String,
-    shared: usize,
+pub struct Source {
+    pub name: String,
+    pub text: String,
+    /// Bytes of shared memory.
+    pub shared: usize,
 }
 
 #[test]
@@ -81,7 +83,7 @@ fn loads(ptx: &str, space: &str) -> impl Iterator<Item = usize> {
     })
 }
 
-fn rows(dtype: DType, packed: bool) -> Source {
+pub fn rows(dtype: DType, packed: bool) -> Source {
     let (device, target) = device();
     let kernel = kernels::rows::Rows::new(
         settings(kernels::LANES, kernels::ROWS),
@@ -104,7 +106,7 @@ fn rows(dtype: DType, packed: bool) -> Source {
     source("rows", dtype, packed, &kernel)
 }
 
-fn tiles(dtype: DType, packed: bool) -> Source {
+pub fn tiles(dtype: DType, packed: bool) -> Source {
     let (device, target) = device();
     let tile = tile_neurons(NEURONS, 256, INPUTS, FAN_IN, MULTIPROCESSORS as usize, UNITS as usize);
     let kernel = kernels::tiles::Tiles::new(
@@ -131,7 +133,7 @@ fn tiles(dtype: DType, packed: bool) -> Source {
     source("tiles", dtype, packed, &kernel)
 }
 
-fn pixels(dtype: DType, packed: bool) -> Source {
+pub fn pixels(dtype: DType, packed: bool) -> Source {
     let (device, target) = device();
     let kernel = kernels::pixels::Pixels::new(
         settings(kernels::PIXELS, kernels::ROWS),

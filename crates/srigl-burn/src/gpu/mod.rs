@@ -1,7 +1,10 @@
 //! Condensed layers on GPUs: CubeCL kernels behind operations of Burn's Cube backend.
 
 #[cfg(all(test, feature = "gpu-source"))]
+mod cuda_on_cpu;
+#[cfg(all(test, feature = "gpu-source"))]
 mod cuda_source;
+mod groups;
 mod kernels;
 
 use crate::condensed_ops::lock;
@@ -16,18 +19,11 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use condensed::CondensedWeight;
 use cubecl::prelude::*;
+use groups::{GROUP, Groups, index_words};
 use std::sync::Mutex;
 
 /// Batches up to this size are bound by reading the weights and take [`kernels::rows`].
 const SMALL_BATCH: usize = 8;
-
-/// Weights of a group.
-const GROUP: usize = 4;
-
-/// Words of a group's indices.
-fn index_words(packed: bool) -> usize {
-    if packed { GROUP / 2 } else { GROUP }
-}
 
 /// Inputs of a chunk of [`kernels::tiles`], for a device with so much memory to share in a cube: half of it, so that two
 /// cubes fit on a multiprocessor, and whole lines of 32 inputs.
@@ -141,18 +137,18 @@ pub(crate) struct DeviceWeight {
     fan_in: usize,
 }
 
+/// Where a copy goes.
+pub(crate) struct Place<'a> {
+    pub device: &'a Device,
+    pub dtype: DType,
+}
+
 impl DeviceWeight {
     /// Weights of a linear layer, their inputs in chunks that a tile of the device's shared memory holds.
-    pub fn linear(
-        weight: &CondensedWeight,
-        bias: &[f32],
-        device: &Device,
-        cube: &CubeDevice,
-        dtype: DType,
-    ) -> Self {
+    pub fn linear(weight: &CondensedWeight, bias: &[f32], place: &Place, cube: &CubeDevice) -> Self {
         let memory = cube.client().properties().hardware.max_shared_memory_size;
-        let chunk = chunk_of(memory, dtype, weight.inputs());
-        Self::new(weight, bias, device, dtype, chunk, weight.inputs(), |_, input| input as u32)
+        let chunk = chunk_of(memory, place.dtype, weight.inputs());
+        Self::upload(Groups::linear(weight, chunk), weight, bias, place, chunk)
     }
 
     /// Weights of a convolution. `offset` gives the place of an input `(neuron, input)` in a padded image of
@@ -160,67 +156,32 @@ impl DeviceWeight {
     pub fn convolution(
         weight: &CondensedWeight,
         bias: &[f32],
-        device: &Device,
-        dtype: DType,
+        place: &Place,
         image: usize,
         offset: impl Fn(usize, usize) -> u32,
     ) -> Self {
-        Self::new(weight, bias, device, dtype, weight.inputs().max(1), image, offset)
+        Self::upload(Groups::convolution(weight, image, offset), weight, bias, place, 0)
     }
 
-    fn new(
-        weight: &CondensedWeight,
-        bias: &[f32],
-        device: &Device,
-        dtype: DType,
-        chunk: usize,
-        span: usize,
-        offset: impl Fn(usize, usize) -> u32,
-    ) -> Self {
-        let chunks = weight.inputs().div_ceil(chunk).max(1);
-        let packed = span <= 1 << 16;
-        let (mut values, mut places, mut starts) = (Vec::new(), Vec::new(), vec![0i32]);
-        let mut active = weight.active().iter().enumerate().peekable();
-        for neuron in 0..weight.neurons() {
-            let row = active.next_if(|(_, active)| **active as usize == neuron).map(|(row, _)| row);
-            let weights: Vec<(usize, f32)> = row.map_or(Vec::new(), |row| weight.row(row).collect());
-            for c in 0..chunks {
-                // Inputs ascend.
-                let from = weights.partition_point(|(input, _)| *input < c * chunk);
-                let to = weights.partition_point(|(input, _)| *input < (c + 1) * chunk);
-                for group in weights[from..to].chunks(GROUP) {
-                    // A group is filled up with zeros that read the last of its own inputs.
-                    for i in 0..GROUP {
-                        let (input, value) = group[i.min(group.len() - 1)];
-                        places.push(offset(neuron, input));
-                        values.push(if i < group.len() { value } else { 0.0 });
-                    }
-                }
-                starts.push((values.len() / GROUP) as i32);
-            }
-        }
-        if packed {
-            places = places.chunks(2).map(|pair| pair[0] | pair[1] << 16).collect();
-        }
-        let integers = |values: Vec<i32>| {
+    fn upload(groups: Groups, weight: &CondensedWeight, bias: &[f32], place: &Place, chunk: usize) -> Self {
+        let integers = |values: Vec<u32>| {
+            // A tensor's integers are signed; the kernels take the same bits as words.
+            let values: Vec<i32> = values.into_iter().map(u32::cast_signed).collect();
             let length = values.len();
-            Tensor::from_data(TensorData::new(values, [length]), (device, DType::I32))
+            Tensor::from_data(TensorData::new(values, [length]), (place.device, DType::I32))
         };
-        let floats = |mut values: Vec<f32>| {
-            // No tensor is empty, also where all neurons are ablated.
-            values.resize(values.len().max(GROUP), 0.0);
+        let floats = |values: Vec<f32>| {
             let length = values.len();
-            Tensor::<1>::from_data(TensorData::new(values, [length]), (device, dtype))
+            Tensor::<1>::from_data(TensorData::new(values, [length]), (place.device, place.dtype))
         };
-        places.resize(places.len().max(GROUP), 0);
         Self {
-            values: floats(values),
-            indices: integers(places.into_iter().map(u32::cast_signed).collect()),
-            starts: integers(starts),
+            values: floats(groups.values),
+            indices: integers(groups.indices),
+            starts: integers(groups.starts),
             bias: floats(bias.to_vec()),
-            packed,
+            packed: groups.packed,
             chunk,
-            chunks,
+            chunks: groups.chunks,
             fan_in: weight.values().len() / weight.active().len().max(1),
         }
     }

@@ -1,0 +1,132 @@
+// Runs a kernel's CUDA C++ on a CPU, each unit of a cube in a thread of its own.
+//
+// The Rust side puts KERNEL.cu, without its includes, and a `main.cpp` beside this file:
+//
+//     #include "cuda_on_cpu.cpp"
+//     alignas(128) char v1[1024];      // the kernel's shared memory, by the name it has there
+//     #include "kernel.cu"
+//     int main(int, char **arguments) { run(kernel, arguments); }
+//
+// Arguments: the grid's three sizes, the cube's two, the number of scalars and they, the size in bytes of the
+// output; then a file for each buffer that is read, and the output's.
+
+#include <barrier>
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __shared__
+#define __grid_constant__
+#define __launch_bounds__(units)
+#define __align__(bytes)
+
+using std::fma;
+using std::min;
+
+struct Index {
+    uint32_t x, y, z;
+};
+thread_local Index blockIdx, threadIdx;
+std::function<void()> synchronise;
+
+void __syncthreads() { synchronise(); }
+
+// As in cuda_fp16.h and cuda_bf16.h: rounded to nearest, ties to even.
+struct __half {
+    _Float16 value;
+    __half() = default;
+    explicit __half(float from) : value(from) {}
+    operator float() const { return value; }
+};
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+    __nv_bfloat16() = default;
+    explicit __nv_bfloat16(float from) {
+        uint32_t word;
+        memcpy(&word, &from, sizeof word);
+        bits = (word + 0x7fff + (word >> 16 & 1)) >> 16;
+    }
+    operator float() const {
+        uint32_t word = uint32_t(bits) << 16;
+        float to;
+        memcpy(&to, &word, sizeof to);
+        return to;
+    }
+};
+
+// Exactly as large as the file, so that the address sanitizer sees what lies beyond.
+std::unique_ptr<char[]> read(const char *path, size_t *size) {
+    FILE *file = fopen(path, "rb");
+    if (!file) {
+        perror(path);
+        exit(1);
+    }
+    fseek(file, 0, SEEK_END);
+    *size = ftell(file);
+    rewind(file);
+    std::unique_ptr<char[]> bytes(new char[*size]);
+    if (fread(bytes.get(), 1, *size, file) != *size) {
+        perror(path);
+        exit(1);
+    }
+    fclose(file);
+    return bytes;
+}
+
+template <class A, class B, class C, class D, class E, class F, class Info>
+void run(void (*kernel)(A, B, C, D, E, F, Info), char **arguments) {
+    auto number = [&] { return uint32_t(strtoul(*++arguments, nullptr, 10)); };
+    Index grid = {number(), 0, 0};
+    grid.y = number();
+    grid.z = number();
+    uint32_t width = number(), height = number();
+    Info info = {};
+    uint32_t scalars = number();
+    // Filled up to whole words of 8 bytes.
+    if ((scalars + 1) / 2 * 8 != sizeof info.scalars_u32) {
+        fprintf(stderr, "%u scalars for %zu bytes\n", scalars, sizeof info.scalars_u32);
+        exit(1);
+    }
+    for (uint32_t i = 0; i < scalars; i++) info.scalars_u32[i] = number();
+    size_t output_size = number(), size;
+    std::unique_ptr<char[]> inputs[5];
+    for (auto &input : inputs) input = read(*++arguments, &size);
+    std::unique_ptr<char[]> output(new char[output_size]);
+    // What nobody writes is not a number.
+    memset(output.get(), 0xff, output_size);
+
+    std::barrier all(width * height);
+    synchronise = [&] { all.arrive_and_wait(); };
+    auto unit = [&](uint32_t x, uint32_t y) {
+        threadIdx = {x, y, 0};
+        for (uint32_t z = 0; z < grid.z; z++)
+            for (uint32_t y = 0; y < grid.y; y++)
+                for (uint32_t x = 0; x < grid.x; x++) {
+                    blockIdx = {x, y, z};
+                    kernel(A(inputs[0].get()), B(inputs[1].get()), C(inputs[2].get()), D(inputs[3].get()),
+                           E(inputs[4].get()), F(output.get()), info);
+                    // The next cube has the same shared memory.
+                    synchronise();
+                }
+    };
+    std::vector<std::thread> units;
+    for (uint32_t y = 0; y < height; y++)
+        for (uint32_t x = 0; x < width; x++) units.emplace_back(unit, x, y);
+    for (auto &thread : units) thread.join();
+
+    FILE *file = fopen(*++arguments, "wb");
+    if (!file || fwrite(output.get(), 1, output_size, file) != output_size || fclose(file)) {
+        perror(*arguments);
+        exit(1);
+    }
+}
