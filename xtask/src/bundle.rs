@@ -3,7 +3,7 @@
 //! Kernels are compiled by NVRTC there (feature `cuda-nvrtc`), so `cubecl-llvm` is only linked, never called; a stand-in
 //! (`.ci/cubecl-llvm`) takes its place and spares the download of LLVM.
 
-use crate::runner::{executables, shell_line};
+use crate::runner::{Executable, executables, shell_line};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -32,7 +32,7 @@ pub struct GpuBundle {
 const SCRIPT: &str = include_str!("../bundle/run.sh");
 
 /// Integration tests of `srigl-burn` that use a GPU.
-const TESTS: [&str; 3] = ["condensed", "gpu", "network"];
+const TESTS: [&str; 4] = ["condensed", "gpu", "launches", "network"];
 
 /// Name of the folder in the bundle.
 const FOLDER: &str = "srigl-gpu";
@@ -56,15 +56,10 @@ pub fn run(args: &GpuBundle) -> Result<()> {
     let stage = tempfile::tempdir().context("cannot make a temporary folder")?;
     let mut files = Vec::new();
     for (name, path) in built {
-        let name = if TESTS.contains(&name.as_str()) { format!("tests/{name}") } else { name };
         let stripped = stage.path().join(name.replace('/', "-"));
         strip(&path, &stripped)?;
         files.push((name, stripped));
     }
-    // This very program, for the tables of training runs.
-    let stripped = stage.path().join("xtask");
-    strip(&std::env::current_exe().context("this program has no path")?, &stripped)?;
-    files.push(("xtask".into(), stripped));
 
     let packed = tempfile::Builder::new().prefix(".tmp").make_in(folder, |path| File::create_new(path))?;
     pack(packed.as_file(), &files).with_context(|| format!("cannot write {}", output.display()))?;
@@ -77,7 +72,7 @@ pub fn run(args: &GpuBundle) -> Result<()> {
     Ok(())
 }
 
-/// Builds `srigl` and the tests for CUDA; names and paths.
+/// Builds `srigl` and the tests for CUDA. Paths in the bundle and here.
 fn build(root: &Path, target: &Path) -> Result<Vec<(String, PathBuf)>> {
     let stand_in = root.join(".ci/cubecl-llvm");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -96,14 +91,26 @@ fn build(root: &Path, target: &Path) -> Result<Vec<(String, PathBuf)>> {
     let output = command.output().with_context(|| format!("cannot start {}", shell_line(&command)))?;
     lock.restore()?;
     ensure!(output.status.success(), "building for CUDA failed: {}", shell_line(&command));
-    let built = executables(&String::from_utf8_lossy(&output.stdout));
-    for name in TESTS.iter().chain(&["srigl"]) {
-        ensure!(built.iter().any(|(built, _)| built == name), "cargo built no `{name}`");
-    }
-    Ok(built)
+    let mut files = choose(&executables(&String::from_utf8_lossy(&output.stdout)))?;
+    // This very program, for the tables of training runs.
+    files.push(("xtask".into(), std::env::current_exe().context("this program has no path")?));
+    Ok(files)
 }
 
-/// The lock file as it was, put back at the end whatever happens.
+/// `srigl` and the tests of `srigl-burn`, by their paths in the bundle; other packages have tests of the same names.
+fn choose(built: &[Executable]) -> Result<Vec<(String, PathBuf)>> {
+    let find = |name: &str, source: &str| {
+        let built = built.iter().find(|built| built.name == name && built.source.ends_with(source));
+        built.map(|built| built.path.clone()).with_context(|| format!("cargo built no `{name}` of {source}"))
+    };
+    let mut files = vec![("srigl".to_string(), find("srigl", "crates/cli/src/main.rs")?)];
+    for name in TESTS {
+        files.push((format!("tests/{name}"), find(name, &format!("crates/srigl-burn/tests/{name}.rs"))?));
+    }
+    Ok(files)
+}
+
+/// The lock file as it was, put back at the end; after a kill, `git checkout Cargo.lock` does it.
 struct LockFile {
     path: PathBuf,
     text: Option<Vec<u8>>,
@@ -150,7 +157,7 @@ fn pack(output: impl Write, files: &[(String, PathBuf)]) -> Result<()> {
     let total = files.iter().map(|(_, path)| path.metadata().map_or(0, |file| file.len())).sum();
     let bar = ProgressBar::new(total);
     bar.set_style(ProgressStyle::with_template("packing {bar:40} {bytes}/{total_bytes} {eta}")?);
-    let mut options = LzmaOptions::new_preset(6)?;
+    let mut options = LzmaOptions::new_preset(3)?;
     options.dict_size(DICTIONARY);
     let mut filters = Filters::new();
     filters.x86().lzma2(&options);
@@ -178,6 +185,24 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    #[test]
+    fn tests_of_other_packages_are_left_out() {
+        let executable = |name: &str, source: &str| Executable {
+            name: name.into(),
+            source: format!("/w/crates/{source}").into(),
+            path: format!("/t/{source}").into(),
+        };
+        let mut built: Vec<Executable> =
+            TESTS.map(|name| executable(name, &format!("srigl-burn/tests/{name}.rs"))).into();
+        built.push(executable("condensed", "cli/tests/condensed.rs"));
+        assert!(choose(&built).unwrap_err().to_string().contains("no `srigl`"));
+        built.push(executable("srigl", "cli/src/main.rs"));
+        let files = choose(&built).unwrap();
+        assert_eq!(files.len(), 1 + TESTS.len());
+        let condensed = files.iter().find(|(name, _)| name == "tests/condensed").unwrap();
+        assert_eq!(condensed.1, Path::new("/t/srigl-burn/tests/condensed.rs"));
+    }
+
     /// What comes out of the archive is what went in, ready to be run; and the script says how it is used.
     #[test]
     fn a_bundle_unpacks_into_a_folder() {
@@ -195,36 +220,48 @@ mod tests {
         let mode = unpacked.join("tests/gpu").metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
 
-        let usage = Command::new(unpacked.join("run.sh")).output().unwrap();
+        let script = format!("{FOLDER}/run.sh");
+        let usage = Command::new("sh").arg(script).current_dir(folder.path()).output().unwrap();
         assert_eq!(usage.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&usage.stdout).contains("./run.sh bench [PYTHON]"));
+        let usage = String::from_utf8(usage.stdout).unwrap();
+        assert!(
+            usage.starts_with("Tests and benchmarks") && usage.contains("run.sh bench [PYTHON]"),
+            "{usage}"
+        );
     }
 
-    /// A failing test does not stop the others, and the exit code tells.
+    /// A failing test does not stop the others, and the exit code tells. Paths are those of the caller's folder.
     #[test]
     fn the_script_runs_all_tests_and_tells() {
         let folder = tempfile::tempdir().unwrap();
         let executable = |name: &str, text: &str| {
             let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, text).unwrap();
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
         };
-        std::fs::create_dir(folder.path().join("tests")).unwrap();
-        executable("run.sh", SCRIPT);
-        executable("tests/gpu", "#!/bin/sh\necho no device; exit 3\n");
-        executable("tests/network", "#!/bin/sh\necho fine\n");
-        executable("srigl", "#!/bin/sh\necho srigl $*\n");
-        let script = || Command::new(folder.path().join("run.sh"));
+        executable("b/run.sh", SCRIPT);
+        executable("b/tests/gpu", "#!/bin/sh\necho no device; exit 3\n");
+        executable("b/tests/network", "#!/bin/sh\necho fine\n");
+        executable("b/srigl", "#!/bin/sh\necho srigl $*\n");
+        executable("b/xtask", "#!/bin/sh\necho xtask $*; test -e \"$8/here\"\n");
+        executable("data/here", "");
+        let script = || {
+            let mut command = Command::new("b/run.sh");
+            command.current_dir(folder.path()).env("RESULTS", "out").env("CUDA_PATH", "/cuda");
+            command
+        };
         let output = script().arg("tests").env("DEVICE", "cuda:1").output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert_eq!(String::from_utf8_lossy(&output.stderr), "failed: test-gpu\n");
-        let result = |name: &str| std::fs::read_to_string(folder.path().join("results").join(name)).unwrap();
+        let result = |name: &str| std::fs::read_to_string(folder.path().join("out").join(name)).unwrap();
         assert_eq!(result("test-gpu.txt"), "no device\nexit code 3\n");
         assert!(result("eval.txt").contains("--device cuda:1"));
 
-        executable("tests/gpu", "#!/bin/sh\n");
-        let output = script().args(["all", "python3"]).output().unwrap();
+        executable("b/tests/gpu", "#!/bin/sh\n");
+        let output = script().args(["all", "./my python", "data"]).output().unwrap();
         assert!(output.status.success(), "{output:?}");
-        assert!(result("linear-0.9-256.txt").contains("--device cuda --torch python3"));
+        assert!(result("linear-0.9-256.txt").contains("--device cuda --torch ./my python"));
+        assert!(result("fashion-mnist.txt").contains("--data data --out out/fashion-mnist-gpu"));
     }
 }

@@ -265,18 +265,35 @@ pub fn srigl_binary(device: Option<&str>) -> Result<PathBuf> {
     let output = command.output().with_context(|| format!("cannot start {}", shell_line(&command)))?;
     ensure!(output.status.success(), "building srigl failed: {}", shell_line(&command));
     let built = executables(&String::from_utf8_lossy(&output.stdout));
-    let srigl = built.into_iter().find(|(name, _)| name == "srigl");
-    srigl.map(|(_, path)| path).context("cargo built srigl, but named no executable")
+    let srigl = built.into_iter().find(|built| built.name == "srigl");
+    srigl.map(|built| built.path).context("cargo built srigl, but named no executable")
 }
 
-/// Names and paths of the executables among cargo's JSON messages: binaries, and tests in files of their own.
-pub fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+/// An executable that cargo has built.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Executable {
+    /// Of the binary or test.
+    pub name: String,
+    /// The file that it is made from: two packages may have tests of one name.
+    pub source: PathBuf,
+    /// The executable.
+    pub path: PathBuf,
+}
+
+/// The executables among cargo's JSON messages: binaries, and tests in files of their own.
+pub fn executables(messages: &str) -> Vec<Executable> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let executable = |message: serde_json::Value| {
+        let target = &message["target"];
         // Not the unit tests of a binary, which have its name.
-        let is_test = message["profile"]["test"] == true && message["target"]["kind"][0] != "test";
-        let name = message["target"]["name"].as_str().filter(|_| !is_test)?;
-        Some((name.to_string(), PathBuf::from(message["executable"].as_str()?)))
+        if message["profile"]["test"] == true && target["kind"][0] != "test" {
+            return None;
+        }
+        Some(Executable {
+            name: target["name"].as_str()?.to_string(),
+            source: target["src_path"].as_str()?.into(),
+            path: message["executable"].as_str()?.into(),
+        })
     };
     messages.filter_map(executable).collect()
 }
@@ -399,6 +416,7 @@ impl ProgressState {
 mod tests {
     use super::*;
     use crate::recipe::Method;
+    use serde_json::json;
 
     fn cell(args: &[&str]) -> Cell {
         Cell {
@@ -477,20 +495,23 @@ mod tests {
 
     #[test]
     fn cargo_names_the_executables() {
-        let messages = concat!(
-            r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"x"},"profile":{"test":false},"executable":null}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"gpu"},"profile":{"test":true},"executable":"/t/gpu"}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"srigl"},"profile":{"test":true},"executable":"/t/srigl-1"}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"srigl"},"profile":{"test":false},"executable":"/t/srigl"}"#,
-        );
-        let expected = [("gpu", "/t/gpu"), ("srigl", "/t/srigl")];
-        assert_eq!(
-            executables(messages),
-            expected.map(|(name, path)| (name.to_string(), PathBuf::from(path)))
-        );
-        assert!(executables("not JSON").is_empty());
+        let message = |kind: &str, name: &str, source: &str, test: bool, path: &str| {
+            let target = json!({ "kind": [kind], "name": name, "src_path": source });
+            json!({ "target": target, "profile": { "test": test }, "executable": path }).to_string()
+        };
+        let messages = [
+            r#"{"target":{"kind":["lib"],"name":"x","src_path":"/x"},"profile":{"test":false},"executable":null}"#.into(),
+            message("test", "gpu", "/a/gpu.rs", true, "/t/gpu"),
+            message("bin", "srigl", "/b/main.rs", true, "/t/srigl-1"),
+            "not JSON".into(),
+            message("bin", "srigl", "/b/main.rs", false, "/t/srigl"),
+        ];
+        let expected = [("gpu", "/a/gpu.rs", "/t/gpu"), ("srigl", "/b/main.rs", "/t/srigl")];
+        let expected = expected.map(|(name, source, path)| Executable {
+            name: name.into(),
+            source: source.into(),
+            path: path.into(),
+        });
+        assert_eq!(executables(&messages.join("\n")), expected);
     }
 }

@@ -39,6 +39,28 @@ fn cuda(_index: &str) -> Result<Device> {
     bail!("this srigl was built without CUDA: build it with `cargo build -p srigl-cli --features cuda`")
 }
 
+/// Makes the CPU Burn's default device, on which it puts an optimizer's record before the first step takes it to its own.
+/// In this build the default would be a GPU, also where there is none.
+///
+/// Only an environment variable has a say in that, and a program cannot safely change its own: it starts again.
+///
+/// # Errors
+/// If it cannot.
+#[cfg(all(feature = "cuda", unix))]
+pub fn default_to_cpu() -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    const DEFAULT: &str = "BURN_DEVICE";
+    if std::env::var_os(DEFAULT).is_some() {
+        return Ok(());
+    }
+    let program = std::env::current_exe()?;
+    Err(std::process::Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .env(DEFAULT, "flex")
+        .exec()
+        .into())
+}
+
 /// Ends the program with one sentence where Burn's CUDA backend panics for a cause that the user can mend.
 ///
 /// The backend has no other way to say these: it works in threads of its own, behind the calls.

@@ -4,6 +4,8 @@ use crate::condensed_ops::{CondensedOps, DenseCopies, bias_values, condense, has
 #[cfg(feature = "gpu")]
 use crate::gpu;
 use crate::layout::Layout;
+#[cfg(feature = "gpu")]
+use crate::place::Place;
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::PaddingConfig2d;
@@ -49,7 +51,7 @@ struct Layer {
     dense: DenseCopies<4>,
     /// By the size of padded images.
     #[cfg(feature = "gpu")]
-    on_gpus: gpu::Copies<[usize; 2]>,
+    on_gpus: gpu::Copies<[usize; 2], gpu::ConvWeight>,
 }
 
 impl CondensedConv2d {
@@ -189,18 +191,19 @@ impl Layer {
     #[cfg(feature = "gpu")]
     fn forward_on_gpu(&self, input: Tensor<4>, padding: [(usize, usize); 2]) -> Tensor<4> {
         let (dtype, device) = (input.dtype(), input.device());
-        let mut input = gpu::in_kernel_type(input);
-        if padding != [(0, 0); 2] {
-            input = input.pad(padding, PadMode::Constant(0.0));
-        }
+        let input = gpu::in_kernel_type(input);
         let [_, channels, height, width] = input.dims();
+        let [(top, bottom), (left, right)] = padding;
+        // Of padded images.
+        let [height, width] = [height + top + bottom, width + left + right];
         let output: [usize; 2] = std::array::from_fn(|axis| {
             let reach = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1;
             let size = [height, width][axis];
             assert!(reach <= size, "a window of {reach} on {size} padded pixels");
             (size - reach) / self.stride[axis] + 1
         });
-        let weight = self.on_gpus.get([height, width], &device, input.dtype(), |dtype| {
+        let place = Place { device: &device, dtype: input.dtype() };
+        let weight = self.on_gpus.get([height, width], &place, || {
             let [kh, kw] = self.kernel_size;
             let (group_inputs, group_neurons) = (channels / self.groups, self.weight.neurons() / self.groups);
             let offset = |neuron: usize, input: usize| {
@@ -208,11 +211,10 @@ impl Layer {
                 let channel = neuron / group_neurons * group_inputs + channel;
                 ((channel * height + y * self.dilation[0]) * width + x * self.dilation[1]) as u32
             };
-            let image = channels * height * width;
-            let place = gpu::Place { device: &device, dtype };
-            gpu::DeviceWeight::convolution(&self.weight, &self.bias, &place, image, offset)
+            gpu::ConvWeight::new(&self.weight, &self.bias, &place, channels * height * width, offset)
         });
-        gpu::in_type(weight.run_convolution(input, self.weight.neurons(), self.stride, output), dtype)
+        let (neurons, stride) = (self.weight.neurons(), self.stride);
+        gpu::in_type(weight.run(input, gpu::ConvShape { neurons, padding, stride, output }), dtype)
     }
 
     /// The kernel for images of this shape, before padding.

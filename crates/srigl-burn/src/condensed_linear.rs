@@ -4,6 +4,8 @@ use crate::condensed_ops::{CondensedOps, DenseCopies, bias_values, condense, has
 #[cfg(feature = "gpu")]
 use crate::gpu;
 use crate::layout::Layout;
+#[cfg(feature = "gpu")]
+use crate::place::Place;
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
@@ -32,7 +34,7 @@ pub struct CondensedLinear {
     dense: Arc<DenseCopies<2>>,
     #[cfg(feature = "gpu")]
     #[module(skip)]
-    on_gpus: Arc<gpu::Copies<()>>,
+    on_gpus: Arc<gpu::Copies<(), gpu::LinearWeight>>,
 }
 
 impl CondensedLinear {
@@ -89,10 +91,9 @@ impl CondensedLinear {
     fn forward_on_gpu<const D: usize>(&self, input: Tensor<D>, cube: &gpu::CubeDevice) -> Tensor<D> {
         let (dtype, device) = (input.dtype(), input.device());
         let input = gpu::in_kernel_type(input);
-        let weight = self.on_gpus.get((), &device, input.dtype(), |dtype| {
-            let place = gpu::Place { device: &device, dtype };
-            gpu::DeviceWeight::linear(self.weight(), self.bias(), &place, cube)
-        });
+        let place = Place { device: &device, dtype: input.dtype() };
+        let weight =
+            self.on_gpus.get((), &place, || gpu::LinearWeight::new(self.weight(), self.bias(), &place, cube));
         let mut dims = input.dims();
         let batch = dims[..D - 1].iter().product();
         let inputs = std::mem::replace(&mut dims[D - 1], self.weight().neurons());
@@ -100,7 +101,7 @@ impl CondensedLinear {
             // In Burn's reshape a 0 stands for another dimension.
             return Tensor::zeros(dims, (&device, dtype));
         }
-        let output = weight.run_linear(input.reshape([batch, inputs]), self.weight().neurons());
+        let output = weight.run(input.reshape([batch, inputs]));
         gpu::in_type(output.reshape(dims), dtype)
     }
 

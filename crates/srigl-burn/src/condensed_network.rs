@@ -1,12 +1,13 @@
 //! Whole condensed networks on Burn's devices.
 
+use crate::place::Place;
 use crate::{CondensedConv2d, CondensedLinear};
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::activation::{gelu, relu};
 use burn::tensor::module::{attention, conv2d, layer_norm, max_pool2d};
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions, MaxPoolOptions};
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor};
 use condensed::{Error, Network, Op, Shape, Weight, Window};
 
 /// A [`Network`] of the crate [`condensed`] as Burn operations on one device: what [`condensed::Engine`] computes on
@@ -95,7 +96,7 @@ impl CondensedNetwork {
         for (node, &shape) in network.nodes.iter().zip(&shapes) {
             let input = node.inputs.first().map_or(shape, |&input| shapes[input]);
             node.inputs.iter().for_each(|&input| nodes[input].readers += 1);
-            let layer = Layer::new(&node.op, input, &Placement { dtype, device })?;
+            let layer = Layer::new(&node.op, input, &Place { device, dtype: dtype.into() })?;
             nodes.push(Node { layer, inputs: node.inputs.clone(), shape, readers: 0 });
         }
         Ok(Self { nodes, dtype })
@@ -135,20 +136,8 @@ impl CondensedNetwork {
     }
 }
 
-/// Where numbers go.
-struct Placement<'a> {
-    dtype: FloatDType,
-    device: &'a Device,
-}
-
-impl Placement<'_> {
-    fn tensor<const D: usize>(&self, values: &[f32], dims: [usize; D]) -> Tensor<D> {
-        Tensor::from_data(TensorData::new(values.to_vec(), dims), (self.device, self.dtype.into()))
-    }
-}
-
 impl Layer {
-    fn new(op: &Op, input: Shape, place: &Placement) -> Result<Self, Error> {
+    fn new(op: &Op, input: Shape, place: &Place) -> Result<Self, Error> {
         Ok(match op {
             Op::Input(_) => Self::Input,
             Op::Linear { weight: Weight::Condensed(weight), bias } => {
@@ -156,8 +145,8 @@ impl Layer {
             }
             Op::Linear { weight: Weight::Dense(weight), bias } => {
                 // Burn stores `[in, out]`.
-                let weight = place.tensor(weight, [bias.len(), input.features]).swap_dims(0, 1);
-                let bias = place.tensor(bias, [bias.len()]);
+                let weight = place.tensor(weight.clone(), [bias.len(), input.features]).swap_dims(0, 1);
+                let bias = place.tensor(bias.clone(), [bias.len()]);
                 Self::Linear(Linear {
                     weight: Param::from_tensor(weight),
                     bias: Some(Param::from_tensor(bias)),
@@ -171,14 +160,17 @@ impl Layer {
                 let dims = [bias.len(), input.features / groups, kernel_height, kernel_width];
                 let options = ConvOptions::new(window.stride, window.padding, window.dilation, *groups);
                 Self::Conv2d {
-                    weight: place.tensor(weight, dims),
-                    bias: place.tensor(bias, [bias.len()]),
+                    weight: place.tensor(weight.clone(), dims),
+                    bias: place.tensor(bias.clone(), [bias.len()]),
                     options,
                 }
             }
             Op::Affine { scale, shift } => {
                 let dims = [1, input.features, 1, 1];
-                Self::Affine { scale: place.tensor(scale, dims), shift: place.tensor(shift, dims) }
+                Self::Affine {
+                    scale: place.tensor(scale.clone(), dims),
+                    shift: place.tensor(shift.clone(), dims),
+                }
             }
             Op::Relu => Self::Relu,
             Op::Gelu => Self::Gelu,
@@ -190,13 +182,13 @@ impl Layer {
             Op::GlobalAvgPool => Self::GlobalAvgPool,
             Op::Flatten => Self::Flatten,
             Op::LayerNorm { scale, shift, epsilon } => Self::LayerNorm {
-                scale: place.tensor(scale, [input.features]),
-                shift: place.tensor(shift, [input.features]),
+                scale: place.tensor(scale.clone(), [input.features]),
+                shift: place.tensor(shift.clone(), [input.features]),
                 epsilon: f64::from(*epsilon),
             },
             Op::Tokens { class, positions } => Self::Tokens {
-                class: place.tensor(class, [1, 1, input.features]),
-                positions: place.tensor(positions, [1, input.positions() + 1, input.features]),
+                class: place.tensor(class.clone(), [1, 1, input.features]),
+                positions: place.tensor(positions.clone(), [1, input.positions() + 1, input.features]),
             },
             Op::Attention { heads } => Self::Attention { heads: *heads },
             Op::ClassToken => Self::ClassToken,

@@ -65,6 +65,7 @@ mod export;
 mod gpu;
 mod layout;
 mod optimizer;
+mod place;
 mod topology;
 
 pub use clipping::NormClipping;

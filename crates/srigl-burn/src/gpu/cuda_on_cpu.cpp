@@ -36,6 +36,7 @@ struct Index {
     uint32_t x, y, z;
 };
 thread_local Index blockIdx, threadIdx;
+Index blockDim, gridDim;
 std::function<void()> synchronise;
 
 void __syncthreads() { synchronise(); }
@@ -44,14 +45,14 @@ void __syncthreads() { synchronise(); }
 struct __half {
     _Float16 value;
     __half() = default;
-    explicit __half(float from) : value(from) {}
+    __half(float from) : value(from) {}
     operator float() const { return value; }
 };
 
 struct __nv_bfloat16 {
     uint16_t bits;
     __nv_bfloat16() = default;
-    explicit __nv_bfloat16(float from) {
+    __nv_bfloat16(float from) {
         uint32_t word;
         memcpy(&word, &from, sizeof word);
         bits = (word + 0x7fff + (word >> 16 & 1)) >> 16;
@@ -83,8 +84,9 @@ std::unique_ptr<char[]> read(const char *path, size_t *size) {
     return bytes;
 }
 
-template <class A, class B, class C, class D, class E, class F, class Info>
-void run(void (*kernel)(A, B, C, D, E, F, Info), char **arguments) {
+// The last buffer is the output.
+template <class Info, class Kernel>
+void run_buffers(Kernel kernel, size_t count, char **arguments) {
     auto number = [&] { return uint32_t(strtoul(*++arguments, nullptr, 10)); };
     Index grid = {number(), 0, 0};
     grid.y = number();
@@ -99,12 +101,15 @@ void run(void (*kernel)(A, B, C, D, E, F, Info), char **arguments) {
     }
     for (uint32_t i = 0; i < scalars; i++) info.scalars_u32[i] = number();
     size_t output_size = number(), size;
-    std::unique_ptr<char[]> inputs[5];
-    for (auto &input : inputs) input = read(*++arguments, &size);
-    std::unique_ptr<char[]> output(new char[output_size]);
+    std::vector<std::unique_ptr<char[]>> buffers;
+    for (size_t i = 0; i + 1 < count; i++) buffers.push_back(read(*++arguments, &size));
+    buffers.emplace_back(new char[output_size]);
+    char *output = buffers.back().get();
     // What nobody writes is not a number.
-    memset(output.get(), 0xff, output_size);
+    memset(output, 0xff, output_size);
 
+    blockDim = {width, height, 1};
+    gridDim = grid;
     std::barrier all(width * height);
     synchronise = [&] { all.arrive_and_wait(); };
     auto unit = [&](uint32_t x, uint32_t y) {
@@ -113,8 +118,7 @@ void run(void (*kernel)(A, B, C, D, E, F, Info), char **arguments) {
             for (uint32_t y = 0; y < grid.y; y++)
                 for (uint32_t x = 0; x < grid.x; x++) {
                     blockIdx = {x, y, z};
-                    kernel(A(inputs[0].get()), B(inputs[1].get()), C(inputs[2].get()), D(inputs[3].get()),
-                           E(inputs[4].get()), F(output.get()), info);
+                    kernel(buffers, info);
                     // The next cube has the same shared memory.
                     synchronise();
                 }
@@ -125,8 +129,24 @@ void run(void (*kernel)(A, B, C, D, E, F, Info), char **arguments) {
     for (auto &thread : units) thread.join();
 
     FILE *file = fopen(*++arguments, "wb");
-    if (!file || fwrite(output.get(), 1, output_size, file) != output_size || fclose(file)) {
+    if (!file || fwrite(output, 1, output_size, file) != output_size || fclose(file)) {
         perror(*arguments);
         exit(1);
     }
+}
+
+// A kernel that reads weights.
+template <class A, class B, class C, class D, class E, class F, class Info>
+void run(void (*kernel)(A, B, C, D, E, F, Info), char **arguments) {
+    auto call = [&](auto &b, const Info &info) {
+        kernel(A(b[0].get()), B(b[1].get()), C(b[2].get()), D(b[3].get()), E(b[4].get()), F(b[5].get()), info);
+    };
+    run_buffers<std::remove_const_t<Info>>(call, 6, arguments);
+}
+
+// A kernel from one buffer to another.
+template <class A, class B, class Info>
+void run(void (*kernel)(A, B, Info), char **arguments) {
+    auto call = [&](auto &b, const Info &info) { kernel(A(b[0].get()), B(b[1].get()), info); };
+    run_buffers<std::remove_const_t<Info>>(call, 2, arguments);
 }

@@ -1,7 +1,7 @@
 //! The CUDA C++ of the kernels, run on a CPU: a C++ compiler takes it as it is, with `cuda_on_cpu.cpp` for what the
 //! language lacks. Sanitizers watch, since nothing else checks indices on NVIDIA GPUs.
 
-use super::cuda_source::{SHARED, Source, pixels, rows, tiles};
+use super::cuda_source::{FLOATS, SHARED, Source, pad, pixels, rows, tiles};
 use super::groups::Groups;
 use super::{chunk_of, kernels, tile_neurons};
 use burn::tensor::{Bytes, DType, TensorData};
@@ -53,6 +53,8 @@ impl Program {
         let output = match command.output() {
             Ok(output) => output,
             Err(error) => {
+                let required = std::env::var_os("SRIGL_REQUIRE_CXX").is_some();
+                assert!(!required, "no C++ compiler {}: {error}", compiler.display());
                 println!("{} is not run: {}: {error}", source.name, compiler.display());
                 return None;
             }
@@ -62,7 +64,7 @@ impl Program {
         Some(Self { folder, dtype })
     }
 
-    /// The result of `outputs` numbers. Floats are rounded to the kernel's type on their way.
+    /// The result of `outputs` numbers of a kernel that reads weights. Floats are rounded to its type on their way.
     fn run(
         &self,
         grid: [usize; 3],
@@ -72,13 +74,23 @@ impl Program {
         outputs: usize,
     ) -> Vec<f32> {
         let [input, values, bias] =
-            [buffers.input, &buffers.groups.values, buffers.bias].map(|v| self.bytes(v));
+            [buffers.input, &buffers.groups.values, buffers.bias].map(|values| self.bytes(values));
         let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
         let Groups { indices, starts, .. } = buffers.groups;
-        let buffers = [input, values, words(indices), words(starts), bias];
+        self.launch(grid, cube, scalars, &[input, values, words(indices), words(starts), bias], outputs)
+    }
+
+    fn launch(
+        &self,
+        grid: [usize; 3],
+        cube: [u32; 2],
+        scalars: &[usize],
+        buffers: &[Vec<u8>],
+        outputs: usize,
+    ) -> Vec<f32> {
         let path = |name: &str| self.folder.path().join(name);
         let paths: Vec<PathBuf> = (0..buffers.len()).map(|i| path(&format!("buffer{i}"))).collect();
-        paths.iter().zip(&buffers).for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+        paths.iter().zip(buffers).for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
         let mut command = Command::new(path("kernel"));
         command.args(grid.iter().map(usize::to_string)).args(cube.iter().map(u32::to_string));
         command.arg(scalars.len().to_string()).args(scalars.iter().map(usize::to_string));
@@ -138,26 +150,24 @@ fn assert_close(got: &[f32], want: &[f32], dtype: DType, what: &str) {
     assert!(error <= tolerance * norm(&mut want.iter().copied()), "{what} {dtype:?}: {error:e}");
 }
 
-const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-
 #[test]
 fn linear_kernels_compute_what_those_of_cpus_do() {
     let rng = &mut SmallRng::seed_from_u64(1);
     let (neurons, inputs) = (70, 3000);
     let weight = weight(neurons, inputs, 10, rng);
     let bias = floats(neurons, rng);
-    for dtype in FLOATS {
+    // Float types, indices of 16 bits or more, and what to look for.
+    let cases = FLOATS.map(|dtype| (dtype, true, ADDRESSES));
+    for (dtype, packed, sanitizer) in
+        cases.into_iter().chain([(DType::F32, false, ADDRESSES), (DType::F32, true, RACES)])
+    {
         let tile = tile_neurons(768, 256, 3072, 307, 132, 1024);
         let chunk = chunk_of(SHARED, dtype, 3072);
-        let groups = Groups::linear(&weight, chunk);
-        assert!(groups.packed && groups.chunks > 1);
-        let sanitizers = if dtype == DType::F32 { &[ADDRESSES, RACES][..] } else { &[ADDRESSES] };
-        let cases = [(3, rows(dtype, true)), (77, tiles(dtype, true))];
-        for ((batch, source), sanitizer) in
-            cases.iter().flat_map(|case| sanitizers.iter().map(move |sanitizer| (case, sanitizer)))
-        {
-            let Some(program) = Program::new(source, dtype, sanitizer) else { return };
-            let batch = *batch;
+        let span = if packed { inputs } else { 1 << 20 };
+        let groups = Groups::new(&weight, chunk, span, |_, input| input as u32);
+        assert!(groups.packed == packed && groups.chunks > 1);
+        for (batch, source) in [(3, rows(dtype, packed)), (77, tiles(dtype, packed))] {
+            let Some(program) = Program::new(&source, dtype, sanitizer) else { return };
             let input = floats(batch * inputs, rng);
             let mut want = vec![0.0; batch * neurons];
             LinearKernel::new(&weight, &bias).unwrap().run(batch, &input, &mut want);
@@ -167,12 +177,41 @@ fn linear_kernels_compute_what_those_of_cpus_do() {
                 let scalars = [inputs, neurons, groups.chunks];
                 program.run(grid, [kernels::LANES, kernels::ROWS], &scalars, buffers, want.len())
             } else {
-                let grid = [neurons.div_ceil(tile as usize), batch.div_ceil(32), 1];
+                let grid = [batch.div_ceil(32), neurons.div_ceil(tile as usize), 1];
                 let scalars = [batch, inputs, neurons, groups.chunks];
                 program.run(grid, [kernels::QUADS, tile], &scalars, buffers, want.len())
             };
             assert_close(&got, &want, dtype, &source.name);
         }
+    }
+}
+
+/// Channels last in memory, rows of seven values for five, and more zeros on one side than on the other.
+#[test]
+fn padding_takes_images_in_any_order() {
+    let [batch, channels, height, width] = [2, 3, 4, 5];
+    let [top, bottom, left, right] = [1, 0, 2, 1];
+    let (row, pixel) = (7 * channels, channels);
+    let memory: Vec<f32> = (1..=batch * height * row).map(|i| i as f32).collect();
+    let (padded_height, padded_width) = (height + top + bottom, width + left + right);
+    let mut want = vec![0.0; batch * channels * padded_height * padded_width];
+    for (at, value) in want.iter_mut().enumerate() {
+        let (x, line) = (at % padded_width, at / padded_width);
+        let (y, plane) = (line % padded_height, line / padded_height);
+        if (left..left + width).contains(&x) && (top..top + height).contains(&y) {
+            let image = plane / channels * height * row + plane % channels;
+            *value = memory[image + (y - top) * row + (x - left) * pixel];
+        }
+    }
+    for dtype in FLOATS {
+        let Some(program) = Program::new(&pad(dtype), dtype, ADDRESSES) else { return };
+        let total = want.len();
+        let strides = [height * row, 1, row, pixel];
+        let shape = [channels, height, width, padded_height, padded_width, top, left, total];
+        let scalars: Vec<usize> = strides.into_iter().chain(shape).collect();
+        let buffers = [program.bytes(&memory)];
+        let got = program.launch([total.div_ceil(256), 1, 1], [256, 1], &scalars, &buffers, total);
+        assert_eq!(got, want, "{dtype:?}");
     }
 }
 

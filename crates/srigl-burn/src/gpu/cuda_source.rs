@@ -29,7 +29,7 @@ const MULTIPROCESSORS: u32 = 132;
 const INPUTS: usize = 3072;
 const NEURONS: usize = 768;
 const FAN_IN: usize = 307;
-const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+pub const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// A kernel in CUDA C++.
 pub struct Source {
@@ -46,11 +46,8 @@ fn kernels_compile_for_cuda() {
         for packed in [true, false] {
             let sources = [rows(dtype, packed), tiles(dtype, packed), pixels(dtype, packed)];
             for source in &sources {
-                keep(&source.name, "cu", &source.text);
-                if nvrtc {
-                    let ptx = ptx(source);
-                    keep(&source.name, "ptx", &ptx);
-                    check(source, &ptx, dtype);
+                if let Some(ptx) = compile(source, nvrtc) {
+                    check(source, &ptx, dtype, packed);
                 }
             }
             let [rows, tiles, pixels] = sources.map(|source| source.shared);
@@ -58,29 +55,32 @@ fn kernels_compile_for_cuda() {
             assert!(tiles > SHARED / 3 && tiles <= SHARED / 2, "{tiles} bytes in {dtype:?}");
             assert_eq!(pixels, 0);
         }
+        compile(&pad(dtype), nvrtc);
     }
 }
 
-/// Groups of weights are read at once, and so are the four samples of an input in `tiles`.
-fn check(source: &Source, ptx: &str, dtype: DType) {
-    let (name, group) = (&source.name, GROUP * dtype.size() * 8);
-    assert!(loads(ptx, "global").any(|bits| bits == group), "{name} has no load of {group} bits:\n{ptx}");
-    if name.starts_with("tiles") {
-        let at_once = loads(ptx, "shared").filter(|bits| *bits == group).count();
-        assert!(at_once >= GROUP, "{name} has {at_once} shared loads of {group} bits:\n{ptx}");
-    }
-    assert!(!ptx.contains(".local"), "{name} keeps variables in memory:\n{ptx}");
+/// PTX without variables in local memory, if there is NVRTC.
+fn compile(source: &Source, nvrtc: bool) -> Option<String> {
+    keep(&source.name, "cu", &source.text);
+    let ptx = nvrtc.then(|| ptx(source))?;
+    keep(&source.name, "ptx", &ptx);
+    assert!(!ptx.contains(".local"), "{} keeps variables in memory:\n{ptx}", source.name);
+    Some(ptx)
 }
 
-/// Bits of each load from a state space, such as 128 of `ld.global.nc.v4.f32`.
-fn loads(ptx: &str, space: &str) -> impl Iterator<Item = usize> {
-    ptx.lines().filter_map(move |line| {
-        let instruction = line.split_whitespace().find(|word| word.starts_with("ld."))?;
-        let parts: Vec<&str> = instruction.split('.').collect();
-        let width = |part: &&str| part.strip_prefix('v').and_then(|width| width.parse().ok());
-        let bits: usize = parts.last()?.trim_start_matches(char::is_alphabetic).parse().ok()?;
-        parts.contains(&space).then(|| bits * parts.iter().find_map(width).unwrap_or(1))
-    })
+/// A group's values are one load and its indices another, and `tiles` reads four samples of an input at once.
+fn check(source: &Source, ptx: &str, dtype: DType, packed: bool) {
+    let float = if dtype == DType::F32 { "f32" } else { "u16" };
+    let values = format!("ld.global.nc.v{GROUP}.{float}");
+    let indices = format!("ld.global.nc.v{}.u32", index_words(packed));
+    for load in [values, indices] {
+        assert!(ptx.contains(&load), "{} has no {load}:\n{ptx}", source.name);
+    }
+    if source.name.starts_with("tiles") {
+        let load = format!("ld.shared.v{GROUP}.{float}");
+        let count = ptx.matches(&load).count();
+        assert!(count >= GROUP, "{} has {count} of {load}:\n{ptx}", source.name);
+    }
 }
 
 pub fn rows(dtype: DType, packed: bool) -> Source {
@@ -103,7 +103,7 @@ pub fn rows(dtype: DType, packed: bool) -> Source {
         packed,
         dtype_to_storage_type(dtype),
     );
-    source("rows", dtype, packed, &kernel)
+    source("rows", dtype, suffix(packed), &kernel)
 }
 
 pub fn tiles(dtype: DType, packed: bool) -> Source {
@@ -130,7 +130,7 @@ pub fn tiles(dtype: DType, packed: bool) -> Source {
         packed,
         dtype_to_storage_type(dtype),
     );
-    source("tiles", dtype, packed, &kernel)
+    source("tiles", dtype, suffix(packed), &kernel)
 }
 
 pub fn pixels(dtype: DType, packed: bool) -> Source {
@@ -157,7 +157,37 @@ pub fn pixels(dtype: DType, packed: bool) -> Source {
         packed,
         dtype_to_storage_type(dtype),
     );
-    source("pixels", dtype, packed, &kernel)
+    source("pixels", dtype, suffix(packed), &kernel)
+}
+
+pub fn pad(dtype: DType) -> Source {
+    let (device, target) = device();
+    let kernel = kernels::pad::Pad::new(
+        settings(256, 1),
+        device,
+        target,
+        buffer(),
+        buffer(),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        dtype_to_storage_type(dtype),
+    );
+    source("pad", dtype, "", &kernel)
+}
+
+/// Of a kernel's name, for the width of its indices.
+fn suffix(packed: bool) -> &'static str {
+    if packed { "-packed" } else { "-words" }
 }
 
 /// Settings as of a launch that checks bounds.
@@ -202,9 +232,8 @@ fn device() -> (Arc<DeviceProperties>, Arc<TargetProperties>) {
 }
 
 /// The kernel in CUDA C++, by the options that CubeCL's CUDA runtime has on an H100.
-fn source(name: &str, dtype: DType, packed: bool, kernel: &dyn CubeKernel) -> Source {
-    let indices = if packed { "packed" } else { "words" };
-    let name = format!("{name}-{}-{indices}", format!("{dtype:?}").to_lowercase());
+fn source(name: &str, dtype: DType, indices: &str, kernel: &dyn CubeKernel) -> Source {
+    let name = format!("{name}-{}{indices}", format!("{dtype:?}").to_lowercase());
     let definition = define_kernel(kernel).unwrap_or_else(|error| panic!("{name}: {error:?}"));
     let options = CompilationOptions {
         warp_size: 32,

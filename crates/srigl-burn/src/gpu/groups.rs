@@ -38,7 +38,7 @@ impl Groups {
     }
 
     /// Indices are below `span`.
-    fn new(
+    pub fn new(
         weight: &CondensedWeight,
         chunk: usize,
         span: usize,
@@ -100,7 +100,7 @@ mod tests {
         };
         assert_eq!(groups, expected);
         let words = Groups::convolution(&weight, 1 << 20, |neuron, input| (neuron << 17 | input) as u32);
-        assert_eq!(words.indices[12..], [2 << 17 | 7; 4][..]);
+        assert_eq!(words.indices[8..], [2 << 17 | 7; 4]);
         assert_eq!(words.starts, [0, 2, 2, 3]);
     }
 

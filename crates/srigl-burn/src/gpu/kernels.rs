@@ -91,9 +91,10 @@ pub fn rows<F: Float, V: Size, I: Size>(
 /// that a weight is read once for 32 samples and eight units read the 128 bytes of an input side by side. Bound
 /// by the reads of shared memory, four bytes per multiplication in f32.
 ///
-/// Rows of the tile are nine vectors apart: neither its transposed writes nor its reads collide in a bank.
+/// Rows of the tile are nine vectors apart, so that in f32 neither its transposed writes nor its reads collide in a
+/// bank. In half precision, rows of two neurons do at times.
 ///
-/// `input` `[batch, M]`, `output` `[batch, N]`. Cubes of 8 × `tile_neurons` units: (N / `tile_neurons`, batch / 32).
+/// `input` `[batch, M]`, `output` `[batch, N]`. Cubes of 8 × `tile_neurons` units: (batch / 32, N / `tile_neurons`).
 #[cube(launch)]
 pub fn tiles<F: Float, V: Size, I: Size>(
     input: &[F],
@@ -112,8 +113,8 @@ pub fn tiles<F: Float, V: Size, I: Size>(
     #[define(F)] _dtype: ElemType,
 ) {
     let mut tile = Shared::<[Vector<F, V>]>::new_slice(comptime!((chunk * (QUADS + 1)) as usize));
-    let neuron = CUBE_POS_X * tile_neurons + UNIT_POS_Y;
-    let first_sample = CUBE_POS_Y * (QUADS * 4);
+    let neuron = CUBE_POS_Y * tile_neurons + UNIT_POS_Y;
+    let first_sample = CUBE_POS_X * (QUADS * 4);
     let last_sample = batch - 1;
     let mut sum = Vector::<f32, V>::cast_from(0.0f32);
     if neuron < neurons {
@@ -169,6 +170,44 @@ pub fn tiles<F: Float, V: Size, I: Size>(
                 output[(sample * neurons + neuron) as usize] = F::cast_from(sum.extract(i as usize));
             }
         }
+    }
+}
+
+/// Images with zeros around them, one row after the other: what [`pixels`] reads.
+///
+/// `input` `[batch, C, H, W]` in any order, by its strides; `output` `[batch, C, Hp, Wp]`, `total` values.
+#[cube(launch)]
+pub fn pad<F: Float>(
+    input: &[F],
+    output: &mut [F],
+    stride_sample: u32,
+    stride_channel: u32,
+    stride_y: u32,
+    stride_x: u32,
+    channels: u32,
+    height: u32,
+    width: u32,
+    padded_height: u32,
+    padded_width: u32,
+    top: u32,
+    left: u32,
+    total: u32,
+    #[define(F)] _dtype: ElemType,
+) {
+    let at = ABSOLUTE_POS as u32;
+    if at < total {
+        let line = at / padded_width;
+        let plane = line / padded_height;
+        // What lies before the image wraps, and so is beyond it as well.
+        let x = at % padded_width - left;
+        let y = line % padded_height - top;
+        let mut value = F::cast_from(0.0f32);
+        if x < width && y < height {
+            let (sample, channel) = (plane / channels, plane % channels);
+            let from = sample * stride_sample + channel * stride_channel + y * stride_y + x * stride_x;
+            value = input[from as usize];
+        }
+        output[at as usize] = value;
     }
 }
 

@@ -8,6 +8,7 @@ mod groups;
 mod kernels;
 
 use crate::condensed_ops::lock;
+use crate::place::Place;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
@@ -18,6 +19,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use condensed::CondensedWeight;
+use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 use groups::{GROUP, Groups, index_words};
 use std::sync::Mutex;
@@ -26,10 +28,10 @@ use std::sync::Mutex;
 const SMALL_BATCH: usize = 8;
 
 /// Inputs of a chunk of [`kernels::tiles`], for a device with so much memory to share in a cube: half of it, so that two
-/// cubes fit on a multiprocessor, and whole lines of 32 inputs.
+/// cubes fit on a multiprocessor where there are more cubes than these, and whole lines of 32 inputs.
 fn chunk_of(shared_memory: usize, dtype: DType, inputs: usize) -> usize {
     let column = (kernels::QUADS as usize + 1) * GROUP * dtype.size();
-    (shared_memory / 2 / column / 32 * 32).clamp(32, inputs.next_multiple_of(32))
+    (shared_memory / 2 / column / 32 * 32).clamp(32, inputs.next_multiple_of(32).max(32))
 }
 
 /// Neurons of a cube of [`kernels::tiles`] on a device with so many multiprocessors, each of which makes up to
@@ -79,35 +81,39 @@ pub(crate) fn in_type<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor
 
 /// A layer's weights on the devices that it has run on, `K` apart from device and type telling them apart.
 #[derive(Debug)]
-pub(crate) struct Copies<K>(Mutex<Vec<(K, Device, DType, DeviceWeight)>>);
+pub(crate) struct Copies<K, W>(Mutex<Vec<Copy<K, W>>>);
+
+#[derive(Debug)]
+struct Copy<K, W> {
+    key: K,
+    device: Device,
+    dtype: DType,
+    weight: W,
+}
 
 /// Copies of weights that a layer keeps; the oldest goes when another is made.
 const COPIES: usize = 8;
 
-impl<K> Default for Copies<K> {
+impl<K, W> Default for Copies<K, W> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: PartialEq> Copies<K> {
+impl<K: PartialEq, W: Clone> Copies<K, W> {
     /// The copy for a device and type, made if there is none yet.
-    pub fn get(
-        &self,
-        key: K,
-        device: &Device,
-        dtype: DType,
-        make: impl FnOnce(DType) -> DeviceWeight,
-    ) -> DeviceWeight {
-        let known = |copies: &[(K, Device, DType, DeviceWeight)]| {
-            let copy = copies.iter().find(|(k, on, of, _)| *k == key && on == device && *of == dtype);
-            copy.map(|(.., weight)| weight.clone())
+    pub fn get(&self, key: K, place: &Place, make: impl FnOnce() -> W) -> W {
+        let known = |copies: &[Copy<K, W>]| {
+            let copy = copies
+                .iter()
+                .find(|copy| copy.key == key && copy.device == *place.device && copy.dtype == place.dtype);
+            copy.map(|copy| copy.weight.clone())
         };
         if let Some(weight) = known(&lock(&self.0)) {
             return weight;
         }
         // Made without the lock: no thread may wait for it inside Burn.
-        let weight = make(dtype);
+        let weight = make();
         let mut copies = lock(&self.0);
         if let Some(weight) = known(&copies) {
             return weight;
@@ -115,14 +121,15 @@ impl<K: PartialEq> Copies<K> {
         if copies.len() == COPIES {
             copies.remove(0);
         }
-        copies.push((key, device.clone(), dtype, weight.clone()));
+        let device = place.device.clone();
+        copies.push(Copy { key, device, dtype: place.dtype, weight: weight.clone() });
         weight
     }
 }
 
 /// Weights on a device, in one float type.
 #[derive(Debug, Clone)]
-pub(crate) struct DeviceWeight {
+struct DeviceWeight {
     /// `[groups · 4]`.
     values: Tensor<1>,
     /// Two to a word if `packed`, of the bits of a u32.
@@ -131,39 +138,10 @@ pub(crate) struct DeviceWeight {
     starts: Tensor<1, Int>,
     bias: Tensor<1>,
     packed: bool,
-    chunk: usize,
-    chunks: usize,
-    /// Weights of an active neuron, on average.
-    fan_in: usize,
-}
-
-/// Where a copy goes.
-pub(crate) struct Place<'a> {
-    pub device: &'a Device,
-    pub dtype: DType,
 }
 
 impl DeviceWeight {
-    /// Weights of a linear layer, their inputs in chunks that a tile of the device's shared memory holds.
-    pub fn linear(weight: &CondensedWeight, bias: &[f32], place: &Place, cube: &CubeDevice) -> Self {
-        let memory = cube.client().properties().hardware.max_shared_memory_size;
-        let chunk = chunk_of(memory, place.dtype, weight.inputs());
-        Self::upload(Groups::linear(weight, chunk), weight, bias, place, chunk)
-    }
-
-    /// Weights of a convolution. `offset` gives the place of an input `(neuron, input)` in a padded image of
-    /// `image` values, from the corner of the window.
-    pub fn convolution(
-        weight: &CondensedWeight,
-        bias: &[f32],
-        place: &Place,
-        image: usize,
-        offset: impl Fn(usize, usize) -> u32,
-    ) -> Self {
-        Self::upload(Groups::convolution(weight, image, offset), weight, bias, place, 0)
-    }
-
-    fn upload(groups: Groups, weight: &CondensedWeight, bias: &[f32], place: &Place, chunk: usize) -> Self {
+    fn new(groups: Groups, bias: &[f32], place: &Place) -> Self {
         let integers = |values: Vec<u32>| {
             // A tensor's integers are signed; the kernels take the same bits as words.
             let values: Vec<i32> = values.into_iter().map(u32::cast_signed).collect();
@@ -172,49 +150,83 @@ impl DeviceWeight {
         };
         let floats = |values: Vec<f32>| {
             let length = values.len();
-            Tensor::<1>::from_data(TensorData::new(values, [length]), (place.device, place.dtype))
+            place.tensor(values, [length])
         };
         Self {
             values: floats(groups.values),
             indices: integers(groups.indices),
             starts: integers(groups.starts),
-            bias: floats(bias.to_vec()),
+            // Not empty, also of a layer without neurons.
+            bias: floats(if bias.is_empty() { vec![0.0] } else { bias.to_vec() }),
+            packed: groups.packed,
+        }
+    }
+}
+
+/// Weights of a linear layer.
+#[derive(Debug, Clone)]
+pub(crate) struct LinearWeight {
+    weight: DeviceWeight,
+    plan: LinearPlan,
+}
+
+impl LinearWeight {
+    /// Inputs lie in chunks that a tile of the device's shared memory holds.
+    pub fn new(weight: &CondensedWeight, bias: &[f32], place: &Place, cube: &CubeDevice) -> Self {
+        let memory = cube.client().properties().hardware.max_shared_memory_size;
+        let chunk = chunk_of(memory, place.dtype, weight.inputs());
+        let groups = Groups::linear(weight, chunk);
+        let plan = LinearPlan {
+            neurons: weight.neurons(),
             packed: groups.packed,
             chunk,
             chunks: groups.chunks,
             fan_in: weight.values().len() / weight.active().len().max(1),
-        }
+        };
+        Self { weight: DeviceWeight::new(groups, bias, place), plan }
     }
 
-    /// `[batch, M]` → `[batch, neurons]`.
-    pub fn run_linear(&self, input: Tensor<2>, neurons: usize) -> Tensor<2> {
-        let Self { packed, chunk, chunks, fan_in, .. } = *self;
-        let plan = LinearPlan { neurons, packed, chunk, chunks, fan_in };
+    /// `[batch, M]` → `[batch, N]`.
+    pub fn run(&self, input: Tensor<2>) -> Tensor<2> {
+        let weight = self.weight.clone();
         Tensor::from_dispatch(Dispatch::gpu_condensed_linear(
             input.into_dispatch(),
-            self.values.clone().into_dispatch(),
-            self.bias.clone().into_dispatch(),
-            self.indices.clone().into_dispatch(),
-            self.starts.clone().into_dispatch(),
-            plan,
+            weight.values.into_dispatch(),
+            weight.bias.into_dispatch(),
+            weight.indices.into_dispatch(),
+            weight.starts.into_dispatch(),
+            self.plan.clone(),
         ))
     }
+}
 
-    /// Padded images `[batch, C, Hp, Wp]` → `[batch, neurons, H', W']`.
-    pub fn run_convolution(
-        &self,
-        input: Tensor<4>,
-        neurons: usize,
-        stride: [usize; 2],
-        output: [usize; 2],
-    ) -> Tensor<4> {
-        let plan = ConvPlan { neurons, stride, output, packed: self.packed };
+/// Weights of a convolution on images of one size.
+#[derive(Debug, Clone)]
+pub(crate) struct ConvWeight(DeviceWeight);
+
+impl ConvWeight {
+    /// `offset` gives the place of an input `(neuron, input)` in a padded image of `image` values, from the corner of
+    /// the window.
+    pub fn new(
+        weight: &CondensedWeight,
+        bias: &[f32],
+        place: &Place,
+        image: usize,
+        offset: impl Fn(usize, usize) -> u32,
+    ) -> Self {
+        Self(DeviceWeight::new(Groups::convolution(weight, image, offset), bias, place))
+    }
+
+    /// Images `[batch, C, H, W]` → `[batch, N, H', W']`.
+    pub fn run(&self, input: Tensor<4>, shape: ConvShape) -> Tensor<4> {
+        let weight = self.0.clone();
+        let plan = ConvPlan { shape, packed: weight.packed };
         Tensor::from_dispatch(Dispatch::gpu_condensed_conv2d(
             input.into_dispatch(),
-            self.values.clone().into_dispatch(),
-            self.bias.clone().into_dispatch(),
-            self.indices.clone().into_dispatch(),
-            self.starts.clone().into_dispatch(),
+            weight.values.into_dispatch(),
+            weight.bias.into_dispatch(),
+            weight.indices.into_dispatch(),
+            weight.starts.into_dispatch(),
             plan,
         ))
     }
@@ -227,16 +239,25 @@ pub(crate) struct LinearPlan {
     packed: bool,
     chunk: usize,
     chunks: usize,
+    /// Weights of an active neuron, on average.
     fan_in: usize,
+}
+
+/// What a convolution does with an image, besides its weights.
+#[derive(Debug, Clone)]
+pub(crate) struct ConvShape {
+    pub neurons: usize,
+    /// Zeros `(before, after)` on the vertical and the horizontal axis.
+    pub padding: [(usize, usize); 2],
+    pub stride: [usize; 2],
+    /// Height and width of the result.
+    pub output: [usize; 2],
 }
 
 /// What a launch of the convolution's kernel must know besides its tensors.
 #[derive(Debug, Clone)]
 pub(crate) struct ConvPlan {
-    neurons: usize,
-    stride: [usize; 2],
-    /// Height and width.
-    output: [usize; 2],
+    shape: ConvShape,
     packed: bool,
 }
 
@@ -254,8 +275,11 @@ pub(crate) trait GpuOps: Backend {
         plan: LinearPlan,
     ) -> FloatTensor<Self>;
 
-    /// `[batch, C, Hp, Wp]` → `[batch, N, H', W']`.
-    #[fusion(dtype = input, shape = Shape::new([input[0], plan.neurons, plan.output[0], plan.output[1]]))]
+    /// `[batch, C, H, W]` → `[batch, N, H', W']`.
+    #[fusion(
+        dtype = input,
+        shape = Shape::new([input[0], plan.shape.neurons, plan.shape.output[0], plan.shape.output[1]])
+    )]
     fn gpu_condensed_conv2d(
         input: FloatTensor<Self>,
         values: FloatTensor<Self>,
@@ -281,6 +305,7 @@ impl GpuOps for CubeBackend {
         if output.meta.num_elements() == 0 {
             return output;
         }
+        check_addresses(&input, &output);
         let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
         let neurons = plan.neurons as u32;
         if batch <= SMALL_BATCH {
@@ -310,7 +335,7 @@ impl GpuOps for CubeBackend {
             let samples = kernels::QUADS * GROUP as u32;
             kernels::tiles::launch(
                 &client,
-                CubeCount::Static(neurons.div_ceil(tile), (batch as u32).div_ceil(samples), 1),
+                CubeCount::Static((batch as u32).div_ceil(samples), neurons.div_ceil(tile), 1),
                 CubeDim::new_2d(kernels::QUADS, tile),
                 GROUP,
                 index_words(plan.packed),
@@ -341,16 +366,19 @@ impl GpuOps for CubeBackend {
         starts: CubeTensor,
         plan: ConvPlan,
     ) -> CubeTensor {
-        let input = into_contiguous(input);
-        let shape: Vec<usize> = input.meta.shape().to_vec();
-        let (batch, image, width) = (shape[0], shape[1] * shape[2] * shape[3], shape[3]);
-        let [height_out, width_out] = plan.output;
-        let output = empty(&input, [batch, plan.neurons, height_out, width_out].into());
+        let ConvPlan { shape, packed } = plan;
+        let batch = input.meta.shape()[0];
+        let [height_out, width_out] = shape.output;
+        let output = empty(&input, [batch, shape.neurons, height_out, width_out].into());
         if output.meta.num_elements() == 0 {
             return output;
         }
+        let input = padded(input, shape.padding);
+        check_addresses(&input, &output);
+        let [channels, height, width] = std::array::from_fn(|axis| input.meta.shape()[axis + 1]);
+        let image = channels * height * width;
         let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
-        let (neurons, out_pixels) = (plan.neurons as u32, (height_out * width_out) as u32);
+        let (neurons, out_pixels) = (shape.neurons as u32, (height_out * width_out) as u32);
         kernels::pixels::launch(
             &client,
             CubeCount::Static(
@@ -360,7 +388,7 @@ impl GpuOps for CubeBackend {
             ),
             CubeDim::new_2d(kernels::PIXELS, kernels::ROWS),
             GROUP,
-            index_words(plan.packed),
+            index_words(packed),
             input.into_buffer_arg(),
             values.into_buffer_arg(),
             indices.into_buffer_arg(),
@@ -369,16 +397,64 @@ impl GpuOps for CubeBackend {
             output.clone().into_buffer_arg(),
             image as u32,
             width as u32,
-            plan.stride[0] as u32,
-            plan.stride[1] as u32,
+            shape.stride[0] as u32,
+            shape.stride[1] as u32,
             neurons,
             out_pixels,
             width_out as u32,
-            plan.packed,
+            packed,
             dtype,
         );
         output
     }
+}
+
+/// The kernels count in 32 bits, and images on an axis of cubes that ends at 65 535.
+fn check_addresses(input: &CubeTensor, output: &CubeTensor) {
+    for tensor in [input, output] {
+        let (shape, most) = (tensor.meta.shape(), u32::MAX as usize);
+        assert!(
+            tensor.meta.num_elements() <= most && (shape.rank() == 2 || shape[0] <= 0xffff),
+            "condensed layers on GPUs take and give up to {most} numbers and 65535 images at a time, not {shape:?}: use \
+             smaller batches"
+        );
+    }
+}
+
+/// Images with zeros around them, in the order of their dimensions.
+fn padded(input: CubeTensor, [(top, bottom), (left, right)]: [(usize, usize); 2]) -> CubeTensor {
+    if [top, bottom, left, right] == [0; 4] && input.is_contiguous() {
+        return input;
+    }
+    let [batch, channels, height, width] = std::array::from_fn(|axis| input.meta.shape()[axis]);
+    let strides: [u32; 4] = std::array::from_fn(|axis| input.meta.strides()[axis] as u32);
+    let [padded_height, padded_width] = [height + top + bottom, width + left + right];
+    let output = empty(&input, [batch, channels, padded_height, padded_width].into());
+    check_addresses(&input, &output);
+    let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
+    let total = output.meta.num_elements();
+    let dim = CubeDim::new_1d(256);
+    kernels::pad::launch(
+        &client,
+        calculate_cube_count_elemwise(&client, total, dim),
+        dim,
+        input.into_buffer_arg(),
+        output.clone().into_buffer_arg(),
+        strides[0],
+        strides[1],
+        strides[2],
+        strides[3],
+        channels as u32,
+        height as u32,
+        width as u32,
+        padded_height as u32,
+        padded_width as u32,
+        top as u32,
+        left as u32,
+        total as u32,
+        dtype,
+    );
+    output
 }
 
 /// Memory for a result beside `like`, of its type.
