@@ -10,19 +10,19 @@ pub fn parse(name: &str) -> Result<Device> {
         // Deprecated by Burn in favour of flex, but people ask for it.
         #[allow(deprecated)]
         ("ndarray", "") => Ok(Device::ndarray()),
-        ("cuda", index) => cuda(index),
+        ("cuda", index) if !name.ends_with(':') => cuda(index),
         _ => bail!("unknown device `{name}`: use flex, ndarray, cuda or cuda:N"),
     }
 }
 
 #[cfg(feature = "cuda")]
 fn cuda(index: &str) -> Result<Device> {
-    use anyhow::{Context, ensure};
+    use anyhow::{anyhow, ensure};
     let index: usize = match index {
         "" => 0,
-        index => index
-            .parse()
-            .with_context(|| format!("`{index}` is no CUDA device index: use cuda:0, cuda:1, …"))?,
+        index => {
+            index.parse().map_err(|_| anyhow!("`{index}` is no index of a device: use cuda:0, cuda:1, …"))?
+        }
     };
     let found = Device::enumerate(burn::tensor::DeviceType::Cuda).len();
     ensure!(
@@ -30,7 +30,8 @@ fn cuda(index: &str) -> Result<Device> {
         "no CUDA device: the NVIDIA driver (libcuda) or a GPU is missing; `nvidia-smi` lists both where they are, \
          and `--device flex` runs on the CPU"
     );
-    ensure!(index < found, "there is no cuda:{index}: this machine has cuda:0 to cuda:{}", found - 1);
+    let others = if found == 1 { String::new() } else { format!(" to cuda:{}", found - 1) };
+    ensure!(index < found, "there is no cuda:{index}: this machine has cuda:0{others}");
     Ok(Device::cuda(index))
 }
 
@@ -93,6 +94,13 @@ fn explain(message: &str) -> Option<String> {
                 .into(),
         );
     }
+    if message.contains("UNSUPPORTED_PTX_VERSION") {
+        return Some(
+            "NVRTC is newer than the NVIDIA driver, which cannot read what it compiles: update the driver, or use the \
+             NVRTC of an older CUDA"
+                .into(),
+        );
+    }
     let asked = ["out of device memory allocating ", "can't allocate buffer of size: "]
         .iter()
         .find_map(|text| message.split_once(text))?
@@ -100,8 +108,8 @@ fn explain(message: &str) -> Option<String> {
     let digits: String = asked.chars().take_while(char::is_ascii_digit).collect();
     let mebibytes = digits.parse::<f64>().ok()? / f64::from(1 << 20);
     Some(format!(
-        "the GPU is out of memory: {mebibytes:.0} MiB more were asked for; lower --micro-batch or --batch-size, or \
-         end other programs that `nvidia-smi` shows"
+        "the GPU is out of memory: {mebibytes:.0} MiB more were asked for; take smaller batches (--micro-batch or \
+         --batch-size of train, --batch of bench), or end other programs that `nvidia-smi` shows"
     ))
 }
 
@@ -125,6 +133,8 @@ mod tests {
         ] {
             assert!(explain(missing).unwrap().contains("CUDA_PATH"));
         }
+        let newer = "Unable to load the PTX: DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, …)";
+        assert!(explain(newer).unwrap().contains("update the driver"));
         assert_eq!(explain("index out of bounds"), None);
     }
 }

@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{AdamWConfig, GradientsParams, Optimizer, SgdConfig};
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer, RmsPropConfig, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use devices::gpus;
 use srigl_burn::{Distribution, Mask, SparseMethod, SriglConfig, state_dict};
@@ -82,7 +82,7 @@ fn masks_on_a_gpu_are_those_of_the_cpu() {
     }
 }
 
-/// Moments that stay on the device (AdamW) and moments that go through the record (SGD): grown weights start
+/// Moments that stay on the device (AdamW, SGD) and moments that go through the record (RMSprop): grown weights start
 /// from zero and inactive ones stay there.
 #[test]
 fn inactive_weights_are_zero_on_a_gpu() {
@@ -99,4 +99,5 @@ fn inactive_weights_are_zero_on_a_gpu() {
     }
     check(AdamWConfig::new().with_weight_decay(0.1).build());
     check(SgdConfig::new().with_momentum(Some(MomentumConfig::new())).build());
+    check(RmsPropConfig::new().with_momentum(0.9).build());
 }

@@ -1,20 +1,19 @@
 //! The contenders of `srigl bench … --device`: dense and condensed layers and networks in Burn.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use burn::module::Param;
-use burn::nn::Linear;
+use burn::backend::ProfileOptions;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use condensed::{Network, Shape, Window};
+use futures_lite::future::block_on;
 use srigl_burn::{CondensedConv2d, CondensedLinear, CondensedNetwork};
 
 use super::layer::Layer;
-use super::{Contender, TOLERANCE};
+use super::{Contender, DeviceTime, TOLERANCE};
 
 /// Dense products of f32 may round their inputs to TF32, which has 10 bits.
 pub const TF32_TOLERANCE: f64 = 1e-2;
@@ -26,52 +25,60 @@ fn float_types(device: &Device) -> impl Iterator<Item = FloatDType> {
     [FloatDType::F32, FloatDType::BF16].into_iter().filter(|dtype| device.supports_dtype(*dtype))
 }
 
-fn name(kind: &str, dtype: FloatDType) -> String {
-    if dtype == FloatDType::F32 { kind.into() } else { format!("{kind} bf16") }
+/// Bytes of a call on a layer: weights, indices, inputs and outputs, each once.
+pub fn layer_bytes(layer: &Layer, numbers: usize, float: usize, index: Option<usize>) -> usize {
+    match index {
+        None => float * (layer.weights.len() + numbers),
+        Some(index) => (float + index) * layer.sparse.values().len() + float * numbers,
+    }
 }
 
-fn float_bytes(dtype: FloatDType) -> usize {
-    if dtype == FloatDType::F32 { 4 } else { 2 }
+/// Bytes of an index of the condensed layer: two where all fit, as in `srigl-burn`.
+fn index_bytes(layer: &Layer, sample: Shape, window: Option<Window>) -> usize {
+    let places = match window {
+        None => layer.spec.dense_fan_in(),
+        Some(Window { padding, .. }) => {
+            sample.features * (sample.height + 2 * padding[0]) * (sample.width + 2 * padding[1])
+        }
+    };
+    if places <= 1 << 16 { 2 } else { 4 }
 }
 
-/// A layer, dense and condensed. The bytes of a call are weights, indices, inputs and outputs, each once.
+/// A layer, dense and condensed.
 pub fn layer(
     layer: &Layer,
     sample: Shape,
     window: Option<Window>,
     input: &[f32],
     outputs: usize,
-    device: &Device,
+    place: Place,
 ) -> Result<Vec<Contender>> {
     let mut contenders = Vec::new();
-    for dtype in float_types(device) {
+    for dtype in float_types(place.device) {
         let [mut dense, mut condensed] = match window {
-            None => linear_pair(layer, input, dtype, device)?,
-            Some(window) => conv_pair(layer, sample, window, input, dtype, device)?,
+            None => linear_pair(layer, input, dtype, place)?,
+            Some(window) => conv_pair(layer, sample, window, input, dtype, place)?,
         };
-        let values = |weights: usize| float_bytes(dtype) * (weights + input.len() + outputs);
-        let weights = layer.sparse.values().len();
-        dense.bytes = Some(values(layer.weights.len()));
-        // Indices take two bytes each.
-        condensed.bytes = Some(values(weights) + 2 * weights);
+        let (numbers, float) = (input.len() + outputs, DType::from(dtype).size());
+        dense.bytes = Some(layer_bytes(layer, numbers, float, None));
+        condensed.bytes = Some(layer_bytes(layer, numbers, float, Some(index_bytes(layer, sample, window))));
         contenders.extend([dense, condensed]);
     }
     Ok(contenders)
 }
 
-fn linear_pair(layer: &Layer, input: &[f32], dtype: FloatDType, device: &Device) -> Result<[Contender; 2]> {
+fn linear_pair(layer: &Layer, input: &[f32], dtype: FloatDType, place: Place) -> Result<[Contender; 2]> {
     let (neurons, fan_in) = (layer.spec.neurons(), layer.spec.dense_fan_in());
-    let place = Place { device, dtype };
-    let x = place.tensor(input, [layer.batch, fan_in]);
-    // Burn stores `[in, out]`.
-    let weight = Param::from_tensor(place.tensor(&layer.weights, [neurons, fan_in]).swap_dims(0, 1));
-    let bias = Some(Param::from_tensor(place.tensor(&layer.bias, [neurons])));
-    let dense = Linear { weight, bias };
+    let x = place.tensor(input, [layer.batch, fan_in], dtype);
+    let weight = place.tensor(&layer.weights, [neurons, fan_in], dtype).transpose();
+    let bias = place.tensor(&layer.bias, [1, neurons], dtype);
     let condensed = CondensedLinear::new(&layer.sparse, Some(&layer.bias))?;
     let also = x.clone();
     Ok([
-        place.contender("dense", "Burn's Linear", move || dense.forward(x.clone())),
-        place.contender("condensed", "CondensedLinear", move || condensed.forward(also.clone())),
+        place.contender("dense", "Burn's matmul", dtype, move || {
+            x.clone().matmul(weight.clone()) + bias.clone()
+        }),
+        place.contender("condensed", "CondensedLinear", dtype, move || condensed.forward(also.clone())),
     ])
 }
 
@@ -81,22 +88,21 @@ fn conv_pair(
     window: Window,
     input: &[f32],
     dtype: FloatDType,
-    device: &Device,
+    place: Place,
 ) -> Result<[Contender; 2]> {
-    let place = Place { device, dtype };
-    let x = place.tensor(input, [layer.batch, sample.features, sample.height, sample.width]);
+    let x = place.tensor(input, [layer.batch, sample.features, sample.height, sample.width], dtype);
     let dims: [usize; 4] =
         layer.spec.dims.clone().try_into().map_err(|dims| anyhow!("{dims:?} are no convolution's"))?;
-    let weight = place.tensor(&layer.weights, dims);
-    let bias = place.tensor(&layer.bias, [layer.bias.len()]);
+    let weight = place.tensor(&layer.weights, dims, dtype);
+    let bias = place.tensor(&layer.bias, [layer.bias.len()], dtype);
     let options = ConvOptions::new(window.stride, window.padding, window.dilation, 1);
     let condensed = CondensedConv2d::new(layer.sparse.clone(), Some(&layer.bias), window, 1)?;
     let also = x.clone();
     Ok([
-        place.contender("dense", "Burn's conv2d", move || {
+        place.contender("dense", "Burn's conv2d", dtype, move || {
             conv2d(x.clone(), weight.clone(), Some(bias.clone()), options.clone())
         }),
-        place.contender("condensed", "CondensedConv2d", move || condensed.forward(also.clone())),
+        place.contender("condensed", "CondensedConv2d", dtype, move || condensed.forward(also.clone())),
     ])
 }
 
@@ -106,22 +112,19 @@ pub fn model(
     condensed: &Network,
     batch: usize,
     input: &[f32],
-    device: &Device,
+    place: Place,
 ) -> Result<Vec<Contender>> {
     let Shape { features, height, width } = dense.shapes()?[0];
     let mut contenders = Vec::new();
-    for dtype in float_types(device) {
-        let place = Place { device, dtype };
-        let x = place.tensor(input, [batch, features, height, width]);
+    for dtype in float_types(place.device) {
+        let x = place.tensor(input, [batch, features, height, width], dtype);
         for (kind, engine, network) in
             [("dense", "Burn's layers", dense), ("condensed", "CondensedNetwork", condensed)]
         {
-            let (network, x) = (CondensedNetwork::new(network, dtype, device)?, x.clone());
-            let mut contender = place.contender(kind, engine, move || network.forward(x.clone()));
-            if kind == "condensed" && dtype == FloatDType::F32 {
-                // The first convolution and attention are dense in it.
-                contender.tolerance = TF32_TOLERANCE;
-            }
+            let (network, x) = (CondensedNetwork::new(network, dtype, place.device)?, x.clone());
+            let mut contender = place.contender(kind, engine, dtype, move || network.forward(x.clone()));
+            // The first convolution and attention are dense in the condensed one, too.
+            contender.tolerance = contender.tolerance.max(TF32_TOLERANCE);
             contenders.push(contender);
         }
     }
@@ -131,58 +134,85 @@ pub fn model(
 /// Gigabytes per second of a large copy: how fast a device's memory is, bytes read and written together.
 pub fn memory_rate(device: &Device) -> Result<f64> {
     const NUMBERS: usize = 1 << 27;
-    const COPIES: usize = 10;
-    let source = Tensor::<1>::zeros([NUMBERS], (device, DType::F32));
+    const COPIES: usize = 4;
+    let source = Tensor::<1>::ones([NUMBERS], (device, DType::F32));
     let mut fastest = f64::INFINITY;
-    for _ in 0..COPIES {
+    for _ in 0..5 {
         let start = Instant::now();
-        // Kept until it is there: fusion leaves out what nobody will read.
-        let copy = source.clone().add_scalar(1.0);
+        // Kept until they are there: fusion leaves out what nobody will read.
+        let copies: Vec<Tensor<1>> = (0..COPIES).map(|_| source.clone().add_scalar(1.0)).collect();
         device.sync().map_err(|error| anyhow!("{error}"))?;
         fastest = fastest.min(start.elapsed().as_secs_f64());
-        drop(copy);
+        let last = copies.into_iter().map(|copy| copy.slice(NUMBERS - 1..NUMBERS).into_scalar::<f32>());
+        anyhow::ensure!(last.into_iter().all(|value| value == 2.0), "the device copies wrongly");
     }
-    Ok((2 * NUMBERS * size_of::<f32>()) as f64 / fastest / 1e9)
+    Ok((2 * COPIES * NUMBERS * size_of::<f32>()) as f64 / fastest / 1e9)
 }
 
-/// Where a contender computes, and in what.
-struct Place<'a> {
-    device: &'a Device,
-    dtype: FloatDType,
+/// Where contenders compute.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub device: &'a Device,
+    /// Whether it has a clock of its own, and caches.
+    pub is_gpu: bool,
 }
 
 impl Place<'_> {
-    fn tensor<const D: usize>(&self, values: &[f32], dims: [usize; D]) -> Tensor<D> {
-        Tensor::from_data(TensorData::new(values.to_vec(), dims), (self.device, self.dtype.into()))
+    fn tensor<const D: usize>(self, values: &[f32], dims: [usize; D], dtype: FloatDType) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(values.to_vec(), dims), (self.device, dtype.into()))
     }
 
     /// A contender whose result stays on the device.
     fn contender<const D: usize>(
-        &self,
+        self,
         kind: &str,
         engine: &str,
-        forward: impl Fn() -> Tensor<D> + 'static,
+        dtype: FloatDType,
+        forward: impl Fn() -> Tensor<D> + Send + Sync + 'static,
     ) -> Contender {
-        let last = Rc::new(RefCell::new(None));
-        let (result, device) = (last.clone(), self.device.clone());
-        let mut contender = Contender::new(&name(kind, self.dtype), engine, move |calls, _, _| {
+        let name = if dtype == FloatDType::F32 { kind.to_string() } else { format!("{kind} bf16") };
+        let forward = Arc::new(forward);
+        let last = Arc::new(Mutex::new(None));
+        let (also, result, device) = (forward.clone(), last.clone(), self.device.clone());
+        let mut contender = Contender::new(&name, engine, move |calls, _, _| {
             for _ in 0..calls {
-                *last.borrow_mut() = Some(forward());
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(forward());
             }
             device.sync().map_err(|error| anyhow!("{error}"))
         });
         contender.read = Some(Box::new(move |output| {
-            let result = result.borrow_mut().take().context("nothing has run")?;
-            let values: Vec<f32> =
-                result.into_data().convert::<f32>().try_into_vec().map_err(|e| anyhow!("{e:?}"))?;
-            output.copy_from_slice(&values);
+            let result = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let result = result.context("nothing has run")?.into_data().convert::<f32>();
+            output.copy_from_slice(result.as_slice::<f32>().map_err(|error| anyhow!("{error:?}"))?);
             Ok(())
         }));
-        contender.tolerance = match (kind, self.dtype) {
+        if self.is_gpu {
+            contender.device_time = Some(device_time(self.device.clone(), move || also()));
+        }
+        contender.tolerance = match (kind, dtype) {
             (_, FloatDType::BF16) => BF16_TOLERANCE,
             ("dense", _) => TF32_TOLERANCE,
             _ => TOLERANCE,
         };
         contender
     }
+}
+
+/// Times single calls by the device's clock.
+fn device_time<const D: usize>(
+    device: Device,
+    forward: impl Fn() -> Tensor<D> + Send + Sync + 'static,
+) -> DeviceTime {
+    // 256 MiB: more than any cache, and long enough that the call is in the queue before its turn.
+    let source = Tensor::<1>::ones([1 << 26], (&device, DType::F32));
+    let failed = |error| anyhow!("{error}");
+    Box::new(move || {
+        let busy = source.clone().add_scalar(1.0);
+        device.flush().map_err(|error| anyhow!("{error}"))?;
+        let options = ProfileOptions::default().flush();
+        let (result, window) = device.profile_with(options, &forward).map_err(failed)?;
+        let ticks = block_on(window.resolve()).context("the device's clock saw nothing")?;
+        drop((busy, result));
+        Ok(ticks.duration().as_secs_f64())
+    })
 }

@@ -126,14 +126,16 @@ pub fn run(args: &LayerArgs) -> Result<()> {
     let mut want = None;
     let contenders = match (device, window) {
         (Some(device), window) => {
-            if measure.place.is_gpu() {
+            let place = device::Place { device: &device, is_gpu: measure.place.is_gpu() };
+            if place.is_gpu {
                 memory = Some(device::memory_rate(&device)?);
             }
             want = Some(layer.on_cpu(window, sample, &input, outputs)?);
-            let mut contenders = device::layer(&layer, sample, window, &input, outputs, &device)?;
-            if let Some(torch) = measure.place.torch(measure.threads)? {
+            let mut contenders = device::layer(&layer, sample, window, &input, outputs, place)?;
+            if let Some(torch) = measure.place.torch(measure.threads, measure.place.is_gpu())? {
                 let (stride, padding) = window.map_or((1, 0), |w| (w.stride[0], w.padding[0]));
-                contenders.extend(torch.layer(&saved(), stride, padding)?);
+                let numbers = input.len() + outputs;
+                contenders.extend(torch.layer(&saved(), stride, padding, &layer, numbers)?);
             }
             contenders
         }

@@ -50,6 +50,7 @@ enum DistributionName {
 pub fn run(args: &ModelArgs) -> Result<()> {
     let measure = &args.measure;
     measure.check()?;
+    let device = measure.place.device()?;
     // ImageNet for the networks that are known from there.
     let small = ["mlp", "mnist-cnn", "resnet8", "vit-tiny"].contains(&args.name.as_str());
     let classes = if small { 10 } else { 1000 };
@@ -74,7 +75,7 @@ pub fn run(args: &ModelArgs) -> Result<()> {
 
     let pool = measure.pool()?;
     let mut want = None;
-    let contenders = match measure.place.device()? {
+    let contenders = match &device {
         None => vec![
             contender(
                 "dense",
@@ -86,11 +87,13 @@ pub fn run(args: &ModelArgs) -> Result<()> {
             contender("condensed", "engine", &sparse, measure, &pool)?,
         ],
         Some(device) => {
+            // On all cores: not what is timed.
             let mut result = vec![0.0; outputs];
-            pool.install(|| Engine::new(&dense)?.run(measure.batch, &input, &mut result))?;
+            Engine::new(&dense)?.run(measure.batch, &input, &mut result)?;
             want = Some(result);
-            let mut contenders = device::model(&dense, &sparse, measure.batch, &input, &device)?;
-            if let Some(torch) = measure.place.torch(measure.threads)? {
+            let place = device::Place { device, is_gpu: measure.place.is_gpu() };
+            let mut contenders = device::model(&dense, &sparse, measure.batch, &input, place)?;
+            if let Some(torch) = measure.place.torch(measure.threads, measure.place.is_gpu())? {
                 let [channels, height, width] = image;
                 let input = Saved::floats("input", &[measure.batch, channels, height, width], &input);
                 contenders.extend(torch.model(&args.name, weights, input)?);

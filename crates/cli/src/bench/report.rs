@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Contender;
+use super::{Contender, Samples};
 use crate::mask::table;
 
 /// All of it.
@@ -36,26 +36,40 @@ pub struct Timing {
     pub p90_ms: f64,
     pub samples: usize,
     pub engine: String,
-    /// The least bytes of a call over its median time.
+    /// Median of single calls by the clock of the GPU, whose caches are cold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_ms: Option<f64>,
+    /// The least bytes of a call over that time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gigabytes_per_second: Option<f64>,
 }
 
 impl Timing {
-    /// Seconds of each sample, in any order.
-    pub fn new(contender: &Contender, mut samples: Vec<f64>) -> Self {
-        samples.sort_by(f64::total_cmp);
-        let at = |share: f64| 1e3 * samples[((samples.len() - 1) as f64 * share).round() as usize];
+    pub fn new(contender: &Contender, samples: &Samples) -> Self {
+        let at = |share| 1e3 * quantile(&samples.seconds, share);
+        let device_ms = (!samples.on_device.is_empty()).then(|| 1e3 * quantile(&samples.on_device, 0.5));
+        let rate = |(bytes, ms): (usize, f64)| bytes as f64 / (ms * 1e6);
         Self {
             name: contender.name.clone(),
             median_ms: at(0.5),
             p10_ms: at(0.1),
             p90_ms: at(0.9),
-            samples: samples.len(),
+            samples: samples.seconds.len(),
             engine: contender.engine.clone(),
-            gigabytes_per_second: contender.bytes.map(|bytes| bytes as f64 / (at(0.5) * 1e6)),
+            device_ms,
+            gigabytes_per_second: contender.bytes.zip(device_ms).map(rate),
         }
     }
+}
+
+/// The value below which that share of the samples lies.
+///
+/// # Panics
+/// If there is none.
+pub fn quantile(samples: &[f64], share: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }
 
 /// Median time of the contender of that name in milliseconds, NaN without one.
@@ -66,24 +80,30 @@ pub fn median(results: &[Timing], name: &str) -> f64 {
 impl Report {
     pub fn text(&self) -> String {
         let (dense, condensed) = (median(&self.results, "dense"), median(&self.results, "condensed"));
+        let on_device = self.results.iter().find(|r| r.name == "condensed").and_then(|r| r.device_ms);
+        let mut header =
+            vec!["contender", "engine", "median ms", "p10", "p90", "over dense", "condensed over it"];
+        if on_device.is_some() {
+            header.extend(["device ms", "condensed over it", "GB/s (of memory's)"]);
+        }
         let row = |r: &Timing| {
             let times = [r.median_ms, r.p10_ms, r.p90_ms].map(|ms| format!("{ms:.4}"));
             let mut row = vec![r.name.clone(), r.engine.clone()];
             row.extend(times);
             row.push(format!("{:.2}", dense / r.median_ms));
             row.push(format!("{:.2}", r.median_ms / condensed));
-            if let Some(memory) = self.memory_gigabytes_per_second {
-                let share = |rate: f64| format!("{rate:.0} ({:.1} %)", 100.0 * rate / memory);
+            if let Some(condensed) = on_device {
+                let share = |rate: f64| {
+                    let share = self.memory_gigabytes_per_second.map(|memory| 100.0 * rate / memory);
+                    format!("{rate:.0}{}", share.map_or(String::new(), |share| format!(" ({share:.0} %)")))
+                };
+                row.push(r.device_ms.map_or(String::new(), |ms| format!("{ms:.4}")));
+                row.push(r.device_ms.map_or(String::new(), |ms| format!("{:.2}", ms / condensed)));
                 row.push(r.gigabytes_per_second.map_or(String::new(), share));
             }
             row
         };
-        let mut header =
-            vec!["contender", "engine", "median ms", "p10", "p90", "over dense", "condensed over it"];
-        let memory = self.memory_gigabytes_per_second.map(|rate| {
-            header.push("GB/s (of memory's)");
-            format!(", memory {rate:.0} GB/s")
-        });
+        let memory = self.memory_gigabytes_per_second.map(|rate| format!(", memory {rate:.0} GB/s"));
         let place = match &self.device {
             Some(device) => format!("on {device}"),
             None => format!("{} thread{}", self.threads, if self.threads == 1 { "" } else { "s" }),

@@ -9,6 +9,7 @@ Requests and answers are lines of JSON, one answer for each request:
     {"do": "train", "model": NAME, "batch": 64, the same; the calls of these are training steps on random images
      "float": "f32", "image": [3, 224, 224]}
     {"do": "time", "name": N, "calls": 100}     {"seconds": 0.1}: of all calls, until the device is idle
+    {"do": "device", "name": N}                 {"seconds": 1e-5}: of one call by the GPU's clock, its caches cold
     {"do": "read", "name": N, "file": F}        {}: the last result is in F, as float32
 
 An answer {"error": why} ends the program. Files are safetensors: `weight`, `bias`, `input` of a layer; the tensors of a
@@ -47,26 +48,34 @@ def read_safetensors(path):
     return tensors
 
 
-def f32(run):
-    """`run` with products that are exact to float32."""
-    return Contender(run, tf32=False)
-
-
-def tf32(run):
-    """`run` with products on tensor cores, whose inputs are rounded to 10 bits."""
-    return Contender(run, tf32=True)
-
-
 class Contender:
     """Something that can be called many times."""
 
     def __init__(self, run, tf32=False):
         self.run, self.tf32, self.result = run, tf32, None
 
-    def time(self, calls):
-        """Seconds of so many calls, until the device is idle."""
+    def allow(self):
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
+
+    def device_time(self):
+        """Seconds of a call by the GPU's clock. It waits behind a copy that is longer than the call takes to be made and
+        that leaves nothing of the call's data in the caches."""
+        global BUSY
+        self.allow()
+        if BUSY is None:
+            BUSY = torch.zeros(2**26, device=DEVICE), torch.zeros(2**26, device=DEVICE)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.add(BUSY[0], 1.0, out=BUSY[1])
+        begin.record()
+        self.result = self.run()
+        end.record()
+        idle()
+        return begin.elapsed_time(end) / 1e3
+
+    def time(self, calls):
+        """Seconds of so many calls, until the device is idle."""
+        self.allow()
         idle()
         begin = time.perf_counter()
         for _ in range(calls):
@@ -75,9 +84,29 @@ class Contender:
         return time.perf_counter() - begin
 
 
+BUSY = None
+
+
+def fastest(contenders):
+    """Of several ways to the same result the one that is fastest here, after a warm-up."""
+
+    def seconds(contender):
+        contender.time(3)
+        return min(contender.time(10) for _ in range(3))
+
+    return min(contenders, key=seconds)
+
+
 def idle():
     if DEVICE.type == "cuda":
         torch.cuda.synchronize(DEVICE)
+
+
+def formats(tensor):
+    """An image tensor in the memory formats that are worth a try: tensor cores want channels last, others may not."""
+    yield tensor.contiguous()
+    if DEVICE.type == "cuda":
+        yield tensor.contiguous(memory_format=torch.channels_last)
 
 
 def layer(request):
@@ -89,27 +118,35 @@ def layer(request):
         options = {"stride": request["stride"], "padding": request["padding"]}
         name = "F.conv2d"
 
-        def product(x, weight, bias):
-            return lambda: functional.conv2d(x, weight, bias, **options)
+        def dense(x, weight, bias, tf32):
+            pairs = zip(formats(x), formats(weight))
+            runs = [lambda x=x, w=w: functional.conv2d(x, w, bias, **options) for x, w in pairs]
+            return fastest([Contender(run, tf32) for run in runs])
 
     else:
         name = "F.linear"
 
-        def product(x, weight, bias):
-            return lambda: functional.linear(x, weight, bias)
+        def dense(x, weight, bias, tf32):
+            return Contender(lambda: functional.linear(x, weight, bias), tf32)
 
-    contenders = {"torch f32": (name, f32(product(x, weight, bias)))}
+    contenders = {"torch f32": (name, dense(x, weight, bias, False))}
     if DEVICE.type == "cuda":
-        contenders["torch tf32"] = (name + ", TF32", tf32(product(x, weight, bias)))
-    contenders["torch bf16"] = (name + ", bf16", f32(product(*half)))
+        contenders["torch tf32"] = (name + ", TF32", dense(x, weight, bias, True))
+    contenders["torch bf16"] = (name + ", bf16", dense(*half, False))
     if weight.ndim == 2:
         sparse = weight.to_sparse_csr()
         # PyTorch makes 64-bit indices; 32 bits are enough and never slower.
         indices = sparse.crow_indices().int(), sparse.col_indices().int()
         sparse = torch.sparse_csr_tensor(*indices, sparse.values(), sparse.shape)
-        # Which of the two is faster depends on the batch.
-        contenders["torch csr linear"] = ("F.linear(x, csr, bias)", f32(lambda: functional.linear(x, sparse, bias)))
-        contenders["torch csr product"] = ("(csr @ x.t()).t() + bias", f32(lambda: (sparse @ x.t()).t() + bias))
+        # Which is faster depends on the batch.
+        ways = {
+            "linear": ("F.linear(x, csr, bias)", lambda: functional.linear(x, sparse, bias)),
+            "product": ("(csr @ x.t()).t() + bias", lambda: (sparse @ x.t()).t() + bias),
+        }
+        if x.shape[0] == 1:
+            ways["vector"] = ("csr @ x[0] + bias", lambda: (sparse @ x[0] + bias)[None])
+        for way, (engine, run) in ways.items():
+            contenders[f"torch csr {way}"] = (engine, Contender(run))
     return contenders
 
 
@@ -132,28 +169,35 @@ def model(request):
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise ValueError(f"missing: {missing}, unexpected: {unexpected}")
-    net = net.eval().to(DEVICE, memory_format=FORMAT)
-    x = x.contiguous(memory_format=FORMAT)
-    contenders = {"torch f32": ("torchvision", f32(lambda: net(x)))}
+    net = net.eval().to(DEVICE)
+
+    def contender(net, x, tf32):
+        nets = [net]
+        if DEVICE.type == "cuda":
+            nets.append(copy.deepcopy(net).to(memory_format=torch.channels_last))
+        runs = [lambda net=net, x=x: net(x) for net, x in zip(nets, formats(x))]
+        return fastest([Contender(run, tf32) for run in runs])
+
+    contenders = {"torch f32": ("torchvision", contender(net, x, False))}
     if DEVICE.type == "cuda":
-        contenders["torch tf32"] = ("torchvision, TF32", tf32(lambda: net(x)))
+        contenders["torch tf32"] = ("torchvision, TF32", contender(net, x, True))
     half = copy.deepcopy(net).bfloat16()
-    also = x.bfloat16()
-    contenders["torch bf16"] = ("torchvision, bf16", f32(lambda: half(also)))
+    contenders["torch bf16"] = ("torchvision, bf16", contender(half, x.bfloat16(), False))
     return contenders
 
 
 def train(request):
     """Training steps of a network, with the optimizer of the paper's recipe: {name: (engine, contender)}."""
     torch.set_grad_enabled(True)
-    images = torch.rand(request["batch"], *request["image"], device=DEVICE).contiguous(memory_format=FORMAT)
+    images = torch.rand(request["batch"], *request["image"], device=DEVICE)
     labels = torch.full((request["batch"],), 3, device=DEVICE)
 
-    def contender(half, autocast, tf32):
-        net = network(request["model"]).train().to(DEVICE, memory_format=FORMAT)
-        x = images
+    def step_of(half, autocast, x):
+        net = network(request["model"]).train().to(DEVICE)
         if half:
             net, x = net.bfloat16(), x.bfloat16()
+        if not x.is_contiguous():
+            net = net.to(memory_format=torch.channels_last)
         fused = DEVICE.type == "cuda"
         if request["model"].startswith("vit"):
             optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused)
@@ -167,7 +211,10 @@ def train(request):
             loss.backward()
             optimizer.step()
 
-        return Contender(step, tf32)
+        return step
+
+    def contender(half, autocast, tf32):
+        return fastest([Contender(step_of(half, autocast, x), tf32) for x in formats(images)])
 
     if request["float"] == "bf16":
         return {
@@ -187,6 +234,8 @@ def main(answer):
         todo = request["do"]
         if todo == "time":
             answer({"seconds": runs[request["name"]].time(request["calls"])})
+        elif todo == "device":
+            answer({"seconds": runs[request["name"]].device_time()})
         elif todo == "read":
             with open(request["file"], "wb") as file:
                 file.write(runs[request["name"]].result.detach().float().cpu().contiguous().numpy().tobytes())
@@ -216,8 +265,6 @@ try:
     from torch.nn import functional
 
     DEVICE = torch.device(sys.argv[1])
-    # As one trains and runs networks of convolutions on GPUs with tensor cores.
-    FORMAT = torch.channels_last if DEVICE.type == "cuda" else torch.contiguous_format
     torch.set_num_threads(int(sys.argv[2]))
     # Without gradients, as one runs a trained network.
     torch.set_grad_enabled(False)

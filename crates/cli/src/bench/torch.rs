@@ -11,14 +11,19 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::device::{BF16_TOLERANCE, TF32_TOLERANCE};
+use super::device::{BF16_TOLERANCE, TF32_TOLERANCE, layer_bytes};
+use super::layer::Layer;
 use super::{Contender, Saved, TOLERANCE, to_file};
 
 const SCRIPT: &str = include_str!("torch.py");
 
 /// PyTorch in a process of its own, on one device.
 #[derive(Clone)]
-pub struct Torch(Rc<RefCell<Process>>);
+pub struct Torch {
+    process: Rc<RefCell<Process>>,
+    /// Whether single calls are timed by the device's clock, too.
+    on_device: bool,
+}
 
 struct Process {
     child: Child,
@@ -46,7 +51,7 @@ struct Ready {
 
 impl Torch {
     /// Starts PyTorch on `device`, by its name in `srigl`.
-    pub fn start(python: &Path, device: &str, threads: usize) -> Result<Self> {
+    pub fn start(python: &Path, device: &str, threads: usize, on_device: bool) -> Result<Self> {
         let device = if device.starts_with("cuda") { device } else { "cpu" };
         let mut child = Command::new(python)
             .args(["-c", SCRIPT, device, &threads.to_string()])
@@ -59,12 +64,28 @@ impl Torch {
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         let mut process = Process { child, requests, answers, folder };
         process.answer::<Value>().with_context(|| format!("--torch {}", python.display()))?;
-        Ok(Self(Rc::new(RefCell::new(process))))
+        Ok(Self { process: Rc::new(RefCell::new(process)), on_device })
     }
 
     /// Dense, in all float types, and CSR; `saved` are `weight`, `bias` and `input`.
-    pub fn layer(&self, saved: &[Saved], stride: usize, padding: usize) -> Result<Vec<Contender>> {
-        self.with_file(saved, json!({ "do": "layer", "stride": stride, "padding": padding }))
+    ///
+    /// `numbers` are those of input and output together.
+    pub fn layer(
+        &self,
+        saved: &[Saved],
+        stride: usize,
+        padding: usize,
+        layer: &Layer,
+        numbers: usize,
+    ) -> Result<Vec<Contender>> {
+        let request = json!({ "do": "layer", "stride": stride, "padding": padding });
+        let mut contenders = self.with_file(saved, request)?;
+        for contender in &mut contenders {
+            let float = if contender.name.contains("bf16") { 2 } else { 4 };
+            let index = contender.name.contains("csr").then_some(4);
+            contender.bytes = Some(layer_bytes(layer, numbers, float, index));
+        }
+        Ok(contenders)
     }
 
     /// A network of torchvision, in all float types.
@@ -81,7 +102,7 @@ impl Torch {
     }
 
     fn with_file(&self, saved: &[Saved], mut request: Value) -> Result<Vec<Contender>> {
-        let path = self.0.borrow().folder.path().join("case.safetensors");
+        let path = self.process.borrow().folder.path().join("case.safetensors");
         std::fs::write(&path, to_file(saved)?)?;
         request["file"] = path.to_string_lossy().into();
         let contenders = self.contenders(&request);
@@ -94,7 +115,7 @@ impl Torch {
         struct Contenders {
             contenders: Vec<Ready>,
         }
-        let ready: Contenders = self.0.borrow_mut().ask(request)?;
+        let ready: Contenders = self.process.borrow_mut().ask(request)?;
         Ok(ready.contenders.into_iter().map(|ready| self.contender(ready)).collect())
     }
 
@@ -106,12 +127,19 @@ impl Torch {
         let (torch, of) = (self.clone(), name.clone());
         let mut contender = Contender::timed(&name, engine, move |calls, _, _| {
             let timed: Timed =
-                torch.0.borrow_mut().ask(&json!({ "do": "time", "name": of, "calls": calls }))?;
+                torch.process.borrow_mut().ask(&json!({ "do": "time", "name": of, "calls": calls }))?;
             ensure!(timed.seconds > 0.0, "PyTorch says that `{of}` took {} s", timed.seconds);
             Ok(timed.seconds)
         });
         let (torch, of) = (self.clone(), name.clone());
-        contender.read = Some(Box::new(move |output| torch.0.borrow_mut().read(&of, output)));
+        contender.read = Some(Box::new(move |output| torch.process.borrow_mut().read(&of, output)));
+        if self.on_device {
+            let (torch, of) = (self.clone(), name.clone());
+            contender.device_time = Some(Box::new(move || {
+                let timed: Timed = torch.process.borrow_mut().ask(&json!({ "do": "device", "name": of }))?;
+                Ok(timed.seconds)
+            }));
+        }
         contender.tolerance = match name.as_str() {
             "torch tf32" => TF32_TOLERANCE,
             "torch bf16" => BF16_TOLERANCE,

@@ -1,5 +1,7 @@
 //! `srigl bench train`.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -13,6 +15,7 @@ use serde::Serialize;
 use srigl_burn::{Distribution, SparseMethod, SriglConfig};
 use srigl_models::Classifier;
 
+use super::report::quantile;
 use super::{Contender, PlaceArgs};
 use crate::mask::table;
 use crate::model::{ModelArgs, ModelName, WithModel};
@@ -132,7 +135,7 @@ impl WithModel for Work<'_> {
             self.contender("srigl", "Burn", model, SparseMethod::Srigl)?,
         ];
         let float = if args.float == Float::Bf16 { "bf16" } else { "f32" };
-        if let Some(torch) = args.place.torch(rayon::current_num_threads())? {
+        if let Some(torch) = args.place.torch(rayon::current_num_threads(), false)? {
             contenders.extend(torch.train(args.name.name(), args.batch, float, self.shape)?);
         }
         let samples = take_turns(&mut contenders, args.steps.next_multiple_of(UPDATE_EVERY), args.json)?;
@@ -145,7 +148,7 @@ impl WithModel for Work<'_> {
         let [dense, sparse] = [0, 1].map(|i| results[i].median_ms);
         let updates: Vec<f64> =
             samples[1].iter().copied().skip(UPDATE_EVERY - 1).step_by(UPDATE_EVERY).collect();
-        let update_ms = quantile(updates, 0.5) - sparse;
+        let update_ms = 1e3 * quantile(&updates, 0.5) - sparse;
         let report = Report {
             model: args.name.name(),
             sparsity: args.sparsity,
@@ -172,23 +175,35 @@ impl Work<'_> {
         model: M,
         method: SparseMethod,
     ) -> Result<Contender> {
-        let (mut model, mut optim) = self.sparsify(model, method)?;
+        let (model, mut optim) = self.sparsify(model, method)?;
         let device = self.device.clone();
         let training = device.clone().autodiff();
         let [channels, height, width] = self.shape;
         let images = Tensor::random([self.args.batch, channels, height, width], Random::Default, &training);
         let labels = Tensor::<1, Int>::from_data(vec![3; self.args.batch].as_slice(), &training);
         let loss_of = CrossEntropyLossConfig::new().init(&training);
-        Ok(Contender::timed(name, engine, move |calls, _, _| {
+        let mut model = Some(model);
+        let last_loss = Rc::new(RefCell::new(None));
+        let loss_read = last_loss.clone();
+        let mut contender = Contender::timed(name, engine, move |calls, _, _| {
             let start = Instant::now();
             for _ in 0..calls {
-                let loss = loss_of.forward(model.forward(images.clone()), labels.clone());
-                let grads = GradientsParams::from_grads(loss.backward(), &model);
-                model = optim.step(1e-3, model.clone(), grads);
+                let net = model.take().context("a step before has failed")?;
+                let loss = loss_of.forward(net.forward(images.clone()), labels.clone());
+                *last_loss.borrow_mut() = Some(loss.clone());
+                let grads = GradientsParams::from_grads(loss.backward(), &net);
+                model = Some(optim.step(1e-3, net, grads));
             }
             device.sync().map_err(|error| anyhow!("{error}"))?;
             Ok(start.elapsed().as_secs_f64())
-        }))
+        });
+        // A device says nothing of work that it could not do, until a result is read.
+        contender.read = Some(Box::new(move |_| {
+            let loss = loss_read.borrow_mut().take().context("no step was taken")?.into_scalar::<f32>();
+            ensure!(loss.is_finite(), "the loss is {loss}");
+            Ok(())
+        }));
+        Ok(contender)
     }
 
     fn sparsify<M: Classifier>(&self, model: M, method: SparseMethod) -> Result<(M, ModuleOptimizer)> {
@@ -224,13 +239,10 @@ fn take_turns(contenders: &mut [Contender], steps: usize, quiet: bool) -> Result
         bar.inc(1);
     }
     bar.finish_and_clear();
+    for contender in contenders.iter_mut().filter(|contender| !contender.name.starts_with("torch")) {
+        contender.read(&mut [])?;
+    }
     Ok(samples)
-}
-
-/// A quantile of times, in milliseconds for seconds.
-fn quantile(mut seconds: Vec<f64>, share: f64) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    1e3 * seconds[((seconds.len() - 1) as f64 * share).round() as usize]
 }
 
 impl StepTiming {
@@ -241,7 +253,7 @@ impl StepTiming {
             .filter(|(i, _)| !(i + 1).is_multiple_of(UPDATE_EVERY))
             .map(|(_, seconds)| *seconds)
             .collect();
-        let [p10_ms, median_ms, p90_ms] = [0.1, 0.5, 0.9].map(|share| quantile(ordinary.clone(), share));
+        let [p10_ms, median_ms, p90_ms] = [0.1, 0.5, 0.9].map(|share| 1e3 * quantile(&ordinary, share));
         Self {
             name: contender.name.clone(),
             engine: contender.engine.clone(),
