@@ -32,8 +32,9 @@ are timed, they must agree with the dense result.
 
 With --device the contenders are Burn's dense layers and the condensed ones on that device, in f32 and bf16 where it \
 has it; with --torch also PyTorch's there, dense and CSR (on CUDA: cuBLAS, cuDNN and cuSPARSE). Inputs are on the device \
-before the clock runs and results stay there; a sample ends when the device is idle. Memory's rate is that of a large \
-copy, measured first.
+before the clock runs and results stay there; a sample ends when the device is idle. On a GPU short calls are bound by the \
+program that makes them, so `device ms` is what the GPU's own clock says of one call, queued behind a copy that also \
+clears the caches. Memory's rate is that of a large copy.
 
 Examples:
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1
@@ -97,15 +98,15 @@ impl PlaceArgs {
         self.device.as_deref().map(crate::device::parse).transpose()
     }
 
-    /// Whether the device is a GPU, whose memory is worth a look. (A copy in Burn says little about a CPU's.)
+    /// Whether the device is a GPU, whose memory and clock are worth a look.
     fn is_gpu(&self) -> bool {
         self.device.as_deref().is_some_and(|device| device.starts_with("cuda"))
     }
 
-    /// The other side of `--torch`, on the device of that name.
-    fn torch(&self, threads: usize) -> Result<Option<torch::Torch>> {
+    /// The other side of `--torch`, on the device of that name; with the device's own clock if asked for.
+    fn torch(&self, threads: usize, on_device: bool) -> Result<Option<torch::Torch>> {
         let Some(python) = &self.torch else { return Ok(None) };
-        torch::Torch::start(python, self.device.as_deref().unwrap_or_default(), threads).map(Some)
+        torch::Torch::start(python, self.device.as_deref().unwrap_or_default(), threads, on_device).map(Some)
     }
 }
 
@@ -144,6 +145,9 @@ type Run = Box<dyn FnMut(usize, &[f32], &mut [f32]) -> Result<f64>>;
 /// Copies a result from where `run` left it.
 type Read = Box<dyn FnMut(&mut [f32]) -> Result<()>>;
 
+/// Seconds of one call by the clock of a GPU whose caches are cold.
+type DeviceTime = Box<dyn FnMut() -> Result<f64>>;
+
 /// One way to compute the result.
 struct Contender {
     /// `dense`, `csr` or `condensed`, with a float type if it is not f32; `torch …`.
@@ -153,6 +157,7 @@ struct Contender {
     run: Run,
     /// Leaves the last result of `run` in the output, which is elsewhere until then. Not timed.
     read: Option<Read>,
+    device_time: Option<DeviceTime>,
     /// Largest difference to the right result, relative to its norm.
     tolerance: f64,
     /// Bytes that a call must read or write at least, for a memory's share in the time.
@@ -179,12 +184,37 @@ impl Contender {
         run: impl FnMut(usize, &[f32], &mut [f32]) -> Result<f64> + 'static,
     ) -> Self {
         let run = Box::new(run);
-        Self { name: name.into(), engine: engine.into(), run, read: None, tolerance: TOLERANCE, bytes: None }
+        Self {
+            name: name.into(),
+            engine: engine.into(),
+            run,
+            read: None,
+            device_time: None,
+            tolerance: TOLERANCE,
+            bytes: None,
+        }
     }
 
     /// Seconds per call, over `calls` of them.
     fn time(&mut self, calls: usize, input: &[f32], output: &mut [f32]) -> Result<f64> {
         Ok((self.run)(calls, input, output)? / calls as f64)
+    }
+
+    /// Brings the last result into the output, if it is not there.
+    fn read(&mut self, output: &mut [f32]) -> Result<()> {
+        self.read.as_mut().map_or(Ok(()), |read| read(output))
+    }
+
+    fn check(&self, got: &[f32], want: &[f32]) -> Result<()> {
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+        let size = norm(&mut want.iter().map(|w| f64::from(*w)));
+        let difference = norm(&mut got.iter().zip(want).map(|(g, w)| f64::from(*g) - f64::from(*w)));
+        ensure!(
+            difference <= self.tolerance * size && size > 0.0,
+            "the result of `{}` differs from the right one by {difference} of {size}: a bug, please report it",
+            self.name
+        );
+        Ok(())
     }
 
     /// Warms up until a call takes its usual time, and returns that in seconds.
@@ -247,33 +277,40 @@ fn compare(case: Case, args: &MeasureArgs, mut contenders: Vec<Contender>) -> Re
     let mut round_seconds = 0.0;
     for contender in &mut contenders {
         let seconds = contender.warm_up(&input, &mut output)?;
-        if let Some(read) = &mut contender.read {
-            read(&mut output)?;
-        }
         let count = (SAMPLE_SECONDS / seconds).ceil().max(1.0);
         round_seconds += count * seconds;
         calls.push(count as usize);
-        check_agreement(contender, &output, want.get_or_insert_with(|| output.clone()))?;
+        contender.read(&mut output)?;
+        contender.check(&output, want.get_or_insert_with(|| output.clone()))?;
     }
     let rounds = args.rounds.unwrap_or((ALL_SECONDS / round_seconds).clamp(5.0, 200.0) as usize);
 
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(rounds as u64) };
     bar.set_style(ProgressStyle::with_template("{bar:40} round {pos}/{len} {eta}")?);
-    let mut samples = vec![Vec::with_capacity(rounds); contenders.len()];
+    let mut samples = vec![Samples::default(); contenders.len()];
     for round in 0..rounds {
         // Another one goes first each time, so that none always follows the same.
         for turn in 0..contenders.len() {
             let i = (round + turn) % contenders.len();
             // What the one before left in the caches is not this one's.
             contenders[i].time(1, &input, &mut output)?;
-            samples[i].push(contenders[i].time(calls[i], &input, &mut output)?);
+            samples[i].seconds.push(contenders[i].time(calls[i], &input, &mut output)?);
+            if let Some(device_time) = &mut contenders[i].device_time {
+                samples[i].on_device.push(device_time()?);
+            }
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
+    // A device says nothing of calls that it could not make, until their results are read.
+    for contender in contenders.iter_mut().filter(|contender| contender.read.is_some()) {
+        contender.time(1, &input, &mut output)?;
+        contender.read(&mut output)?;
+        contender.check(&output, want.as_deref().unwrap_or_default())?;
+    }
 
     let results: Vec<Timing> =
-        contenders.iter().zip(samples).map(|(contender, samples)| Timing::new(contender, samples)).collect();
+        contenders.iter().zip(&samples).map(|(contender, samples)| Timing::new(contender, samples)).collect();
     let report = Report {
         what,
         shape,
@@ -291,16 +328,13 @@ fn compare(case: Case, args: &MeasureArgs, mut contenders: Vec<Contender>) -> Re
     table::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })
 }
 
-fn check_agreement(contender: &Contender, got: &[f32], want: &[f32]) -> Result<()> {
-    let name = &contender.name;
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let size = norm(&mut want.iter().map(|w| f64::from(*w)));
-    let difference = norm(&mut got.iter().zip(want).map(|(g, w)| f64::from(*g) - f64::from(*w)));
-    ensure!(
-        difference <= contender.tolerance * size && size > 0.0,
-        "the result of `{name}` differs from the right one by {difference} of {size}: a bug, please report it"
-    );
-    Ok(())
+/// What was measured of a contender.
+#[derive(Clone, Default)]
+struct Samples {
+    /// Seconds of a call.
+    seconds: Vec<f64>,
+    /// By the GPU's clock.
+    on_device: Vec<f64>,
 }
 
 /// A tensor to save.
