@@ -42,7 +42,7 @@ pub struct CondensedNetwork {
 
 #[derive(Debug)]
 struct Node {
-    layer: Layer,
+    step: Step,
     inputs: Vec<usize>,
     /// Of the result.
     shape: Shape,
@@ -53,7 +53,7 @@ struct Node {
 /// An [`Op`] with its numbers on the device. Norms, tokens and embeddings are shaped to broadcast over
 /// `[batch, positions, features]`, affine ones over `[batch, features, height, width]`.
 #[derive(Debug)]
-enum Layer {
+enum Step {
     Input,
     Linear(Linear),
     CondensedLinear(CondensedLinear),
@@ -96,8 +96,8 @@ impl CondensedNetwork {
         for (node, &shape) in network.nodes.iter().zip(&shapes) {
             let input = node.inputs.first().map_or(shape, |&input| shapes[input]);
             node.inputs.iter().for_each(|&input| nodes[input].readers += 1);
-            let layer = Layer::new(&node.op, input, &Place { device, dtype: dtype.into() })?;
-            nodes.push(Node { layer, inputs: node.inputs.clone(), shape, readers: 0 });
+            let step = Step::new(&node.op, input, &Place { device, dtype: dtype.into() })?;
+            nodes.push(Node { step, inputs: node.inputs.clone(), shape, readers: 0 });
         }
         Ok(Self { nodes, dtype })
     }
@@ -129,14 +129,14 @@ impl CondensedNetwork {
                 (value.expect("kept until its last reader"), self.nodes[input].shape)
             });
             let inputs: Vec<(Value, Shape)> = inputs.collect();
-            results.push(Some(node.layer.run(inputs, node.shape)));
+            results.push(Some(node.step.run(inputs, node.shape)));
         }
         let last = results.pop().flatten().expect("nobody reads the last");
         last.planes(output).reshape([batch, output.len()])
     }
 }
 
-impl Layer {
+impl Step {
     fn new(op: &Op, input: Shape, place: &Place) -> Result<Self, Error> {
         Ok(match op {
             Op::Input(_) => Self::Input,

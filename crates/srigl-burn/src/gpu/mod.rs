@@ -34,8 +34,8 @@ fn chunk_of(shared_memory: usize, dtype: DType, inputs: usize) -> usize {
     (shared_memory / 2 / column / 32 * 32).clamp(32, inputs.next_multiple_of(32).max(32))
 }
 
-/// Neurons of a cube of [`kernels::tiles`] on a device with so many multiprocessors, each of which makes up to
-/// `most_units` units run.
+/// Neurons of a cube of [`kernels::tiles`] on a device with so many multiprocessors and at most `most_units` units in a
+/// cube.
 ///
 /// Cubes start in waves of one on each multiprocessor. In its wave a cube copies its inputs, at 64 bytes a cycle, and then
 /// reads them once for each weight, at 128; the fewest cycles win. More neurons share a copy, fewer leave no
