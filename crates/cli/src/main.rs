@@ -13,7 +13,6 @@ mod report;
 mod train;
 mod weights;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// Train networks that are 80–99 % sparse from the first step (SRigL, RigL, SET), and edit sparsity masks of
@@ -60,16 +59,7 @@ enum Command {
 fn main() {
     #[cfg(feature = "cuda")]
     device::explain_panics();
-    if let Err(error) = run() {
-        eprintln!("srigl: {error:#}");
-        std::process::exit(1);
-    }
-}
-
-fn run() -> Result<()> {
-    #[cfg(all(feature = "cuda", unix))]
-    device::default_to_cpu()?;
-    match Cli::parse().command {
+    let result = match Cli::parse().command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Mask(args) => mask::run(args),
@@ -79,5 +69,9 @@ fn run() -> Result<()> {
         Command::Bench(args) => bench::run(args),
         Command::Report(args) => report::run(args),
         Command::Data(args) => data::command::run(args),
+    };
+    if let Err(error) = result {
+        eprintln!("srigl: {error:#}");
+        std::process::exit(1);
     }
 }

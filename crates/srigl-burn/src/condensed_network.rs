@@ -1,11 +1,10 @@
 //! Whole condensed networks on Burn's devices.
 
+use crate::layout::Layout;
 use crate::place::Place;
 use crate::{CondensedConv2d, CondensedLinear};
-use burn::module::Param;
-use burn::nn::Linear;
 use burn::tensor::activation::{gelu, relu};
-use burn::tensor::module::{attention, conv2d, layer_norm, max_pool2d};
+use burn::tensor::module::{attention, conv2d, layer_norm, linear, max_pool2d};
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, FloatDType, Tensor};
 use condensed::{Error, Network, Op, Shape, Weight, Window};
@@ -55,7 +54,7 @@ struct Node {
 #[derive(Debug)]
 enum Step {
     Input,
-    Linear(Linear),
+    Linear { weight: Tensor<2>, bias: Tensor<1> },
     CondensedLinear(CondensedLinear),
     Conv2d { weight: Tensor<4>, bias: Tensor<1>, options: ConvOptions<2> },
     CondensedConv2d(CondensedConv2d),
@@ -144,13 +143,11 @@ impl Step {
                 Self::CondensedLinear(CondensedLinear::new(weight, Some(bias))?)
             }
             Op::Linear { weight: Weight::Dense(weight), bias } => {
-                // Burn stores `[in, out]`.
-                let weight = place.tensor(weight.clone(), [bias.len(), input.features]).swap_dims(0, 1);
-                let bias = place.tensor(bias.clone(), [bias.len()]);
-                Self::Linear(Linear {
-                    weight: Param::from_tensor(weight),
-                    bias: Some(Param::from_tensor(bias)),
-                })
+                let dims = [input.features, bias.len()];
+                Self::Linear {
+                    weight: Layout::InOut.tensor_of_rows(weight.clone(), dims, (place.device, place.dtype)),
+                    bias: place.tensor(bias.clone(), [bias.len()]),
+                }
             }
             Op::Conv2d { weight: Weight::Condensed(weight), bias, window, groups } => {
                 Self::CondensedConv2d(CondensedConv2d::new(weight.clone(), Some(bias), *window, *groups)?)
@@ -202,7 +199,9 @@ impl Step {
         let (value, from) = input();
         match self {
             Self::Input => unreachable!("it reads nothing"),
-            Self::Linear(layer) => Value::Rows(layer.forward(value.rows())),
+            Self::Linear { weight, bias } => {
+                Value::Rows(linear(value.rows(), weight.clone(), Some(bias.clone())))
+            }
             Self::CondensedLinear(layer) => Value::Rows(layer.forward(value.rows())),
             Self::Conv2d { weight, bias, options } => {
                 let bias = Some(bias.clone());

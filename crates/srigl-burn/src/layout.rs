@@ -1,6 +1,6 @@
 //! How Burn stores the weights of a layer, as seen from rows = neurons.
 
-use burn::tensor::{Bool, Device, Tensor, TensorData, Transaction};
+use burn::tensor::{Bool, Device, Tensor, TensorCreationOptions, TensorData, Transaction};
 use rayon::prelude::*;
 use sparsity_core::Mask;
 
@@ -54,13 +54,13 @@ impl Layout {
         self,
         rows: Vec<f32>,
         dims: [usize; D],
-        device: &Device,
+        place: impl Into<TensorCreationOptions>,
     ) -> Tensor<D> {
         match self {
             Self::InOut => {
-                Tensor::from_data(TensorData::new(rows, self.out_in_dims(&dims)), device).swap_dims(0, 1)
+                Tensor::from_data(TensorData::new(rows, self.out_in_dims(&dims)), place).swap_dims(0, 1)
             }
-            Self::OutIn => Tensor::from_data(TensorData::new(rows, dims), device),
+            Self::OutIn => Tensor::from_data(TensorData::new(rows, dims), place),
         }
     }
 

@@ -141,12 +141,17 @@ pub fn memory_rate(device: &Device) -> Result<f64> {
         let start = Instant::now();
         // Kept until they are there: fusion leaves out what nobody will read.
         let copies: Vec<Tensor<1>> = (0..COPIES).map(|_| source.clone().add_scalar(1.0)).collect();
-        device.sync().map_err(|error| anyhow!("{error}"))?;
+        device.sync().map_err(failed)?;
         fastest = fastest.min(start.elapsed().as_secs_f64());
         let last = copies.into_iter().map(|copy| copy.slice(NUMBERS - 1..NUMBERS).into_scalar::<f32>());
         anyhow::ensure!(last.into_iter().all(|value| value == 2.0), "the device copies wrongly");
     }
     Ok((2 * COPIES * NUMBERS * size_of::<f32>()) as f64 / fastest / 1e9)
+}
+
+/// What a device says of work that it could not do.
+pub fn failed(error: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("{error}")
 }
 
 /// Where contenders compute.
@@ -178,7 +183,7 @@ impl Place<'_> {
             for _ in 0..calls {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(forward());
             }
-            device.sync().map_err(|error| anyhow!("{error}"))
+            device.sync().map_err(failed)
         });
         contender.read = Some(Box::new(move |output| {
             let result = result.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -205,10 +210,9 @@ fn device_time<const D: usize>(
 ) -> DeviceTime {
     // 256 MiB: more than any cache, and long enough that the call is in the queue before its turn.
     let source = Tensor::<1>::ones([1 << 26], (&device, DType::F32));
-    let failed = |error| anyhow!("{error}");
     Box::new(move || {
         let busy = source.clone().add_scalar(1.0);
-        device.flush().map_err(|error| anyhow!("{error}"))?;
+        device.flush().map_err(failed)?;
         let options = ProfileOptions::default().flush();
         let (result, window) = device.profile_with(options, &forward).map_err(failed)?;
         let ticks = block_on(window.resolve()).context("the device's clock saw nothing")?;

@@ -132,7 +132,7 @@ pub fn run(args: &LayerArgs) -> Result<()> {
             }
             want = Some(layer.on_cpu(window, sample, &input, outputs)?);
             let mut contenders = device::layer(&layer, sample, window, &input, outputs, place)?;
-            if let Some(torch) = measure.place.torch(measure.threads, measure.place.is_gpu())? {
+            if let Some(torch) = measure.place.torch(measure.threads)? {
                 let (stride, padding) = window.map_or((1, 0), |w| (w.stride[0], w.padding[0]));
                 let numbers = input.len() + outputs;
                 contenders.extend(torch.layer(&saved(), stride, padding, &layer, numbers)?);

@@ -103,10 +103,10 @@ impl PlaceArgs {
         self.device.as_deref().is_some_and(|device| device.starts_with("cuda"))
     }
 
-    /// The other side of `--torch`, on the device of that name; with the device's own clock if asked for.
-    fn torch(&self, threads: usize, on_device: bool) -> Result<Option<torch::Torch>> {
+    /// The other side of `--torch`, on the device of that name.
+    fn torch(&self, threads: usize) -> Result<Option<torch::Torch>> {
         let Some(python) = &self.torch else { return Ok(None) };
-        torch::Torch::start(python, self.device.as_deref().unwrap_or_default(), threads, on_device).map(Some)
+        torch::Torch::start(python, self.device.as_deref().unwrap_or_default(), threads).map(Some)
     }
 }
 

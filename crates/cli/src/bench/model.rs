@@ -93,7 +93,7 @@ pub fn run(args: &ModelArgs) -> Result<()> {
             want = Some(result);
             let place = device::Place { device, is_gpu: measure.place.is_gpu() };
             let mut contenders = device::model(&dense, &sparse, measure.batch, &input, place)?;
-            if let Some(torch) = measure.place.torch(measure.threads, measure.place.is_gpu())? {
+            if let Some(torch) = measure.place.torch(measure.threads)? {
                 let [channels, height, width] = image;
                 let input = Saved::floats("input", &[measure.batch, channels, height, width], &input);
                 contenders.extend(torch.model(&args.name, weights, input)?);

@@ -51,7 +51,7 @@ struct Ready {
 
 impl Torch {
     /// Starts PyTorch on `device`, by its name in `srigl`.
-    pub fn start(python: &Path, device: &str, threads: usize, on_device: bool) -> Result<Self> {
+    pub fn start(python: &Path, device: &str, threads: usize) -> Result<Self> {
         let device = if device.starts_with("cuda") { device } else { "cpu" };
         let mut child = Command::new(python)
             .args(["-c", SCRIPT, device, &threads.to_string()])
@@ -64,7 +64,7 @@ impl Torch {
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         let mut process = Process { child, requests, answers, folder };
         process.answer::<Value>().with_context(|| format!("--torch {}", python.display()))?;
-        Ok(Self { process: Rc::new(RefCell::new(process)), on_device })
+        Ok(Self { process: Rc::new(RefCell::new(process)), on_device: device != "cpu" })
     }
 
     /// Dense, in all float types, and CSR; `saved` are `weight`, `bias` and `input`.

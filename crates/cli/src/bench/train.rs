@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
@@ -15,6 +15,7 @@ use serde::Serialize;
 use srigl_burn::{Distribution, SparseMethod, SriglConfig};
 use srigl_models::Classifier;
 
+use super::device::failed;
 use super::report::quantile;
 use super::{Contender, PlaceArgs};
 use crate::mask::table;
@@ -135,7 +136,7 @@ impl WithModel for Work<'_> {
             self.contender("srigl", "Burn", model, SparseMethod::Srigl)?,
         ];
         let float = if args.float == Float::Bf16 { "bf16" } else { "f32" };
-        if let Some(torch) = args.place.torch(rayon::current_num_threads(), false)? {
+        if let Some(torch) = args.place.torch(rayon::current_num_threads())? {
             contenders.extend(torch.train(args.name.name(), args.batch, float, self.shape)?);
         }
         let samples = take_turns(&mut contenders, args.steps.next_multiple_of(UPDATE_EVERY), args.json)?;
@@ -194,7 +195,7 @@ impl Work<'_> {
                 let grads = GradientsParams::from_grads(loss.backward(), &net);
                 model = Some(optim.step(1e-3, net, grads));
             }
-            device.sync().map_err(|error| anyhow!("{error}"))?;
+            device.sync().map_err(failed)?;
             Ok(start.elapsed().as_secs_f64())
         });
         // A device says nothing of work that it could not do, until a result is read.

@@ -70,6 +70,8 @@ const EXAMPLES: &str = "Examples:
 /// Trains, or continues a training.
 pub fn run(args: TrainArgs) -> Result<()> {
     args.config.validate()?;
+    #[cfg(all(feature = "cuda", unix))]
+    device::default_to_cpu()?;
     if let Some(threads) = args.threads {
         ensure!(threads > 0, "--threads must be at least 1");
         rayon::ThreadPoolBuilder::new()

@@ -30,6 +30,25 @@ fn index<const L: u32, I: Size>(words: Vector<u32, I>, #[comptime] packed: bool)
     }
 }
 
+/// `sum` and the four products of a group, one after the other, for inputs from `first` on.
+#[cube]
+fn add_group<F: Float, V: Size, I: Size>(
+    sum: f32,
+    input: &[F],
+    first: u32,
+    values: Vector<F, V>,
+    words: Vector<u32, I>,
+    #[comptime] packed: bool,
+) -> f32 {
+    let w = Vector::<f32, V>::cast_from(values);
+    let mut sum = sum;
+    sum += w.extract(0usize) * f32::cast_from(input[(first + index::<0, I>(words, packed)) as usize]);
+    sum += w.extract(1usize) * f32::cast_from(input[(first + index::<1, I>(words, packed)) as usize]);
+    sum += w.extract(2usize) * f32::cast_from(input[(first + index::<2, I>(words, packed)) as usize]);
+    sum += w.extract(3usize) * f32::cast_from(input[(first + index::<3, I>(words, packed)) as usize]);
+    sum
+}
+
 /// Small batches: 32 units take turns through the groups of a neuron, then add up. Bound by the bytes of the
 /// weights; a warp reads 512 bytes of values in a row.
 ///
@@ -57,16 +76,7 @@ pub fn rows<F: Float, V: Size, I: Size>(
         let mut group = starts[(neuron * chunks) as usize] + UNIT_POS_X;
         while group < end {
             let g = group as usize;
-            let w = Vector::<f32, V>::cast_from(values[g]);
-            let words = indices[g];
-            sum +=
-                w.extract(0usize) * f32::cast_from(input[(sample + index::<0, I>(words, packed)) as usize]);
-            sum +=
-                w.extract(1usize) * f32::cast_from(input[(sample + index::<1, I>(words, packed)) as usize]);
-            sum +=
-                w.extract(2usize) * f32::cast_from(input[(sample + index::<2, I>(words, packed)) as usize]);
-            sum +=
-                w.extract(3usize) * f32::cast_from(input[(sample + index::<3, I>(words, packed)) as usize]);
+            sum = add_group::<F, V, I>(sum, input, sample, values[g], indices[g], packed);
             group += LANES;
         }
     }
@@ -242,16 +252,7 @@ pub fn pixels<F: Float, V: Size, I: Size>(
         let end = starts[(neuron + 1) as usize] as usize;
         let mut sum = f32::cast_from(bias[neuron as usize]);
         for g in start..end {
-            let w = Vector::<f32, V>::cast_from(values[g]);
-            let words = indices[g];
-            sum +=
-                w.extract(0usize) * f32::cast_from(input[(corner + index::<0, I>(words, packed)) as usize]);
-            sum +=
-                w.extract(1usize) * f32::cast_from(input[(corner + index::<1, I>(words, packed)) as usize]);
-            sum +=
-                w.extract(2usize) * f32::cast_from(input[(corner + index::<2, I>(words, packed)) as usize]);
-            sum +=
-                w.extract(3usize) * f32::cast_from(input[(corner + index::<3, I>(words, packed)) as usize]);
+            sum = add_group::<F, V, I>(sum, input, corner, values[g], indices[g], packed);
         }
         output[((CUBE_POS_Z * neurons + neuron) * out_pixels + pixel) as usize] = F::cast_from(sum);
     }
