@@ -85,16 +85,21 @@ const FONT: &str = "Helvetica, Arial, sans-serif";
 const INK: RGBColor = RGBColor(51, 51, 51);
 const GRID: RGBColor = RGBColor(226, 226, 226);
 
-/// Colours of Okabe and Ito, which people with colour-blindness can tell apart.
+/// Colours of Okabe and Ito, which people with colour-blindness can tell apart, in the order of the table of methods.
+const COLOURS: [RGBColor; 9] = [
+    INK,
+    RGBColor(140, 140, 140),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(170, 150, 0),
+];
+
 fn colour(method: Method) -> RGBColor {
-    match method {
-        Method::Dense => INK,
-        Method::Static => RGBColor(140, 140, 140),
-        Method::Set => RGBColor(230, 159, 0),
-        Method::Rigl => RGBColor(0, 114, 178),
-        Method::SriglNoAblation => RGBColor(0, 158, 115),
-        Method::Srigl => RGBColor(213, 94, 0),
-    }
+    COLOURS[method.place % COLOURS.len()]
 }
 
 /// Draws the panels, two in a row, and returns the SVG.

@@ -134,12 +134,12 @@ mod tests {
     #[test]
     fn published_accuracies_are_found() {
         let paper = Accuracies::named("cifar10").unwrap();
-        assert_eq!(paper.text(Method::Srigl, Some(0.99)), Some("92.79 ± 0.09"));
-        assert_eq!(paper.text(Method::Dense, None), Some("95.45"));
-        assert_eq!(paper.text(Method::Srigl, Some(0.85)), None);
-        assert!(!paper.has(Method::Set));
+        assert_eq!(paper.text(Method::named("srigl").unwrap(), Some(0.99)), Some("92.79 ± 0.09"));
+        assert_eq!(paper.text(Method::named("dense").unwrap(), None), Some("95.45"));
+        assert_eq!(paper.text(Method::named("srigl").unwrap(), Some(0.85)), None);
+        assert!(!paper.has(Method::named("set").unwrap()));
         let authors = Accuracies::named("authors-code-fashion-mnist").unwrap();
-        assert_eq!(authors.text(Method::Rigl, Some(0.99)), Some("84.1 ± 0.2"));
+        assert_eq!(authors.text(Method::named("rigl").unwrap(), Some(0.99)), Some("84.1 ± 0.2"));
         assert!(Accuracies::named("nowhere").is_err());
     }
 }

@@ -1,64 +1,79 @@
 //! Recipes: what is swept and with which flags, as data. See `recipes/*.toml`.
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sparsity_core::methods::{METHODS, MethodInfo, Variant};
 use std::collections::BTreeMap;
 use std::fmt;
 use toml::Value;
 
-/// A training method, as the recipes and published tables spell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// No sparsity.
-    Dense,
-    /// The initial unstructured mask forever.
-    Static,
-    /// Random growth.
-    Set,
-    /// Unstructured gradient growth.
-    Rigl,
-    /// Constant fan-in, no neuron ablated.
-    SriglNoAblation,
-    /// Constant fan-in with neuron ablation: the paper's method.
-    Srigl,
+/// A kind of runs, as the recipes and published tables spell it: a variant of a method in [`METHODS`].
+#[derive(Clone, Copy, Debug)]
+pub struct Method {
+    /// Its method.
+    info: &'static MethodInfo,
+    /// Which of the method's variants.
+    variant: &'static Variant,
+    /// Place among all variants: the order of legends and colours.
+    pub place: usize,
 }
 
 impl Method {
+    /// The variant of this name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn named(name: &str) -> Result<Self> {
+        let all = METHODS.iter().flat_map(|info| info.variants.iter().map(move |variant| (*info, variant)));
+        let mut placed = all.enumerate().map(|(place, (info, variant))| Self { info, variant, place });
+        let known = || METHODS.iter().flat_map(|info| info.variants).map(|v| v.name).collect::<Vec<_>>();
+        placed
+            .find(|method| method.variant.name == name)
+            .with_context(|| format!("no method `{name}`, only {}", known().join(", ")))
+    }
+
     /// The name for tables and legends.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Dense => "dense",
-            Self::Static => "static",
-            Self::Set => "SET",
-            Self::Rigl => "RigL",
-            Self::SriglNoAblation => "SRigL without ablation",
-            Self::Srigl => "SRigL with ablation",
-        }
+        self.variant.label
+    }
+
+    /// The name for folders and recipes.
+    pub fn name(self) -> &'static str {
+        self.variant.name
+    }
+
+    /// Whether it has masks at all.
+    pub fn is_sparse(self) -> bool {
+        self.info.needs.sparsity
+    }
+
+    /// Whether neurons may end without weights: by chance where masks are unstructured, by rule with ablation.
+    pub fn may_ablate(self) -> bool {
+        self.info.needs.dense_gradients && self.variant.flag.is_none()
     }
 
     /// The flags of `srigl train` that select it.
-    fn flags(self) -> &'static [&'static str] {
-        match self {
-            Self::Dense => &["--method", "dense"],
-            Self::Static => &["--method", "static"],
-            Self::Set => &["--method", "set"],
-            Self::Rigl => &["--method", "rigl"],
-            Self::SriglNoAblation => &["--method", "srigl", "--no-ablation"],
-            Self::Srigl => &["--method", "srigl"],
-        }
+    fn flags(self) -> Vec<String> {
+        let flag = self.variant.flag.map(|flag| format!("--{}", flag.replace('_', "-")));
+        ["--method".to_string(), self.info.name.to_string()].into_iter().chain(flag).collect()
     }
+}
 
-    /// The name for folders.
-    fn slug(self) -> &'static str {
-        match self {
-            Self::Dense => "dense",
-            Self::Static => "static",
-            Self::Set => "set",
-            Self::Rigl => "rigl",
-            Self::SriglNoAblation => "srigl-no-ablation",
-            Self::Srigl => "srigl",
-        }
+impl PartialEq for Method {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Serialize for Method {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Method {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::named(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
@@ -268,12 +283,12 @@ impl Grid {
         let mut cells = Vec::new();
         for seed in 0..self.seeds {
             for &method in &self.methods {
-                let sparsities: Vec<Option<f64>> = match method {
-                    Method::Dense => vec![None],
-                    _ => self.sparsities.iter().copied().map(Some).collect(),
+                let sparsities: Vec<Option<f64>> = match method.is_sparse() {
+                    false => vec![None],
+                    true => self.sparsities.iter().copied().map(Some).collect(),
                 };
                 for sparsity in sparsities {
-                    let mut args: Vec<String> = method.flags().iter().map(ToString::to_string).collect();
+                    let mut args = method.flags();
                     if let Some(sparsity) = sparsity {
                         args.extend(["--sparsity".into(), sparsity.to_string()]);
                     }
@@ -339,7 +354,7 @@ pub struct Cell {
 impl fmt::Display for Cell {
     /// Also the name of its run folder, e.g. `mlp-srigl-90-seed0`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.grid, self.method.slug())?;
+        write!(f, "{}-{}", self.grid, self.method.name())?;
         if let Some(sparsity) = self.sparsity {
             write!(f, "-{}", percent(sparsity))?;
         }

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use srigl_run::atomic;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
 /// What every `reproduce` table returns. Holds no date and no path of this machine, so that documents can
@@ -53,10 +53,10 @@ impl Report {
     /// If the folder cannot be made or a file not written.
     pub fn write(&self, out: &Path) -> Result<()> {
         std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-        write_atomically(&out.join("table.md"), &self.markdown())?;
-        write_atomically(&out.join("results.json"), &(self.json_text() + "\n"))?;
+        atomic::write(&out.join("table.md"), self.markdown().as_bytes())?;
+        atomic::write(&out.join("results.json"), (self.json_text() + "\n").as_bytes())?;
         if let Some(chart) = &self.chart {
-            write_atomically(&out.join(chart.file), &chart.svg)?;
+            atomic::write(&out.join(chart.file), chart.svg.as_bytes())?;
         }
         Ok(())
     }
@@ -119,24 +119,6 @@ impl Table {
             .add_rows(&self.rows);
         table
     }
-}
-
-/// Writes a file so that readers see the old or the new text, never half of it.
-///
-/// # Errors
-/// If the file cannot be written; its folder must exist.
-pub fn write_atomically(path: &Path, text: &str) -> Result<()> {
-    let folder = path.parent().context("a file has a folder")?;
-    let write = || -> std::io::Result<()> {
-        // Not `NamedTempFile::new_in`: that one is readable by its owner only.
-        let mut file = tempfile::Builder::new()
-            .prefix(".tmp")
-            .make_in(folder, |path| std::fs::File::create_new(path))?;
-        file.write_all(text.as_bytes())?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

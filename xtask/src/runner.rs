@@ -5,11 +5,11 @@
 //! be reused is decided by comparing those flags with the ones wanted now.
 
 use crate::recipe::Cell;
-use crate::report::write_atomically;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use srigl_run::{RunFolder, RunResult, atomic};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -25,63 +25,6 @@ pub struct Runner {
     pub jobs: usize,
     /// Threads of each child. Results do not depend on it.
     pub threads: usize,
-}
-
-/// What is read from the `result.json` of a run; accuracies and sparsities are shares in `[0, 1]`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RunResult {
-    /// Test accuracy after the last epoch.
-    pub test_accuracy: f64,
-    /// Epochs trained.
-    pub epochs: u64,
-    /// Global sparsity of the final masks.
-    pub sparsity: f64,
-    /// The data set that was really used.
-    pub data: DataUsed,
-    /// The sparse layers, input first; empty for dense.
-    pub layers: Vec<LayerResult>,
-}
-
-/// The data set a run was really trained on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DataUsed {
-    /// Name of the data set.
-    pub name: String,
-    /// Where it came from.
-    pub source: String,
-    /// Made up rather than the real images.
-    pub synthetic: bool,
-    /// Training images used.
-    pub train_images: usize,
-    /// Test images used.
-    pub test_images: usize,
-}
-
-impl DataUsed {
-    /// The source without a path of this machine, which has no place in a report.
-    pub fn public_source(&self) -> &str {
-        let path = self.source.contains(['/', '\\']) && !self.source.starts_with("http");
-        if path { "local files" } else { &self.source }
-    }
-}
-
-/// The final mask of one layer, in numbers.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LayerResult {
-    /// Layer name.
-    pub name: String,
-    /// Neurons `N`.
-    pub neurons: f64,
-    /// Neurons with at least one active weight.
-    pub active: f64,
-    /// Smallest fan-in of an active neuron.
-    pub fan_in_min: f64,
-    /// Largest fan-in of an active neuron.
-    pub fan_in_max: f64,
-    /// Active weights.
-    pub nnz: f64,
-    /// All positions.
-    pub weights: f64,
 }
 
 /// A cell without a result.
@@ -159,7 +102,7 @@ impl Runner {
             std::fs::create_dir_all(&self.runs)
                 .with_context(|| format!("cannot create {}", self.runs.display()))?;
             let file = CellFile { args: cell.args.clone() };
-            write_atomically(&beside(&folder, "cell.json"), &(serde_json::to_string_pretty(&file)? + "\n"))?;
+            atomic::write(&beside(&folder, "cell.json"), (serde_json::to_string_pretty(&file)? + "\n").as_bytes())?;
             self.train(cell, &folder)?;
         }
         Ok((read_result(&folder)?, step))
@@ -222,17 +165,8 @@ fn beside(folder: &Path, extension: &str) -> PathBuf {
 }
 
 fn read_result(folder: &Path) -> Result<RunResult> {
-    let path = folder.join("result.json");
-    let fix = || format!("{} is no result; delete {} to run again", path.display(), folder.display());
-    let text = std::fs::read_to_string(&path).with_context(fix)?;
-    let result: RunResult = serde_json::from_str(&text).with_context(fix)?;
-    ensure!(
-        (0.0..=1.0).contains(&result.test_accuracy),
-        "{}: test_accuracy {} is not a share in [0, 1]",
-        path.display(),
-        result.test_accuracy
-    );
-    Ok(result)
+    let fix = || format!("delete {} to run again", folder.display());
+    RunFolder::at(folder).result().with_context(fix)?.with_context(fix)
 }
 
 /// Builds `srigl`, or takes the binary that the environment variable `SRIGL_BIN` names.
@@ -251,10 +185,10 @@ pub fn srigl_binary(device: Option<&str>) -> Result<PathBuf> {
     command
         .args([
             "build",
-            // The features of Burn's dependencies depend on what is built. All targets at once is what
-            // `cargo test --workspace` builds too, so neither command builds Burn a second time.
-            "--workspace",
-            "--all-targets",
+            // Only what runs, but with the features that all members ask for: `workspace-features` is one of them, so
+            // that `cargo test` finds Burn built.
+            "--bin",
+            "srigl",
             "--message-format=json-render-diagnostics",
         ])
         .current_dir(crate::workspace_root())
@@ -421,7 +355,7 @@ mod tests {
     fn cell(args: &[&str]) -> Cell {
         Cell {
             grid: "g".into(),
-            method: Method::Rigl,
+            method: Method::named("rigl").unwrap(),
             sparsity: Some(0.9),
             seed: 0,
             args: args.iter().map(ToString::to_string).collect(),
@@ -450,34 +384,6 @@ mod tests {
         std::fs::remove_file(beside(&folder, "cell.json")).unwrap();
         let error = next_step(&folder, &wanted).unwrap_err().to_string();
         assert!(error.contains("not made by this command"), "{error}");
-    }
-
-    #[test]
-    fn a_result_must_be_complete_and_a_share() {
-        let temp = tempfile::tempdir().unwrap();
-        let good = r#"{"test_accuracy": 0.5, "epochs": 1, "sparsity": 0.9, "layers": [],
-            "data": {"name": "d", "source": "s", "synthetic": true, "train_images": 9, "test_images": 3}}"#;
-        let read = |text: &str| {
-            std::fs::write(temp.path().join("result.json"), text).unwrap();
-            read_result(temp.path()).map_err(|error| format!("{error:#}"))
-        };
-        assert!(read(good).unwrap().data.synthetic);
-        assert!(read("{}").unwrap_err().contains("missing field `test_accuracy`"));
-        assert!(read(&good.replace("0.5", "87.1")).unwrap_err().contains("not a share"));
-    }
-
-    #[test]
-    fn paths_stay_out_of_reports() {
-        let data = |source: &str| DataUsed {
-            name: "d".into(),
-            source: source.into(),
-            synthetic: false,
-            train_images: 1,
-            test_images: 1,
-        };
-        assert_eq!(data("/home/me/data").public_source(), "local files");
-        assert_eq!(data("https://a.org/b").public_source(), "https://a.org/b");
-        assert_eq!(data("generated (synthetic)").public_source(), "generated (synthetic)");
     }
 
     #[test]

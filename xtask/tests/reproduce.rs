@@ -42,17 +42,17 @@ mkdir -p "$out" && echo "{}" > "$out/config.json"
 [ -e "$out/checkpoint" ] && echo "continued $out" >> "$here/calls.log"
 case $sparsity in 0) a=0.88 ;; 0.8) a=0.87 ;; 0.9) a=0.86 ;; 0.95) a=0.85 ;; *) a=0.82 ;; esac
 cat > "$out/result.json" <<END
-{"test_accuracy": ${a}$seed, "best_test_accuracy": 0.9, "epochs": $epochs, "seconds": 1.0, "sparsity": $sparsity,
+{"test_accuracy": ${a}$seed, "best_test_accuracy": 0.9, "epochs": $epochs, "seconds": 1.0, "sparsity": $sparsity, "device": "flex",
  "data": {"name": "fashion-mnist", "source": "made by a test", "synthetic": true,
           "train_images": 60000, "test_images": 10000},
- "layers": [{"name": "fc1", "neurons": 300, "active": 15$seed, "fan_in_min": 5, "fan_in_max": 7, "nnz": 900, "weights": 235200},
-            {"name": "fc2", "neurons": 100, "active": 100, "fan_in_min": 6, "fan_in_max": 6, "nnz": 600, "weights": 30000}]}
+ "layers": [{"name": "fc1", "neurons": 300, "active": 15$seed, "ablated": [], "fan_in": null, "sparsity": 0.99, "itop": 0.4, "fan_in_min": 5, "fan_in_max": 7, "nnz": 900, "weights": 235200},
+            {"name": "fc2", "neurons": 100, "active": 100, "ablated": [], "fan_in": 6, "sparsity": 0.98, "itop": 0.4, "fan_in_min": 6, "fan_in_max": 6, "nnz": 600, "weights": 30000}]}
 END
 cat > "$out/topology.jsonl" <<END
-{"step": 100, "layer": "fc1", "itop": 0.1}
-{"step": 100, "layer": "fc2", "itop": 0.2}
-{"step": 200, "layer": "fc1", "itop": 0.3}
-{"step": 200, "layer": "fc2", "itop": 0.4}
+{"step": 100, "layer": "fc1", "neurons": 100, "active": 100, "ablated": [], "fan_in": 6, "fan_in_min": 6, "fan_in_max": 6, "nnz": 600, "sparsity": 0.98, "pruned": 1, "grown": 1, "itop": 0.1}
+{"step": 100, "layer": "fc2", "neurons": 100, "active": 100, "ablated": [], "fan_in": 6, "fan_in_min": 6, "fan_in_max": 6, "nnz": 600, "sparsity": 0.98, "pruned": 1, "grown": 1, "itop": 0.2}
+{"step": 200, "layer": "fc1", "neurons": 100, "active": 100, "ablated": [], "fan_in": 6, "fan_in_min": 6, "fan_in_max": 6, "nnz": 600, "sparsity": 0.98, "pruned": 1, "grown": 1, "itop": 0.3}
+{"step": 200, "layer": "fc2", "neurons": 100, "active": 100, "ablated": [], "fan_in": 6, "fan_in_min": 6, "fan_in_max": 6, "nnz": 600, "sparsity": 0.98, "pruned": 1, "grown": 1, "itop": 0.4}
 END
 "#;
 

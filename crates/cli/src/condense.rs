@@ -1,18 +1,15 @@
 //! `srigl condense`.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use condensed::architectures::{self, NamedTensor};
 use condensed::{Network, Op, Weight};
 use serde::Serialize;
-
-use crate::mask::{model, table};
-use crate::train::RunFolder;
-use crate::weights::{self, Model};
+use srigl_models::{ModelInfo, ModelSpec};
+use srigl_run::{RunFolder, atomic, print};
+use srigl_train::{Model, NamedTensor, condense, read_weights};
 
 /// Arguments of `srigl condense`.
 #[derive(Args)]
@@ -51,14 +48,14 @@ pub struct CondenseArgs {
 /// left then.
 pub fn run(args: CondenseArgs) -> Result<()> {
     let Source { path, model, image } = source(&args)?;
-    let bytes = weights::read(&path)?;
+    let bytes = read_weights(&path)?;
     let Model::Weights(weights) = Model::parse(&path, &bytes)? else {
         bail!("`{}` is condensed already", path.display());
     };
     let dense_bytes = weights.tensors.values().map(|tensor| tensor.values.len() * 4).sum();
     let shapes = shapes(&weights.tensors);
-    let network = architectures::build(&model, weights.tensors, image)
-        .with_context(|| format!("`{}`", path.display()))?;
+    let spec = spec(&model, &weights.tensors, image)?;
+    let network = condense(&spec, &weights.tensors).with_context(|| format!("`{}`", path.display()))?;
     let mut layers = layers(&network, &shapes);
     let network = network.fold().with_context(|| format!("`{}`", path.display()))?;
     for layer in &mut layers {
@@ -73,10 +70,25 @@ pub fn run(args: CondenseArgs) -> Result<()> {
         layers,
     };
 
-    let staged = model::stage(&args.output, |file| Ok(file.write_all(&condensed)?))?;
-    table::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })?;
+    let staged = atomic::stage(&args.output, |file| file.write_all(&condensed))?;
+    print::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })?;
     staged.commit()?;
-    if args.json { Ok(()) } else { table::line(&format!("wrote `{}`", args.output.display())) }
+    if !args.json {
+        print::line(&format!("wrote `{}`", args.output.display()))?;
+    }
+    Ok(())
+}
+
+/// The network of this name with the sizes that its tensors have.
+pub fn spec(
+    model: &str,
+    tensors: &BTreeMap<String, NamedTensor>,
+    image: Option<[usize; 2]>,
+) -> Result<ModelSpec> {
+    let spec = ModelInfo::named(model)?.of_tensors(|name| Some(tensors.get(name)?.shape.clone()));
+    let spec = image.map_or(spec, |image| spec.with_image(image));
+    spec.check()?;
+    Ok(spec)
 }
 
 /// What is condensed.
@@ -99,14 +111,14 @@ fn image_size(text: &str) -> Result<[usize; 2], String> {
 fn source(args: &CondenseArgs) -> Result<Source> {
     let name = args.source.display();
     if !args.source.is_dir() {
-        let known = architectures::names().join(", ");
+        let known = srigl_models::names().join(", ");
         let model = args.model.clone().with_context(|| {
             format!("`{name}` does not say which model it is of: add --model with one of {known}")
         })?;
         return Ok(Source { path: args.source.clone(), model, image: args.image });
     }
     let (folder, config) = RunFolder::existing(&args.source)?;
-    let model = config.model.name.name().to_string();
+    let model = config.model.name.clone();
     if let Some(other) = args.model.as_ref().filter(|other| **other != model) {
         bail!("`{name}` is a run of {model}, not of {other}: leave out --model");
     }
@@ -161,7 +173,8 @@ fn shapes(tensors: &BTreeMap<String, NamedTensor>) -> BTreeMap<String, Vec<usize
 /// Weight and bias of a layer.
 fn parameters(op: &Op) -> Option<(&Weight, &[f32])> {
     match op {
-        Op::Linear { weight, bias } | Op::Conv2d { weight, bias, .. } => Some((weight, bias)),
+        Op::Linear(layer) => Some((&layer.weight, &layer.bias)),
+        Op::Conv2d(layer) => Some((&layer.weight, &layer.bias)),
         _ => None,
     }
 }
@@ -199,20 +212,16 @@ fn layers(network: &Network, shapes: &BTreeMap<String, Vec<usize>>) -> Vec<Layer
             bytes_after: 0,
         })
     };
-    network.nodes.iter().filter_map(layer).collect()
+    network.nodes().iter().filter_map(layer).collect()
 }
 
 impl LayerReport {
     /// Adds what became of it.
     fn complete(&mut self, network: &Network, masks_from_zeros: &[String]) {
-        let node = network.nodes.iter().find(|node| node.name == self.name);
+        let node = network.nodes().iter().find(|node| node.name == self.name);
         if let Some((weight, bias)) = node.and_then(|node| parameters(&node.op)) {
             self.removed -= bias.len();
-            let weights = match weight {
-                Weight::Dense(values) => values.len() * 4,
-                Weight::Condensed(sparse) => sparse.bytes(),
-            };
-            self.bytes_after = weights + bias.len() * 4;
+            self.bytes_after = weight.bytes() + bias.len() * 4;
         }
         let names = [format!("{}.weight", self.name), format!("{}_weight", self.name)];
         self.mask_from_zeros = names.iter().any(|name| masks_from_zeros.contains(name));
@@ -229,7 +238,7 @@ impl Report<'_> {
                 (true, None) if l.ablated == l.shape[0] => "none".to_string(),
                 (true, None) => format!("varies {}…{}", l.fan_in_min, l.fan_in_max),
             };
-            let mut row = vec![l.name.clone(), table::shape(&l.shape), fan_in];
+            let mut row = vec![l.name.clone(), print::shape(&l.shape), fan_in];
             row.extend([l.ablated, l.removed, l.bytes_before, l.bytes_after].map(|n| n.to_string()));
             row
         };
@@ -244,7 +253,7 @@ impl Report<'_> {
         let mut whole = vec!["whole file".to_string()];
         whole.resize(5, String::new());
         whole.extend([self.bytes_before.to_string(), self.bytes_after.to_string()]);
-        let mut text = table::table(&header, self.layers.iter().map(row).chain([total, whole])).to_string();
+        let mut text = print::table(&header, self.layers.iter().map(row).chain([total, whole])).to_string();
         let guessed: Vec<&str> =
             self.layers.iter().filter(|l| l.mask_from_zeros).map(|l| l.name.as_str()).collect();
         if !guessed.is_empty() {

@@ -1,13 +1,13 @@
 //! `srigl eval`.
 
-use crate::data::Loader;
-use crate::model::WithModel;
-use crate::train::{Checkpoint, RunFolder, data_workers, evaluate};
-use crate::{data, device};
+use crate::train::data_workers;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use clap::Args;
-use srigl_models::Classifier;
+use srigl_data::Loader;
+use srigl_models::{Classifier, WithModel};
+use srigl_run::RunFolder;
+use srigl_train::{Checkpoint, device, evaluate, model_spec};
 use std::path::PathBuf;
 
 /// Arguments of `srigl eval`.
@@ -36,8 +36,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let (folder, config) = RunFolder::existing(&args.run)?;
     let path = folder.file("checkpoint.safetensors");
     ensure!(path.exists(), "{} has no checkpoint yet: train it first", args.run.display());
-    let checkpoint = Checkpoint::load(&path)?;
-    let source = data::open(config.dataset, args.data.as_deref())?;
+    let checkpoint = Checkpoint::read(&path)?;
+    let source = srigl_data::open(config.dataset, args.data.as_deref())?;
     let (trained_on, data) = (&checkpoint.progress.data, source.set().to_string());
     ensure!(
         *trained_on == data,
@@ -48,9 +48,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let workers = data_workers(&source);
     let loader = config.loader(source, workers)?;
     let evaluation = Evaluation { checkpoint: &checkpoint, loader: &loader, device: &device };
-    let (loss, accuracy) = config
-        .model
-        .with(loader.shape(), loader.classes(), &device, evaluation)
+    let spec = model_spec(&config.model, loader.shape(), loader.classes())?;
+    let (loss, accuracy) = spec
+        .with(&device, evaluation)?
         .with_context(|| format!("{} does not hold this model", path.display()))?;
     let epoch = checkpoint.progress.epoch;
     if args.json {

@@ -2,15 +2,9 @@
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use safetensors::tensor::TensorView;
+use srigl_run::{RunFolder, Store, print};
+use srigl_train::read_weights;
 use std::path::PathBuf;
-
-use crate::mask::{
-    model::{self, Checkpoint},
-    table,
-};
-use crate::train::RunFolder;
-use crate::weights;
 
 /// Arguments of `srigl export`.
 #[derive(Args)]
@@ -58,17 +52,16 @@ pub fn run(args: ExportArgs) -> Result<()> {
         );
         args.source
     };
-    let bytes = weights::read(&path)?;
-    let file = Checkpoint::parse(&path, &bytes)?;
-    let mut views = Vec::new();
+    let bytes = read_weights(&path)?;
+    let file = Store::parse(&path, &bytes)?;
+    let mut exported = Store::empty(&args.output);
     for (name, dtype, shape, data) in file.tensors() {
         if !name.ends_with(".mask") && !name.ends_with(".grad") {
-            views.push((name, TensorView::new(dtype, shape.to_vec(), data)?));
+            exported.insert(name, dtype, shape.to_vec(), data);
         }
     }
-    ensure!(!views.is_empty(), "`{}` holds no weights", path.display());
-    let count = views.len();
-    let bytes = safetensors::serialize(views, None)?;
-    model::stage(&args.output, |output| Ok(std::io::Write::write_all(output, &bytes)?))?.commit()?;
-    table::line(&format!("wrote `{}`: {count} tensors", args.output.display()))
+    let count = exported.tensors().count();
+    ensure!(count > 0, "`{}` holds no weights", path.display());
+    exported.stage(&args.output)?.commit()?;
+    Ok(print::line(&format!("wrote `{}`: {count} tensors", args.output.display()))?)
 }

@@ -1,19 +1,17 @@
 //! `srigl`: train, evaluate and mask sparse networks from the command line.
 
-mod bench;
 mod condense;
 mod data;
-mod device;
 mod eval;
 mod export;
 mod mask;
-mod model;
 mod predict;
 mod report;
 mod train;
-mod weights;
 
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result, ensure};
+use clap::builder::PossibleValuesParser;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Train networks that are 80–99 % sparse from the first step (SRigL, RigL, SET), and edit sparsity masks of
 /// any framework's safetensors files.
@@ -49,26 +47,42 @@ enum Command {
     /// Logits of a model, dense or condensed, for a tensor of inputs.
     Predict(predict::PredictArgs),
     /// Time dense, CSR and condensed layers and networks side by side.
-    Bench(bench::BenchArgs),
+    Bench(srigl_bench::BenchArgs),
     /// Show runs side by side in one HTML page.
     Report(report::ReportArgs),
     /// Show, download and look at data sets.
-    Data(data::command::DataArgs),
+    Data(data::DataArgs),
+}
+
+/// The command line. The names of networks come from their table, which `srigl-run` does not know.
+fn parse() -> Cli {
+    let models = || PossibleValuesParser::new(srigl_models::names());
+    let command = Cli::command().mut_subcommand("train", |train| {
+        train.mut_arg("model", |arg| arg.value_parser(models()))
+    });
+    Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+}
+
+/// Runs everything on so many threads.
+fn use_threads(threads: usize) -> Result<()> {
+    ensure!(threads > 0, "--threads must be at least 1");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global().context("cannot start threads")
 }
 
 fn main() {
     #[cfg(feature = "cuda")]
-    device::explain_panics();
-    let result = match Cli::parse().command {
+    srigl_train::device::explain_panics();
+    let result = match parse().command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Mask(args) => mask::run(args),
         Command::Condense(args) => condense::run(args),
         Command::Export(args) => export::run(args),
         Command::Predict(args) => predict::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => srigl_bench::run(args),
         Command::Report(args) => report::run(args),
-        Command::Data(args) => data::command::run(args),
+        Command::Data(args) => data::run(args),
     };
     if let Err(error) = result {
         eprintln!("srigl: {error:#}");

@@ -5,20 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use clap::{Args, ValueEnum};
-use condensed::architectures::{self, NamedTensor};
+use clap::Args;
 use condensed::{Engine, Network, Shape};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use srigl_burn::CondensedNetwork;
-use srigl_models::Classifier;
-
-use crate::device;
-use crate::mask::{
-    model::{self, Checkpoint},
-    table,
-};
-use crate::model::{ModelArgs, ModelName, WithModel};
-use crate::weights::{self, Model};
+use srigl_models::{Classifier, WithModel};
+use srigl_run::{Store, print, read_file};
+use srigl_train::{Model, NamedTensor, condense, device, fill_module, finite_floats, read_weights};
 
 /// Samples that go through a network at once, so that memory does not grow with the file.
 const CHUNK: usize = 64;
@@ -73,47 +66,33 @@ pub struct PredictArgs {
 /// For files that are damaged or do not fit each other, or an output that cannot be written; no output is left
 /// then.
 pub fn run(args: PredictArgs) -> Result<()> {
-    ensure!(args.threads != Some(0), "--threads must be at least 1");
     let device = args.device.as_deref().map(device::parse).transpose()?;
     if let Some(threads) = args.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        pool.build_global().context("cannot start threads")?;
+        crate::use_threads(threads)?;
     }
     let input = Input::read(&args.input)?;
-    let bytes = weights::read(&args.weights)?;
+    let bytes = read_weights(&args.weights)?;
     let path = &args.weights;
     let (logits, how) = match Model::parse(path, &bytes)? {
         Model::Condensed(network) => run_condensed(&network, &input, device, &args)?,
         Model::Weights(weights) => {
             let name = args.model.as_deref().with_context(|| {
-                let known = architectures::names().join(", ");
+                let known = srigl_models::names().join(", ");
                 format!(
                     "`{}` does not say which model it is of: add --model with one of {known}",
                     path.display()
                 )
             })?;
             let wrong = || format!("`{}`", path.display());
-            // Also before a dense prediction: it checks all shapes, and Burn would panic.
-            let network =
-                architectures::build(name, weights.tensors.clone(), input.image()).with_context(wrong)?;
-            input.check(&network)?;
+            let spec = crate::condense::spec(name, &weights.tensors, input.image())?;
             if args.condensed {
+                let network = condense(&spec, &weights.tensors).with_context(wrong)?;
                 run_condensed(&network.fold().with_context(wrong)?, &input, device, &args)?
             } else {
+                input.check(spec.images)?;
                 let device = device.unwrap_or_else(Device::flex);
-                let size = |tensor: &str, dimension: usize| {
-                    weights.tensors.get(tensor).and_then(|tensor| u16::try_from(tensor.shape[dimension]).ok())
-                };
-                let model = ModelArgs {
-                    name: ModelName::from_str(name, false).map_err(|error| anyhow!("{name}: {error}"))?,
-                    width: size("conv1.weight", 0).or(size("class_token", 2)),
-                    patch: size("conv_proj.weight", 2),
-                };
-                let shapes = network.shapes()?;
-                let classes = shapes.last().map_or(1, |shape| shape.features);
-                let shape = [shapes[0].features, shapes[0].height, shapes[0].width];
                 let dense = Dense { tensors: &weights.tensors, input: &input, device: &device };
-                (model.with(shape, classes, &device, dense)?, in_burn(&args))
+                (spec.with(&device, dense)?.with_context(wrong)?, in_burn(&args))
             }
         }
     };
@@ -127,12 +106,12 @@ pub fn run(args: PredictArgs) -> Result<()> {
         );
     }
     let data: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, vec![batch, classes], &data)?;
-    let file = safetensors::serialize([("logits", view)], None)?;
-    let staged = model::stage(&args.output, |output| Ok(std::io::Write::write_all(output, &file)?))?;
-    table::line(&format!("logits [{batch}, {classes}] by {how}"))?;
+    let mut file = Store::empty(&args.output);
+    file.insert("logits", Dtype::F32, vec![batch, classes], data);
+    let staged = file.stage(&args.output)?;
+    print::line(&format!("logits [{batch}, {classes}] by {how}"))?;
     staged.commit()?;
-    table::line(&format!("wrote `{}`", args.output.display()))
+    Ok(print::line(&format!("wrote `{}`", args.output.display()))?)
 }
 
 /// What ran, for people.
@@ -147,7 +126,8 @@ fn run_condensed(
     device: Option<Device>,
     args: &PredictArgs,
 ) -> Result<(Vec<f32>, String)> {
-    input.check(network)?;
+    let Shape { features, height, width } = network.input_shape();
+    input.check([features, height, width])?;
     match device {
         None => Ok((run_engine(network, input)?, "the condensed engine".into())),
         Some(device) => Ok((run_on_device(network, input, &device)?, in_burn(args))),
@@ -163,17 +143,18 @@ struct Input {
 
 impl Input {
     fn read(path: &Path) -> Result<Self> {
-        let bytes = model::read(path)?;
-        let file = Checkpoint::parse(path, &bytes)?;
+        let bytes = read_file(path)?;
+        let file = Store::parse(path, &bytes)?;
         let Some((name, dtype, shape, data)) = file.tensors().find(|(name, ..)| *name == "input") else {
-            return Err(file.error("tensor `input` is missing"));
+            return Err(file.error("tensor `input` is missing").into());
         };
         if !matches!(shape.len(), 2 | 4) || shape.contains(&0) {
             return Err(file.error(format!(
                 "tensor `input` has shape {shape:?}; it must be [batch, channels, height, width] or [batch, inputs]"
-            )));
+            ))
+            .into());
         }
-        let values = weights::floats(&file, name, dtype, data)?;
+        let values = finite_floats(&file, name, dtype, data)?;
         Ok(Self { path: path.to_path_buf(), shape: shape.to_vec(), values })
     }
 
@@ -189,10 +170,10 @@ impl Input {
         }
     }
 
-    fn check(&self, network: &Network) -> Result<()> {
-        let shape = network.shapes()?[0];
-        let (want, got) = ([shape.features, shape.height, shape.width], &self.shape[1..]);
-        let flat = got.len() == 1 && got[0] == shape.len();
+    /// Checks that the samples are of shape `[channels, height, width]`, or flat.
+    fn check(&self, want: [usize; 3]) -> Result<()> {
+        let got = &self.shape[1..];
+        let flat = got.len() == 1 && got[0] == want.iter().product::<usize>();
         ensure!(
             flat || got == want,
             "`{}`: tensor `input` has samples of shape {got:?}, but the model takes {want:?}",
@@ -213,7 +194,7 @@ fn run_engine(network: &Network, input: &Input) -> Result<Vec<f32>> {
 }
 
 fn run_on_device(network: &Network, input: &Input, device: &Device) -> Result<Vec<f32>> {
-    let Shape { features, height, width } = network.shapes()?[0];
+    let Shape { features, height, width } = network.input_shape();
     let network = CondensedNetwork::new(network, FloatDType::F32, device)?;
     let mut logits = Vec::new();
     for x in input.values.chunks(CHUNK * features * height * width) {
@@ -239,7 +220,7 @@ impl WithModel for Dense<'_> {
     type Output = Result<Vec<f32>>;
 
     fn run<M: Classifier>(self, model: M) -> Result<Vec<f32>> {
-        let model = weights::fill_module(model, self.tensors, self.device)?;
+        let model = fill_module(model, self.tensors, self.device)?;
         // Only the perceptron takes inputs without height and width, and it flattens images of any shape.
         let [channels, height, width] = match self.input.shape[1..] {
             [channels, height, width] => [channels, height, width],

@@ -1,8 +1,8 @@
 //! `srigl report`.
 
-use crate::mask::table;
 use anyhow::Result;
 use clap::Args;
+use srigl_run::print;
 use std::path::PathBuf;
 
 /// Arguments of `srigl report`.
@@ -26,5 +26,5 @@ const EXAMPLES: &str = "Examples:
 pub fn run(args: ReportArgs) -> Result<()> {
     let runs = srigl_report::read(&args.runs)?;
     srigl_report::write(&runs, &args.output)?;
-    table::line(&format!("wrote `{}`", args.output.display()))
+    Ok(print::line(&format!("wrote `{}`", args.output.display()))?)
 }

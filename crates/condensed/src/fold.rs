@@ -1,19 +1,18 @@
 //! What a network computes, with fewer operations: batch norms join the layers before them, and ablated neurons
 //! leave.
 
-use crate::{CondensedWeight, Error, FanIn, Network, Node, Op, Shape, Weight, math};
-use std::iter::repeat_n;
+use crate::ops::{Layer, LayerMut, Operation, Passing, keep};
+use crate::{CondensedWeight, Error, FanIn, Network, Node, Shape, Weight};
 
 impl Network {
     /// The same function with fewer operations, up to rounding. The output keeps its shape. Two things happen:
     ///
-    /// **Batch norms are folded.** An [`Op::Affine`] joins the [`Op::Linear`] or [`Op::Conv2d`] before it if
+    /// **Batch norms are folded.** An [`Affine`] joins the [`Linear`] or [`Conv2d`] before it if
     /// nobody else reads that layer: `s·(W x + b) + t = (s·W) x + (s·b + t)`. The layer keeps its name.
     ///
     /// **Ablated neurons leave.** The result of a neuron without weights is its bias at every position, a
-    /// constant `c`. If the layer has one reader, which has one reader, and so on through [`Op::Relu`],
-    /// [`Op::Gelu`], [`Op::HardSigmoid`], [`Op::HardSwish`], [`Op::Affine`], [`Op::MaxPool`], [`Op::GlobalAvgPool`], [`Op::Flatten`] and
-    /// [`Op::ClassToken`] (all of which map constants to constants) up to a linear layer or a convolution,
+    /// constant `c`. If the layer has one reader, which has one reader, and so on through operations that map
+    /// constants to constants (activations, normalisation, pooling, flattening) up to a linear layer or a convolution,
     /// then the neuron is removed, and so are the weights that read it; what they added, `Σ w·c`, joins the
     /// bias of their layer. A row that loses its last weight is ablated in turn. This is exact, except at the
     /// border of a convolution with zero padding, where `c` does not reach all taps: such a convolution only
@@ -23,134 +22,115 @@ impl Network {
     /// convolutions with groups. A layer keeps at least one neuron. A layer that loses weights may lose its
     /// constant fan-in. Where a folded number would not be finite, nothing is folded.
     ///
+    /// [`Affine`]: crate::ops::Affine
+    /// [`Linear`]: crate::ops::Linear
+    /// [`Conv2d`]: crate::ops::Conv2d
+    ///
     /// # Errors
-    /// What [`shapes`](Self::shapes) finds wrong.
+    /// None today: a network has been checked, and what is folded stays valid.
     pub fn fold(self) -> Result<Self, Error> {
-        self.shapes()?;
-        let mut network = self.fold_affine();
+        let readers = self.readers();
+        let mut network = Self::new(fold_affine(self.into_nodes(), &readers))?;
         // These stay as they are, whatever leaves.
-        let positions: Vec<usize> = network.shapes()?.iter().map(Shape::positions).collect();
-        for layer in 0..network.nodes.len() {
-            network.remove_ablated(layer, &positions)?;
+        let positions: Vec<usize> = network.shapes().iter().map(Shape::positions).collect();
+        let readers = network.readers();
+        for layer in 0..network.nodes().len() {
+            let mut nodes = network.into_nodes();
+            remove_ablated(&mut nodes, layer, &readers, &positions)?;
+            network = Self::new(nodes)?;
         }
         Ok(network)
     }
-
-    /// The nodes that read each node; a node that reads one twice is there twice.
-    fn readers(&self) -> Vec<Vec<usize>> {
-        let mut readers = vec![Vec::new(); self.nodes.len()];
-        for (index, node) in self.nodes.iter().enumerate() {
-            node.inputs.iter().for_each(|&input| readers[input].push(index));
-        }
-        readers
-    }
-
-    fn fold_affine(self) -> Self {
-        let readers = self.readers();
-        // Where each node's result is found in the folded network.
-        let mut places: Vec<usize> = Vec::with_capacity(self.nodes.len());
-        let mut nodes: Vec<Node> = Vec::with_capacity(self.nodes.len());
-        for mut node in self.nodes {
-            if let (Op::Affine { scale, shift }, &[input]) = (&node.op, &node.inputs[..])
-                && readers[input].len() == 1
-                && let Op::Linear { weight, bias } | Op::Conv2d { weight, bias, .. } =
-                    &mut nodes[places[input]].op
-                && let Some(scaled) = scale_rows(weight, scale)
-                && let Some(shifted) = finite(bias.iter().zip(scale).zip(shift).map(|((b, s), t)| b * s + t))
-            {
-                (*weight, *bias) = (scaled, shifted);
-                places.push(places[input]);
-                continue;
-            }
-            node.inputs.iter_mut().for_each(|input| *input = places[*input]);
-            places.push(nodes.len());
-            nodes.push(node);
-        }
-        Self { nodes }
-    }
-
-    /// Removes what can be removed of the ablated neurons of the node `layer`; `positions` has those of each
-    /// node's result.
-    fn remove_ablated(&mut self, layer: usize, positions: &[usize]) -> Result<(), Error> {
-        let (Op::Linear { weight: Weight::Condensed(weight), bias }
-        | Op::Conv2d { weight: Weight::Condensed(weight), bias, groups: 1, .. }) = &self.nodes[layer].op
-        else {
-            return Ok(());
-        };
-        // Of each feature on the way: the neuron it comes from, and its value if that is constant.
-        let mut features: Vec<(usize, Option<f32>)> = bias.iter().map(|&c| Some(c)).enumerate().collect();
-        weight.active().iter().for_each(|&neuron| features[neuron as usize].1 = None);
-        if features.iter().all(|(_, constant)| constant.is_none()) {
-            return Ok(());
-        }
-        let (neurons, readers) = (features.len(), self.readers());
-        let mut at = layer;
-        let mut affines = Vec::new();
-        let consumer = loop {
-            let [reader] = readers[at][..] else { return Ok(()) };
-            let constants = features.iter_mut().enumerate();
-            let constants = constants.filter_map(|(f, (_, constant))| constant.as_mut().map(|c| (f, c)));
-            match &self.nodes[reader].op {
-                Op::Relu => constants.for_each(|(_, c)| *c = c.max(0.0)),
-                Op::Gelu => constants.for_each(|(_, c)| math::gelu(std::slice::from_mut(c))),
-                Op::HardSigmoid => constants.for_each(|(_, c)| math::hard_sigmoid(std::slice::from_mut(c))),
-                Op::HardSwish => constants.for_each(|(_, c)| math::hard_swish(std::slice::from_mut(c))),
-                Op::Affine { scale, shift } => {
-                    constants.for_each(|(f, c)| *c = *c * scale[f] + shift[f]);
-                    affines.push(reader);
-                }
-                Op::MaxPool(_) | Op::GlobalAvgPool | Op::ClassToken => {}
-                Op::Flatten => {
-                    features = features.iter().flat_map(|&f| repeat_n(f, positions[at])).collect();
-                }
-                Op::Linear { .. } | Op::Conv2d { groups: 1, .. } => break reader,
-                _ => return Ok(()),
-            }
-            at = reader;
-        };
-
-        let padded =
-            matches!(&self.nodes[consumer].op, Op::Conv2d { window, .. } if window.padding != [0, 0]);
-        let mut kept = vec![false; neurons];
-        for &(neuron, constant) in &features {
-            kept[neuron] |= !constant.is_some_and(|c| c.is_finite() && (c == 0.0 || !padded));
-        }
-        if !kept.contains(&true) {
-            kept[0] = true;
-        }
-        if !kept.contains(&false) {
-            return Ok(());
-        }
-
-        let constants: Vec<Option<f32>> =
-            features.iter().map(|&(neuron, constant)| constant.filter(|_| !kept[neuron])).collect();
-        let (Op::Linear { weight, bias } | Op::Conv2d { weight, bias, .. }) = &mut self.nodes[consumer].op
-        else {
-            unreachable!("the consumer is a layer with weights");
-        };
-        let Some((less, shifted)) = remove_columns(weight, bias, &constants)? else { return Ok(()) };
-        (*weight, *bias) = (less, shifted);
-        for affine in affines {
-            if let Op::Affine { scale, shift } = &mut self.nodes[affine].op {
-                // Flattened features are several to a neuron.
-                let each = scale.len() / neurons;
-                *scale = keep(scale, |i| kept[i / each]);
-                *shift = keep(shift, |i| kept[i / each]);
-            }
-        }
-        if let Op::Linear { weight: Weight::Condensed(weight), bias }
-        | Op::Conv2d { weight: Weight::Condensed(weight), bias, .. } = &mut self.nodes[layer].op
-        {
-            *bias = keep(bias, |neuron| kept[neuron]);
-            *weight = remove_rows(weight, &kept)?;
-        }
-        Ok(())
-    }
 }
 
-/// The elements at the places that stay.
-fn keep(values: &[f32], kept: impl Fn(usize) -> bool) -> Vec<f32> {
-    values.iter().enumerate().filter(|&(i, _)| kept(i)).map(|(_, &v)| v).collect()
+/// Joins operations that only scale and shift to the layers before them.
+fn fold_affine(nodes: Vec<Node>, readers: &[Vec<usize>]) -> Vec<Node> {
+    // Where each node's result is found in the folded network.
+    let mut places: Vec<usize> = Vec::with_capacity(nodes.len());
+    let mut folded: Vec<Node> = Vec::with_capacity(nodes.len());
+    for mut node in nodes {
+        if let (Some((scale, shift)), &[input]) = (node.op.operation().scale_and_shift(), &node.inputs[..])
+            && readers[input].len() == 1
+            && let Some(LayerMut { weight, bias }) =
+                folded[places[input]].op.operation_mut().and_then(Operation::layer_mut)
+            && let Some(scaled) = scale_rows(weight, scale)
+            && let Some(shifted) = finite(bias.iter().zip(scale).zip(shift).map(|((b, s), t)| b * s + t))
+        {
+            (*weight, *bias) = (scaled, shifted);
+            places.push(places[input]);
+            continue;
+        }
+        node.inputs.iter_mut().for_each(|input| *input = places[*input]);
+        places.push(folded.len());
+        folded.push(node);
+    }
+    folded
+}
+
+/// Removes what can be removed of the ablated neurons of the node `layer`; `positions` has those of each
+/// node's result.
+fn remove_ablated(
+    nodes: &mut [Node],
+    layer: usize,
+    readers: &[Vec<usize>],
+    positions: &[usize],
+) -> Result<(), Error> {
+    let Some(Layer { weight: Weight::Condensed(weight), bias, whole: true, .. }) =
+        nodes[layer].op.operation().layer()
+    else {
+        return Ok(());
+    };
+    // Of each feature on the way: the neuron it comes from, and its value if that is constant.
+    let mut features: Vec<(usize, Option<f32>)> = bias.iter().map(|&c| Some(c)).enumerate().collect();
+    weight.active().iter().for_each(|&neuron| features[neuron as usize].1 = None);
+    if features.iter().all(|(_, constant)| constant.is_none()) {
+        return Ok(());
+    }
+    let neurons = features.len();
+    let mut between = Vec::new();
+    let mut at = layer;
+    let consumer = loop {
+        let [reader] = readers[at][..] else { return Ok(()) };
+        match nodes[reader].op.operation().pass_constants(&mut features, positions[at]) {
+            Passing::Through => between.push(reader),
+            Passing::Ends => break reader,
+            Passing::Stops => return Ok(()),
+        }
+        at = reader;
+    };
+
+    let padded = nodes[consumer].op.operation().layer().is_some_and(|layer| layer.padded);
+    let mut kept = vec![false; neurons];
+    for &(neuron, constant) in &features {
+        kept[neuron] |= !constant.is_some_and(|c| c.is_finite() && (c == 0.0 || !padded));
+    }
+    if !kept.contains(&true) {
+        kept[0] = true;
+    }
+    if !kept.contains(&false) {
+        return Ok(());
+    }
+
+    let constants: Vec<Option<f32>> =
+        features.iter().map(|&(neuron, constant)| constant.filter(|_| !kept[neuron])).collect();
+    let Some(LayerMut { weight, bias }) = nodes[consumer].op.operation_mut().and_then(Operation::layer_mut)
+    else {
+        unreachable!("constants end at layers with weights");
+    };
+    let Some((less, shifted)) = remove_columns(weight, bias, &constants)? else { return Ok(()) };
+    (*weight, *bias) = (less, shifted);
+    for node in between {
+        if let Some(operation) = nodes[node].op.operation_mut() {
+            operation.keep_features(&kept);
+        }
+    }
+    if let Some(LayerMut { weight: Weight::Condensed(weight), bias }) =
+        nodes[layer].op.operation_mut().and_then(Operation::layer_mut)
+    {
+        *bias = keep(bias, |neuron| kept[neuron]);
+        *weight = remove_rows(weight, &kept)?;
+    }
+    Ok(())
 }
 
 /// All of the values, if they are finite.

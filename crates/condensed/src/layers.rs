@@ -2,22 +2,29 @@
 
 use crate::buffer::Buffer;
 use crate::kernels::{Isa, Lookup, Tiles, dot_rows, transpose_part};
-use crate::planes::{PlaneLayer, Rows, Scratch, block, plane_stride};
-use crate::{CondensedWeight, Error, Shape, Window};
+use crate::planes::{PlaneLayer, Scratch, block};
+use crate::shape::to_planes;
+use crate::tuning::{BATCH, BATCH_TILE};
+use crate::{CondensedWeight, Error, NodeError, Shape, WeightError, Window};
+use std::fmt;
 use rayon::prelude::*;
 use std::sync::{Mutex, OnceLock, PoisonError};
-
-/// Vectors that a tile of a batch holds.
-const BATCH_TILE: usize = 64;
-
-/// From this batch on, tiles are faster than one vector after the other (measured, `docs/performance.md`).
-const BATCH: usize = 4;
 
 /// A linear layer `y = W x + b` in condensed form.
 ///
 /// Packs the weights for single vectors and for batches when each is first asked for. Runs on the current
 /// rayon pool; results do not depend on the number of threads.
-#[derive(Debug)]
+///
+/// ```
+/// use condensed::{CondensedWeight, LinearKernel};
+///
+/// let weight = CondensedWeight::from_masked(&[0.0, 2.0], &[false, true], 1, 2)?;
+/// let layer = LinearKernel::new(&weight, &[0.5])?;
+/// let mut y = [0.0; 2];
+/// layer.run(2, &[7.0, 1.0, 7.0, 3.0], &mut y);
+/// assert_eq!(y, [2.5, 6.5]);
+/// # Ok::<(), condensed::Error>(())
+/// ```
 pub struct LinearKernel {
     weight: CondensedWeight,
     bias: Vec<f32>,
@@ -26,6 +33,12 @@ pub struct LinearKernel {
     /// Neurons in equal parts, one for each thread.
     batch: OnceLock<Vec<Tiles>>,
     scratch: Spare<LinearScratch>,
+}
+
+impl fmt::Debug for LinearKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinearKernel").field("weight", &self.weight).field("isa", &self.isa).finish()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +59,7 @@ impl LinearKernel {
     /// The same with the kernels of one instruction set.
     ///
     /// # Errors
-    /// [`Error::Weight`] if the bias has another length or the machine lacks the instruction set.
+    /// [`Error::Weight`] if the bias has another length, [`Error::Isa`] if the machine lacks the instruction set.
     pub fn with_isa(weight: &CondensedWeight, bias: &[f32], isa: Isa) -> Result<Self, Error> {
         check(weight.neurons(), bias, isa)?;
         Ok(Self {
@@ -151,7 +164,7 @@ impl LinearKernel {
         let (inputs, neurons) = (self.weight.inputs(), self.weight.neurons());
         let part = neurons.div_ceil(rayon::current_num_threads());
         let parts = self.batch.get_or_init(|| {
-            let rows = rows_of(&self.weight);
+            let rows = self.weight.rows();
             let block = block(&rows, inputs, BATCH_TILE);
             let parts = rows.chunks(part).zip(self.bias.chunks(part));
             parts.map(|(rows, bias)| Tiles::new(rows, bias, block)).collect()
@@ -204,7 +217,6 @@ fn transpose(
 /// A convolution in condensed form for images of one size, `[batch, C, H, W]` in PyTorch's order.
 ///
 /// Runs on the current rayon pool; results do not depend on the number of threads.
-#[derive(Debug)]
 pub struct ConvKernel {
     input: Shape,
     output: Shape,
@@ -212,6 +224,13 @@ pub struct ConvKernel {
     /// Whether the layer reads images as they are.
     packed: bool,
     scratch: Spare<ConvScratch>,
+}
+
+impl fmt::Debug for ConvKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.bytes();
+        write!(f, "ConvKernel {{ input: {:?}, output: {:?}, bytes: {bytes} }}", self.input, self.output)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -224,7 +243,7 @@ impl ConvKernel {
     /// A convolution with `weight` `[out channels, in channels / groups · kh · kw]` on images of shape `input`.
     ///
     /// # Errors
-    /// [`Error::Weight`] if weight, bias, window, groups and input do not fit each other.
+    /// [`Error::Node`] if weight, window, groups and input do not fit each other, [`Error::Weight`] if the bias does not.
     pub fn new(
         weight: &CondensedWeight,
         bias: &[f32],
@@ -238,7 +257,7 @@ impl ConvKernel {
     /// The same with the kernels of one instruction set.
     ///
     /// # Errors
-    /// As [`new`](Self::new), or if the machine lacks the instruction set.
+    /// As [`new`](Self::new), or [`Error::Isa`] if the machine lacks the instruction set.
     pub fn with_isa(
         weight: &CondensedWeight,
         bias: &[f32],
@@ -248,26 +267,19 @@ impl ConvKernel {
         isa: Isa,
     ) -> Result<Self, Error> {
         check(weight.neurons(), bias, isa)?;
-        let [height, width] = window.output_size(input)?;
-        let wrong = |what: String| Err(Error::Weight(what));
+        let misfit = |what| Error::Node { node: "convolution".into(), what };
+        let [height, width] = window.output_size(input).map_err(misfit)?;
         if groups == 0 || !input.features.is_multiple_of(groups) || !weight.neurons().is_multiple_of(groups) {
-            return wrong(format!(
-                "{groups} groups do not divide {} and {} channels",
-                input.features,
-                weight.neurons()
-            ));
+            return Err(misfit(NodeError::Groups { groups, inputs: input.features, outputs: weight.neurons() }));
         }
-        if input.features / groups * window.kernel[0] * window.kernel[1] != weight.inputs() {
-            return wrong(format!(
-                "dense fan-in {} for {} channels in {groups} groups and kernel {:?}",
-                weight.inputs(),
-                input.features,
-                window.kernel
-            ));
+        let fan_in = input.features / groups * window.kernel[0] * window.kernel[1];
+        if fan_in != weight.inputs() {
+            let (neurons, inputs) = (weight.neurons(), weight.inputs());
+            return Err(misfit(NodeError::WeightShape { neurons, inputs, expected: neurons, fan_in }));
         }
         let mut layer = PlaneLayer::conv(
             isa,
-            &rows_of(weight),
+            &weight.rows(),
             bias,
             &window,
             groups,
@@ -332,75 +344,12 @@ impl<T: Default> Spare<T> {
     }
 }
 
-impl Shape {
-    /// Positions of one plane.
-    pub fn positions(&self) -> usize {
-        self.height * self.width
-    }
-
-    /// Numbers in one sample.
-    #[expect(clippy::len_without_is_empty, reason = "a count, not a collection")]
-    pub fn len(&self) -> usize {
-        self.features * self.positions()
-    }
-
-    /// Floats between planes in the engine.
-    pub(crate) fn stride(&self) -> usize {
-        plane_stride(self.positions())
-    }
-}
-
-impl Window {
-    /// Height and width of the result on images of shape `input`.
-    ///
-    /// # Errors
-    /// [`Error::Weight`] if a size is 0, too large, or the window larger than the padded image.
-    pub fn output_size(&self, input: Shape) -> Result<[usize; 2], Error> {
-        let size = |axis: usize, size: usize| {
-            let reach = self.kernel[axis].checked_sub(1)?.checked_mul(self.dilation[axis])?.checked_add(1)?;
-            let padded = self.padding[axis].checked_mul(2)?.checked_add(size)?;
-            let positive = self.stride[axis] > 0 && self.dilation[axis] > 0 && padded < 1 << 24;
-            positive.then(|| padded.checked_sub(reach).map(|room| room / self.stride[axis] + 1))?
-        };
-        match (size(0, input.height), size(1, input.width)) {
-            (Some(height), Some(width)) => Ok([height, width]),
-            _ => Err(Error::Weight(format!(
-                "{self:?} does not fit images of {} × {}",
-                input.height, input.width
-            ))),
-        }
-    }
-}
-
-/// Copies a sample `[features, height, width]` into planes of whole cache lines.
-pub(crate) fn to_planes(sample: &[f32], shape: Shape, planes: &mut [f32]) {
-    for (plane, to) in sample.chunks_exact(shape.positions()).zip(planes.chunks_exact_mut(shape.stride())) {
-        to[..plane.len()].copy_from_slice(plane);
-    }
-}
-
-/// The other way.
-pub(crate) fn from_planes(planes: &[f32], shape: Shape, sample: &mut [f32]) {
-    for (plane, to) in planes.chunks_exact(shape.stride()).zip(sample.chunks_exact_mut(shape.positions())) {
-        to.copy_from_slice(&plane[..shape.positions()]);
-    }
-}
-
-/// All neurons' weights, ablated neurons with none.
-pub(crate) fn rows_of(weight: &CondensedWeight) -> Rows {
-    let mut rows = vec![Vec::new(); weight.neurons()];
-    for (row, &neuron) in weight.active().iter().enumerate() {
-        rows[neuron as usize] = weight.row(row).collect();
-    }
-    rows
-}
-
 fn check(neurons: usize, bias: &[f32], isa: Isa) -> Result<(), Error> {
     if bias.len() != neurons {
-        return Err(Error::Weight(format!("bias has {} entries for {neurons} neurons", bias.len())));
+        return Err(WeightError::Bias { got: bias.len(), neurons }.into());
     }
     if !isa.available() {
-        return Err(Error::Weight(format!("this machine has no {isa:?}")));
+        return Err(Error::Isa(isa));
     }
     Ok(())
 }

@@ -21,7 +21,6 @@
 //! # Ok::<(), condensed::Error>(())
 //! ```
 
-pub mod architectures;
 mod buffer;
 mod engine;
 mod error;
@@ -31,13 +30,18 @@ mod kernels;
 mod layers;
 mod math;
 mod network;
+pub mod ops;
 mod planes;
+mod shape;
+mod tuning;
 mod weight;
 
 pub use engine::Engine;
-pub use error::Error;
+pub use error::{Error, FileError, NodeError, TensorError, WeightError};
 pub use file::{from_bytes, load, save, to_bytes};
 pub use kernels::Isa;
 pub use layers::{ConvKernel, LinearKernel};
-pub use network::{Network, Node, Op, Shape, Weight, Window};
-pub use weight::{CondensedWeight, FanIn, Indices};
+pub use network::{Network, Node};
+pub use ops::Op;
+pub use shape::{Shape, Window};
+pub use weight::{CondensedWeight, FanIn, Indices, Weight};

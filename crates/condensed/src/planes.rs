@@ -3,6 +3,8 @@
 use crate::buffer::Buffer;
 use crate::kernels::{Isa, Tiles};
 use crate::math::{self, Strides};
+use crate::tuning::{self, GEMM, TILE_FLOATS, VISIT};
+use crate::weight::Rows;
 use crate::{Shape, Window};
 use rayon::prelude::*;
 
@@ -11,18 +13,8 @@ pub(crate) fn plane_stride(positions: usize) -> usize {
     if positions == 1 { 1 } else { positions.next_multiple_of(16) }
 }
 
-/// Input that fits the first-level cache beside weights and sums, in floats.
-pub(crate) const CACHED: usize = 8192;
-
-/// Weights that a neuron should have in a block, lest the visit cost more than the work.
-pub(crate) const VISIT: usize = 8;
-
-/// Channels from which on a dense convolution is a product of matrices for each tap, and not worth a kernel
-/// that reads its weights one by one.
-const GEMM: usize = 16;
-
 /// A layer between planes: `out[n][p] = bias[n] + Σ w · x[channel][p + tap]`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct PlaneLayer {
     isa: Isa,
     weights: Weights,
@@ -37,7 +29,13 @@ pub(crate) struct PlaneLayer {
     row_stride: usize,
 }
 
-#[derive(Clone, Debug)]
+impl std::fmt::Debug for PlaneLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PlaneLayer {{ neurons: {}, bytes: {} }}", self.neurons, self.bytes())
+    }
+}
+
+#[derive(Clone)]
 enum Weights {
     Sparse {
         /// Neurons in equal parts, one for each thread.
@@ -89,7 +87,7 @@ impl Gather {
     fn run(&self, x: &[f32], packed: &mut [f32]) {
         let channels = packed.par_chunks_exact_mut(self.channel_stride());
         let planes = x.par_chunks(self.input_stride);
-        channels.zip(planes).with_min_len(16).for_each(|(sheets, plane)| {
+        channels.zip(planes).with_min_len(tuning::SHEETS_PER_TASK).for_each(|(sheets, plane)| {
             // Nearly all of it is written again, but one long fill costs less than one for each border.
             sheets.fill(0.0);
             for (&[top, left], to) in self.sheets.iter().zip(sheets.chunks_exact_mut(self.sheet_size())) {
@@ -159,9 +157,6 @@ fn copy(from: &[f32], to: &mut [f32]) {
         _ => parts::<1>(from, to),
     }
 }
-
-/// Weights of a layer, one row for each neuron: (input, value) with inputs ascending.
-pub(crate) type Rows = Vec<Vec<(usize, f32)>>;
 
 /// How a convolution reads its input.
 struct Plan {
@@ -419,7 +414,7 @@ impl PlaneLayer {
                     );
                 }
                 let planes = out.par_chunks_exact_mut(stride).zip(wide.par_chunks_exact(row));
-                planes.enumerate().with_min_len(32).for_each(|(n, (out, sums))| {
+                planes.enumerate().with_min_len(tuning::FINISHED_PER_TASK).for_each(|(n, (out, sums))| {
                     let residual = residual.map_or(&[][..], |r| &r[n * stride..][..stride]);
                     finish(out, sums, residual, relu, 0, positions, self.width, self.row_stride);
                 });
@@ -472,7 +467,7 @@ impl Weights {
 /// Registers of a tile, so that all tiles of a plane are about as wide.
 fn vectors(isa: Isa, positions: usize) -> usize {
     let registers = positions.div_ceil(isa.lanes());
-    let most = isa.accumulators().min(112 / isa.lanes());
+    let most = isa.accumulators().min(TILE_FLOATS / isa.lanes());
     registers.div_ceil(registers.div_ceil(most))
 }
 
@@ -481,7 +476,7 @@ fn vectors(isa: Isa, positions: usize) -> usize {
 pub(crate) fn block(rows: &Rows, channels: usize, read: usize) -> usize {
     let weights: usize = rows.iter().map(Vec::len).sum();
     let visits = (VISIT * channels * rows.len()).div_ceil(weights.max(1));
-    (CACHED / read.max(1)).max(visits).max(1)
+    (tuning::cached_floats() / read.max(1)).max(visits).max(1)
 }
 
 math::vectorised! {

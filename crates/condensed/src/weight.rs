@@ -1,6 +1,7 @@
 //! The condensed form of one weight matrix.
 
-use crate::Error;
+use crate::{Error, WeightError};
+use std::fmt;
 
 /// A sparse weight matrix `[N, M]` in condensed form (SRigL, figure 1): for each active neuron (row)
 /// the values of its active weights and the input (column) that each one reads.
@@ -10,7 +11,7 @@ use crate::Error;
 ///
 /// Built only by checked constructors: active neurons ascend and are `< N`, rows are not empty and have
 /// finite values, and their indices ascend and are `< M`. Kernels rely on it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct CondensedWeight {
     neurons: usize,
     inputs: usize,
@@ -18,6 +19,49 @@ pub struct CondensedWeight {
     fan_in: FanIn,
     indices: Indices,
     values: Vec<f32>,
+}
+
+impl fmt::Debug for CondensedWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (active, weights) = (self.active.len(), self.values.len());
+        write!(f, "CondensedWeight {{ neurons: {}, active: {active}, ", self.neurons)?;
+        match self.fan_in {
+            FanIn::Constant(k) => write!(f, "fan_in: {k}, ")?,
+            FanIn::Varying(_) => write!(f, "fan_in: varies, ")?,
+        }
+        write!(f, "inputs: {}, weights: {weights} }}", self.inputs)
+    }
+}
+
+/// Weights of a layer, one row for each neuron: (input, value) with inputs ascending.
+pub(crate) type Rows = Vec<Vec<(usize, f32)>>;
+
+/// The weights of a linear layer or a convolution.
+#[derive(Clone, PartialEq)]
+pub enum Weight {
+    /// All of them, row-major `[N, M]`.
+    Dense(Vec<f32>),
+    /// The active ones.
+    Condensed(CondensedWeight),
+}
+
+impl Weight {
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(values) => values.len() * 4,
+            Self::Condensed(weight) => weight.bytes(),
+        }
+    }
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dense(values) => write!(f, "Dense {{ weights: {} }}", values.len()),
+            Self::Condensed(weight) => weight.fmt(f),
+        }
+    }
 }
 
 /// How many weights each active neuron has.
@@ -75,6 +119,15 @@ impl Indices {
         }
     }
 
+    /// All of them, little-endian.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::U8(v) => v.clone(),
+            Self::U16(v) => v.iter().flat_map(|i| i.to_le_bytes()).collect(),
+            Self::U32(v) => v.iter().flat_map(|i| i.to_le_bytes()).collect(),
+        }
+    }
+
     /// Bytes of one index.
     pub fn width(&self) -> usize {
         match self {
@@ -99,33 +152,29 @@ impl CondensedWeight {
         indices: Vec<u32>,
         values: Vec<f32>,
     ) -> Result<Self, Error> {
-        let bad = |what: String| Err(Error::Weight(what));
+        let bad = |error: WeightError| Err(Error::Weight(error));
         if neurons > u32::MAX as usize || inputs > u32::MAX as usize {
-            return bad(format!("a matrix [{neurons}, {inputs}] has more than 2^32 rows or columns"));
+            return bad(WeightError::TooLarge { neurons, inputs });
         }
         if indices.len() != values.len() {
-            return bad(format!("{} indices for {} values", indices.len(), values.len()));
+            return bad(WeightError::Indices { indices: indices.len(), values: values.len() });
         }
         if let Some(pair) = active.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return bad(format!("active neurons must ascend, but {} follows {}", pair[1], pair[0]));
+            return bad(WeightError::ActiveOrder { before: pair[0], after: pair[1] });
         }
         if let Some(&last) = active.last().filter(|&&last| last as usize >= neurons) {
-            return bad(format!("active neuron {last} of a matrix with {neurons} rows"));
+            return bad(WeightError::Active { neuron: last, neurons });
         }
         match &fan_in {
             FanIn::Constant(k) => {
                 if *k == 0 && !active.is_empty() {
-                    return bad("an active neuron has fan-in 0".into());
+                    return bad(WeightError::FanInZero);
                 }
                 if *k > inputs {
-                    return bad(format!("fan-in {k} of a matrix with {inputs} columns"));
+                    return bad(WeightError::FanIn { fan_in: *k, inputs });
                 }
                 if active.len().checked_mul(*k) != Some(values.len()) {
-                    return bad(format!(
-                        "{} values for {} active neurons of fan-in {k}",
-                        values.len(),
-                        active.len()
-                    ));
+                    return bad(WeightError::Values { values: values.len(), active: active.len(), fan_in: *k });
                 }
             }
             FanIn::Varying(pointers) => {
@@ -134,21 +183,21 @@ impl CondensedWeight {
                     && pointers.windows(2).all(|p| p[0] < p[1])
                     && pointers.last().is_some_and(|&p| p as usize == values.len());
                 if !fits {
-                    return bad("row pointers do not rise from 0 to the number of values".into());
+                    return bad(WeightError::Pointers);
                 }
             }
         }
         if let Some(value) = values.iter().find(|v| !v.is_finite()) {
-            return bad(format!("value {value}"));
+            return bad(WeightError::NotFinite(*value));
         }
         if let Some(index) = indices.iter().find(|&&i| i as usize >= inputs) {
-            return bad(format!("input index {index} of a matrix with {inputs} columns"));
+            return bad(WeightError::Index { index: *index, inputs });
         }
         let weight = Self { neurons, inputs, active, fan_in, indices: Indices::new(indices, inputs), values };
         for row in 0..weight.active.len() {
             let range = weight.row_range(row);
             if (range.start + 1..range.end).any(|i| weight.indices.get(i - 1) >= weight.indices.get(i)) {
-                return bad(format!("input indices of neuron {} do not ascend", weight.active[row]));
+                return bad(WeightError::IndexOrder { neuron: weight.active[row] });
             }
         }
         Ok(weight)
@@ -162,11 +211,7 @@ impl CondensedWeight {
     pub fn from_masked(weights: &[f32], mask: &[bool], neurons: usize, inputs: usize) -> Result<Self, Error> {
         let size = neurons.checked_mul(inputs);
         if size != Some(weights.len()) || size != Some(mask.len()) {
-            return Err(Error::Weight(format!(
-                "{} weights and {} mask bits for a matrix [{neurons}, {inputs}]",
-                weights.len(),
-                mask.len()
-            )));
+            return Err(WeightError::Mask { weights: weights.len(), bits: mask.len(), neurons, inputs }.into());
         }
         let (mut active, mut pointers) = (Vec::new(), vec![0u32]);
         let (mut indices, mut values) = (Vec::new(), Vec::new());
@@ -242,6 +287,15 @@ impl CondensedWeight {
     /// The weights of the `row`-th active neuron as (input, value), inputs ascending.
     pub fn row(&self, row: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
         self.row_range(row).map(|i| (self.indices.get(i), self.values[i]))
+    }
+
+    /// All neurons' weights, ablated neurons with none.
+    pub(crate) fn rows(&self) -> Rows {
+        let mut rows = vec![Vec::new(); self.neurons];
+        for (row, &neuron) in self.active.iter().enumerate() {
+            rows[neuron as usize] = self.row(row).collect();
+        }
+        rows
     }
 
     /// Bytes that values, indices, active neurons and row pointers take.

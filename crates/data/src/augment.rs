@@ -4,8 +4,9 @@
 //! resize, flip, jitter on 8 bits per channel, then normalisation. Resizing is bilinear with antialiasing.
 
 use anyhow::{Context, Result, bail, ensure};
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -366,21 +367,28 @@ impl Workspace {
     }
 
     /// Makes the image `part` of it, resized to `[height, width]`; pixels outside the part do not count.
-    fn resize(&mut self, part: Part, [height, width]: [usize; 2]) -> Result<()> {
-        let channels = self.picture.channels;
-        let kind = if channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
-        self.next.reshape(height, width, channels);
-        let side = |side: usize| side as u32; // pictures have at most 2^27 pixels
-        let from =
-            ImageRef::new(side(self.picture.width), side(self.picture.height), &self.picture.pixels, kind)?;
-        let from =
-            CroppedImage::new(&from, side(part.left), side(part.top), side(part.width), side(part.height))?;
-        let mut to = Image::from_slice_u8(side(width), side(height), &mut self.next.pixels, kind)?;
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        self.resizer.resize(&from, &mut to, &options)?;
+    fn resize(&mut self, part: Part, size: [usize; 2]) -> Result<()> {
+        let (from, to) = (&self.picture, &mut self.next);
+        to.reshape(size[0], size[1], from.channels);
+        // With types of pixels named: `resize`, which looks at them as it runs, compiles code for every type.
+        match from.channels {
+            1 => resize::<U8>(&mut self.resizer, from, part, to)?,
+            _ => resize::<U8x3>(&mut self.resizer, from, part, to)?,
+        }
         std::mem::swap(&mut self.picture, &mut self.next);
         Ok(())
     }
+}
+
+fn resize<P: PixelTrait>(resizer: &mut Resizer, from: &Picture, part: Part, to: &mut Picture) -> Result<()> {
+    let side = |side: usize| side as u32; // pictures have at most 2^27 pixels
+    let from = TypedImageRef::<P>::from_buffer(side(from.width), side(from.height), &from.pixels)?;
+    let (left, top) = (side(part.left), side(part.top));
+    let from = TypedCroppedImage::from_ref(&from, left, top, side(part.width), side(part.height))?;
+    let (width, height) = (side(to.width), side(to.height));
+    let mut to = TypedImage::<P>::from_buffer(width, height, &mut to.pixels)?;
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    Ok(resizer.resize_typed(&from, &mut to, &options)?)
 }
 
 /// A part of random size, shape and place: torchvision's `RandomResizedCrop.get_params`.

@@ -1,16 +1,17 @@
 //! Downloads the files of a data set. A file gets its name only once its checksum is right, so
 //! whatever bears the name is whole.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use atomic_write_file::AtomicWriteFile;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
-use super::{DataSet, write_atomic};
+use super::DataSet;
 
 /// Where a set is published.
 pub struct Remote {
@@ -105,7 +106,11 @@ pub fn fetch(remote: &Remote, dir: &Path) -> Result<Vec<Outcome>> {
             return Ok(Outcome::Intact);
         }
         let url = format!("{}{}", remote.mirror, file.name);
-        write_atomic(&path, |to| download(&url, file, to).with_context(|| format!("cannot download {url}")))?;
+        let cannot = || format!("cannot write `{}`", path.display());
+        fs::create_dir_all(dir).with_context(cannot)?;
+        let mut to = AtomicWriteFile::open(&path).with_context(cannot)?;
+        download(&url, file, &mut to).with_context(|| format!("cannot download {url}"))?;
+        to.commit().with_context(cannot)?;
         Ok(Outcome::Downloaded)
     };
     remote.files.iter().map(fetch_one).collect()

@@ -23,7 +23,6 @@
 //! ```
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -397,25 +396,6 @@ fn read_dir(set: DataSet, dir: &Path) -> Result<Images> {
     Ok(Images::new(set, dir.display().to_string(), (train, test), names, [1, idx::SIDE, idx::SIDE]))
 }
 
-/// Writes a file beside `path` and moves it there once `write` has succeeded, so that nobody ever
-/// sees half of it. Makes the folder where it is missing.
-pub fn write_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let name = path.display();
-    fs::create_dir_all(folder).with_context(|| format!("cannot make the folder of `{name}`"))?;
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)] // temporary files are private by default; this one is to be an ordinary file
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).with_context(|| format!("cannot write beside `{name}`"))?;
-    write(file.as_file_mut())?;
-    file.as_file().sync_all().with_context(|| format!("cannot write `{name}`"))?;
-    file.persist(path).with_context(|| format!("cannot write `{name}`"))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -576,15 +556,5 @@ mod tests {
         let (mean, std) = images.mean_std();
         assert!((mean - 0.2860).abs() < 1e-4, "{mean}"); // as published everywhere
         assert!((std - 0.3530).abs() < 1e-4, "{std}");
-    }
-
-    #[test]
-    fn a_failed_write_leaves_the_old_file() {
-        let dir = TempDir::new().unwrap();
-        let path = dir.path().join("file");
-        fs::write(&path, "old").unwrap();
-        assert!(write_atomic(&path, |_| bail!("no")).is_err());
-        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

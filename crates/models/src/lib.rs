@@ -1,6 +1,28 @@
 //! The models of the reproductions, as plain Burn modules. They know nothing of sparsity.
 //!
-//! All of them are classifiers of images `[batch, channels, height, width]` into logits `[batch, classes]`.
+//! All of them are classifiers of images `[batch, channels, height, width]` into logits `[batch, classes]`. A network is
+//! one file: the module, its `forward`, how it lowers to a condensed network, and what [`MODELS`] says of it.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use srigl_models::{Classifier, ModelInfo, ResNetConfig, WithModel};
+//!
+//! // By type …
+//! let device = Device::flex();
+//! let net = ResNetConfig::new().with_small_images(true).with_width(8).with_classes(10).resnet18(&device);
+//! assert_eq!(net.forward(Tensor::ones([1, 3, 32, 32], &device)).dims(), [1, 10]);
+//!
+//! // … or by name.
+//! struct Parameters;
+//! impl WithModel for Parameters {
+//!     type Output = usize;
+//!     fn run<M: Classifier>(self, model: M) -> usize {
+//!         model.num_params()
+//!     }
+//! }
+//! assert_eq!(ModelInfo::named("mlp")?.usual().with(&device, Parameters)?, 266_610);
+//! # Ok::<(), srigl_models::Error>(())
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -9,11 +31,13 @@ mod mnist_cnn;
 mod mobilenet;
 mod resnet;
 mod resnet8;
+mod table;
 mod vit;
 mod wide_resnet;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use srigl_burn::Lower;
 
 pub use mlp::{Mlp, MlpConfig};
 pub use mnist_cnn::{MnistCnn, MnistCnnConfig};
@@ -22,11 +46,12 @@ pub use mobilenet::{
 };
 pub use resnet::{BasicBlock, Bottleneck, ResNet, ResNet18, ResNet50, ResNetConfig, ResidualBlock};
 pub use resnet8::{ResNet8, ResNet8Config};
+pub use table::{Error, MODELS, ModelInfo, ModelSpec, Size, WithModel, names};
 pub use vit::{Encoder, EncoderLayer, Heads, SelfAttention, VisionTransformer, VitConfig};
 pub use wide_resnet::{WideBlock, WideResNet, WideResNetConfig, WideStage};
 
-/// An image classifier.
-pub trait Classifier: Module + 'static {
+/// An image classifier, which can be lowered to a condensed network.
+pub trait Classifier: Module + Lower + 'static {
     /// Logits `[batch, classes]` of images `[batch, channels, height, width]`.
     fn forward(&self, images: Tensor<4>) -> Tensor<2>;
 }

@@ -1,8 +1,9 @@
-use crate::Classifier;
+use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig, Relu};
 use burn::tensor::{Device, Tensor};
+use srigl_burn::{Lower, Lowering, Value};
 
 /// Configuration of [`Mlp`].
 #[derive(Config, Debug)]
@@ -42,4 +43,33 @@ impl Classifier for Mlp {
         let x = Relu::new().forward(self.fc1.forward(images.flatten(1, 3)));
         self.fc3.forward(Relu::new().forward(self.fc2.forward(x)))
     }
+}
+
+impl Lower for Mlp {
+    fn lower(&self, graph: &mut Lowering, images: Value) -> Value {
+        let x = graph.flatten(images);
+        let x = graph.linear(&self.fc1, x);
+        let x = graph.relu(x);
+        let x = graph.linear(&self.fc2, x);
+        let x = graph.relu(x);
+        graph.linear(&self.fc3, x)
+    }
+}
+
+/// Its row in the table.
+pub(crate) static INFO: ModelInfo = ModelInfo {
+    name: "mlp",
+    about: "784-300-100-10",
+    images: [1, 28, 28],
+    classes: 10,
+    stem: "fc1.weight",
+    head: "fc3.bias",
+    width: None,
+    patch: None,
+    check: |_| Ok(()),
+};
+
+pub(crate) fn init(spec: &ModelSpec, device: &Device) -> Mlp {
+    let inputs = spec.images.iter().product();
+    MlpConfig::new().with_inputs(inputs).with_classes(spec.classes).init(device)
 }

@@ -1,10 +1,11 @@
-use crate::Classifier;
+use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig, Relu};
 use burn::tensor::{Device, Tensor};
+use srigl_burn::{Lower, Lowering, Value};
 
 /// Configuration of [`MnistCnn`].
 #[derive(Config, Debug)]
@@ -57,4 +58,38 @@ impl Classifier for MnistCnn {
         let x = Relu::new().forward(self.fc1.forward(x));
         self.fc2.forward(self.dropout2.forward(x))
     }
+}
+
+impl Lower for MnistCnn {
+    fn lower(&self, graph: &mut Lowering, images: Value) -> Value {
+        let x = graph.conv2d(&self.conv1, images);
+        let x = graph.relu(x);
+        let x = graph.conv2d(&self.conv2, x);
+        let x = graph.relu(x);
+        let x = graph.max_pool2d("pool", &self.pool, x);
+        let x = graph.flatten(x);
+        let x = graph.linear(&self.fc1, x);
+        let x = graph.relu(x);
+        graph.linear(&self.fc2, x)
+    }
+}
+
+/// Its row in the table.
+pub(crate) static INFO: ModelInfo = ModelInfo {
+    name: "mnist-cnn",
+    about: "Two 3×3 convolutions (32, 64) and two linear layers (9216 → 128 → 10)",
+    images: [1, 28, 28],
+    classes: 10,
+    stem: "conv1.weight",
+    head: "fc2.bias",
+    width: None,
+    patch: None,
+    check: |spec| match spec.images {
+        [_, 28, 28] => Ok(()),
+        [_, height, width] => Err(format!("takes images of 28×28 pixels, not {height}×{width}")),
+    },
+};
+
+pub(crate) fn init(spec: &ModelSpec, device: &Device) -> MnistCnn {
+    MnistCnnConfig::new().with_channels(spec.images[0]).with_classes(spec.classes).init(device)
 }

@@ -1,10 +1,12 @@
-use crate::Classifier;
+use crate::resnet::lower_conv_norm;
+use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::{Initializer, Module};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
+use srigl_burn::{Lower, Lowering, Value};
 
 /// Configuration of [`MobileNetV3`].
 #[derive(Config, Debug)]
@@ -253,6 +255,98 @@ impl Classifier for MobileNetV3 {
         let x: Tensor<2> = x.mean_dims(&[2, 3]).flatten(1, 3);
         head.forward(dropout.forward(hard_swish.forward(hidden.forward(x))))
     }
+}
+
+impl Lower for SqueezeExcitation {
+    fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
+        let name = graph.name_around(&self.fc1.weight, 1);
+        let x = graph.global_avg_pool(format!("{name}.avgpool"), input);
+        let x = graph.conv2d(&self.fc1, x);
+        let x = graph.relu(x);
+        let x = graph.conv2d(&self.fc2, x);
+        let factors = graph.hard_sigmoid(x);
+        graph.scale(format!("{name}.scale"), input, factors)
+    }
+}
+
+impl Lower for InvertedResidual {
+    fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
+        let mut x = input;
+        let mut name = String::new();
+        for (i, layer) in self.block.iter().enumerate() {
+            x = match layer {
+                BlockLayer::Conv((conv, norm)) => {
+                    name = graph.name_around(&conv.weight, 3);
+                    let x = lower_conv_norm(graph, conv, norm, x);
+                    match (i + 1 == self.block.len(), self.hard_swish) {
+                        (true, _) => x,
+                        (false, true) => graph.hard_swish(x),
+                        (false, false) => graph.relu(x),
+                    }
+                }
+                BlockLayer::Squeeze(squeeze) => squeeze.lower(graph, x),
+            };
+        }
+        if self.shortcut { graph.add(format!("{name}.add"), x, input) } else { x }
+    }
+}
+
+impl Lower for MobileNetV3 {
+    fn lower(&self, graph: &mut Lowering, images: Value) -> Value {
+        let mut x = images;
+        for stage in &self.features {
+            x = match stage {
+                Stage::Conv((conv, norm)) => {
+                    let x = lower_conv_norm(graph, conv, norm, x);
+                    graph.hard_swish(x)
+                }
+                Stage::Block(block) => block.lower(graph, x),
+            };
+        }
+        let (hidden, _, _, head) = &self.classifier;
+        let x = graph.global_avg_pool("avgpool", x);
+        let x = graph.linear(hidden, x);
+        let x = graph.hard_swish(x);
+        graph.linear(head, x)
+    }
+}
+
+/// Its row in the table.
+pub(crate) static LARGE_INFO: ModelInfo = ModelInfo {
+    name: "mobilenet-v3-large",
+    about: "MobileNetV3, large",
+    images: [3, 224, 224],
+    classes: 1000,
+    stem: "features.0.0.weight",
+    head: "classifier.3.bias",
+    width: None,
+    patch: None,
+    check: |_| Ok(()),
+};
+
+/// Its row in the table.
+pub(crate) static SMALL_INFO: ModelInfo = ModelInfo {
+    name: "mobilenet-v3-small",
+    about: "MobileNetV3, small",
+    images: [3, 224, 224],
+    classes: 1000,
+    stem: "features.0.0.weight",
+    head: "classifier.3.bias",
+    width: None,
+    patch: None,
+    check: |_| Ok(()),
+};
+
+fn config(spec: &ModelSpec) -> MobileNetV3Config {
+    MobileNetV3Config::new().with_channels(spec.images[0]).with_classes(spec.classes)
+}
+
+pub(crate) fn init_large(spec: &ModelSpec, device: &Device) -> MobileNetV3 {
+    config(spec).large(device)
+}
+
+pub(crate) fn init_small(spec: &ModelSpec, device: &Device) -> MobileNetV3 {
+    config(spec).small(device)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-use crate::Classifier;
+use crate::{Classifier, ModelInfo, ModelSpec, Size};
 use burn::config::Config;
 use burn::module::{Initializer, Module, ModuleDisplay};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d, Relu};
 use burn::tensor::{Device, Tensor};
+use srigl_burn::{Lower, Lowering, Value};
 
 /// Configuration of [`ResNet18`] and [`ResNet50`].
 #[derive(Config, Debug)]
@@ -51,10 +52,10 @@ pub type ResNet18 = ResNet<BasicBlock>;
 pub type ResNet50 = ResNet<Bottleneck>;
 
 /// What a [`ResNet`] repeats.
-pub trait ResidualBlock: Module + ModuleDisplay + 'static {
+pub trait ResidualBlock: Module + ModuleDisplay + Lower + 'static {
     /// Channels of its result over its inner width.
     const EXPANSION: usize;
-    /// A block from so many channels, of so wide a middle.
+    /// A block for `from` channels, with `width` channels inside.
     fn new(from: usize, width: usize, stride: usize, device: &Device) -> Self;
     /// `[batch, from, h, w]` to `[batch, width · EXPANSION, h/stride, w/stride]`.
     fn forward(&self, input: Tensor<4>) -> Tensor<4>;
@@ -167,6 +168,51 @@ impl ResidualBlock for Bottleneck {
     }
 }
 
+/// The input itself, or a 1×1 convolution of it. In a block it comes before the last convolution beside it, which then adds
+/// it while it writes its result.
+fn lower_shortcut(
+    downsample: &Option<(Conv2d, BatchNorm)>,
+    graph: &mut Lowering,
+    input: Value,
+) -> Value {
+    match downsample {
+        Some((conv, norm)) => lower_conv_norm(graph, conv, norm, input),
+        None => input,
+    }
+}
+
+/// A convolution and its normalisation.
+pub(crate) fn lower_conv_norm(graph: &mut Lowering, conv: &Conv2d, norm: &BatchNorm, x: Value) -> Value {
+    let x = graph.conv2d(conv, x);
+    graph.batch_norm(norm, x)
+}
+
+impl Lower for BasicBlock {
+    fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
+        let block = graph.name_around(&self.conv1.weight, 1);
+        let x = lower_conv_norm(graph, &self.conv1, &self.bn1, input);
+        let x = graph.relu(x);
+        let skip = lower_shortcut(&self.downsample, graph, input);
+        let x = lower_conv_norm(graph, &self.conv2, &self.bn2, x);
+        let x = graph.add(format!("{block}.add"), x, skip);
+        graph.relu(x)
+    }
+}
+
+impl Lower for Bottleneck {
+    fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
+        let block = graph.name_around(&self.conv1.weight, 1);
+        let x = lower_conv_norm(graph, &self.conv1, &self.bn1, input);
+        let x = graph.relu(x);
+        let x = lower_conv_norm(graph, &self.conv2, &self.bn2, x);
+        let x = graph.relu(x);
+        let skip = lower_shortcut(&self.downsample, graph, input);
+        let x = lower_conv_norm(graph, &self.conv3, &self.bn3, x);
+        let x = graph.add(format!("{block}.add"), x, skip);
+        graph.relu(x)
+    }
+}
+
 impl ResNetConfig {
     /// Initialises a network of 18 layers on a device.
     pub fn resnet18(&self, device: &Device) -> ResNet18 {
@@ -219,6 +265,80 @@ impl<B: ResidualBlock> Classifier for ResNet<B> {
         let pooled: Tensor<2> = x.mean_dims(&[2, 3]).flatten(1, 3);
         self.fc.forward(pooled)
     }
+}
+
+impl<B: ResidualBlock> Lower for ResNet<B> {
+    fn lower(&self, graph: &mut Lowering, images: Value) -> Value {
+        let x = lower_conv_norm(graph, &self.conv1, &self.bn1, images);
+        let mut x = graph.relu(x);
+        if let Some(maxpool) = &self.maxpool {
+            x = graph.max_pool2d("maxpool", maxpool, x);
+        }
+        for block in [&self.layer1, &self.layer2, &self.layer3, &self.layer4].into_iter().flatten() {
+            x = block.lower(graph, x);
+        }
+        let x = graph.global_avg_pool("avgpool", x);
+        graph.linear(&self.fc, x)
+    }
+}
+
+/// Channels after the first convolution.
+const WIDTH: Option<Size> = Some(Size { usual: 64, tensor: "conv1.weight", dimension: 0 });
+
+/// Its row in the table.
+pub(crate) static RESNET18: ModelInfo = ModelInfo {
+    name: "resnet18",
+    about: "ResNet-18 for ImageNet",
+    images: [3, 224, 224],
+    classes: 1000,
+    stem: "conv1.weight",
+    head: "fc.bias",
+    width: WIDTH,
+    patch: None,
+    check: |_| Ok(()),
+};
+
+/// Its row in the table.
+pub(crate) static RESNET18_SMALL: ModelInfo = ModelInfo {
+    name: "resnet18-small",
+    about: "ResNet-18 for images of about 32×32: a 3×3 stem of stride 1, no pooling after it",
+    images: [3, 32, 32],
+    classes: 10,
+    stem: "conv1.weight",
+    head: "fc.bias",
+    width: WIDTH,
+    patch: None,
+    check: |_| Ok(()),
+};
+
+/// Its row in the table.
+pub(crate) static RESNET50: ModelInfo = ModelInfo {
+    name: "resnet50",
+    about: "ResNet-50 for ImageNet",
+    images: [3, 224, 224],
+    classes: 1000,
+    stem: "conv1.weight",
+    head: "fc.bias",
+    width: WIDTH,
+    patch: None,
+    check: |_| Ok(()),
+};
+
+fn config(spec: &ModelSpec) -> ResNetConfig {
+    let config = ResNetConfig::new().with_channels(spec.images[0]).with_classes(spec.classes);
+    config.with_width(spec.width_or_usual())
+}
+
+pub(crate) fn init18(spec: &ModelSpec, device: &Device) -> ResNet18 {
+    config(spec).resnet18(device)
+}
+
+pub(crate) fn init18_small(spec: &ModelSpec, device: &Device) -> ResNet18 {
+    config(spec).with_small_images(true).resnet18(device)
+}
+
+pub(crate) fn init50(spec: &ModelSpec, device: &Device) -> ResNet50 {
+    config(spec).resnet50(device)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-use crate::Classifier;
-use crate::resnet::{BasicBlock, ResidualBlock, conv};
+use crate::{Classifier, ModelInfo, ModelSpec};
+use crate::resnet::{BasicBlock, ResidualBlock, conv, lower_conv_norm};
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, Relu};
 use burn::tensor::{Device, Tensor};
+use srigl_burn::{Lower, Lowering, Value};
 
 /// Configuration of [`ResNet8`].
 #[derive(Config, Debug)]
@@ -60,6 +61,35 @@ impl Classifier for ResNet8 {
         let pooled: Tensor<2> = x.mean_dims(&[2, 3]).flatten(1, 3);
         self.fc.forward(pooled)
     }
+}
+
+impl Lower for ResNet8 {
+    fn lower(&self, graph: &mut Lowering, images: Value) -> Value {
+        let x = lower_conv_norm(graph, &self.conv1, &self.bn1, images);
+        let mut x = graph.relu(x);
+        for block in [&self.layer1, &self.layer2, &self.layer3] {
+            x = block.lower(graph, x);
+        }
+        let x = graph.global_avg_pool("avgpool", x);
+        graph.linear(&self.fc, x)
+    }
+}
+
+/// Its row in the table.
+pub(crate) static INFO: ModelInfo = ModelInfo {
+    name: "resnet8",
+    about: "The smallest residual network of the CIFAR family",
+    images: [1, 28, 28],
+    classes: 10,
+    stem: "conv1.weight",
+    head: "fc.bias",
+    width: None,
+    patch: None,
+    check: |_| Ok(()),
+};
+
+pub(crate) fn init(spec: &ModelSpec, device: &Device) -> ResNet8 {
+    ResNet8Config::new().with_channels(spec.images[0]).with_classes(spec.classes).init(device)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-use crate::Classifier;
+use crate::{Classifier, ModelInfo, ModelSpec, Size};
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Dropout, DropoutConfig, Gelu, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
+use srigl_burn::{Lower, Lowering, Value};
 
 /// Configuration of [`VisionTransformer`]: by default ViT-B/16.
 #[derive(Config, Debug)]
@@ -152,8 +153,11 @@ impl VitConfig {
     }
 }
 
+/// ε of all layer normalisations.
+const EPSILON: f64 = 1e-6;
+
 fn norm(features: usize, device: &Device) -> LayerNorm {
-    LayerNormConfig::new(features).with_epsilon(1e-6).init(device)
+    LayerNormConfig::new(features).with_epsilon(EPSILON).init(device)
 }
 
 impl SelfAttention {
@@ -198,6 +202,102 @@ impl Classifier for VisionTransformer {
         let class = self.encoder.ln.forward(x.slice_dim(1, 0..1)).reshape([batch, features]);
         self.heads.head.forward(class)
     }
+}
+
+impl Lower for EncoderLayer {
+    fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
+        let SelfAttention { in_proj, out_proj, heads } = &self.self_attention;
+        let name = graph.name_around(&self.ln_1.gamma, 1);
+        let x = graph.layer_norm(&self.ln_1, EPSILON as f32, input);
+        let x = graph.linear(in_proj, x);
+        let x = graph.attention(format!("{name}.self_attention"), *heads, x);
+        let x = graph.linear(out_proj, x);
+        let attended = graph.add(format!("{name}.self_attention.add"), x, input);
+
+        let (inner, _, _, outer, _) = &self.mlp;
+        let x = graph.layer_norm(&self.ln_2, EPSILON as f32, attended);
+        let x = graph.linear(inner, x);
+        let x = graph.gelu(x);
+        let x = graph.linear(outer, x);
+        graph.add(format!("{name}.mlp.add"), x, attended)
+    }
+}
+
+impl Lower for VisionTransformer {
+    fn lower(&self, graph: &mut Lowering, images: Value) -> Value {
+        let x = graph.conv2d(&self.conv_proj, images);
+        let mut x = graph.tokens(&self.class_token, &self.encoder.pos_embedding, x);
+        for layer in &self.encoder.layers {
+            x = layer.lower(graph, x);
+        }
+        let x = graph.layer_norm(&self.encoder.ln, EPSILON as f32, x);
+        let x = graph.class_token(x);
+        graph.linear(&self.heads.head, x)
+    }
+}
+
+/// Its row in the table.
+pub(crate) static TINY: ModelInfo = ModelInfo {
+    name: "vit-tiny",
+    about: "Two layers of 64 features, patches of 8×8 unless another size is chosen",
+    images: [3, 32, 32],
+    classes: 10,
+    stem: "conv_proj.weight",
+    head: "heads.head.bias",
+    width: Some(Size { usual: 64, tensor: "class_token", dimension: 2 }),
+    patch: Some(Size { usual: 8, tensor: "conv_proj.weight", dimension: 2 }),
+    check: |spec| check(&tiny(spec)),
+};
+
+/// Its row in the table.
+pub(crate) static B16: ModelInfo = ModelInfo {
+    name: "vit-b-16",
+    about: "ViT-B/16",
+    images: [3, 224, 224],
+    classes: 1000,
+    stem: "conv_proj.weight",
+    head: "heads.head.bias",
+    width: Some(Size { usual: 768, tensor: "class_token", dimension: 2 }),
+    patch: Some(Size { usual: 16, tensor: "conv_proj.weight", dimension: 2 }),
+    check: |spec| check(&b16(spec)),
+};
+
+fn tiny(spec: &ModelSpec) -> VitConfig {
+    sized(VitConfig::new().with_patch(8).with_layers(2).with_heads(4).with_features(64).with_mlp(128), spec)
+}
+
+fn b16(spec: &ModelSpec) -> VitConfig {
+    sized(VitConfig::new(), spec)
+}
+
+fn sized(config: VitConfig, spec: &ModelSpec) -> VitConfig {
+    let [channels, height, width] = spec.images;
+    let features = spec.width_or_usual();
+    let mlp = config.mlp / config.features * features;
+    let patch = spec.patch.unwrap_or(config.patch);
+    let config = config.with_channels(channels).with_image([height, width]).with_classes(spec.classes);
+    config.with_patch(patch).with_features(features).with_mlp(mlp)
+}
+
+fn check(config: &VitConfig) -> Result<(), String> {
+    let VitConfig { patch, image: [height, width], features, heads, .. } = *config;
+    if !features.is_multiple_of(heads) {
+        return Err(format!("has {heads} heads, which do not divide --width {features}"));
+    }
+    if !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
+        return Err(format!(
+            "cuts images into patches of {patch}×{patch}, which do not fill {height}×{width}; choose another --patch"
+        ));
+    }
+    Ok(())
+}
+
+pub(crate) fn init_tiny(spec: &ModelSpec, device: &Device) -> VisionTransformer {
+    tiny(spec).init(device)
+}
+
+pub(crate) fn init_b16(spec: &ModelSpec, device: &Device) -> VisionTransformer {
+    b16(spec).init(device)
 }
 
 #[cfg(test)]

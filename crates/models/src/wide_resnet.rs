@@ -1,10 +1,11 @@
-use crate::Classifier;
+use crate::{Classifier, ModelInfo, ModelSpec};
 use crate::resnet::conv;
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig, Relu};
 use burn::tensor::{Device, Tensor};
+use srigl_burn::{Lower, Lowering, Value};
 
 /// Blocks of a stage in a network of 22 layers: (22 − 4) / 6.
 const BLOCKS: usize = 3;
@@ -131,6 +132,53 @@ impl Classifier for WideResNet {
         let x = Relu::new().forward(self.bn1.forward(x));
         self.fc.forward(x.mean_dims(&[2, 3]).flatten(1, 3))
     }
+}
+
+impl Lower for WideBlock {
+    fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
+        let block = graph.name_around(&self.conv1.weight, 1);
+        let x = graph.batch_norm(&self.bn1, input);
+        let normed = graph.relu(x);
+        let x = graph.conv2d(&self.conv1, normed);
+        let x = graph.batch_norm(&self.bn2, x);
+        let x = graph.relu(x);
+        let skip = match &self.conv_shortcut {
+            Some(conv) => graph.conv2d(conv, normed),
+            None => input,
+        };
+        let x = graph.conv2d(&self.conv2, x);
+        graph.add(format!("{block}.add"), x, skip)
+    }
+}
+
+impl Lower for WideResNet {
+    fn lower(&self, graph: &mut Lowering, images: Value) -> Value {
+        let mut x = graph.conv2d(&self.conv1, images);
+        for block in [&self.block1, &self.block2, &self.block3].into_iter().flat_map(|stage| &stage.layer) {
+            x = block.lower(graph, x);
+        }
+        let x = graph.batch_norm(&self.bn1, x);
+        let x = graph.relu(x);
+        let x = graph.global_avg_pool("avgpool", x);
+        graph.linear(&self.fc, x)
+    }
+}
+
+/// Its row in the table.
+pub(crate) static INFO: ModelInfo = ModelInfo {
+    name: "wrn-22-2",
+    about: "Wide ResNet of 22 layers, twice as wide, for images of about 32×32",
+    images: [3, 32, 32],
+    classes: 10,
+    stem: "conv1.weight",
+    head: "fc.bias",
+    width: None,
+    patch: None,
+    check: |_| Ok(()),
+};
+
+pub(crate) fn init(spec: &ModelSpec, device: &Device) -> WideResNet {
+    WideResNetConfig::new().with_channels(spec.images[0]).with_classes(spec.classes).init(device)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::chart::{self, Chart, Line, Point, legend};
 use crate::html;
-use crate::run::{Method, Run};
+use srigl_run::Run;
 use serde_json::{Map, Value};
 
 /// Settings that make no other method of a run.
@@ -31,7 +31,7 @@ struct Group<'a> {
 pub fn section(runs: &[Run]) -> String {
     let mut sets: Vec<(&str, &str, bool)> = Vec::new();
     for run in runs {
-        let set = (&*run.config.model, run.data(), run.is_synthetic());
+        let set = (&*run.config.model.name, run.data(), run.is_synthetic());
         if !sets.contains(&set) {
             sets.push(set);
         }
@@ -39,10 +39,10 @@ pub fn section(runs: &[Run]) -> String {
     let mut figures = String::new();
     for (model, data, synthetic) in sets {
         let same =
-            |run: &Run| (&*run.config.model, run.data(), run.is_synthetic()) == (model, data, synthetic);
+            |run: &Run| (&*run.config.model.name, run.data(), run.is_synthetic()) == (model, data, synthetic);
         let finished: Vec<_> =
             runs.iter().enumerate().filter(|(_, run)| run.outcome.is_some() && same(run)).collect();
-        if finished.iter().filter(|(_, run)| run.config.method != Method::Dense).count() > 1 {
+        if finished.iter().filter(|(_, run)| run.config.method.info().needs.sparsity).count() > 1 {
             let mark = if synthetic { " (SYNTHETIC)" } else { "" };
             let short = |raw: &str| raw.chars().take(40).collect::<String>();
             figures += &draw(format!("{} on {}{mark}", short(model), short(data)), &finished);
@@ -62,13 +62,13 @@ pub fn section(runs: &[Run]) -> String {
 fn draw(title: String, finished: &[(usize, &Run)]) -> String {
     let mut groups: Vec<Group> = Vec::new();
     for (i, run) in finished {
-        let (method, settings) = (run.config.method_in_words(), compared(run));
+        let (method, settings) = (run.config.method.variant().label, compared(run));
         match groups.iter_mut().find(|group| group.method == method && group.settings == settings) {
             Some(group) => group.runs.push((*i, run)),
             None => groups.push(Group { method, settings, runs: vec![(*i, run)] }),
         }
     }
-    let sparse = finished.iter().filter(|(_, run)| run.config.method != Method::Dense);
+    let sparse = finished.iter().filter(|(_, run)| run.config.method.info().needs.sparsity);
     let mut sparsities: Vec<f64> = sparse.map(|(_, run)| run.config.sparsity).collect();
     sparsities.sort_by(f64::total_cmp);
     sparsities.dedup();
@@ -114,10 +114,10 @@ fn draw(title: String, finished: &[(usize, &Run)]) -> String {
 
 fn compared(run: &Run) -> Map<String, Value> {
     let mut settings = run.settings.clone();
-    let ignored = if run.config.method == Method::Dense { &OF_SPARSE_RUNS[..] } else { &[] };
+    let ignored = if !run.config.method.info().needs.sparsity { &OF_SPARSE_RUNS[..] } else { &[] };
     settings.retain(|key, _| !NOT_COMPARED.contains(&&**key) && !ignored.contains(&&**key));
     // Of two ways to ask for no ablation, and of methods without it.
-    if run.config.gamma_sal().is_none_or(|gamma_sal| gamma_sal == 0.0) {
+    if run.config.method.number("gamma_sal").is_none_or(|gamma_sal| gamma_sal == 0.0) {
         settings.remove("gamma_sal");
     }
     settings
@@ -125,7 +125,7 @@ fn compared(run: &Run) -> Map<String, Value> {
 
 impl Group<'_> {
     fn is_dense(&self) -> bool {
-        self.runs.iter().all(|(_, run)| run.config.method == Method::Dense)
+        self.runs.iter().all(|(_, run)| !run.config.method.info().needs.sparsity)
     }
 
     /// Mean, least and largest accuracy, of all runs or those of one sparsity.

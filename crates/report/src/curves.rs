@@ -2,7 +2,7 @@
 
 use crate::chart::{Chart, Line, Point, legend, style};
 use crate::html;
-use crate::run::{Epoch, Run};
+use srigl_run::{Epoch, Run};
 
 /// The section of the page.
 pub fn section(runs: &[Run]) -> String {

@@ -1,7 +1,7 @@
 //! Histograms of fan-ins at the end of a run, one small figure per layer.
 
 use crate::html;
-use crate::run::{Layer, Snapshot};
+use srigl_run::{Layer, MaskLine};
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 160.0;
@@ -26,7 +26,7 @@ pub fn section(layers: &[Layer]) -> String {
     )
 }
 
-fn histogram(layer: &str, snapshot: &Snapshot) -> String {
+fn histogram(layer: &str, snapshot: &MaskLine) -> String {
     let fan_ins = &snapshot.fan_in;
     let most = fan_ins.iter().map(|(fan_in, _)| *fan_in).max().unwrap_or(0);
     let least = fan_ins.iter().map(|(fan_in, _)| *fan_in).find(|fan_in| *fan_in > 0).unwrap_or(0);
@@ -76,12 +76,12 @@ fn histogram(layer: &str, snapshot: &Snapshot) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::Picture;
+    use srigl_run::Picture;
 
     fn draw(fan_in: &[(u64, u64)], dense_fan_in: u64) -> String {
         let picture = Picture { height: 1, width: 1, density: vec![9] };
         let neurons = fan_in.iter().map(|(_, count)| count).sum();
-        histogram("<l>", &Snapshot { step: 0, neurons, dense_fan_in, picture, fan_in: fan_in.to_vec() })
+        histogram("<l>", &MaskLine { step: 0, neurons, dense_fan_in, picture, fan_in: fan_in.to_vec() })
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::chart::{Chart, Line, Point, WIDTH, figure, legend, style, thinned};
 use crate::html;
-use crate::run::{Layer, Run};
+use srigl_run::{Layer, Run};
 use std::fmt::Write as _;
 
 /// Layers that lines can show.
@@ -23,11 +23,11 @@ pub fn section(run: &Run, columns: usize) -> String {
         // Before the first update, and of layers that have none, only snapshots know.
         let first = layer.updates.first().map_or(u64::MAX, |update| update.step);
         let snapshots = layer.snapshots.iter().map(|snapshot| (snapshot.step, snapshot.active()));
-        let updates = layer.updates.iter().map(|update| (update.step, update.active));
+        let updates = layer.updates.iter().map(|update| (update.step, update.active()));
         snapshots.filter(|(step, _)| *step < first).chain(updates).collect()
     });
     let itop = series(run, |layer| {
-        layer.updates.iter().filter_map(|update| Some((update.step, update.itop?))).collect()
+        layer.updates.iter().map(|update| (update.step, update.itop)).collect()
     });
     if run.layers.iter().all(|layer| layer.updates.is_empty()) {
         return String::new();

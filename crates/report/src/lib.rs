@@ -19,16 +19,12 @@ mod error;
 mod fan_in;
 mod html;
 mod layers;
-mod lines;
 mod masks;
 mod page;
-mod run;
 
 pub use error::Error;
 pub use page::page;
-pub use run::{Config, Data, Epoch, Layer, Method, Outcome, Picture, Run, Snapshot, Update};
-
-use std::io::Write as _;
+use srigl_run::{Run, atomic};
 use std::path::{Path, PathBuf};
 
 /// Reads run folders; one that is named twice is read once.
@@ -53,16 +49,5 @@ pub fn read(folders: &[PathBuf]) -> Result<Vec<Run>, Error> {
 /// # Errors
 /// If the file cannot be written; its folder must exist.
 pub fn write(runs: &[Run], path: &Path) -> Result<(), Error> {
-    let html = page(runs);
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        // Not `NamedTempFile::new_in`: that one is readable by its owner only.
-        let mut file = tempfile::Builder::new()
-            .prefix(".tmp")
-            .make_in(folder, |path| std::fs::File::create_new(path))?;
-        file.write_all(html.as_bytes())?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|source| Error::Write { path: path.to_path_buf(), source })
+    Ok(atomic::write(path, page(runs).as_bytes())?)
 }

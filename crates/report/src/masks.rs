@@ -4,7 +4,7 @@
 use crate::chart::colour;
 use crate::chart::thinned;
 use crate::html;
-use crate::run::{Layer, Picture, Run, Snapshot};
+use srigl_run::{Layer, MaskLine, Picture, Run};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt::Write as _;
@@ -69,7 +69,7 @@ fn section(strips: &[Strip], steps: &[u64]) -> String {
         "<h3>Masks</h3>\n<p class=note>Rows are neurons, columns inputs; the stronger a cell's colour, the more of its \
          weights are active. The scale is each layer's own.</p>\n\
          <div class=masks style='--frame:{last}'>\n\
-         <label>Snapshot <input type=range min=0 max={last} value={last} data-steps='{list}' \
+         <label>MaskLine <input type=range min=0 max={last} value={last} data-steps='{list}' \
          aria-valuetext='step {step}'><output>step {step}</output></label>\n<div class=pictures>",
         step = steps[last]
     );
@@ -83,7 +83,7 @@ impl<'a> Strip<'a> {
     fn new(layer: &'a Layer, steps: &[u64], [r, g, b]: [u8; 3], side: usize) -> Option<Self> {
         let first = &layer.snapshots.first()?.picture;
         let (height, width) = (first.height.min(side), first.width.min(side));
-        let at = |step: &u64| layer.snapshots.iter().find(|snapshot: &&Snapshot| snapshot.step == *step);
+        let at = |step: &u64| layer.snapshots.iter().find(|snapshot: &&MaskLine| snapshot.step == *step);
         let frame =
             |step| at(step).map_or_else(|| vec![0.0; height * width], |s| pooled(&s.picture, height, width));
         let cells: Vec<f32> = steps.iter().flat_map(frame).collect();
@@ -150,7 +150,7 @@ mod tests {
 
     fn layer(height: usize, width: usize, density: &[u8]) -> Layer {
         let picture = Picture { height, width, density: density.to_vec() };
-        let snapshot = Snapshot { step: 7, neurons: 1, dense_fan_in: 2, picture, fan_in: vec![(1, 1)] };
+        let snapshot = MaskLine { step: 7, neurons: 1, dense_fan_in: 2, picture, fan_in: vec![(1, 1)] };
         Layer { name: "<l>".into(), updates: vec![], snapshots: vec![snapshot] }
     }
 

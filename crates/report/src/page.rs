@@ -2,7 +2,7 @@
 
 use crate::chart::{style, swatch};
 use crate::html::{self, or_dash};
-use crate::run::{Method, Run};
+use srigl_run::Run;
 use crate::{comparison, curves, fan_in, layers, masks};
 use std::fmt::Write as _;
 
@@ -51,7 +51,7 @@ fn subtitle(runs: &[Run]) -> String {
     let mut text = format!(
         "{} of {} on {}",
         html::count(runs.len(), "run"),
-        distinct(|run| &run.config.model),
+        distinct(|run| &run.config.model.name),
         distinct(|run| run.data())
     );
     if runs.iter().any(Run::is_synthetic) {
@@ -85,17 +85,17 @@ fn table(runs: &[Run]) -> String {
     let mut rows = String::new();
     for (i, run) in runs.iter().enumerate() {
         let config = &run.config;
-        let asked = (config.method != Method::Dense).then_some(config.sparsity);
+        let asked = (config.method.info().needs.sparsity).then_some(config.sparsity);
         let epochs = match run.outcome {
             Some(_) => config.epochs.to_string(),
             None => format!("{} of {}, unfinished", done(run), config.epochs),
         };
         let cells = [
             format!("{}&nbsp;{}", html::name(run.data()), synthetic(run)),
-            config.method_in_words().to_string(),
+            config.method.variant().label.to_string(),
             or_dash(asked, html::percent),
             or_dash(run.sparsity(), html::exact_percent),
-            or_dash(config.gamma_sal(), html::number),
+            or_dash(config.method.number("gamma_sal"), html::number),
             config.seed.to_string(),
             epochs,
             or_dash(run.accuracy(), html::exact_percent),
@@ -107,7 +107,7 @@ fn table(runs: &[Run]) -> String {
             "<tr><th scope=row>{}<a href='#run{i}'>{}</a></th><td>{}</td>",
             swatch(&style(i)),
             html::name(&run.name),
-            html::name(&config.model)
+            html::name(&config.model.name)
         );
         rows.extend(cells.map(|cell| format!("<td>{cell}</td>")));
         rows += "</tr>\n";
@@ -119,15 +119,15 @@ fn table(runs: &[Run]) -> String {
     )
 }
 
-fn done(run: &Run) -> u64 {
+fn done(run: &Run) -> usize {
     run.epochs.last().map_or(0, |epoch| epoch.epoch)
 }
 
 fn details(i: usize, run: &Run, open: bool, columns: usize, masks: &str) -> String {
     let config = &run.config;
     let open = if open { " open" } else { "" };
-    let mut facts = vec![config.method_in_words().to_string()];
-    if config.method != Method::Dense {
+    let mut facts = vec![config.method.variant().label.to_string()];
+    if config.method.info().needs.sparsity {
         facts.push(format!("sparsity {}", html::percent(config.sparsity)));
     }
     if let Some(accuracy) = run.accuracy() {
@@ -137,7 +137,7 @@ fn details(i: usize, run: &Run, open: bool, columns: usize, masks: &str) -> Stri
         facts.push(format!(
             "unfinished: {} of {} done",
             done(run),
-            html::count(config.epochs as usize, "epoch")
+            html::count(config.epochs, "epoch")
         ));
     }
     format!(
@@ -158,13 +158,15 @@ fn details(i: usize, run: &Run, open: bool, columns: usize, masks: &str) -> Stri
 fn missing(run: &Run) -> String {
     let updated = run.layers.iter().any(|layer| !layer.updates.is_empty());
     let mut text = String::new();
-    match run.config.method {
-        Method::Dense => text += "Dense: no masks to show.",
-        Method::Static => text += "The masks of this run never change.",
-        _ if !updated => text += "No topology update has been logged.",
-        _ => {}
+    let needs = run.config.method.info().needs;
+    if !needs.sparsity {
+        text += "Dense: no masks to show.";
+    } else if !needs.updates {
+        text += "The masks of this run never change.";
+    } else if !updated {
+        text += "No topology update has been logged.";
     }
-    if run.config.method != Method::Dense && !run.has_masks {
+    if run.config.method.info().needs.sparsity && !run.has_masks {
         text += " Without <code>masks.jsonl</code>, which older versions of <code>srigl train</code> did not \
                  write, there are no fan-ins and no mask pictures.";
     }

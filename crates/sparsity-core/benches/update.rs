@@ -4,7 +4,8 @@
 
 use divan::{Bencher, black_box};
 use rayon::prelude::*;
-use sparsity_core::{Distribution, Layer, LayerSpec, Mask, Method, SriglSettings, Stream, WeightInit};
+use sparsity_core::methods::Srigl;
+use sparsity_core::{Distribution, Layer, LayerSpec, Mask, Stream, WeightInit, initial_mask};
 use sparsity_core::{initialise_weights, layer_sparsities, update_topology};
 
 fn main() {
@@ -44,7 +45,7 @@ fn resnet50(bencher: Bencher) {
 
 /// A network as an update sees it: weights, dense gradients and masks of all layers.
 struct Network {
-    method: Method,
+    method: Srigl,
     specs: Vec<LayerSpec>,
     sparsities: Vec<f64>,
     masks: Vec<Mask>,
@@ -54,14 +55,14 @@ struct Network {
 
 impl Network {
     fn new(dims: Vec<Vec<usize>>, distribution: Distribution, gamma_sal: f64) -> Self {
-        let method = Method::Srigl(SriglSettings { gamma_sal, ..Default::default() });
+        let method = Srigl { gamma_sal, ..Default::default() };
         let specs: Vec<LayerSpec> =
             dims.into_iter().enumerate().map(|(i, d)| LayerSpec::new(i.to_string(), d).unwrap()).collect();
         let sparsities = layer_sparsities(&specs, 0.9, distribution).unwrap();
         let (mut masks, mut weights, mut grads) = (Vec::new(), Vec::new(), Vec::new());
         for (i, spec) in specs.iter().enumerate() {
             let stream = Stream { seed: 1, layer: i as u64, step: 0 };
-            let mask = method.initial_mask(spec, sparsities[i], stream).unwrap();
+            let mask = initial_mask(&method, spec, sparsities[i], stream).unwrap();
             let mut w = vec![0.0; spec.weights()];
             initialise_weights(&mut w, &mask, WeightInit::default(), stream);
             masks.push(mask);

@@ -70,6 +70,15 @@ pub enum Distribution {
     },
 }
 
+impl Distribution {
+    /// All by the names of command lines and files, each with what it does.
+    pub const NAMES: [(&'static str, &'static str, Self); 3] = [
+        ("erk", "Erdős–Rényi kernel: small layers stay denser", Self::Erk { power: 1.0 }),
+        ("er", "Erdős–Rényi over input and output channels, whatever the kernel size", Self::Er),
+        ("uniform", "The same sparsity everywhere", Self::Uniform),
+    ];
+}
+
 impl Default for Distribution {
     fn default() -> Self {
         Self::Erk { power: 1.0 }

@@ -1,5 +1,7 @@
 //! What can go wrong, each with the layer, the cause and the fix.
 
+use crate::methods::{METHODS, Value};
+
 /// Errors of this crate. A layer is named wherever one is to blame.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -124,4 +126,33 @@ pub enum Error {
         /// The range in words.
         allowed: &'static str,
     },
+
+    /// No method has this name.
+    #[error("there is no method `{name}`; known are {}", names())]
+    UnknownMethod {
+        /// The name asked for.
+        name: String,
+    },
+
+    /// A method does not have this setting, or the setting not this value.
+    #[error("method `{method}` has no setting `{name}` = {}", word(value))]
+    UnknownSetting {
+        /// The method.
+        method: &'static str,
+        /// The setting.
+        name: String,
+        /// The value given.
+        value: Value,
+    },
+}
+
+fn names() -> String {
+    METHODS.iter().map(|info| info.name).collect::<Vec<_>>().join(", ")
+}
+
+fn word(value: &Value) -> String {
+    match value {
+        Value::Number(number) => number.to_string(),
+        Value::Word(word) => word.clone(),
+    }
 }

@@ -80,6 +80,16 @@ pub enum WeightInit {
     GradFlowAsCoded,
 }
 
+impl WeightInit {
+    /// Those that command lines offer, by name, each with what it does.
+    pub const NAMES: [(&'static str, &'static str, Self); 4] = [
+        ("keep", "The weights of the file", Self::Keep),
+        ("kaiming-normal", "Normal, standard deviation √(2/k) for k active weights of the neuron", Self::KaimingNormal),
+        ("kaiming-uniform", "Uniform in ±√(6/k)", Self::KaimingUniform),
+        ("torch-default", "Uniform in ±√(1/k)", Self::TorchDefault),
+    ];
+}
+
 /// Draws the active weights of a layer anew and sets the others to 0. `weights` is `[N · M]`.
 pub fn initialise_weights(weights: &mut [f32], mask: &Mask, init: WeightInit, stream: Stream) {
     assert_eq!(weights.len(), mask.positions());

@@ -6,8 +6,8 @@
 //! `[out, in·kh·kw]`, as PyTorch and candle store them. (Frameworks that store `[in, out]` transpose first.)
 //!
 //! ```
-//! use sparsity_core::{Distribution, Layer, LayerSpec, Method, Stream, UpdateSchedule};
-//! use sparsity_core::{WeightInit, initialise_weights, layer_sparsities, settle_weights, update_topology};
+//! use sparsity_core::{Distribution, Layer, LayerSpec, Stream, UpdateSchedule, WeightInit, methods::Srigl};
+//! use sparsity_core::{initial_mask, initialise_weights, layer_sparsities, settle_weights, update_topology};
 //!
 //! # fn main() -> Result<(), sparsity_core::Error> {
 //! // 1. Share a global sparsity of 90 % among the layers.
@@ -15,17 +15,17 @@
 //! let sparsities = layer_sparsities(&specs, 0.9, Distribution::default())?;
 //!
 //! // 2. Random masks with constant fan-in, and weights that know about them.
-//! let method = Method::Srigl(Default::default());
+//! let method = Srigl::default();
 //! let mut masks = Vec::new();
 //! let mut weights: Vec<Vec<f32>> = specs.iter().map(|s| vec![0.0; s.weights()]).collect();
 //! for (i, spec) in specs.iter().enumerate() {
 //!     let stream = Stream { seed: 1, layer: i as u64, step: 0 };
-//!     masks.push(method.initial_mask(spec, sparsities[i], stream)?);
+//!     masks.push(initial_mask(&method, spec, sparsities[i], stream)?);
 //!     initialise_weights(&mut weights[i], &masks[i], WeightInit::default(), stream);
 //! }
 //!
 //! // 3. Train: multiply gradients by the mask before each optimizer step …
-//! let schedule = UpdateSchedule { end_step: 750, ..UpdateSchedule::new(750) };
+//! let schedule = UpdateSchedule::new(750);
 //! for step in 1..=1000 {
 //!     // … and every ΔT steps, update all topologies from the weights and the dense gradients.
 //!     if schedule.is_update(step) {
@@ -61,12 +61,11 @@ mod distribution;
 mod error;
 mod init;
 mod mask;
+pub mod methods;
 mod random;
 mod schedule;
 mod select;
-mod srigl;
 mod topology;
-mod unstructured;
 
 pub mod counting;
 pub mod variance;
@@ -75,9 +74,9 @@ pub use distribution::{Distribution, LayerSpec, layer_sparsities};
 pub use error::Error;
 pub use init::{WeightInit, constant_fan_in_mask, initialise_weights, target_weights, unstructured_mask};
 pub use mask::{ConstantFanInMask, Mask};
+pub use methods::{AnyMethod, METHODS, Method};
 pub use random::{Purpose, Stream};
 pub use schedule::UpdateSchedule;
-pub use srigl::{SriglSettings, ThresholdBase};
 pub use topology::{
-    Layer, LayerStats, Method, Update, UpdateReport, itop_rate, settle_weights, update_layer, update_topology,
+    Layer, LayerStats, Update, UpdateReport, initial_mask, itop_rate, settle_weights, update_layer, update_topology,
 };

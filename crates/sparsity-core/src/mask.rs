@@ -84,6 +84,11 @@ impl Mask {
         &self.words
     }
 
+    /// `[N, M]`.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.neurons, self.dense_fan_in]
+    }
+
     /// Number of rows `N`.
     pub fn neurons(&self) -> usize {
         self.neurons

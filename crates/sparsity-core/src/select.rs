@@ -147,6 +147,13 @@ impl Scores<'_> {
         Ties::Quota(quota.collect())
     }
 
+    /// Activates the `n` largest candidates in a mask of the same shape.
+    pub fn mark_largest(&self, n: usize, mask: &mut Mask) {
+        let largest = self.largest(n);
+        let (words, width) = mask.rows_mut();
+        words.par_chunks_mut(width).enumerate().for_each(|(neuron, row)| self.mark(&largest, neuron, row));
+    }
+
     /// Marks in `row` the candidates of `neuron` that are among the `largest`.
     pub fn mark(&self, largest: &Largest, neuron: usize, row: &mut [u64]) {
         let (lowest, mut quota) = match &largest.ties {

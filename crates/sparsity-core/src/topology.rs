@@ -1,57 +1,8 @@
 //! Topology updates of layers and models by any method, and what to report of them.
 
-use crate::random::Stream;
-use crate::srigl::SriglSettings;
-use crate::unstructured::Growth;
-use crate::{ConstantFanInMask, Error, LayerSpec, Mask, init, srigl, unstructured};
+use crate::{Error, LayerSpec, Mask, Method, Stream};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-/// A sparse training method.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// The initial unstructured mask forever.
-    Static,
-    /// SET: drop by magnitude, grow at random (Mocanu et al. 2018).
-    Set,
-    /// RigL: drop by magnitude, grow by gradient (Evci et al. 2020).
-    Rigl,
-    /// SRigL: RigL with constant fan-in and neuron ablation (Lasby et al. 2024).
-    Srigl(SriglSettings),
-}
-
-impl Method {
-    /// Checks the settings.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for a `γ_sal` that is negative or not finite.
-    pub fn validate(&self) -> Result<(), Error> {
-        match self {
-            Method::Srigl(SriglSettings { gamma_sal, .. })
-                if !(gamma_sal.is_finite() && *gamma_sal >= 0.0) =>
-            {
-                let allowed = "0 (no ablation), a fraction below 1, or a count";
-                Err(Error::Setting { name: "gamma_sal", value: *gamma_sal, allowed })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The random initial mask of one layer: constant fan-in for SRigL, unstructured otherwise.
-    ///
-    /// # Errors
-    /// [`Error::FanInZero`] if no weight would be left, [`Error::Sparsity`] outside `[0, 1)`.
-    pub fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        match self {
-            _ if sparsity == 0.0 => Ok(Mask::full(layer.neurons(), layer.dense_fan_in())),
-            Method::Srigl(_) => {
-                init::constant_fan_in_mask(layer, sparsity, stream).map(ConstantFanInMask::into_mask)
-            }
-            _ => init::unstructured_mask(layer, sparsity, stream),
-        }
-    }
-}
 
 /// One layer as an update sees it. All slices are row-major `[N · M]`, rows are neurons.
 #[derive(Clone, Copy, Debug)]
@@ -171,6 +122,22 @@ impl LayerStats {
     }
 }
 
+/// The initial mask `[N, M]` of one layer by a method; all ones where the sparsity is 0.
+///
+/// # Errors
+/// [`Error::FanInZero`] if no weight would be left, [`Error::Sparsity`] outside `[0, 1)`.
+pub fn initial_mask(
+    method: &dyn Method,
+    layer: &LayerSpec,
+    sparsity: f64,
+    stream: Stream,
+) -> Result<Mask, Error> {
+    if sparsity == 0.0 {
+        return Ok(Mask::full(layer.neurons(), layer.dense_fan_in()));
+    }
+    method.initial_mask(layer, sparsity, stream)
+}
+
 /// One topology update of one layer: a pure function of its arguments, whatever the thread count.
 ///
 /// `alpha` is the drop fraction `α_t` (see [`UpdateSchedule`](crate::UpdateSchedule)); `stream` feeds SET's random growth.
@@ -178,18 +145,16 @@ impl LayerStats {
 ///
 /// # Errors
 /// Sizes that do not fit, values that are not finite, settings out of range, or a fan-in of 0.
-pub fn update_layer(method: &Method, alpha: f64, layer: &Layer, stream: Stream) -> Result<Update, Error> {
-    method.validate()?;
+pub fn update_layer(method: &dyn Method, alpha: f64, layer: &Layer, stream: Stream) -> Result<Update, Error> {
+    method.check()?;
     if !(0.0..=1.0).contains(&alpha) {
         return Err(Error::Setting { name: "drop fraction", value: alpha, allowed: "in [0, 1]" });
     }
     layer.check()?;
-    let mask = match method {
-        _ if layer.sparsity == 0.0 => layer.mask.clone(),
-        Method::Static => layer.mask.clone(),
-        Method::Set => unstructured::update(layer, Growth::Random(stream), alpha),
-        Method::Rigl => unstructured::update(layer, Growth::Gradient, alpha),
-        Method::Srigl(settings) => srigl::update(layer, settings, alpha)?.into_mask(),
+    let mask = if layer.sparsity == 0.0 || !method.info().needs.updates {
+        layer.mask.clone()
+    } else {
+        method.update(layer, alpha, stream)?
     };
     let report = UpdateReport::new(layer.mask, &mask);
     Ok(Update { mask, report })
@@ -200,7 +165,7 @@ pub fn update_layer(method: &Method, alpha: f64, layer: &Layer, stream: Stream) 
 /// # Errors
 /// The first layer's that fails; no layer is changed then.
 pub fn update_topology(
-    method: &Method,
+    method: &dyn Method,
     alpha: f64,
     layers: &[Layer],
     seed: u64,

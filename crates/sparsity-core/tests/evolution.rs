@@ -4,9 +4,10 @@
 //! To accept a change: `INSTA_UPDATE=always cargo test -p sparsity-core --test evolution`, then read the diff.
 
 use sparsity_core::{
-    Distribution, Layer, LayerSpec, Mask, Method, SriglSettings, Stream, UpdateReport, UpdateSchedule,
-    layer_sparsities, settle_weights, update_layer,
+    Distribution, Layer, LayerSpec, Mask, Method, Stream, UpdateReport, UpdateSchedule,
+    initial_mask, layer_sparsities, settle_weights, update_layer,
 };
+use sparsity_core::methods::{Rigl, Set, Srigl};
 use std::fmt::Write;
 
 /// 67 of 240 weights: 6 for each of ten neurons, 7 if there are only nine.
@@ -23,12 +24,12 @@ struct Evolution {
 }
 
 impl Evolution {
-    fn of(method: Method) -> Self {
+    fn of(method: &dyn Method) -> Self {
         let spec = LayerSpec::new("fc", [10, 24]).unwrap();
         // With 13·ΔT no update falls on an angle where n·α_t would be an integer but for the last bit of cos.
         let schedule = UpdateSchedule::new(1300);
         let stream = |step| Stream { seed: 42, layer: 0, step };
-        let initial = method.initial_mask(&spec, SPARSITY, stream(0)).unwrap();
+        let initial = initial_mask(method, &spec, SPARSITY, stream(0)).unwrap();
         let mut weights: Vec<f32> = signal(0, &spec, 0);
         initial.apply(&mut weights);
         let mut evolution = Self { text: String::new(), masks: vec![initial] };
@@ -48,7 +49,7 @@ impl Evolution {
             };
             let step = update * schedule.delta_t;
             let alpha = schedule.drop_fraction_at(step);
-            let new = update_layer(&method, alpha, &layer, stream(step)).unwrap();
+            let new = update_layer(method, alpha, &layer, stream(step)).unwrap();
             settle_weights(&mut weights, evolution.now(), &new.mask);
             evolution.masks.push(new.mask);
             evolution.head(step, alpha, &new.report);
@@ -128,13 +129,13 @@ fn draw(mask: &Mask) -> String {
     text
 }
 
-fn srigl(gamma_sal: f64) -> Method {
-    Method::Srigl(SriglSettings { gamma_sal, ..Default::default() })
+fn srigl(gamma_sal: f64) -> Srigl {
+    Srigl { gamma_sal, ..Default::default() }
 }
 
 #[test]
 fn srigl_with_ablation() {
-    let evolution = Evolution::of(srigl(0.5));
+    let evolution = Evolution::of(&srigl(0.5));
     let alive: Vec<bool> = evolution.masks.iter().map(|m| m.fan_in(QUIET) > 0).collect();
     let died = alive.iter().position(|alive| !alive).expect("the quiet neuron dies");
     assert!(died > 0 && alive[died..].contains(&true), "and comes back: {alive:?}");
@@ -144,21 +145,21 @@ fn srigl_with_ablation() {
 
 #[test]
 fn srigl_without_ablation() {
-    let evolution = Evolution::of(srigl(0.0));
+    let evolution = Evolution::of(&srigl(0.0));
     assert!(evolution.masks.iter().all(|m| (0..10).all(|neuron| m.fan_in(neuron) == 6)));
     insta::assert_snapshot!(evolution.text);
 }
 
 #[test]
 fn rigl() {
-    let evolution = Evolution::of(Method::Rigl);
+    let evolution = Evolution::of(&Rigl);
     assert!(evolution.masks.iter().all(|m| m.nnz() == 67));
     insta::assert_snapshot!(evolution.text);
 }
 
 #[test]
 fn set() {
-    let evolution = Evolution::of(Method::Set);
+    let evolution = Evolution::of(&Set);
     assert!(evolution.masks.iter().all(|m| m.nnz() == 67));
     insta::assert_snapshot!(evolution.text);
 }
@@ -167,9 +168,9 @@ fn set() {
 fn initial_masks() {
     let spec = LayerSpec::new("fc", [8, 70]).unwrap();
     let mut text = String::new();
-    for (name, method) in [("constant fan-in", srigl(0.3)), ("unstructured", Method::Rigl)] {
+    for (name, method) in [("constant fan-in", &srigl(0.3) as &dyn Method), ("unstructured", &Rigl)] {
         for layer in [0, 1] {
-            let mask = method.initial_mask(&spec, 0.9, Stream { seed: 42, layer, step: 0 }).unwrap();
+            let mask = initial_mask(method, &spec, 0.9, Stream { seed: 42, layer, step: 0 }).unwrap();
             write!(text, "{name}, seed 42, layer {layer}, nnz {}\n{}\n", mask.nnz(), draw(&mask)).unwrap();
         }
     }

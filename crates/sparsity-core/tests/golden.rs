@@ -3,7 +3,8 @@
 //! sparsity (uniform).
 
 use safetensors::SafeTensors;
-use sparsity_core::{Layer, Mask, Method, SriglSettings, settle_weights, update_topology};
+use sparsity_core::methods::{Rigl, Srigl};
+use sparsity_core::{Layer, Mask, Method, settle_weights, update_topology};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -43,9 +44,9 @@ fn check(json: &Path) {
     let read = |kind: &str| fs::read(json.with_extension(format!("{kind}.safetensors"))).unwrap();
     let (input, want) = (read("in"), read("want"));
     let (input, want) = (SafeTensors::deserialize(&input).unwrap(), SafeTensors::deserialize(&want).unwrap());
-    let method = match settings.method.as_str() {
-        "rigl" => Method::Rigl,
-        "srigl" => Method::Srigl(SriglSettings { gamma_sal: settings.gamma_sal, ..Default::default() }),
+    let method: Box<dyn Method> = match settings.method.as_str() {
+        "rigl" => Box::new(Rigl),
+        "srigl" => Box::new(Srigl { gamma_sal: settings.gamma_sal, ..Default::default() }),
         other => panic!("unknown method {other}"),
     };
 
@@ -68,7 +69,7 @@ fn check(json: &Path) {
             ablate: !settings.no_ablate.contains(&names[i]),
         })
         .collect();
-    let updates = update_topology(&method, settings.drop_fraction, &layers, 0, 1).unwrap();
+    let updates = update_topology(&*method, settings.drop_fraction, &layers, 0, 1).unwrap();
 
     for (i, name) in names.iter().enumerate() {
         let file = json.display();

@@ -2,9 +2,9 @@
 //! plain reference that sorts.
 
 use proptest::prelude::*;
+use sparsity_core::methods::{Rigl, Set, Srigl, StaticMask, ThresholdBase};
 use sparsity_core::{
-    ConstantFanInMask, Distribution, Error, Layer, LayerSpec, Mask, Method, SriglSettings, Stream,
-    ThresholdBase, UpdateReport, itop_rate, layer_sparsities, settle_weights, update_layer, update_topology,
+    ConstantFanInMask, Distribution, Error, Layer, LayerSpec, Mask, Method, Stream, UpdateReport, initial_mask, itop_rate, layer_sparsities, settle_weights, update_layer, update_topology,
 };
 
 const STREAM: Stream = Stream { seed: 7, layer: 0, step: 100 };
@@ -19,7 +19,7 @@ struct Case {
     active: Vec<u8>,
     sparsity: f64,
     alpha: f64,
-    settings: SriglSettings,
+    settings: Srigl,
     ablate: bool,
 }
 
@@ -33,13 +33,13 @@ impl Case {
         Layer { name: "fc", weights, grads, mask, sparsity: self.sparsity, ablate: self.ablate }
     }
 
-    fn update(&self, method: Method) -> Result<Mask, Error> {
+    fn update(&self, method: &dyn Method) -> Result<Mask, Error> {
         let mask = self.mask();
-        update_layer(&method, self.alpha, &self.layer(&mask), STREAM).map(|update| update.mask)
+        update_layer(method, self.alpha, &self.layer(&mask), STREAM).map(|update| update.mask)
     }
 
-    fn srigl(&self) -> Method {
-        Method::Srigl(self.settings)
+    fn srigl(&self) -> Srigl {
+        self.settings
     }
 
     /// `A = ⌊N·M·(1−S)⌋`.
@@ -73,14 +73,14 @@ fn active(neurons: usize, m: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-fn settings() -> impl Strategy<Value = SriglSettings> {
+fn settings() -> impl Strategy<Value = Srigl> {
     let gamma_sal = prop_oneof![
         1 => Just(0.0),
         5 => 0.0..1.0,
         2 => (1u8..20).prop_map(f64::from),
     ];
     let base = prop_oneof![Just(ThresholdBase::SparseFanIn), Just(ThresholdBase::DenseFanIn)];
-    (gamma_sal, base).prop_map(|(gamma_sal, threshold_base)| SriglSettings { gamma_sal, threshold_base })
+    (gamma_sal, base).prop_map(|(gamma_sal, threshold_base)| Srigl { gamma_sal, threshold_base })
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -193,7 +193,7 @@ proptest! {
 
     #[test]
     fn srigl_is_the_reference_bit_for_bit(case in cases()) {
-        match (case.update(case.srigl()), reference::srigl(&case)) {
+        match (case.update(&case.settings), reference::srigl(&case)) {
             (Ok(mask), Some(expected)) => prop_assert_eq!(mask.to_bytes(), expected),
             (Err(Error::FanInZero { layer, .. }), None) => prop_assert_eq!(layer, "fc"),
             (got, expected) => prop_assert!(false, "{:?} instead of {:?}", got, expected),
@@ -202,12 +202,12 @@ proptest! {
 
     #[test]
     fn rigl_is_the_reference_bit_for_bit(case in cases()) {
-        prop_assert_eq!(case.update(Method::Rigl).unwrap().to_bytes(), reference::rigl(&case));
+        prop_assert_eq!(case.update(&Rigl).unwrap().to_bytes(), reference::rigl(&case));
     }
 
     #[test]
     fn srigl_gives_every_active_neuron_its_share_of_the_weights(case in cases()) {
-        let Ok(mask) = case.update(case.srigl()) else { return Ok(()) };
+        let Ok(mask) = case.update(&case.settings) else { return Ok(()) };
         let (active, target) = (mask.active_neurons(), case.target());
         let fan_in = ConstantFanInMask::try_from(mask.clone()).unwrap().fan_in();
         prop_assert_eq!(fan_in, target / active);
@@ -222,37 +222,37 @@ proptest! {
     #[test]
     fn rigl_and_set_keep_the_largest_and_the_count(case in cases()) {
         let before = case.mask();
-        for method in [Method::Rigl, Method::Set] {
+        for method in [&Rigl as &dyn Method, &Set] {
             let mask = case.update(method).unwrap();
             prop_assert_eq!(mask.nnz(), before.nnz());
             for p in reference::kept(&case) {
                 prop_assert!(mask.is_active(p / case.m, p % case.m), "{:?} lost position {}", method, p);
             }
         }
-        prop_assert!(case.update(Method::Static).unwrap() == before);
+        prop_assert!(case.update(&StaticMask).unwrap() == before);
     }
 
     #[test]
     fn nothing_to_drop_means_nothing_changes(mut case in cases()) {
         case.alpha = 0.0;
-        prop_assert!(case.update(Method::Rigl).unwrap() == case.mask());
-        prop_assert!(case.update(Method::Set).unwrap() == case.mask());
+        prop_assert!(case.update(&Rigl).unwrap() == case.mask());
+        prop_assert!(case.update(&Set).unwrap() == case.mask());
     }
 
     #[test]
     fn srigl_rests_where_it_arrived(mut case in cases()) {
-        let Ok(mask) = case.update(case.srigl()) else { return Ok(()) };
+        let Ok(mask) = case.update(&case.settings) else { return Ok(()) };
         // Once all weights are non-zero and none is dropped, the same neurons get the same inputs.
         prop_assume!(mask.active_neurons() == case.neurons);
         (case.alpha, case.ablate, case.active) = (0.0, false, mask.to_bytes());
         case.weights.iter_mut().for_each(|w| *w = w.abs() + 1.0);
-        prop_assert!(case.update(case.srigl()).unwrap() == mask);
+        prop_assert!(case.update(&case.settings).unwrap() == mask);
     }
 
     #[test]
     fn settled_weights_are_zero_or_untouched(case in cases(), grows_by_gradient in any::<bool>()) {
         let before = case.mask();
-        let method = if grows_by_gradient { case.srigl() } else { Method::Set };
+        let method: &dyn Method = if grows_by_gradient { &case.settings } else { &Set };
         let Ok(after) = case.update(method) else { return Ok(()) };
         let mut weights = case.weights.clone();
         settle_weights(&mut weights, &before, &after);
@@ -267,8 +267,8 @@ proptest! {
     #[test]
     fn a_report_counts_what_changed(case in cases()) {
         let before = case.mask();
-        for method in [case.srigl(), Method::Rigl, Method::Set] {
-            let Ok(update) = update_layer(&method, case.alpha, &case.layer(&before), STREAM) else { continue };
+        for method in [&case.settings as &dyn Method, &Rigl, &Set] {
+            let Ok(update) = update_layer(method, case.alpha, &case.layer(&before), STREAM) else { continue };
             let pairs: Vec<(u8, u8)> = before.to_bytes().into_iter().zip(update.mask.to_bytes()).collect();
             prop_assert_eq!(update.report.pruned, pairs.iter().filter(|p| **p == (1, 0)).count());
             prop_assert_eq!(update.report.grown, pairs.iter().filter(|p| **p == (0, 1)).count());
@@ -289,7 +289,7 @@ proptest! {
         for step in 0..5 {
             let (before, mask) = (itop_rate(&ever_active), case.mask());
             let stream = Stream { step, ..STREAM };
-            let now = update_layer(&Method::Set, case.alpha, &case.layer(&mask), stream).unwrap().mask;
+            let now = update_layer(&Set, case.alpha, &case.layer(&mask), stream).unwrap().mask;
             ever_active.union_with(&now);
             seen.iter_mut().zip(now.to_bytes()).for_each(|(seen, now)| *seen |= now);
             let rate = itop_rate(&ever_active);
@@ -308,7 +308,7 @@ proptest! {
         let position = position.index(case.weights.len());
         let values = if in_grads { &mut case.grads } else { &mut case.weights };
         values[position] = bad;
-        for method in [case.srigl(), Method::Rigl, Method::Set, Method::Static] {
+        for method in [&case.settings as &dyn Method, &Rigl, &Set, &StaticMask] {
             let Err(Error::NotFinite { layer, what, value, neuron, input }) = case.update(method) else {
                 panic!("{method:?} accepted {bad}");
             };
@@ -326,7 +326,7 @@ proptest! {
         values.resize(wrong, 0.0);
         let what = if in_grads { "gradient" } else { "weight" };
         let error = Error::Length { layer: "fc".into(), what, expected: count, got: wrong };
-        prop_assert_eq!(case.update(case.srigl()), Err(error));
+        prop_assert_eq!(case.update(&case.settings), Err(error));
     }
 
     #[test]
@@ -337,12 +337,12 @@ proptest! {
         sparsity in prop_oneof![Just(f64::NAN), -1.0..-1e-9, 1.0..2.0],
     ) {
         let is_setting = |result| matches!(result, Err(Error::Setting { .. }));
-        let result = Case { alpha, ..case.clone() }.update(Method::Rigl);
+        let result = Case { alpha, ..case.clone() }.update(&Rigl);
         prop_assert!(is_setting(result));
-        let settings = SriglSettings { gamma_sal, ..case.settings };
-        let result = case.update(Method::Srigl(settings));
+        let settings = Srigl { gamma_sal, ..case.settings };
+        let result = case.update(&settings);
         prop_assert!(is_setting(result));
-        let result = Case { sparsity, ..case }.update(Method::Rigl);
+        let result = Case { sparsity, ..case }.update(&Rigl);
         prop_assert!(matches!(result, Err(Error::Sparsity(_))));
     }
 }
@@ -353,7 +353,7 @@ fn a_fan_in_of_zero_names_the_layer() {
     let (values, mask) = (vec![1.0; 40], Mask::full(4, 10));
     let layer =
         Layer { name: "fc", weights: &values, grads: &values, mask: &mask, sparsity: 0.91, ablate: false };
-    let method = Method::Srigl(Default::default());
+    let method = Srigl::default();
     let error = update_layer(&method, 0.3, &layer, STREAM).unwrap_err();
     let expected = Error::FanInZero { layer: "fc".into(), sparsity: 0.91, target: 3, active: 4 };
     assert_eq!(error, expected);
@@ -369,8 +369,8 @@ fn a_weight_dropped_and_grown_in_one_update_keeps_its_value() {
     let (mut weights, grads) = ([3.0, 1.0, 0.0, 0.0], [0.0, 9.0, 5.0, 1.0]);
     let layer =
         Layer { name: "fc", weights: &weights, grads: &grads, mask: &mask, sparsity: 0.5, ablate: true };
-    for method in [Method::Srigl(Default::default()), Method::Rigl] {
-        let update = update_layer(&method, 0.5, &layer, STREAM).unwrap();
+    for method in [&Srigl::default() as &dyn Method, &Rigl] {
+        let update = update_layer(method, 0.5, &layer, STREAM).unwrap();
         assert_eq!(update.mask, mask);
         assert_eq!((update.report.pruned, update.report.grown), (0, 0));
     }
@@ -387,7 +387,7 @@ fn set_grows_everywhere_equally_often() {
         Layer { name: "fc", weights: &weights, grads: &weights, mask: &mask, sparsity: 0.5, ablate: true };
     let mut counts = [0; 10];
     for step in 0..7000 {
-        let update = update_layer(&Method::Set, 0.4, &layer, Stream { step, ..STREAM }).unwrap();
+        let update = update_layer(&Set, 0.4, &layer, Stream { step, ..STREAM }).unwrap();
         update.mask.to_bytes().iter().enumerate().for_each(|(p, a)| counts[p] += usize::from(*a));
     }
     assert_eq!(counts[2..5], [7000; 3]);
@@ -414,7 +414,7 @@ fn masks_do_not_depend_on_the_number_of_threads() {
         .enumerate()
         .map(|(i, &(n, m, _))| {
             let spec = LayerSpec::new("fc", [n, m]).unwrap();
-            Method::Set.initial_mask(&spec, 0.9, Stream { layer: i as u64, ..STREAM }).unwrap()
+            initial_mask(&Set, &spec, 0.9, Stream { layer: i as u64, ..STREAM }).unwrap()
         })
         .collect();
     let weights: Vec<Vec<f32>> = shapes.iter().map(|&(n, m, levels)| noise(1, n * m, levels)).collect();
@@ -429,11 +429,11 @@ fn masks_do_not_depend_on_the_number_of_threads() {
             ablate: i < 2,
         })
         .collect();
-    let srigl = |gamma_sal| Method::Srigl(SriglSettings { gamma_sal, ..Default::default() });
-    for method in [srigl(0.3), srigl(0.99), srigl(0.0), Method::Rigl, Method::Set] {
+    let srigl = |gamma_sal| Srigl { gamma_sal, ..Default::default() };
+    for method in [&srigl(0.3) as &dyn Method, &srigl(0.99), &srigl(0.0), &Rigl, &Set] {
         let update = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| update_topology(&method, 0.3, &layers, 7, 100).unwrap())
+            pool.install(|| update_topology(method, 0.3, &layers, 7, 100).unwrap())
         };
         let alone = update(1);
         assert!(alone[0].report.grown > 0, "nothing to compare");

@@ -1,19 +1,18 @@
-//! Train sparse, condense, compare: `cargo run --example condense`.
+//! Train sparse, condense, compare: `cargo run -p srigl-burn --example condense`.
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{GradientsParams, SgdConfig};
-use burn::tensor::activation::relu;
 use burn::tensor::{Device, Distribution, Int, Tensor};
-use srigl_burn::{CondensedLinear, SriglConfig};
+use srigl_burn::condensed::{Engine, Shape, save};
+use srigl_burn::{CondensedLinear, Sparsified, SparsityConfig, lower};
 use srigl_models::{Classifier, Mlp, MlpConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = Device::flex().autodiff();
-    let srigl = SriglConfig::new(0.9).with_delta_t(1).with_end_step(2);
-    let (mut net, mut optim, topology) =
-        srigl.sparsify_observed(MlpConfig::new().init(&device), SgdConfig::new().build())?;
+    let srigl = SparsityConfig::new(0.9, 2).with_delta_t(1);
+    let Sparsified { model: mut net, mut optim, topology } =
+        srigl.sparsify(MlpConfig::new().init(&device), SgdConfig::new().build())?;
     let images = Tensor::<4>::random([32, 1, 28, 28], Distribution::Default, &device);
     let labels = Tensor::<1, Int>::from_data([3; 32], &device);
     for _ in 0..2 {
@@ -22,21 +21,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let gradients = GradientsParams::from_grads(loss.backward(), &net);
         net = optim.step(0.1, net, gradients);
     }
-
     let net: Mlp = net.valid();
-    let masks = topology.layers();
-    let condense = |name: &str, layer: &Linear| {
-        let mask = &masks.iter().find(|l| l.name == name).expect("a sparse layer").mask;
-        CondensedLinear::from_linear(layer, mask)
-    };
-    let (fc1, fc2, fc3) =
-        (condense("fc1", &net.fc1)?, condense("fc2", &net.fc2)?, condense("fc3", &net.fc3)?);
-    println!("{fc1}\n{fc2}\n{fc3}");
-
     let images = images.inner();
-    let dense = net.forward(images.clone());
-    let condensed = fc3.forward(relu(fc2.forward(relu(fc1.forward(images.flatten::<2>(1, 3))))));
-    let error = (condensed - dense.clone()).powf_scalar(2.0).sum() / dense.powf_scalar(2.0).sum();
-    println!("relative error: {:.1e}", error.sqrt().into_scalar::<f32>());
+    let logits: Vec<f32> = net.forward(images.clone()).into_data().try_into_vec()?;
+
+    // A layer at a time, inside a Burn model …
+    let layers = topology.layers();
+    let fc1 = CondensedLinear::from_linear(&net.fc1, &layers[0].mask)?;
+    println!("{fc1}");
+
+    // … or the whole network, in a file that runs without Burn.
+    let masks = layers.into_iter().map(|layer| (layer.name, (*layer.mask).clone()));
+    let network = lower(&net, Shape { features: 1, height: 28, width: 28 }, masks, str::to_string)?.fold()?;
+    let path = std::env::temp_dir().join("mlp.condensed.safetensors");
+    save(&network, &path)?;
+    let mut engine = Engine::new(&network)?;
+    println!("{engine:?}");
+    let mut condensed = vec![0.0; logits.len()];
+    engine.run(32, &images.into_data().try_into_vec::<f32>()?, &mut condensed)?;
+    let difference = condensed.iter().zip(&logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    println!("largest difference of a logit: {difference:.1e}; the network is in {}", path.display());
+    std::fs::remove_file(path)?;
     Ok(())
 }

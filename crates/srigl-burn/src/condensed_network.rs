@@ -7,7 +7,7 @@ use burn::tensor::activation::{gelu, relu};
 use burn::tensor::module::{attention, conv2d, layer_norm, linear, max_pool2d};
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, FloatDType, Tensor};
-use condensed::{Error, Network, Op, Shape, Weight, Window};
+use condensed::{Error, Network, Op, Shape, Weight, Window, ops};
 
 /// A [`Network`] of the crate [`condensed`] as Burn operations on one device: what [`condensed::Engine`] computes on
 /// CPUs, for GPUs.
@@ -17,15 +17,14 @@ use condensed::{Error, Network, Op, Shape, Weight, Window};
 ///
 /// ```
 /// use burn::tensor::{Device, FloatDType, Tensor};
-/// use condensed::{CondensedWeight, Network, Node, Op, Shape, Weight};
+/// use condensed::{CondensedWeight, Network, Node, Shape, Weight, ops};
 /// use srigl_burn::CondensedNetwork;
 ///
 /// // One neuron of two inputs, which reads the second.
 /// let weight = CondensedWeight::from_masked(&[0.0, 3.0], &[false, true], 1, 2)?;
-/// let layer = Op::Linear { weight: Weight::Condensed(weight), bias: vec![0.5] };
-/// let input = Op::Input(Shape { features: 2, height: 1, width: 1 });
-/// let node = |name: &str, op, inputs| Node { name: name.into(), op, inputs };
-/// let network = Network { nodes: vec![node("input", input, vec![]), node("layer", layer, vec![0])] };
+/// let layer = ops::Linear { weight: Weight::Condensed(weight), bias: vec![0.5] };
+/// let input = ops::Input(Shape { features: 2, height: 1, width: 1 });
+/// let network = Network::new(vec![Node::new("input", input, []), Node::new("layer", layer, [0])])?;
 ///
 /// let device = Device::flex();
 /// let network = CondensedNetwork::new(&network, FloatDType::F32, &device)?;
@@ -88,14 +87,14 @@ impl CondensedNetwork {
     /// copied to the device now, condensed ones in the first call.
     ///
     /// # Errors
-    /// What [`Network::shapes`] finds wrong.
+    /// [`Error::Node`] for an operation that only the engine for CPUs knows.
     pub fn new(network: &Network, dtype: FloatDType, device: &Device) -> Result<Self, Error> {
-        let shapes = network.shapes()?;
+        let shapes = network.shapes();
         let mut nodes: Vec<Node> = Vec::with_capacity(shapes.len());
-        for (node, &shape) in network.nodes.iter().zip(&shapes) {
+        for (node, &shape) in network.nodes().iter().zip(shapes) {
             let input = node.inputs.first().map_or(shape, |&input| shapes[input]);
             node.inputs.iter().for_each(|&input| nodes[input].readers += 1);
-            let step = Step::new(&node.op, input, &Place { device, dtype: dtype.into() })?;
+            let step = Step::new(node, input, &Place { device, dtype: dtype.into() })?;
             nodes.push(Node { step, inputs: node.inputs.clone(), shape, readers: 0 });
         }
         Ok(Self { nodes, dtype })
@@ -136,23 +135,23 @@ impl CondensedNetwork {
 }
 
 impl Step {
-    fn new(op: &Op, input: Shape, place: &Place) -> Result<Self, Error> {
-        Ok(match op {
+    fn new(node: &condensed::Node, input: Shape, place: &Place) -> Result<Self, Error> {
+        Ok(match &node.op {
             Op::Input(_) => Self::Input,
-            Op::Linear { weight: Weight::Condensed(weight), bias } => {
+            Op::Linear(ops::Linear { weight: Weight::Condensed(weight), bias }) => {
                 Self::CondensedLinear(CondensedLinear::new(weight, Some(bias))?)
             }
-            Op::Linear { weight: Weight::Dense(weight), bias } => {
+            Op::Linear(ops::Linear { weight: Weight::Dense(weight), bias }) => {
                 let dims = [input.features, bias.len()];
                 Self::Linear {
                     weight: Layout::InOut.tensor_of_rows(weight.clone(), dims, (place.device, place.dtype)),
                     bias: place.tensor(bias.clone(), [bias.len()]),
                 }
             }
-            Op::Conv2d { weight: Weight::Condensed(weight), bias, window, groups } => {
+            Op::Conv2d(ops::Conv2d { weight: Weight::Condensed(weight), bias, window, groups }) => {
                 Self::CondensedConv2d(CondensedConv2d::new(weight.clone(), Some(bias), *window, *groups)?)
             }
-            Op::Conv2d { weight: Weight::Dense(weight), bias, window, groups } => {
+            Op::Conv2d(ops::Conv2d { weight: Weight::Dense(weight), bias, window, groups }) => {
                 let [kernel_height, kernel_width] = window.kernel;
                 let dims = [bias.len(), input.features / groups, kernel_height, kernel_width];
                 let options = ConvOptions::new(window.stride, window.padding, window.dilation, *groups);
@@ -162,7 +161,7 @@ impl Step {
                     options,
                 }
             }
-            Op::Affine { scale, shift } => {
+            Op::Affine(ops::Affine { scale, shift }) => {
                 let dims = [1, input.features, 1, 1];
                 Self::Affine {
                     scale: place.tensor(scale.clone(), dims),
@@ -175,20 +174,23 @@ impl Step {
             Op::HardSwish => Self::HardSwish,
             Op::Add => Self::Add,
             Op::Scale => Self::Scale,
-            Op::MaxPool(window) => Self::MaxPool(*window),
+            Op::MaxPool(ops::MaxPool(window)) => Self::MaxPool(*window),
             Op::GlobalAvgPool => Self::GlobalAvgPool,
             Op::Flatten => Self::Flatten,
-            Op::LayerNorm { scale, shift, epsilon } => Self::LayerNorm {
+            Op::LayerNorm(ops::LayerNorm { scale, shift, epsilon }) => Self::LayerNorm {
                 scale: place.tensor(scale.clone(), [input.features]),
                 shift: place.tensor(shift.clone(), [input.features]),
                 epsilon: f64::from(*epsilon),
             },
-            Op::Tokens { class, positions } => Self::Tokens {
+            Op::Tokens(ops::Tokens { class, positions }) => Self::Tokens {
                 class: place.tensor(class.clone(), [1, 1, input.features]),
                 positions: place.tensor(positions.clone(), [1, input.positions() + 1, input.features]),
             },
-            Op::Attention { heads } => Self::Attention { heads: *heads },
+            Op::Attention(ops::Attention { heads }) => Self::Attention { heads: *heads },
             Op::ClassToken => Self::ClassToken,
+            _ => {
+                return Err(Error::Node { node: node.name.clone(), what: condensed::NodeError::Unsupported });
+            }
         })
     }
 

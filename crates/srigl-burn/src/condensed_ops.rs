@@ -7,7 +7,7 @@ use crate::layout::Layout;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, DispatchDevice, Flex, NdArray, TensorMetadata, backend_extension, read_sync};
 use burn::tensor::{Device, Tensor, TensorData};
-use condensed::{CondensedWeight, ConvKernel, Error, LinearKernel};
+use condensed::{CondensedWeight, ConvKernel, Error, LinearKernel, WeightError};
 use sparsity_core::Mask;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -98,7 +98,7 @@ pub(crate) fn condense<const D: usize>(
     let (neurons, inputs) = (dims[0], dims[1..].iter().product());
     if (mask.neurons(), mask.dense_fan_in()) != (neurons, inputs) {
         let (n, m) = (mask.neurons(), mask.dense_fan_in());
-        return Err(Error::Weight(format!("mask [{n}, {m}] for weights [{neurons}, {inputs}]")));
+        return Err(WeightError::Mask { weights: neurons * inputs, bits: n * m, neurons, inputs }.into());
     }
     let bits: Vec<bool> = mask.to_bytes().iter().map(|byte| *byte == 1).collect();
     CondensedWeight::from_masked(&layout.to_rows(weight), &bits, neurons, inputs)

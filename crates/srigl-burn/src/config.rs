@@ -1,58 +1,45 @@
 //! The two-line integration.
 
 use crate::discover::{Found, find};
-use crate::optimizer::{SparseOptimizer, SparseWeight};
+use crate::optimizer::{SparseOptimizer, SparseWeight, loaded_masks};
 use crate::topology::{Topology, TopologyLayer};
 use crate::{Error, WeightInit};
 use burn::config::Config;
 use burn::grad_clipping::GradientClippingConfig;
-use burn::module::{Module, ModuleMapper, Param, ParamGroup};
-use burn::optim::{ModuleOptimizer, Optimizer};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup};
+use burn::optim::{ModuleOptimizer, Optimizer, OptimizerRecord};
+use burn::store::ModuleRecord;
 use burn::tensor::Tensor;
 use globset::{Glob, GlobMatcher};
-use serde::{Deserialize, Serialize};
+use sparsity_core::methods::{AnyMethod, Srigl};
 use sparsity_core::{
-    Distribution, Mask, Method, SriglSettings, Stream, ThresholdBase, UpdateSchedule, initialise_weights,
-    layer_sparsities,
+    Distribution, Mask, Stream, UpdateSchedule, initial_mask, initialise_weights, layer_sparsities,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// How a network is trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SparseMethod {
-    /// Not sparse at all: module and optimizer come back as they are.
-    Dense,
-    /// A random unstructured mask that never changes.
-    Static,
-    /// SET: random growth (Mocanu et al. 2018).
-    Set,
-    /// RigL: growth by gradient (Evci et al. 2020).
-    Rigl,
-    /// SRigL: constant fan-in and neuron ablation (Lasby et al. 2024).
-    #[default]
-    Srigl,
-}
-
-/// Configuration of sparse training; the defaults are the paper's.
+/// Configuration of sparse training; the defaults are the SRigL paper's.
 ///
 /// Patterns are globs over module paths such as `encoder.layers.0.fc1` (`*` also crosses dots).
+///
+/// ```
+/// use srigl_burn::SparsityConfig;
+/// use srigl_burn::methods::{Rigl, Srigl};
+///
+/// // 90 % zeros; the topology stays fixed from step 7500 on.
+/// let srigl = SparsityConfig::new(0.9, 7_500).with_delta_t(200);
+/// let without_ablation = srigl.clone().with_method(Srigl { gamma_sal: 0.0, ..Default::default() }.into());
+/// let rigl = srigl.with_method(Rigl.into());
+/// ```
 #[derive(Config, Debug)]
-pub struct SriglConfig {
+pub struct SparsityConfig {
     /// Global sparsity in `[0, 1)`: share of zeros over all linear and convolution weights.
     pub sparsity: f64,
-    /// The method.
-    #[config(default = "SparseMethod::Srigl")]
-    pub method: SparseMethod,
-    /// `γ_sal`: below 1 the share of the threshold base that must be salient in a neuron, from 1 on the number of
-    /// salient weights, 0 for no ablation. On small layers a larger value than the paper's is needed, since the
-    /// threshold rounds down.
-    #[config(default = 0.3)]
-    pub gamma_sal: f64,
-    /// What a fractional `γ_sal` is a share of.
-    #[config(default = "ThresholdBase::SparseFanIn")]
-    pub threshold_base: ThresholdBase,
+    /// `T_end`: the topology stays fixed from this step on (the paper: 75 % of all steps).
+    pub end_step: u64,
+    /// The method with its settings.
+    #[config(default = "AnyMethod::from(Srigl::default())")]
+    pub method: AnyMethod,
     /// How the global sparsity is shared among layers.
     #[config(default = "Distribution::Erk { power: 1.0 }")]
     pub distribution: Distribution,
@@ -62,10 +49,6 @@ pub struct SriglConfig {
     /// `α`: drop fraction at the start; it falls to 0 along a half cosine.
     #[config(default = 0.3)]
     pub drop_fraction: f64,
-    /// `T_end`: the topology stays fixed from this step on (the paper: 75 % of all steps). There is no default:
-    /// dynamic methods refuse 0.
-    #[config(default = 0)]
-    pub end_step: u64,
     /// The dense gradient of an update is the mean over this many last steps.
     #[config(default = 1)]
     pub grad_accumulation: u64,
@@ -90,56 +73,41 @@ pub struct SriglConfig {
     pub grad_clipping: Option<GradientClippingConfig>,
 }
 
-impl SriglConfig {
+/// A module that has become sparse, with what keeps it so.
+pub struct Sparsified<M> {
+    /// The module with sparse weights.
+    pub model: M,
+    /// Burn's optimizer; it keeps masks, step, schedule and random state.
+    pub optim: ModuleOptimizer,
+    /// A window on the masks.
+    pub topology: Topology,
+}
+
+impl SparsityConfig {
     /// Makes a module sparse and returns it with the optimizer that keeps it so.
     ///
     /// `optim` is a bare Burn optimizer: `SgdConfig::new().build()`, `AdamWConfig::new().build()`, … In Burn a bare
     /// optimizer has no gradient clipping; set it with `with_grad_clipping` here, not on the optimizer.
     ///
-    /// The weights are drawn anew (see `weight_init`), so to resume, load the records after this: first the model's,
-    /// then the optimizer's, whose state belongs to the parameter ids in the model's record.
+    /// The weights are drawn anew (see `weight_init`), so to resume, load the records after this, with
+    /// [`Sparsified::load_records`].
     ///
     /// # Errors
     /// Settings out of range, patterns that match nothing, or a layer that would be left without weights.
-    pub fn sparsify<M: Module, O: Optimizer>(
-        &self,
-        module: M,
-        optim: O,
-    ) -> Result<(M, ModuleOptimizer), Error> {
-        let (module, optim, _) = self.set_up(module, optim)?;
-        Ok((module, optim))
-    }
-
-    /// Like [`sparsify`](Self::sparsify), with a [`Topology`] to watch masks and updates.
-    ///
-    /// # Errors
-    /// As [`sparsify`](Self::sparsify).
-    pub fn sparsify_observed<M: Module, O: Optimizer>(
-        &self,
-        module: M,
-        optim: O,
-    ) -> Result<(M, ModuleOptimizer, Topology), Error> {
-        let (module, optim, topology) = self.set_up(module, optim)?;
-        topology.observe();
-        Ok((module, optim, topology))
-    }
-
-    fn set_up<M: Module, O: Optimizer>(
-        &self,
-        module: M,
-        optim: O,
-    ) -> Result<(M, ModuleOptimizer, Topology), Error> {
+    pub fn sparsify<M: Module, O: Optimizer>(&self, module: M, optim: O) -> Result<Sparsified<M>, Error> {
         let mut all_parameters = ModuleOptimizer::from(optim.clone());
         let clipping = self.grad_clipping.as_ref().map(GradientClippingConfig::init);
         if let Some(clipping) = clipping.clone() {
             all_parameters = all_parameters.with_grad_clipping(clipping);
         }
-        let Some(method) = self.core_method() else {
-            return Ok((module, all_parameters, Topology::new(Vec::new())));
-        };
-        method.validate()?;
-        let schedule = self.schedule()?;
-        let plan = self.plan(&module, method)?;
+        if !self.method.info().needs.sparsity {
+            let topology = Topology::new(Vec::new());
+            return Ok(Sparsified { model: module, optim: all_parameters, topology });
+        }
+        self.method.check()?;
+        let schedule = self.schedule();
+        schedule.validate()?;
+        let plan = self.plan(&module)?;
 
         let topology_layer = |weight: &Arc<SparseWeight>| TopologyLayer {
             name: weight.name.clone(),
@@ -164,38 +132,21 @@ impl SriglConfig {
         let weights = sparse.into_iter().collect();
         let mut initialise =
             Initialise { path: Vec::new(), weights, init: self.weight_init, seed: self.seed };
-        Ok((module.map(&mut initialise), optim, topology))
+        Ok(Sparsified { model: module.map(&mut initialise), optim, topology })
     }
 
-    fn core_method(&self) -> Option<Method> {
-        match self.method {
-            SparseMethod::Dense => None,
-            SparseMethod::Static => Some(Method::Static),
-            SparseMethod::Set => Some(Method::Set),
-            SparseMethod::Rigl => Some(Method::Rigl),
-            SparseMethod::Srigl => {
-                let (gamma_sal, threshold_base) = (self.gamma_sal, self.threshold_base);
-                Some(Method::Srigl(SriglSettings { gamma_sal, threshold_base }))
-            }
-        }
-    }
-
-    fn schedule(&self) -> Result<UpdateSchedule, Error> {
-        if self.end_step == 0 && self.method != SparseMethod::Static {
-            return Err(Error::NoEndStep);
-        }
-        let schedule = UpdateSchedule {
+    /// When topologies are updated.
+    pub fn schedule(&self) -> UpdateSchedule {
+        UpdateSchedule {
             delta_t: self.delta_t,
             drop_fraction: self.drop_fraction,
             end_step: self.end_step,
             grad_accumulation: self.grad_accumulation,
-        };
-        schedule.validate()?;
-        Ok(schedule)
+        }
     }
 
     /// Parameter path, target sparsity and initial mask of every layer that counts towards the global sparsity.
-    fn plan<M: Module>(&self, module: &M, method: Method) -> Result<Vec<(String, Arc<SparseWeight>)>, Error> {
+    fn plan<M: Module>(&self, module: &M) -> Result<Vec<(String, Arc<SparseWeight>)>, Error> {
         let mut found = find(module)?;
         let names: Vec<String> = found.iter().map(|f| f.spec.name.clone()).collect();
         let include = Patterns::new("include", &self.include, &names)?;
@@ -221,12 +172,62 @@ impl SriglConfig {
                 layout: found.layout,
                 sparsity,
                 ablate: !no_ablation.matches(&found),
-                method,
-                initial_mask: method.initial_mask(&found.spec, sparsity, stream)?,
+                method: self.method.clone(),
+                initial_mask: Arc::new(initial_mask(&*self.method, &found.spec, sparsity, stream)?),
             };
             Ok((found.parameter_path(), Arc::new(weight)))
         };
         found.into_iter().zip(sparsities).enumerate().map(weight).collect()
+    }
+}
+
+impl<M: Module> Sparsified<M> {
+    /// Goes on where the records were taken: loads the model's, then the optimizer's, whose states belong to the
+    /// parameter ids in it. The topology shows the record's masks at once.
+    ///
+    /// # Errors
+    /// [`Error::ModelRecord`] if the model's does not fit, [`Error::OptimizerRecord`] if the optimizer's has no masks for
+    /// a sparse layer, or others than its weight has room for.
+    pub fn load_records(self, model: ModuleRecord, optim: OptimizerRecord) -> Result<Self, Error> {
+        let Self { model: module, optim: optimizer, topology } = self;
+        let model = module.try_load_record(model).map_err(|e| Error::ModelRecord(e.to_string()))?;
+        let (optim, masks) = loaded_masks(|| optimizer.load_record(optim));
+        let mut ids = ParamIds::default();
+        model.visit(&mut ids);
+        let layers = topology.layers();
+        // A record from before the first step has no states.
+        for (index, layer) in layers.iter().enumerate().filter(|(_, layer)| layer.sparsity > 0.0) {
+            let id = ids.found.get(&crate::discover::parameter_path(&layer.name));
+            match id.and_then(|id| masks.get(id)) {
+                Some((mask, ever_active)) if mask.shape() == layer.mask.shape() => {
+                    topology.publish(index, mask, ever_active);
+                }
+                None if masks.is_empty() => {}
+                _ => return Err(Error::OptimizerRecord { layer: layer.name.clone() }),
+            }
+        }
+        Ok(Self { model, optim, topology })
+    }
+}
+
+/// Ids of all float parameters by their paths.
+#[derive(Default)]
+struct ParamIds {
+    path: Vec<String>,
+    found: HashMap<String, String>,
+}
+
+impl ModuleVisitor for ParamIds {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.found.insert(self.path.join("."), param.id.val().to_string());
     }
 }
 

@@ -20,7 +20,7 @@ impl Found {
 }
 
 /// `conv1` → `conv1.weight`; a bare `Linear` as the whole module has the name `weight`.
-fn parameter_path(layer: &str) -> String {
+pub(crate) fn parameter_path(layer: &str) -> String {
     if layer == BARE { "weight".into() } else { format!("{layer}.weight") }
 }
 

@@ -35,9 +35,16 @@ pub enum Error {
         layers: Vec<String>,
     },
 
-    /// A dynamic method without the step at which updates end.
+    /// A model's record does not fit the model.
+    #[error("the record does not fit the model: {0}")]
+    ModelRecord(String),
+
+    /// An optimizer's record does not have a sparse layer's masks.
     #[error(
-        "set `with_end_step` to the step from which the topology stays fixed (the paper: 75 % of all steps)"
+        "the optimizer's record has no masks that fit layer `{layer}`; it was saved for another model or optimizer"
     )]
-    NoEndStep,
+    OptimizerRecord {
+        /// The layer.
+        layer: String,
+    },
 }

@@ -24,6 +24,15 @@ pub fn state_dict<M: Module>(module: &M) -> Vec<NamedTensor> {
     visitor.tensors
 }
 
+/// What PyTorch calls a field of a module: Burn's `gamma` and `beta` of a normalisation are `weight` and `bias`.
+pub(crate) fn torch_field(field: &str) -> &str {
+    match field {
+        "gamma" => "weight",
+        "beta" => "bias",
+        other => other,
+    }
+}
+
 #[derive(Default)]
 struct Visitor {
     path: ModulePath,
@@ -44,11 +53,7 @@ impl ModuleVisitor for Visitor {
             return;
         };
         let layout = layout.unwrap_or(Layout::OutIn);
-        let field = match field {
-            "gamma" => "weight",
-            "beta" => "bias",
-            other => other,
-        };
+        let field = torch_field(field);
         let name = module.iter().map(String::as_str).chain([field]).collect::<Vec<_>>().join(".");
         let tensor = param.val();
         let dims = layout.out_in_dims(&tensor.dims());

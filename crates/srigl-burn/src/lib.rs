@@ -8,7 +8,7 @@
 //! use burn::nn::{Linear, LinearConfig, Relu};
 //! use burn::optim::{GradientsParams, SgdConfig, momentum::MomentumConfig};
 //! use burn::tensor::{Device, Distribution, Tensor};
-//! use srigl_burn::SriglConfig;
+//! use srigl_burn::{Sparsified, SparsityConfig};
 //!
 //! #[derive(Module, Debug)]
 //! struct Net {
@@ -23,8 +23,9 @@
 //!     fc2: LinearConfig::new(32, 10).init(&device),
 //! };
 //!
-//! let srigl = SriglConfig::new(0.8).with_end_step(75).with_delta_t(10);
-//! let (mut net, mut optim) = srigl.sparsify(net, SgdConfig::new().with_momentum(Some(MomentumConfig::new())).build())?;
+//! let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new())).build();
+//! let srigl = SparsityConfig::new(0.8, 75).with_delta_t(10);
+//! let Sparsified { model: mut net, mut optim, .. } = srigl.sparsify(net, sgd)?;
 //!
 //! for _ in 0..100 {
 //!     let x = Tensor::<2>::random([16, 64], Distribution::Default, &device);
@@ -40,11 +41,11 @@
 //! topology is updated from the weights and the dense gradients. Masks, step count, schedule and random state are
 //! part of the optimizer's record, so `optim.save(…)`/`optim.load(…)` resume them.
 //!
-//! To resume, build and `sparsify` again, then load the model's record and after it the optimizer's. Gradient clipping
-//! is set with [`SriglConfig::with_grad_clipping`]: Burn's `build()` drops that of an optimizer's configuration, and
+//! To resume, build and `sparsify` again, then load both records with [`Sparsified::load_records`]. Gradient clipping
+//! is set with [`SparsityConfig::with_grad_clipping`]: Burn's `build()` drops that of an optimizer's configuration, and
 //! here it acts on the masked gradients.
 //!
-//! Other methods (RigL, SET, static masks, dense) differ by the configuration alone: [`SparseMethod`].
+//! Other methods (RigL, SET, static masks, dense) differ by the configuration alone: [`methods`].
 //!
 //! After training, [`CondensedLinear`] and [`CondensedConv2d`] run a sparse layer in condensed form, on the CPU and, with
 //! the feature `cuda`, on GPUs: `CondensedLinear::from_linear(&net.fc1, &mask)`, with the masks of [`Topology::layers`].
@@ -61,9 +62,12 @@ mod config;
 mod discover;
 mod error;
 mod export;
+// Hidden, and public for the tests of the unpublished crate `gpu-rig` alone.
 #[cfg(feature = "gpu")]
-mod gpu;
+#[doc(hidden)]
+pub mod gpu;
 mod layout;
+mod lowering;
 mod optimizer;
 mod place;
 mod topology;
@@ -73,10 +77,12 @@ pub use condensed;
 pub use condensed_conv::CondensedConv2d;
 pub use condensed_linear::CondensedLinear;
 pub use condensed_network::CondensedNetwork;
-pub use config::{SparseMethod, SriglConfig};
+pub use config::{Sparsified, SparsityConfig};
 pub use discover::sparse_layers;
 pub use error::Error;
 pub use export::{NamedTensor, state_dict};
+pub use lowering::{Lower, Lowering, Value, lower};
 pub use optimizer::{SparseOptimizer, SparseState};
-pub use sparsity_core::{Distribution, LayerSpec, LayerStats, Mask, ThresholdBase, UpdateReport, WeightInit};
-pub use topology::{Topology, TopologyEvent, TopologyLayer};
+pub use sparsity_core::methods::{self, AnyMethod};
+pub use sparsity_core::{Distribution, LayerSpec, LayerStats, Mask, UpdateReport, WeightInit};
+pub use topology::{Topology, TopologyEvent, TopologyLayer, Updates};

@@ -1,18 +1,19 @@
 //! A window on the topology of a model in training.
 
 use sparsity_core::{Error, LayerStats, Mask, UpdateReport, itop_rate};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Follows the topology while the optimizer updates it: a cheap handle, shared by all its clones.
+///
+/// The masks themselves belong to the optimizer's state; this points to the latest.
 #[derive(Clone, Debug)]
 pub struct Topology(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     layers: Vec<TopologyLayer>,
-    events: Vec<TopologyEvent>,
-    /// Somebody holds a handle to drain events with.
-    observed: bool,
+    /// Where events go.
+    observers: Vec<Weak<Mutex<Vec<TopologyEvent>>>>,
     /// Counts changes of masks.
     version: u64,
 }
@@ -25,9 +26,20 @@ pub struct TopologyLayer {
     /// Target sparsity; 0 for a layer kept dense.
     pub sparsity: f64,
     /// The present mask `[N, M]`, rows are neurons.
-    pub mask: Mask,
+    pub mask: Arc<Mask>,
     /// Every position that has been active at least once.
-    pub ever_active: Mask,
+    pub ever_active: Arc<Mask>,
+}
+
+/// Topology updates since [`Topology::updates`] was called, for whoever holds this.
+#[derive(Debug)]
+pub struct Updates(Arc<Mutex<Vec<TopologyEvent>>>);
+
+impl Updates {
+    /// Takes the updates made since the last call, oldest first.
+    pub fn drain(&self) -> Vec<TopologyEvent> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl TopologyLayer {
@@ -57,59 +69,39 @@ pub struct TopologyEvent {
 
 impl Topology {
     pub(crate) fn new(layers: Vec<TopologyLayer>) -> Self {
-        Self(Arc::new(Mutex::new(State { layers, events: Vec::new(), observed: false, version: 0 })))
+        Self(Arc::new(Mutex::new(State { layers, observers: Vec::new(), version: 0 })))
     }
 
-    /// From now on events are kept until they are drained.
-    pub(crate) fn observe(&self) {
-        self.lock().observed = true;
+    /// The updates from now on, for as long as the result lives.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), srigl_burn::Error> {
+    /// # use burn::{nn::LinearConfig, optim::SgdConfig, tensor::Device};
+    /// # let net = LinearConfig::new(64, 10).init(&Device::flex().autodiff());
+    /// # let sparse = srigl_burn::SparsityConfig::new(0.5, 75).sparsify(net, SgdConfig::new().build())?;
+    /// let updates = sparse.topology.updates();
+    /// // … train …
+    /// for event in updates.drain() {
+    ///     match event.report {
+    ///         Ok(report) => println!("{}: {} weights grown", event.layer, report.grown),
+    ///         Err(error) => println!("the mask stayed as it was: {error}"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn updates(&self) -> Updates {
+        let events = Arc::default();
+        self.lock().observers.push(Arc::downgrade(&events));
+        Updates(events)
     }
 
     /// All layers that count towards the global sparsity, in the order of the module's fields.
     ///
-    /// After a record is loaded into the optimizer, its masks show here from the next step on, or at once with
-    /// [`restore`](Self::restore).
+    /// After [`Sparsified::load_records`](crate::Sparsified::load_records) these are the masks of the record. Where Burn's
+    /// `Learner` loads one, they are from the next step on.
     pub fn layers(&self) -> Vec<TopologyLayer> {
         self.lock().layers.clone()
-    }
-
-    /// The masks of all layers as bytes, for a checkpoint beside the optimizer's record.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let state = self.lock();
-        let masks = state.layers.iter().flat_map(|layer| [&layer.mask, &layer.ever_active]);
-        masks.flat_map(|mask| mask.words()).flat_map(|word| word.to_le_bytes()).collect()
-    }
-
-    /// Shows the masks of [`to_bytes`](Self::to_bytes). The optimizer has its own, from its record.
-    ///
-    /// # Errors
-    /// If the bytes are not those of a topology of the same layers; nothing changes then.
-    pub fn restore(&self, bytes: &[u8]) -> Result<(), Error> {
-        let mut state = self.lock();
-        let mut words = bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
-        let mut masks = Vec::new();
-        for layer in &state.layers {
-            for mask in [&layer.mask, &layer.ever_active] {
-                let words = words.by_ref().take(mask.words().len()).collect();
-                masks.push(Mask::from_words(mask.neurons(), mask.dense_fan_in(), words)?);
-            }
-        }
-        if words.next().is_some() || !bytes.len().is_multiple_of(8) {
-            let (neurons, dense_fan_in) = (0, 0);
-            return Err(Error::MaskSize { neurons, dense_fan_in, got: bytes.len() });
-        }
-        let mut masks = masks.into_iter();
-        for layer in &mut state.layers {
-            layer.mask = masks.next().expect("two masks a layer");
-            layer.ever_active = masks.next().expect("two masks a layer");
-        }
-        state.version += 1;
-        Ok(())
-    }
-
-    /// Takes the updates made since the last call, oldest first.
-    pub fn drain_events(&self) -> Vec<TopologyEvent> {
-        std::mem::take(&mut self.lock().events)
     }
 
     /// Share of zeros over all layers; 0 for dense training, which has none here.
@@ -120,7 +112,8 @@ impl Topology {
         (total - nnz) as f64 / total.max(1) as f64
     }
 
-    pub(crate) fn publish(&self, index: usize, mask: &Mask, ever_active: &Mask) {
+    /// Points to the masks of the layer `index`.
+    pub(crate) fn publish(&self, index: usize, mask: &Arc<Mask>, ever_active: &Arc<Mask>) {
         let mut state = self.lock();
         let layer = &mut state.layers[index];
         layer.mask.clone_from(mask);
@@ -134,21 +127,22 @@ impl Topology {
     }
 
     /// The mask of a layer, unless it is dense.
-    pub(crate) fn sparse_mask(&self, name: &str) -> Option<Mask> {
+    pub(crate) fn sparse_mask(&self, name: &str) -> Option<Arc<Mask>> {
         let state = self.lock();
         let layer = state.layers.iter().find(|layer| layer.name == name)?;
         (layer.sparsity > 0.0).then(|| layer.mask.clone())
     }
 
     pub(crate) fn record(&self, event: TopologyEvent) {
-        let mut state = self.lock();
-        if state.observed {
-            state.events.push(event);
-        }
+        self.lock().observers.retain(|observer| {
+            let Some(events) = observer.upgrade() else { return false };
+            events.lock().unwrap_or_else(PoisonError::into_inner).push(event.clone());
+            true
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere cannot leave the masks half-written: they are replaced whole.
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,8 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
-use srigl_burn::{NormClipping, SparseMethod, SriglConfig};
+use srigl_burn::methods::{Dense, Rigl, Srigl};
+use srigl_burn::{AnyMethod, NormClipping, Sparsified, SparsityConfig};
 
 #[derive(Module, Debug)]
 struct Net {
@@ -42,13 +43,15 @@ fn norm(values: &[f32]) -> f64 {
 }
 
 /// The net of a method after some steps, and how its gradients are clipped.
-fn clipped(method: SparseMethod, max_norm: f32) {
+fn clipped(method: impl Into<AnyMethod>, max_norm: f32) {
     let device = Device::flex().autodiff();
     device.seed(1);
     let linear = |from, to| LinearConfig::new(from, to).init(&device);
     let net = Net { fc1: linear(20, 30), fc2: linear(30, 10) };
-    let config = SriglConfig::new(0.6).with_method(method).with_delta_t(2).with_end_step(100);
-    let (mut net, mut optim, topology) = config.sparsify_observed(net, SgdConfig::new().build()).unwrap();
+    let method = method.into();
+    let masked = method.info().needs.sparsity;
+    let config = SparsityConfig::new(0.6, 100).with_method(method).with_delta_t(2);
+    let Sparsified { model: mut net, mut optim, topology } = config.sparsify(net, SgdConfig::new().build()).unwrap();
     let mut clipping = NormClipping::new(max_norm, topology);
     // Steps 2 and 4 change the masks; step 5 moves the weights that have grown away from 0.
     for _ in 0..5 {
@@ -57,7 +60,6 @@ fn clipped(method: SparseMethod, max_norm: f32) {
         net = optim.step(1e-3, net, grads);
     }
     let grads = net.grads(&device);
-    let masked = method != SparseMethod::Dense;
     let (all, counted) = (net.values(&grads, false), net.values(&grads, masked));
     assert!(!masked || norm(&counted) < 0.95 * norm(&all), "masks matter here");
     let factor = (f64::from(max_norm) / (norm(&counted) + 1e-6)).min(1.0);
@@ -71,16 +73,16 @@ fn clipped(method: SparseMethod, max_norm: f32) {
 
 #[test]
 fn the_joint_norm_is_clipped() {
-    clipped(SparseMethod::Dense, 0.5);
+    clipped(Dense, 0.5);
 }
 
 #[test]
 fn sparse_weights_count_with_their_masked_gradients() {
-    clipped(SparseMethod::Srigl, 0.5);
-    clipped(SparseMethod::Rigl, 0.5);
+    clipped(Srigl::default(), 0.5);
+    clipped(Rigl, 0.5);
 }
 
 #[test]
 fn small_gradients_stay_as_they_are() {
-    clipped(SparseMethod::Srigl, 1e6);
+    clipped(Srigl::default(), 1e6);
 }

@@ -10,7 +10,7 @@ use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use condensed::{CondensedWeight, ConvKernel, FanIn, LinearKernel, Shape, Window};
 use rayon::prelude::*;
-use srigl_burn::{CondensedConv2d, CondensedLinear, Mask, SriglConfig};
+use srigl_burn::{CondensedConv2d, CondensedLinear, Mask, Sparsified, SparsityConfig};
 
 /// The two CPU devices with kernels and one that takes the dense path; then the GPU of the build.
 fn devices() -> Vec<Device> {
@@ -494,8 +494,8 @@ fn trained_layers_condense_with_the_masks_of_their_topology() {
         fc: LinearConfig::new(8 * 16, 32).init(&device),
         head: LinearConfig::new(32, 3).init(&device),
     };
-    let srigl = SriglConfig::new(0.7).with_delta_t(1).with_end_step(10);
-    let (mut net, mut optim, topology) = srigl.sparsify_observed(net, SgdConfig::new().build()).unwrap();
+    let srigl = SparsityConfig::new(0.7, 10).with_delta_t(1);
+    let Sparsified { model: mut net, mut optim, topology } = srigl.sparsify(net, SgdConfig::new().build()).unwrap();
     for step in 0..3 {
         let y = net.conv.forward(tensor([4, 2, 6, 6], step, &device)).flatten::<2>(1, 3);
         let loss = net.head.forward(net.fc.forward(y)).powf_scalar(2.0).mean();

@@ -12,7 +12,9 @@ use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer, RmsPropConfig, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use devices::gpus;
-use srigl_burn::{Distribution, Mask, SparseMethod, SriglConfig, state_dict};
+use srigl_burn::methods::{Rigl, Set, Srigl};
+use srigl_burn::{AnyMethod, Distribution, Mask, Sparsified, SparsityConfig, state_dict};
+use std::sync::Arc;
 
 #[derive(Module, Debug)]
 struct Net {
@@ -34,23 +36,25 @@ fn exact<const D: usize>(dims: [usize; D], seed: usize, device: &Device) -> Tens
 }
 
 /// Masks of all layers after each step, and the last weights `[out, in, …]` by layer.
-type Course = (Vec<Vec<Mask>>, Vec<Vec<f32>>);
+type Course = (Vec<Vec<Arc<Mask>>>, Vec<Vec<f32>>);
+
+fn srigl() -> AnyMethod {
+    Srigl { gamma_sal: 0.9, ..Default::default() }.into()
+}
 
 /// Some steps with given gradients.
-fn train<O: Optimizer>(method: SparseMethod, optim: O, device: &Device) -> Course {
+fn train<O: Optimizer>(method: &AnyMethod, optim: O, device: &Device) -> Course {
     let device = device.clone().autodiff();
     let net = Net {
         conv: Conv2dConfig::new([8, 48], [3, 3]).init(&device),
         fc: LinearConfig::new(200, 70).init(&device),
     };
-    let config = SriglConfig::new(0.8)
-        .with_method(method)
+    let config = SparsityConfig::new(0.8, 30)
+        .with_method(method.clone())
         .with_distribution(Distribution::Uniform)
         .with_delta_t(3)
-        .with_end_step(30)
-        .with_grad_accumulation(2)
-        .with_gamma_sal(0.9);
-    let (mut net, mut optim, topology) = config.sparsify_observed(net, optim).unwrap();
+        .with_grad_accumulation(2);
+    let Sparsified { model: mut net, mut optim, topology } = config.sparsify(net, optim).unwrap();
     let mut masks = Vec::new();
     for step in 0..12 {
         // The gradient of Σ c·w is c.
@@ -71,7 +75,7 @@ fn train<O: Optimizer>(method: SparseMethod, optim: O, device: &Device) -> Cours
 
 #[test]
 fn masks_on_a_gpu_are_those_of_the_cpu() {
-    for method in [SparseMethod::Srigl, SparseMethod::Rigl, SparseMethod::Set] {
+    for method in &[srigl(), Rigl.into(), Set.into()] {
         let (masks, weights) = train(method, SgdConfig::new().build(), &Device::flex());
         assert_ne!(masks.first(), masks.last(), "{method:?} moves nothing");
         for gpu in gpus() {
@@ -88,7 +92,7 @@ fn masks_on_a_gpu_are_those_of_the_cpu() {
 fn inactive_weights_are_zero_on_a_gpu() {
     fn check<O: Optimizer>(optim: O) {
         for gpu in gpus() {
-            let (masks, weights) = train(SparseMethod::Srigl, optim.clone(), &gpu);
+            let (masks, weights) = train(&srigl(), optim.clone(), &gpu);
             for (mask, weights) in masks.last().unwrap().iter().zip(weights) {
                 let mut masked = weights.clone();
                 mask.apply(&mut masked);

@@ -13,7 +13,8 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Device, Distribution as Random, Tensor};
 use cubecl::config::profiling::ProfilingLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
-use srigl_burn::{Distribution, SparseMethod, SriglConfig};
+use srigl_burn::methods::{Dense, Srigl};
+use srigl_burn::{AnyMethod, Distribution, Sparsified, SparsityConfig};
 use std::path::Path;
 
 #[derive(Module, Debug)]
@@ -23,16 +24,15 @@ struct Net {
 }
 
 /// Kernels that ten training steps launch.
-fn launches<O: Optimizer>(method: SparseMethod, optim: O, gpu: &Device, log: &Path) -> usize {
+fn launches<O: Optimizer>(method: impl Into<AnyMethod>, optim: O, gpu: &Device, log: &Path) -> usize {
     let device = gpu.clone().autodiff();
     let net =
         Net { fc1: LinearConfig::new(64, 64).init(&device), fc2: LinearConfig::new(64, 64).init(&device) };
-    let config = SriglConfig::new(0.5)
-        .with_method(method)
+    let config = SparsityConfig::new(0.5, 100)
+        .with_method(method.into())
         .with_distribution(Distribution::Uniform)
-        .with_end_step(100)
         .with_delta_t(100);
-    let (mut net, mut optim) = config.sparsify(net, optim).unwrap();
+    let Sparsified { model: mut net, mut optim, .. } = config.sparsify(net, optim).unwrap();
     let x = Tensor::<2>::random([16, 64], Random::Default, &device);
     let mut before = 0;
     for step in 0..15 {
@@ -62,11 +62,11 @@ fn masking_launches_no_kernels_of_its_own() {
     CubeClRuntimeConfig::set(config);
     for gpu in devices::gpus() {
         let sgd = || SgdConfig::new().with_momentum(Some(MomentumConfig::new())).build();
-        let dense = launches(SparseMethod::Dense, sgd(), &gpu, &log);
+        let dense = launches(Dense, sgd(), &gpu, &log);
         assert!(dense > 100, "{dense} launches in ten steps");
-        assert_eq!(launches(SparseMethod::Srigl, sgd(), &gpu, &log), dense, "SGD");
+        assert_eq!(launches(Srigl::default(), sgd(), &gpu, &log), dense, "SGD");
         let adamw = || AdamWConfig::new().build();
-        let dense = launches(SparseMethod::Dense, adamw(), &gpu, &log);
-        assert_eq!(launches(SparseMethod::Srigl, adamw(), &gpu, &log), dense, "AdamW");
+        let dense = launches(Dense, adamw(), &gpu, &log);
+        assert_eq!(launches(Srigl::default(), adamw(), &gpu, &log), dense, "AdamW");
     }
 }

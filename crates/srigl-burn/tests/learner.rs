@@ -8,13 +8,20 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::SgdConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use burn::train::logger::InMemoryMetricLogger;
-use burn::train::{
+use burn_train::logger::InMemoryMetricLogger;
+use burn_train::{
     ClassificationOutput, ExecutionStrategy, InferenceStep, Learner, MultiDeviceOptim, SupervisedTraining,
     TrainOutput, TrainStep,
 };
-use srigl_burn::{Mask, NamedTensor, SriglConfig, state_dict};
+use srigl_burn::methods::Srigl;
+use srigl_burn::{AnyMethod, Mask, NamedTensor, Sparsified, SparsityConfig, state_dict};
 use srigl_models::{Classifier, Mlp, MlpConfig};
+use std::sync::Arc;
+
+/// SRigL that ablates much.
+fn ablating() -> AnyMethod {
+    Srigl { gamma_sal: 0.9, ..Default::default() }.into()
+}
 
 #[derive(Module, Debug)]
 struct Net {
@@ -76,10 +83,11 @@ impl InferenceStep for Net {
 #[test]
 fn the_learner_keeps_a_sparse_model_sparse() {
     let device = Device::flex().autodiff();
-    let srigl = SriglConfig::new(0.9).with_end_step(100).with_delta_t(5).with_gamma_sal(0.9);
+    let srigl = SparsityConfig::new(0.9, 100).with_delta_t(5).with_method(ablating());
     let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
     let net = Net { mlp: MlpConfig::new().init(&device) };
-    let (net, optim, topology) = srigl.sparsify_observed(net, sgd.build()).unwrap();
+    let Sparsified { model: net, optim, topology } = srigl.sparsify(net, sgd.build()).unwrap();
+    let updates = topology.updates();
 
     let loader = || {
         let items: Vec<usize> = (0..256).collect();
@@ -104,7 +112,7 @@ fn the_learner_keeps_a_sparse_model_sparse() {
         assert!(layer.stats().fan_in.is_some(), "{name}: constant fan-in");
     }
     // 4 epochs of 8 steps: updates at 5, 10, …, 30 of the two layers that ERK makes sparse.
-    assert_eq!(topology.drain_events().len(), 12);
+    assert_eq!(updates.drain().len(), 12);
     assert!(topology.layers()[0].itop() > topology.layers()[0].mask.density(), "the topology moved");
 }
 
@@ -114,10 +122,10 @@ fn trained(
     strategy: ExecutionStrategy,
     items: Vec<usize>,
     accumulation: usize,
-) -> (Vec<NamedTensor>, Vec<Mask>) {
-    let srigl = SriglConfig::new(0.9).with_end_step(100).with_delta_t(2).with_gamma_sal(0.9);
+) -> (Vec<NamedTensor>, Vec<Arc<Mask>>) {
+    let srigl = SparsityConfig::new(0.9, 100).with_delta_t(2).with_method(ablating());
     let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
-    let (net, optim, topology) = srigl.sparsify_observed(net.clone(), sgd.build()).unwrap();
+    let Sparsified { model: net, optim, topology } = srigl.sparsify(net.clone(), sgd.build()).unwrap();
     let loader = |items| DataLoaderBuilder::new(Batches).batch_size(8).build(InMemDataset::new(items));
     let folder = tempfile::tempdir().unwrap();
     let mut training = SupervisedTraining::new(folder.path(), loader(items), loader(vec![0]));

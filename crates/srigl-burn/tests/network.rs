@@ -1,20 +1,22 @@
 //! Random networks of all operations on Burn's devices, against the engine for CPUs.
 
 mod devices;
+#[path = "../../models/tests/filled/mod.rs"]
+mod filled;
 #[path = "../../condensed/tests/random/mod.rs"]
 mod random;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use condensed::architectures::{NamedTensor, TensorKind, TensorSpec, build, specs};
-use condensed::{Engine, Network};
+use condensed::{Engine, Network, Shape};
+use filled::{Kind, fill, masks};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use srigl_burn::CondensedNetwork;
-use std::collections::BTreeMap;
+use srigl_burn::{CondensedNetwork, lower};
+use srigl_models::{Classifier, ModelInfo, ModelSpec, WithModel, torchvision_name};
 
 /// Twice the sample, as the engine has it and as Burn on a device has it.
 fn both(network: &Network, sample: &[f32], dtype: FloatDType, device: &Device) -> [Vec<f32>; 2] {
-    let shape = network.shapes().unwrap()[0];
+    let shape = network.input_shape();
     let input = [sample, sample].concat();
     let mut engine = Engine::new(network).unwrap();
     let mut want = vec![f32::NAN; 2 * engine.output_shape().len()];
@@ -54,35 +56,41 @@ fn networks_agree_with_the_engine() {
     }
 }
 
-/// Random tensors of an architecture; three in ten weights are active.
-fn tensors(name: &str, rng: &mut SmallRng) -> BTreeMap<String, NamedTensor> {
-    let tensor = |spec: &TensorSpec, rng: &mut SmallRng| {
-        let size: usize = spec.shape.iter().product();
-        let mut values: Vec<f32> = (0..size).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let mut mask = None;
-        match spec.kind {
-            TensorKind::NormScale | TensorKind::RunningVariance => {
-                values.iter_mut().for_each(|v| *v = 1.0 + 0.3 * *v);
-            }
-            TensorKind::Weight => {
-                let inputs = (size / spec.shape[0]) as f32;
-                values.iter_mut().for_each(|v| *v *= (10.0 / inputs).sqrt());
-                mask = Some((0..size).map(|_| rng.random_bool(0.3)).collect());
-            }
-            _ => {}
-        }
-        NamedTensor { shape: spec.shape.clone(), values, mask }
-    };
-    specs(name, 10).unwrap().iter().map(|spec| (spec.name.clone(), tensor(spec, rng))).collect()
+/// A model with random numbers; three in ten weights are active.
+struct Random<'a> {
+    spec: ModelSpec,
+    rng: &'a mut SmallRng,
+}
+
+impl WithModel for Random<'_> {
+    type Output = Network;
+
+    fn run<M: Classifier>(self, model: M) -> Network {
+        let rng = self.rng;
+        let model = fill(model, &Device::flex(), |_, kind, dims| {
+            let size: usize = dims.iter().product();
+            let scale = match kind {
+                Kind::Weight => (10.0 / (size / dims[0]) as f32).sqrt(),
+                Kind::NormScale | Kind::Variance => 0.3,
+                _ => 1.0,
+            };
+            let shift = if matches!(kind, Kind::NormScale | Kind::Variance) { 1.0 } else { 0.0 };
+            (0..size).map(|_| shift + scale * rng.random_range(-1.0..1.0)).collect()
+        });
+        let masks = masks(&model, |_, size| (0..size).map(|_| u8::from(rng.random_bool(0.3))).collect());
+        let [features, height, width] = self.spec.images;
+        lower(&model, Shape { features, height, width }, masks, torchvision_name).unwrap()
+    }
 }
 
 #[test]
-fn architectures_agree_with_the_engine() {
+fn models_agree_with_the_engine() {
     let rng = &mut SmallRng::seed_from_u64(1);
     for name in ["mnist-cnn", "resnet8", "vit-tiny"] {
-        let network = build(name, tensors(name, rng), None).unwrap().fold().unwrap();
+        let spec = ModelInfo::named(name).unwrap().usual();
+        let network = spec.with(&Device::flex(), Random { spec, rng: &mut *rng }).unwrap().fold().unwrap();
         let sample: Vec<f32> =
-            (0..network.shapes().unwrap()[0].len()).map(|_| rng.random_range(-1.0..1.0)).collect();
+            (0..network.input_shape().len()).map(|_| rng.random_range(-1.0..1.0)).collect();
         for device in devices::all() {
             let results = both(&network, &sample, FloatDType::F32, &device);
             let size = results[1].iter().map(|v| v * v).sum::<f32>().sqrt();
@@ -109,10 +117,10 @@ fn networks_run_in_other_float_types() {
 #[test]
 fn batches_may_be_empty() {
     let (network, _) = random::network(1);
-    let shapes = network.shapes().unwrap();
+    let input = network.input_shape();
     let burn = CondensedNetwork::new(&network, FloatDType::F32, &Device::flex()).unwrap();
-    let images = Tensor::zeros([0, shapes[0].features, shapes[0].height, shapes[0].width], &Device::flex());
-    assert_eq!(burn.forward(images).dims(), [0, shapes.last().unwrap().len()]);
+    let images = Tensor::zeros([0, input.features, input.height, input.width], &Device::flex());
+    assert_eq!(burn.forward(images).dims(), [0, network.output_shape().len()]);
 }
 
 #[test]

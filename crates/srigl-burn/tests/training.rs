@@ -4,10 +4,12 @@ use burn::module::Module;
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, OptimizerRecord, SgdConfig};
+use burn::store::ModuleRecord;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use srigl_burn::methods::{Dense, METHODS, Rigl, Set, Settings, Srigl, StaticMask};
 use srigl_burn::{
-    Distribution, Error, LayerSpec, SparseMethod, SriglConfig, Topology, sparse_layers, state_dict,
+    AnyMethod, Distribution, Error, LayerSpec, Sparsified, SparsityConfig, Topology, Updates, sparse_layers, state_dict,
 };
 use srigl_models::{Classifier, MlpConfig, MnistCnnConfig, ResNet8Config};
 
@@ -52,32 +54,33 @@ fn assert_invariants<M: Module>(model: &M, topology: &Topology, constant_fan_in:
     }
 }
 
-fn config(method: SparseMethod) -> SriglConfig {
-    SriglConfig::new(0.9)
-        .with_method(method)
-        .with_delta_t(4)
-        .with_end_step(30)
-        .with_gamma_sal(0.9)
-        .with_seed(3)
+fn config(method: impl Into<AnyMethod>) -> SparsityConfig {
+    SparsityConfig::new(0.9, 30).with_method(method.into()).with_delta_t(4).with_seed(3)
+}
+
+/// SRigL that ablates much.
+fn srigl() -> Srigl {
+    Srigl { gamma_sal: 0.9, ..Default::default() }
 }
 
 #[test]
 fn every_method_keeps_its_invariants_on_every_device() {
     for device in devices().map(Device::autodiff) {
-        for method in [SparseMethod::Srigl, SparseMethod::Rigl, SparseMethod::Set, SparseMethod::Static] {
+        for method in [srigl().into(), Rigl.into(), Set.into(), AnyMethod::from(StaticMask)] {
+            let info = method.info();
             let model = MlpConfig::new().init(&device);
             let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
-            let (mut model, mut optim, topology) =
-                config(method).sparsify_observed(model, sgd.build()).unwrap();
+            let Sparsified { mut model, mut optim, topology } =
+                config(method).sparsify(model, sgd.build()).unwrap();
             let initial = topology.layers();
             assert!((topology.sparsity() - 0.9).abs() < 0.005, "{}", topology.sparsity());
             for step in 1..12 {
                 let grads = gradients(&model, 16, step, &device);
                 model = optim.step(0.05, model, grads);
-                assert_invariants(&model, &topology, method == SparseMethod::Srigl);
+                assert_invariants(&model, &topology, info.constant_fan_in);
             }
             let moved = topology.layers().iter().zip(&initial).any(|(now, before)| now.mask != before.mask);
-            assert_eq!(moved, method != SparseMethod::Static);
+            assert_eq!(moved, info.needs.updates);
         }
     }
 }
@@ -85,16 +88,16 @@ fn every_method_keeps_its_invariants_on_every_device() {
 #[test]
 fn convolutions_and_residual_blocks_become_sparse() {
     for (device, n) in devices().map(Device::autodiff).into_iter().zip([8, 2]) {
-        let (mut cnn, mut optim, topology) = config(SparseMethod::Srigl)
-            .sparsify_observed(MnistCnnConfig::new().init(&device), AdamWConfig::new().build())
+        let Sparsified { model: mut cnn, mut optim, topology } = config(srigl())
+            .sparsify(MnistCnnConfig::new().init(&device), AdamWConfig::new().build())
             .unwrap();
         for step in 1..6 {
             let grads = gradients(&cnn, n, step, &device);
             cnn = optim.step(0.001, cnn, grads);
             assert_invariants(&cnn, &topology, true);
         }
-        let (mut net, mut optim, topology) = config(SparseMethod::Srigl)
-            .sparsify_observed(ResNet8Config::new().init(&device), SgdConfig::new().build())
+        let Sparsified { model: mut net, mut optim, topology } = config(srigl())
+            .sparsify(ResNet8Config::new().init(&device), SgdConfig::new().build())
             .unwrap();
         for step in 1..6 {
             let grads = gradients(&net, n, step, &device);
@@ -107,9 +110,9 @@ fn convolutions_and_residual_blocks_become_sparse() {
 #[test]
 fn masks_are_the_same_on_flex_and_ndarray() {
     let masks = devices().map(Device::autodiff).map(|device| {
-        let method = config(SparseMethod::Srigl);
-        let (_, _, topology) =
-            method.sparsify_observed(MlpConfig::new().init(&device), SgdConfig::new().build()).unwrap();
+        let method = config(srigl());
+        let Sparsified { topology, .. } =
+            method.sparsify(MlpConfig::new().init(&device), SgdConfig::new().build()).unwrap();
         topology.layers().into_iter().map(|l| l.mask).collect::<Vec<_>>()
     });
     assert_eq!(masks[0], masks[1]);
@@ -120,8 +123,8 @@ fn dense_is_the_plain_optimizer() {
     let device = Device::flex().autodiff();
     let model = MlpConfig::new().init(&device);
     let (mut plain, mut plain_optim) = (model.clone(), SgdConfig::new().init());
-    let (mut dense, mut optim) =
-        config(SparseMethod::Dense).sparsify(model, SgdConfig::new().build()).unwrap();
+    let Sparsified { model: mut dense, mut optim, .. } =
+        config(Dense).sparsify(model, SgdConfig::new().build()).unwrap();
     for step in 0..3 {
         plain = plain_optim.step(0.1, plain.clone(), gradients(&plain, 8, step, &device));
         dense = optim.step(0.1, dense.clone(), gradients(&dense, 8, step, &device));
@@ -135,46 +138,65 @@ fn dense_is_the_plain_optimizer() {
 fn a_record_resumes_bit_for_bit() {
     for device in devices().map(Device::autodiff) {
         let start = |seed| {
-            let config = config(SparseMethod::Srigl).with_grad_accumulation(3).with_seed(seed);
+            let config = config(srigl()).with_grad_accumulation(3).with_seed(seed);
             let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
-            config.sparsify_observed(MlpConfig::new().init(&device), sgd.build()).unwrap()
+            config.sparsify(MlpConfig::new().init(&device), sgd.build()).unwrap()
         };
-        let run = |(mut model, mut optim): (_, ModuleOptimizer), steps: std::ops::Range<usize>| {
+        let run = |sparse: Sparsified<_>, steps: std::ops::Range<usize>| {
+            let Sparsified { mut model, mut optim, topology } = sparse;
             for step in steps {
                 let grads = gradients(&model, 8, step, &device);
                 model = optim.step(0.05, model, grads);
             }
-            (model, optim)
+            Sparsified { model, optim, topology }
         };
-        let (model, optim, straight) = start(3);
-        let (model, optim) = run((model, optim), 0..7);
-        let (saved_model, saved_optim) =
-            (model.clone().into_record().into_bytes().unwrap(), optim.into_bytes().unwrap());
-        let (model, _) = run((model, optim), 7..14);
+        let straight = run(start(3), 0..7);
+        let model = straight.model.clone().into_record().into_bytes().unwrap();
+        let optim = straight.optim.to_record().into_bytes().unwrap();
+        let masks = |t: &Topology| t.layers().into_iter().map(|l| (l.mask, l.ever_active)).collect::<Vec<_>>();
+        let saved = masks(&straight.topology);
+        let updates = straight.topology.updates();
+        let straight = run(straight, 7..14);
 
-        let (other_model, other_optim, resumed) = start(99);
-        let other_model =
-            other_model.load_record(burn::store::ModuleRecord::from_bytes(saved_model).unwrap());
-        let other_optim = other_optim.from_bytes(saved_optim).unwrap();
-        let (other_model, _) = run((other_model, other_optim), 7..14);
+        let resumed = start(99);
+        assert_ne!(masks(&resumed.topology), saved);
+        let records = (ModuleRecord::from_bytes(model).unwrap(), OptimizerRecord::from_bytes(optim).unwrap());
+        let resumed = resumed.load_records(records.0, records.1).unwrap();
+        assert_eq!(masks(&resumed.topology), saved, "the topology is right at once");
+        let resumed_updates = resumed.topology.updates();
+        let resumed = run(resumed, 7..14);
 
-        assert_eq!(state_dict(&model), state_dict(&other_model));
-        let masks =
-            |t: &Topology| t.layers().into_iter().map(|l| (l.mask, l.ever_active)).collect::<Vec<_>>();
-        assert_eq!(masks(&straight), masks(&resumed));
-        assert_eq!(
-            straight.drain_events().last().unwrap().report,
-            resumed.drain_events().last().unwrap().report
-        );
+        assert_eq!(state_dict(&straight.model), state_dict(&resumed.model));
+        assert_eq!(masks(&straight.topology), masks(&resumed.topology));
+        let reports = |updates: &Updates| updates.drain().into_iter().map(|e| e.report).collect::<Vec<_>>();
+        let expected = reports(&updates);
+        assert!(!expected.is_empty());
+        assert_eq!(reports(&resumed_updates), expected);
     }
+}
+
+/// Burn skips what does not fit in a record of an optimizer; nobody should go on without masks.
+#[test]
+fn a_record_without_masks_is_an_error() {
+    let device = Device::flex().autodiff();
+    let sgd = || SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
+    let model = || MlpConfig::new().init(&device);
+    let mut dense = config(Dense).sparsify(model(), sgd().build()).unwrap();
+    let grads = gradients(&dense.model, 8, 0, &device);
+    dense.model = dense.optim.step(0.05, dense.model, grads);
+    let record = dense.optim.to_record();
+    let sparse = config(srigl()).sparsify(model(), sgd().build()).unwrap();
+    let error = sparse.load_records(dense.model.into_record(), record).err().unwrap();
+    assert!(matches!(error, Error::OptimizerRecord { ref layer } if layer == "fc1"), "{error}");
 }
 
 #[test]
 fn gradient_accumulation_counts_optimizer_steps() {
     let device = Device::flex().autodiff();
     let sgd = SgdConfig::new().build();
-    let (mut model, mut optim, topology) =
-        config(SparseMethod::Srigl).sparsify_observed(MlpConfig::new().init(&device), sgd).unwrap();
+    let Sparsified { mut model, mut optim, topology } =
+        config(srigl()).sparsify(MlpConfig::new().init(&device), sgd).unwrap();
+    let updates = topology.updates();
     let mut accumulator = GradientsAccumulator::new();
     for backward in 1..=16 {
         let grads = gradients(&model, 8, backward, &device);
@@ -184,7 +206,7 @@ fn gradient_accumulation_counts_optimizer_steps() {
         }
         assert_invariants(&model, &topology, true);
     }
-    let steps: Vec<u64> = topology.drain_events().iter().map(|event| event.step).collect();
+    let steps: Vec<u64> = updates.drain().iter().map(|event| event.step).collect();
     assert_eq!(steps, [4, 4], "one update at the fourth optimizer step; ERK keeps the third layer dense");
 }
 
@@ -216,8 +238,8 @@ fn linear_layers_and_attention_projections_are_found_and_nothing_else() {
     assert_eq!(names, [&attention[..], &["layers.0", "layers.1", "head"]].concat());
     assert_eq!(found[6], LayerSpec::new("head", [10, 32]).unwrap());
 
-    let (model, mut optim, topology) = config(SparseMethod::Srigl)
-        .sparsify_observed(transformer(&device), AdamWConfig::new().build())
+    let Sparsified { model, mut optim, topology } = config(srigl())
+        .sparsify(transformer(&device), AdamWConfig::new().build())
         .unwrap();
     let tokens = Tensor::<2, Int>::ones([2, 5], &device);
     let x = model.norm.forward(model.embedding.forward(tokens));
@@ -232,15 +254,15 @@ fn linear_layers_and_attention_projections_are_found_and_nothing_else() {
 #[test]
 fn patterns_choose_layers() {
     let device = Device::flex();
-    let plan = |config: SriglConfig| {
+    let plan = |config: SparsityConfig| {
         let sgd = SgdConfig::new().build();
-        config.sparsify_observed(transformer(&device), sgd).map(|(_, _, topology)| topology.layers())
+        config.sparsify(transformer(&device), sgd).map(|sparse| sparse.topology.layers())
     };
     let strings = |patterns: &[&str]| patterns.iter().map(|p| p.to_string()).collect::<Vec<_>>();
     let names =
         |layers: Vec<srigl_burn::TopologyLayer>| layers.into_iter().map(|l| l.name).collect::<Vec<_>>();
 
-    let config = || config(SparseMethod::Srigl);
+    let config = || config(srigl());
     assert_eq!(names(plan(config().with_include(strings(&["layers.*"]))).unwrap()), ["layers.0", "layers.1"]);
     assert_eq!(
         names(plan(config().with_exclude(strings(&["attention.*", "head"]))).unwrap()),
@@ -254,8 +276,7 @@ fn patterns_choose_layers() {
     assert!(matches!(error, Error::UnusedPattern { .. }) && error.to_string().contains("haed"), "{error}");
     assert!(matches!(plan(config().with_exclude(strings(&["[a"]))).unwrap_err(), Error::Pattern { .. }));
     assert!(matches!(plan(config().with_exclude(strings(&["*"]))).unwrap_err(), Error::NoLayers));
-    assert!(matches!(plan(config().with_end_step(0)).unwrap_err(), Error::NoEndStep));
-    let error = plan(SriglConfig { sparsity: 0.999, ..config() }).unwrap_err().to_string();
+    let error = plan(SparsityConfig { sparsity: 0.999, ..config() }).unwrap_err().to_string();
     assert!(error.contains("layer `") && error.contains("fan-in would be 0"), "{error}");
 }
 
@@ -266,9 +287,9 @@ fn the_last_layer_is_not_ablated_unless_told() {
     let active = |no_ablation: Option<Vec<String>>| {
         // ERK would keep the last layer dense.
         let distribution = Distribution::Uniform;
-        let config = SriglConfig { no_ablation, gamma_sal: 1e6, distribution, ..config(SparseMethod::Srigl) };
-        let (mut model, mut optim, topology) =
-            config.sparsify_observed(MlpConfig::new().init(&device), SgdConfig::new().build()).unwrap();
+        let config = SparsityConfig { no_ablation, distribution, ..config(Srigl { gamma_sal: 1e6, ..Default::default() }) };
+        let Sparsified { mut model, mut optim, topology } =
+            config.sparsify(MlpConfig::new().init(&device), SgdConfig::new().build()).unwrap();
         for step in 0..5 {
             let grads = gradients(&model, 8, step, &device);
             model = optim.step(0.01, model, grads);
@@ -280,4 +301,16 @@ fn the_last_layer_is_not_ablated_unless_told() {
     let all = active(Some(Vec::new()));
     assert!(all[2] < 10, "{all:?}");
     assert_eq!(active(Some(vec!["fc1".into()]))[0], 300);
+}
+
+/// Configurations survive JSON, with every method.
+#[test]
+fn a_configuration_is_json() {
+    for info in METHODS {
+        let config = config(info.build(&Settings::default()).unwrap());
+        let json = serde_json::to_string(&config).unwrap();
+        let read: SparsityConfig = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.method, config.method);
+        assert_eq!(serde_json::to_string(&read).unwrap(), json);
+    }
 }

@@ -5,10 +5,9 @@ use super::grid::{self, Options, Run, select, sparsity_label, summary};
 use crate::chart::{self, Line, Panel, Point, Series};
 use crate::recipe::{Grid, Method, Recipe};
 use crate::report::{Chart, Report, Table};
-use crate::runner::{LayerResult, RunResult};
-use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use anyhow::{Result, ensure};
 use serde_json::json;
+use srigl_run::{LayerResult, RunFolder, RunResult};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -69,11 +68,12 @@ impl Figure {
         }
     }
 
-    fn methods(self) -> &'static [Method] {
+    /// Names of the methods it shows.
+    fn methods(self) -> &'static [&'static str] {
         match self {
-            Self::GammaSweep => &[Method::Rigl, Method::SriglNoAblation],
-            Self::ActiveNeurons | Self::FanIn => &[Method::Rigl, Method::Srigl],
-            Self::Itop => &[Method::Set, Method::Rigl, Method::SriglNoAblation, Method::Srigl],
+            Self::GammaSweep => &["rigl", "srigl-no-ablation"],
+            Self::ActiveNeurons | Self::FanIn => &["rigl", "srigl"],
+            Self::Itop => &["set", "rigl", "srigl-no-ablation", "srigl"],
         }
     }
 }
@@ -85,7 +85,7 @@ impl Figure {
 pub fn reproduce(figure: Figure, trained: TableName, recipe: Recipe, options: &Options) -> Result<Report> {
     let mut grids = recipe.grids;
     for grid in &mut grids {
-        grid.methods.retain(|method| figure.methods().contains(method));
+        grid.methods.retain(|method| figure.methods().contains(&method.name()));
         ensure!(
             !grid.methods.is_empty(),
             "grid `{}` of `{trained}` trains no method of this figure",
@@ -94,7 +94,10 @@ pub fn reproduce(figure: Figure, trained: TableName, recipe: Recipe, options: &O
     }
     let swept: Vec<Grid> = match figure {
         Figure::GammaSweep => {
-            grids.iter().flat_map(|grid| GAMMAS.map(|gamma| with_gamma(grid, gamma))).collect()
+            {
+            let srigl = Method::named("srigl")?;
+            grids.iter().flat_map(|grid| GAMMAS.map(|gamma| with_gamma(grid, srigl, gamma))).collect()
+        }
         }
         _ => Vec::new(),
     };
@@ -142,11 +145,16 @@ fn command(figure: Figure, trained: TableName, options: &Options) -> String {
     grid::command(&format!("{}{recipe}", name(figure)), options)
 }
 
+/// The name of the grid that sweeps at one γ_sal.
+fn gamma_name(grid: &Grid, gamma: f64) -> String {
+    format!("{}-gamma{gamma}", grid.name)
+}
+
 /// SRigL with one γ_sal at all sparsities.
-fn with_gamma(grid: &Grid, gamma: f64) -> Grid {
+fn with_gamma(grid: &Grid, srigl: Method, gamma: f64) -> Grid {
     let mut swept = grid.clone();
-    swept.name = format!("{}-gamma{gamma}", grid.name);
-    swept.methods = vec![Method::Srigl];
+    swept.name = gamma_name(grid, gamma);
+    swept.methods = vec![srigl];
     swept.set("gamma-sal", toml::Value::Float(gamma));
     swept
 }
@@ -155,10 +163,11 @@ fn with_gamma(grid: &Grid, gamma: f64) -> Grid {
 fn gamma_sweep(grid: &Grid, own: &[&Run], swept: &[Grid], runs: &[Run]) -> Vec<Panel> {
     let panel = |&sparsity: &f64| {
         let point = |gamma: f64| {
-            let name = with_gamma(grid, gamma).name;
+            let name = gamma_name(grid, gamma);
             debug_assert!(swept.iter().any(|grid| grid.name == name));
-            let runs: Vec<&Run> = runs.iter().filter(|run| run.cell.grid == name).collect();
-            summary(&select(&runs, Method::Srigl, Some(sparsity))).ok().map(Point::from)
+            let here = |run: &&Run| run.cell.grid == name && run.cell.sparsity == Some(sparsity);
+            let runs: Vec<&Run> = runs.iter().filter(here).collect();
+            summary(&runs).ok().map(Point::from)
         };
         let level = |method: &Method| {
             let summary = summary(&select(own, *method, Some(sparsity))).ok()?;
@@ -170,7 +179,11 @@ fn gamma_sweep(grid: &Grid, own: &[&Run], swept: &[Grid], runs: &[Run]) -> Vec<P
             y: "test accuracy, %",
             ticks: GAMMAS.iter().map(f64::to_string).collect(),
             levels: grid.methods.iter().filter_map(level).collect(),
-            series: vec![Series { line: Method::Srigl.into(), points: GAMMAS.map(point).to_vec() }],
+            series: swept
+                .first()
+                .map(|swept| Series { line: swept.methods[0].into(), points: GAMMAS.map(point).to_vec() })
+                .into_iter()
+                .collect(),
         }
     };
     grid.sparsities.iter().map(panel).collect()
@@ -188,7 +201,7 @@ fn active_neurons(grid: &Grid, own: &[&Run]) -> Vec<Panel> {
                 .iter()
                 .map(|&sparsity| {
                     let share = |result: &&RunResult| {
-                        result.layers.get(index).map(|layer| 100.0 * layer.active / layer.neurons)
+                        result.layers.get(index).map(|layer| 100.0 * layer.stats.active as f64 / layer.stats.neurons as f64)
                     };
                     mean(at(sparsity).iter().filter_map(share)).map(exactly)
                 })
@@ -216,14 +229,14 @@ fn fan_in(grid: &Grid, own: &[&Run]) -> Vec<Panel> {
                 let of = |value: fn(&LayerResult) -> f64| {
                     let share = move |result: &&RunResult| {
                         let layer = result.layers.get(index)?;
-                        Some(100.0 * value(layer) / (layer.weights / layer.neurons))
+                        Some(100.0 * value(layer) / (layer.weights as f64 / layer.stats.neurons as f64))
                     };
                     results.iter().filter_map(share)
                 };
                 Some(Point {
-                    value: mean(of(|layer| layer.nnz / layer.active.max(1.0)))?,
-                    low: of(|layer| layer.fan_in_min).fold(f64::INFINITY, f64::min),
-                    high: of(|layer| layer.fan_in_max).fold(0.0, f64::max),
+                    value: mean(of(|layer| layer.stats.nnz as f64 / layer.stats.active.max(1) as f64))?,
+                    low: of(|layer| layer.stats.fan_in_min as f64).fold(f64::INFINITY, f64::min),
+                    high: of(|layer| layer.stats.fan_in_max as f64).fold(0.0, f64::max),
                 })
             };
             Series {
@@ -284,20 +297,10 @@ fn itop(grid: &Grid, own: &[&Run], folder: &Path) -> Result<Vec<Panel>> {
 
 /// The ITOP rate of all layers after each update, in percent, from the log of a run.
 fn itop_rates(run: &Path, result: &RunResult) -> Result<BTreeMap<u64, f64>> {
-    #[derive(Deserialize)]
-    struct Line {
-        step: u64,
-        layer: String,
-        itop: f64,
-    }
-    let path = run.join("topology.jsonl");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let weights: HashMap<&str, f64> =
-        result.layers.iter().map(|layer| (layer.name.as_str(), layer.weights)).collect();
+        result.layers.iter().map(|layer| (layer.name.as_str(), layer.weights as f64)).collect();
     let mut sums: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
-    for line in text.lines() {
-        let line: Line =
-            serde_json::from_str(line).with_context(|| format!("{} is damaged", path.display()))?;
+    for line in RunFolder::at(run).topology()? {
         let Some(weight) = weights.get(line.layer.as_str()) else { continue };
         let (active, all) = sums.entry(line.step).or_default();
         *active += line.itop * weight;

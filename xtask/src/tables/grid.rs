@@ -4,10 +4,11 @@ use crate::chart::{self, Panel, Point, Series};
 use crate::published::Accuracies;
 use crate::recipe::{Cell, Changes, Grid, Method, Recipe, percent};
 use crate::report::{Chart, Report, Table};
-use crate::runner::{DataUsed, Failure, RunResult, Runner, shell_line, srigl_binary};
+use crate::runner::{Failure, Runner, shell_line, srigl_binary};
 use crate::stats::Summary;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use srigl_run::{DataUsed, RunResult};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -233,7 +234,7 @@ pub fn summary_text(runs: &[&Run]) -> String {
 
 /// Rows of a grid: dense first, if it is run.
 fn row_sparsities(grid: &Grid) -> Vec<Option<f64>> {
-    let dense = grid.methods.contains(&Method::Dense).then_some(None);
+    let dense = grid.methods.iter().any(|method| !method.is_sparse()).then_some(None);
     dense.into_iter().chain(grid.sparsities.iter().copied().map(Some)).collect()
 }
 
@@ -322,7 +323,7 @@ fn active_neurons_table(grid: &Grid, runs: &[&Run]) -> Option<Table> {
         rows: Vec::new(),
         notes: vec!["Neurons with at least one active weight, of the sparse layers; mean over seeds.".into()],
     };
-    for &method in grid.methods.iter().filter(|method| matches!(method, Method::Rigl | Method::Srigl)) {
+    for &method in grid.methods.iter().filter(|method| method.may_ablate()) {
         for &sparsity in &grid.sparsities {
             let runs = select(runs, method, Some(sparsity));
             let mut row = vec![method.label().to_string(), sparsity_label(Some(sparsity))];
@@ -340,12 +341,14 @@ fn active_neurons_table(grid: &Grid, runs: &[&Run]) -> Option<Table> {
             let mean = |active: &dyn Fn(&RunResult) -> f64| {
                 results.iter().map(|result| active(result)).sum::<f64>() / results.len() as f64
             };
-            let neurons: f64 = first.layers.iter().map(|layer| layer.neurons).sum();
-            let active = mean(&|result| result.layers.iter().map(|layer| layer.active).sum());
-            row.push(format!("{:.1} %", 100.0 * active / neurons));
+            let neurons: usize = first.layers.iter().map(|layer| layer.stats.neurons).sum();
+            let active = mean(&|result| result.layers.iter().map(|layer| layer.stats.active as f64).sum());
+            row.push(format!("{:.1} %", 100.0 * active / neurons as f64));
             for (index, layer) in first.layers.iter().enumerate() {
-                let active = mean(&|result| result.layers.get(index).map_or(f64::NAN, |layer| layer.active));
-                row.push(format!("{} of {}", (10.0 * active).round() / 10.0, layer.neurons));
+                let active = mean(&|result| {
+                    result.layers.get(index).map_or(f64::NAN, |layer| layer.stats.active as f64)
+                });
+                row.push(format!("{} of {}", (10.0 * active).round() / 10.0, layer.stats.neurons));
             }
             table.rows.push(row);
         }
@@ -359,7 +362,7 @@ fn active_neurons_table(grid: &Grid, runs: &[&Run]) -> Option<Table> {
 
 /// One panel of the figure. `None` if nothing succeeded.
 fn panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option<Panel> {
-    let sparse = grid.methods.iter().filter(|method| **method != Method::Dense);
+    let sparse = grid.methods.iter().filter(|method| method.is_sparse());
     let series: Vec<Series> = sparse
         .map(|&method| Series {
             line: method.into(),
@@ -370,7 +373,8 @@ fn panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option<Panel> {
                 .collect(),
         })
         .collect();
-    let dense = summary(&select(runs, Method::Dense, None)).ok();
+    let dense = grid.methods.iter().copied().find(|method| !method.is_sparse());
+    let dense = dense.and_then(|dense| Some((dense, summary(&select(runs, dense, None)).ok()?)));
     let any = dense.is_some() || series.iter().any(|series| series.points.iter().any(Option::is_some));
     let model = grid.flag("model").unwrap_or_default();
     any.then(|| Panel {
@@ -378,7 +382,7 @@ fn panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option<Panel> {
         x: "sparsity",
         y: "test accuracy, %",
         ticks: grid.sparsities.iter().map(|&sparsity| sparsity_label(Some(sparsity))).collect(),
-        levels: dense.map(|dense| (Method::Dense.into(), dense.mean)).into_iter().collect(),
+        levels: dense.map(|(method, dense)| (method.into(), dense.mean)).into_iter().collect(),
         series,
     })
 }

@@ -1,7 +1,7 @@
 //! `srigl mask`: topologies for users of any framework, over safetensors files.
 //!
 //! A layer is a tensor `NAME.weight` of two or more dimensions, `[out, in, …]`; `NAME.mask` and `NAME.grad` go
-//! with it. [`model`] reads and writes such files, `sparsity-core` computes, [`table`] prints.
+//! with it. [`Store`] reads and writes such files, `sparsity-core` computes, [`table`] prints.
 //!
 //! The random numbers of a layer depend on the seed and on its place among all layers, kept dense or not, in
 //! the order of their names.
@@ -9,19 +9,19 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use globset::Glob;
 use rayon::prelude::*;
 use safetensors::Dtype;
+use sparsity_core::methods::MethodInfo;
 use sparsity_core::{
-    Distribution, Layer, LayerSpec, Mask, Method, SriglSettings, Stream, ThresholdBase, WeightInit,
-    initialise_weights, layer_sparsities, settle_weights, update_layer,
+    Distribution, Layer, LayerSpec, Mask, Stream, WeightInit, initial_mask, initialise_weights, layer_sparsities,
+    settle_weights, update_layer,
 };
+use srigl_run::{MethodArgs, Store, named_parser, print, read_file};
 
-pub mod model;
-pub mod table;
+mod table;
 
-use model::Checkpoint;
 use table::{Change, MaskedLayer, PlannedLayer, Report};
 
 /// Arguments of `srigl mask`.
@@ -94,17 +94,17 @@ struct InitArgs {
     /// The file to write; may be the same file
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// srigl draws the same number of inputs for each neuron; the others draw positions anywhere in the layer
-    #[arg(long, value_enum, default_value = "srigl")]
-    method: MethodName,
+    // srigl draws the same number of inputs for each neuron; the others draw positions anywhere in the layer.
+    #[command(flatten)]
+    method: MethodArgs<false>,
     #[command(flatten)]
     target: TargetArgs,
     /// Seed of masks and weights; a layer's depend on its place in the order of names too
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// What the active weights of sparse layers start from
-    #[arg(long, value_enum, default_value = "keep")]
-    weight_init: WeightInitName,
+    #[arg(long, value_parser = named_parser(&WeightInit::NAMES), default_value = "keep")]
+    weight_init: WeightInit,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -136,21 +136,13 @@ struct StepArgs {
     /// The file to write; may be the same file
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// static leaves the masks as they are
-    #[arg(long, value_enum, default_value = "srigl")]
-    method: MethodName,
+    #[command(flatten)]
+    method: MethodArgs<false>,
     #[command(flatten)]
     target: TargetArgs,
     /// Share of the active weights to drop and grow, in [0, 1]
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     drop_fraction: f64,
-    /// srigl: share of the fan-in that must be salient, or a neuron is ablated; from 1 on a number of weights; 0
-    /// ablates none
-    #[arg(long, value_name = "G", default_value_t = 0.3, allow_negative_numbers = true)]
-    gamma_sal: f64,
-    /// srigl: the fan-in that --gamma-sal is a share of
-    #[arg(long, value_enum, default_value = "sparse-fan-in")]
-    threshold_base: ThresholdBaseName,
     /// srigl: ablate no neurons in layers of this name, such as the classifier; may be repeated
     #[arg(long, value_name = "GLOB")]
     no_ablate: Vec<String>,
@@ -188,8 +180,8 @@ struct TargetArgs {
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     sparsity: f64,
     /// How layers share it: erk and er spare small layers (er ignores kernel sizes), uniform does not
-    #[arg(long, value_enum, default_value = "erk")]
-    distribution: DistributionName,
+    #[arg(long, value_parser = named_parser(&Distribution::NAMES), default_value = "erk")]
+    distribution: Distribution,
     /// Keep layers of this name dense; the others make up for them. A pattern such as 'encoder.*.qkv' matches
     /// NAME, without .weight; may be repeated
     #[arg(long, value_name = "GLOB")]
@@ -198,93 +190,12 @@ struct TargetArgs {
 
 impl TargetArgs {
     /// The layers with what is kept dense, and their sparsities.
-    fn layer_sparsities(&self, file: &Checkpoint) -> Result<(Vec<LayerSpec>, Vec<f64>)> {
+    fn layer_sparsities(&self, file: &Store) -> Result<(Vec<LayerSpec>, Vec<f64>)> {
         let mut layers = file.layers()?;
         let keep_dense = matching("--keep-dense", &self.keep_dense, &layers)?;
         layers.iter_mut().zip(keep_dense).for_each(|(layer, dense)| layer.keep_dense = dense);
-        let sparsities = layer_sparsities(&layers, self.sparsity, self.distribution.into())?;
+        let sparsities = layer_sparsities(&layers, self.sparsity, self.distribution)?;
         Ok((layers, sparsities))
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum MethodName {
-    Srigl,
-    Rigl,
-    Set,
-    Static,
-}
-
-impl MethodName {
-    fn with(self, settings: SriglSettings) -> Method {
-        match self {
-            Self::Srigl => Method::Srigl(settings),
-            Self::Rigl => Method::Rigl,
-            Self::Set => Method::Set,
-            Self::Static => Method::Static,
-        }
-    }
-
-    /// Whether the values of gradients matter.
-    fn needs_gradients(self) -> bool {
-        matches!(self, Self::Srigl | Self::Rigl)
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DistributionName {
-    Erk,
-    Er,
-    Uniform,
-}
-
-impl From<DistributionName> for Distribution {
-    fn from(name: DistributionName) -> Self {
-        match name {
-            DistributionName::Erk => Self::default(),
-            DistributionName::Er => Self::Er,
-            DistributionName::Uniform => Self::Uniform,
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum WeightInitName {
-    /// The weights of the file
-    Keep,
-    /// Normal, standard deviation √(2/k) for k active weights of the neuron
-    KaimingNormal,
-    /// Uniform in ±√(6/k)
-    KaimingUniform,
-    /// Uniform in ±√(1/k)
-    TorchDefault,
-}
-
-impl From<WeightInitName> for WeightInit {
-    fn from(name: WeightInitName) -> Self {
-        match name {
-            WeightInitName::Keep => Self::Keep,
-            WeightInitName::KaimingNormal => Self::KaimingNormal,
-            WeightInitName::KaimingUniform => Self::KaimingUniform,
-            WeightInitName::TorchDefault => Self::TorchDefault,
-        }
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ThresholdBaseName {
-    /// The fan-in if all neurons were active, as in the paper
-    SparseFanIn,
-    /// The fan-in of the dense layer
-    DenseFanIn,
-}
-
-impl From<ThresholdBaseName> for ThresholdBase {
-    fn from(name: ThresholdBaseName) -> Self {
-        match name {
-            ThresholdBaseName::SparseFanIn => Self::SparseFanIn,
-            ThresholdBaseName::DenseFanIn => Self::DenseFanIn,
-        }
     }
 }
 
@@ -302,8 +213,8 @@ pub fn run(args: MaskArgs) -> Result<()> {
 }
 
 fn plan(args: &PlanArgs) -> Result<()> {
-    let bytes = model::read(&args.file)?;
-    let (layers, sparsities) = args.target.layer_sparsities(&Checkpoint::parse(&args.file, &bytes)?)?;
+    let bytes = read_file(&args.file)?;
+    let (layers, sparsities) = args.target.layer_sparsities(&Store::parse(&args.file, &bytes)?)?;
     let planned = layers.iter().zip(sparsities).map(|(layer, sparsity)| PlannedLayer::new(layer, sparsity));
     let report = Report::plan(planned.collect());
     table::print(&report, args.json)?;
@@ -317,26 +228,28 @@ fn plan(args: &PlanArgs) -> Result<()> {
 }
 
 fn init(args: &InitArgs) -> Result<()> {
-    let bytes = model::read(&args.file)?;
-    let mut file = Checkpoint::parse(&args.file, &bytes)?;
+    let bytes = read_file(&args.file)?;
+    let mut file = Store::parse(&args.file, &bytes)?;
     let (layers, sparsities) = args.target.layer_sparsities(&file)?;
-    let method = args.method.with(SriglSettings::default());
+    let method = args.method.build()?;
 
     let mut reports = Vec::new();
     for (i, (layer, sparsity)) in layers.iter().zip(sparsities).enumerate() {
         if file.has_mask(layer) {
-            return Err(file.error(format!(
-                "tensor `{}.mask` is there already; update it with `srigl mask step`, or remove it to start anew",
-                layer.name
-            )));
+            return Err(file
+                .error(format!(
+                    "tensor `{}.mask` is there already; update it with `srigl mask step`, or remove it to start anew",
+                    layer.name
+                ))
+                .into());
         }
         let stream = Stream { seed: args.seed, layer: i as u64, step: 0 };
-        let mask = method.initial_mask(layer, sparsity, stream)?;
+        let mask = initial_mask(&*method, layer, sparsity, stream)?;
         if sparsity == 0.0 {
             check_dense(&file, layer)?;
         } else {
             let mut weights = file.weights(layer)?;
-            initialise_weights(&mut weights, &mask, args.weight_init.into(), stream);
+            initialise_weights(&mut weights, &mask, args.weight_init, stream);
             file.set_weights(layer, &weights);
         }
         file.set_mask(layer, &mask, Dtype::U8);
@@ -346,20 +259,18 @@ fn init(args: &InitArgs) -> Result<()> {
 }
 
 fn step(args: &StepArgs) -> Result<()> {
-    let settings = SriglSettings { gamma_sal: args.gamma_sal, threshold_base: args.threshold_base.into() };
-    let method = args.method.with(settings);
-    method.validate()?;
+    let method = args.method.build()?;
     // Here too, not only in the update: there may be no layer to update.
     let fraction = args.drop_fraction;
     ensure!((0.0..=1.0).contains(&fraction), "drop fraction {fraction} is outside [0, 1]");
 
-    let bytes = model::read(&args.file)?;
-    let mut file = Checkpoint::parse(&args.file, &bytes)?;
+    let bytes = read_file(&args.file)?;
+    let mut file = Store::parse(&args.file, &bytes)?;
     let (layers, sparsities) = args.target.layer_sparsities(&file)?;
     let no_ablate = matching("--no-ablate", &args.no_ablate, &layers)?;
     let inputs = layers.iter().zip(&sparsities).map(|(layer, sparsity)| match sparsity {
         0.0 => check_dense(&file, layer).map(|()| None),
-        _ => SparseLayer::read(&file, layer, args.method).map(Some),
+        _ => SparseLayer::read(&file, layer, args.method.info()).map(Some),
     });
     let inputs: Vec<Option<SparseLayer>> = inputs.collect::<Result<_>>()?;
 
@@ -369,7 +280,7 @@ fn step(args: &StepArgs) -> Result<()> {
             let (weights, grads, mask) = (&input.weights, &input.grads, &input.mask);
             let layer = Layer { name, weights, grads, mask, sparsity, ablate };
             let stream = Stream { seed: args.seed, layer: i as u64, step: args.step };
-            let update = update_layer(&method, fraction, &layer, stream)?;
+            let update = update_layer(&*method, fraction, &layer, stream)?;
             Ok((input, update))
         };
         input.map(update).transpose()
@@ -404,28 +315,28 @@ struct SparseLayer {
 }
 
 impl SparseLayer {
-    fn read(file: &Checkpoint, layer: &LayerSpec, method: MethodName) -> Result<Self> {
+    fn read(file: &Store, layer: &LayerSpec, method: &MethodInfo) -> Result<Self> {
         let name = &layer.name;
         let weights = file.weights(layer)?;
         let grads = match file.grads(layer)? {
             Some(grads) => grads,
-            None if method.needs_gradients() => {
-                return Err(file.error(format!(
-                    "tensor `{name}.grad` is missing; add the dense gradient of `{name}.weight`"
-                )));
+            None if method.needs.dense_gradients => {
+                let missing = format!("tensor `{name}.grad` is missing; add the dense gradient of `{name}.weight`");
+                return Err(file.error(missing).into());
             }
             None => vec![0.0; weights.len()], // nobody will look at them
         };
         let Some((mask, mask_type)) = file.mask(layer)? else {
-            return Err(file.error(format!("tensor `{name}.mask` is missing; `srigl mask init` makes one")));
+            let missing = format!("tensor `{name}.mask` is missing; `srigl mask init` makes one");
+            return Err(file.error(missing).into());
         };
         Ok(Self { weights, grads, mask, mask_type })
     }
 }
 
 fn inspect(args: &InspectArgs) -> Result<()> {
-    let bytes = model::read(&args.file)?;
-    let file = Checkpoint::parse(&args.file, &bytes)?;
+    let bytes = read_file(&args.file)?;
+    let file = Store::parse(&args.file, &bytes)?;
     let report = |layer: &LayerSpec| {
         let weights = file.weights(layer)?;
         let (mask, has_mask) = match file.mask(layer)? {
@@ -459,12 +370,15 @@ fn matching(option: &str, globs: &[String], layers: &[LayerSpec]) -> Result<Vec<
 
 /// Nothing is computed with the weights of a dense layer, so they may have any type; but no method goes on with
 /// a model that has diverged.
-fn check_dense(file: &Checkpoint, layer: &LayerSpec) -> Result<()> {
-    if file.is_f32(layer) { file.weights(layer).map(drop) } else { Ok(()) }
+fn check_dense(file: &Store, layer: &LayerSpec) -> Result<()> {
+    if file.is_f32(layer) {
+        file.weights(layer)?;
+    }
+    Ok(())
 }
 
 /// The mask that a dense layer has in the file, or else ones.
-fn mask_of_dense(file: &Checkpoint, layer: &LayerSpec) -> Result<Mask> {
+fn mask_of_dense(file: &Store, layer: &LayerSpec) -> Result<Mask> {
     let full = || Mask::full(layer.neurons(), layer.dense_fan_in());
     Ok(file.mask(layer)?.map_or_else(full, |(mask, _)| mask))
 }
@@ -476,9 +390,12 @@ fn non_zero(layer: &LayerSpec, weights: &[f32]) -> Result<Mask> {
 }
 
 /// Prints the report and writes the output: both, or an error and no output.
-fn finish(report: &Report<MaskedLayer>, json: bool, file: &Checkpoint, output: &Path) -> Result<()> {
+fn finish(report: &Report<MaskedLayer>, json: bool, file: &Store, output: &Path) -> Result<()> {
     let staged = file.stage(output)?;
     table::print(report, json)?;
     staged.commit()?;
-    if json { Ok(()) } else { table::line(&format!("wrote `{}`", output.display())) }
+    if !json {
+        print::line(&format!("wrote `{}`", output.display()))?;
+    }
+    Ok(())
 }

@@ -1,11 +1,10 @@
 //! What `srigl mask` prints: one record per layer, as JSON or as a table with a total.
 
-use std::io::{self, Write};
-
-use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, Table, presets};
+use anyhow::Result;
+use comfy_table::Table;
 use serde::Serialize;
 use sparsity_core::{LayerSpec, LayerStats, Mask, target_weights};
+use srigl_run::print::{line, shape, table};
 
 /// Records of all layers of a file.
 #[derive(Serialize)]
@@ -178,31 +177,7 @@ where
     Report<L>: Tabular,
 {
     let text = if json { serde_json::to_string_pretty(report)? } else { report.table().to_string() };
-    line(&text)
-}
-
-/// Prints one line. Unlike `println!`, which panics, it returns an error.
-///
-/// # Errors
-/// If standard output cannot be written.
-pub fn line(text: &str) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).context("cannot write to standard output")
-}
-
-/// A table whose columns from the third on are numbers.
-pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header(header).add_rows(rows);
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-/// Dimensions for people, such as `10 x 100`.
-pub fn shape(dims: &[usize]) -> String {
-    dims.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
+    Ok(line(&text)?)
 }
 
 fn share(sparsity: f64) -> String {

@@ -1,6 +1,6 @@
 //! Random small networks with all operations.
 
-use condensed::{CondensedWeight, Network, Node, Op, Shape, Weight, Window};
+use condensed::{CondensedWeight, Network, Node, Op, Shape, Weight, Window, ops};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -13,8 +13,8 @@ pub fn network(seed: u64) -> (Network, Vec<f32>) {
         height: rng.random_range(1..6),
         width: rng.random_range(1..6),
     };
-    let input = Node { name: "input".into(), op: Op::Input(shape), inputs: vec![] };
-    let mut network = Network { nodes: vec![input] };
+    let input = Node { name: "input".into(), op: Op::Input(ops::Input(shape)), inputs: vec![] };
+    let mut nodes = vec![input];
     let mut shapes = vec![shape];
     for index in 0..rng.random_range(1..20) {
         let last = shapes.len() - 1;
@@ -27,24 +27,25 @@ pub fn network(seed: u64) -> (Network, Vec<f32>) {
         } else {
             vec![from]
         };
-        let alone = [(Op::Input(shapes[from]), vec![]), (op.clone(), vec![0; inputs.len()])];
+        let alone = [(Op::Input(ops::Input(shapes[from])), vec![]), (op.clone(), vec![0; inputs.len()])];
         let node = |(op, inputs): (Op, _)| Node { name: format!("{inputs:?}"), op, inputs };
-        let Ok(alone) = (Network { nodes: alone.map(node).into() }).shapes() else { continue };
-        if alone[1].len() < 500 {
-            network.nodes.push(Node { name: format!("layer{index}"), op, inputs });
-            shapes.push(alone[1]);
+        let Ok(alone) = Network::new(alone.map(node).into()) else { continue };
+        if alone.output_shape().len() < 500 {
+            nodes.push(Node { name: format!("layer{index}"), op, inputs });
+            shapes.push(alone.output_shape());
         }
     }
-    remove_unread(&mut network);
+    remove_unread(&mut nodes);
+    let network = Network::new(nodes).expect("made of operations that fit");
     (network, floats(shape.len(), rng))
 }
 
 /// Removes the nodes whose results do not reach the output.
-fn remove_unread(network: &mut Network) {
-    for index in (0..network.nodes.len() - 1).rev() {
-        if !network.nodes.iter().any(|node| node.inputs.contains(&index)) {
-            network.nodes.remove(index);
-            let inputs = network.nodes.iter_mut().flat_map(|node| &mut node.inputs);
+fn remove_unread(nodes: &mut Vec<Node>) {
+    for index in (0..nodes.len() - 1).rev() {
+        if !nodes.iter().any(|node| node.inputs.contains(&index)) {
+            nodes.remove(index);
+            let inputs = nodes.iter_mut().flat_map(|node| &mut node.inputs);
             inputs.filter(|input| **input > index).for_each(|input| *input -= 1);
         }
     }
@@ -67,32 +68,32 @@ fn op(from: Shape, rng: &mut SmallRng) -> Op {
     match rng.random_range(0..20) {
         0..4 => {
             let neurons = if rng.random_bool(0.2) { 3 * features } else { rng.random_range(1..8) };
-            Op::Linear { weight: weight(neurons, features, rng), bias: floats(neurons, rng) }
+            Op::Linear(ops::Linear { weight: weight(neurons, features, rng), bias: floats(neurons, rng) })
         }
         4..8 => {
             let groups = if rng.random_bool(0.3) { features } else { 1 };
             let neurons = groups * rng.random_range(1..5);
             let fan_in = features / groups * window.kernel[0] * window.kernel[1];
             let (weight, bias) = (weight(neurons, fan_in, rng), floats(neurons, rng));
-            Op::Conv2d { weight, bias, window, groups }
+            Op::Conv2d(ops::Conv2d { weight, bias, window, groups })
         }
-        8..11 => Op::Affine { scale: floats(features, rng), shift: floats(features, rng) },
+        8..11 => Op::Affine(ops::Affine { scale: floats(features, rng), shift: floats(features, rng) }),
         11 | 12 => Op::Relu,
         13 => [Op::Gelu, Op::HardSigmoid, Op::HardSwish][rng.random_range(0..3)].clone(),
         14 => Op::Add,
-        15 => Op::MaxPool(window),
+        15 => Op::MaxPool(ops::MaxPool(window)),
         16 => {
             let (scale, shift) = (floats(features, rng), floats(features, rng));
-            Op::LayerNorm { scale, shift, epsilon: 0.1 }
+            Op::LayerNorm(ops::LayerNorm { scale, shift, epsilon: 0.1 })
         }
         17 => Op::Flatten,
-        18 => Op::Attention { heads: if (features / 3).is_multiple_of(2) { 2 } else { 1 } },
+        18 => Op::Attention(ops::Attention { heads: if (features / 3).is_multiple_of(2) { 2 } else { 1 } }),
         _ => match rng.random_range(0..3) {
             0 => Op::GlobalAvgPool,
             1 => Op::ClassToken,
             _ => {
                 let tokens = from.positions() + 1;
-                Op::Tokens { class: floats(features, rng), positions: floats(tokens * features, rng) }
+                Op::Tokens(ops::Tokens { class: floats(features, rng), positions: floats(tokens * features, rng) })
             }
         },
     }

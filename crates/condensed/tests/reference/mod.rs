@@ -1,15 +1,15 @@
 //! A plain interpreter of networks: simple loops in f64, with PyTorch's meaning of each operation.
 
-use condensed::{Network, Op, Shape, Weight, Window};
+use condensed::{Network, Op, Shape, Weight, Window, ops};
 
 /// The network's result for one sample, both `[features, height, width]`, row-major.
 ///
 /// # Panics
 /// If the network is not valid or the input not of its shape.
 pub fn run(network: &Network, input: &[f32]) -> Vec<f32> {
-    let shapes = network.shapes().expect("a valid network");
+    let shapes = network.shapes();
     let mut results: Vec<Vec<f64>> = Vec::new();
-    for (node, &to) in network.nodes.iter().zip(&shapes) {
+    for (node, &to) in network.nodes().iter().zip(shapes) {
         let inputs: Vec<&[f64]> = node.inputs.iter().map(|&i| results[i].as_slice()).collect();
         let result = match &node.op {
             Op::Input(_) => input.iter().map(|&v| f64::from(v)).collect(),
@@ -28,7 +28,7 @@ fn compute(op: &Op, from: Shape, to: Shape, inputs: &[&[f64]]) -> Vec<f64> {
     let channel = |place: usize| place / positions;
     match op {
         Op::Input(_) => unreachable!("the first node"),
-        Op::Linear { weight, bias } => {
+        Op::Linear(ops::Linear { weight, bias }) => {
             let (weight, features) = (dense(weight), from.features);
             let mut out = Vec::new();
             for neuron in 0..to.features {
@@ -40,10 +40,10 @@ fn compute(op: &Op, from: Shape, to: Shape, inputs: &[&[f64]]) -> Vec<f64> {
             }
             out
         }
-        Op::Conv2d { weight, bias, window, groups } => {
+        Op::Conv2d(ops::Conv2d { weight, bias, window, groups }) => {
             conv(&dense(weight), bias, window, *groups, from, to, x)
         }
-        Op::Affine { scale, shift } => {
+        Op::Affine(ops::Affine { scale, shift }) => {
             let affine =
                 |(i, v): (usize, &f64)| v * f64::from(scale[channel(i)]) + f64::from(shift[channel(i)]);
             x.iter().enumerate().map(affine).collect()
@@ -54,10 +54,10 @@ fn compute(op: &Op, from: Shape, to: Shape, inputs: &[&[f64]]) -> Vec<f64> {
         Op::HardSwish => x.iter().map(|v| v * hard_sigmoid(*v)).collect(),
         Op::Scale => x.iter().enumerate().map(|(i, v)| v * inputs[1][channel(i)]).collect(),
         Op::Add => x.iter().zip(inputs[1]).map(|(a, b)| a + b).collect(),
-        Op::MaxPool(window) => max_pool(window, from, to, x),
+        Op::MaxPool(ops::MaxPool(window)) => max_pool(window, from, to, x),
         Op::GlobalAvgPool => x.chunks(positions).map(|p| p.iter().sum::<f64>() / positions as f64).collect(),
         Op::Flatten => x.to_vec(),
-        Op::LayerNorm { scale, shift, epsilon } => {
+        Op::LayerNorm(ops::LayerNorm { scale, shift, epsilon }) => {
             let mut out = vec![0.0; x.len()];
             for p in 0..positions {
                 let token: Vec<f64> = (0..from.features).map(|f| x[f * positions + p]).collect();
@@ -70,7 +70,7 @@ fn compute(op: &Op, from: Shape, to: Shape, inputs: &[&[f64]]) -> Vec<f64> {
             }
             out
         }
-        Op::Tokens { class, positions: embeddings } => {
+        Op::Tokens(ops::Tokens { class, positions: embeddings }) => {
             let tokens = to.positions();
             let mut out = Vec::new();
             for f in 0..to.features {
@@ -84,8 +84,9 @@ fn compute(op: &Op, from: Shape, to: Shape, inputs: &[&[f64]]) -> Vec<f64> {
             }
             out
         }
-        Op::Attention { heads } => attention(*heads, to, x),
+        Op::Attention(ops::Attention { heads }) => attention(*heads, to, x),
         Op::ClassToken => x.chunks(positions).map(|plane| plane[0]).collect(),
+        other => unimplemented!("{other:?}"),
     }
 }
 

@@ -59,10 +59,16 @@ impl Fake {
         let folder = root.join(self.name);
         fs::create_dir_all(&folder).unwrap();
         let mut noise = Noise(self.seed + 7 * self.name.len() as u64);
-        let config = json!({
-            "model": "mlp", "dataset": "glyphs", "method": self.method, "no_ablation": false,
-            "sparsity": self.sparsity, "gamma_sal": 0.3, "seed": self.seed, "epochs": EPOCHS, "lr": 0.1,
-        });
+        let mut config = serde_json::to_value(srigl_run::Config::default()).unwrap();
+        for (key, value) in [
+            ("dataset", json!("glyphs")),
+            ("method", json!(self.method)),
+            ("sparsity", json!(self.sparsity)),
+            ("seed", json!(self.seed)),
+            ("epochs", json!(EPOCHS)),
+        ] {
+            config[key] = value;
+        }
         fs::write(folder.join("config.json"), config.to_string()).unwrap();
 
         let mut metrics = String::new();
@@ -111,7 +117,7 @@ impl Fake {
                     let itop = (1.0 - self.sparsity) * (1.0 + 3.0 * t);
                     let line = json!({
                         "step": step, "layer": name, "neurons": neurons, "active": neurons - ablated,
-                        "ablated": (0..ablated).collect::<Vec<_>>(), "fan_in": null, "nnz": 1, "sparsity": 0.9,
+                        "ablated": (0..ablated).collect::<Vec<_>>(), "fan_in": null, "fan_in_min": 1, "fan_in_max": 2, "nnz": 1, "sparsity": 0.9,
                         "pruned": 1, "grown": 1, "itop": itop,
                     });
                     writeln!(topology, "{line}").unwrap();

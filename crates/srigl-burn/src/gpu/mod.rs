@@ -1,11 +1,7 @@
 //! Condensed layers on GPUs: CubeCL kernels behind operations of Burn's Cube backend.
 
-#[cfg(all(test, feature = "gpu-source"))]
-mod cuda_on_cpu;
-#[cfg(all(test, feature = "gpu-source"))]
-mod cuda_source;
-mod groups;
-mod kernels;
+pub mod groups;
+pub mod kernels;
 
 use crate::condensed_ops::lock;
 use crate::place::Place;
@@ -29,7 +25,7 @@ const SMALL_BATCH: usize = 8;
 
 /// Inputs of a chunk of [`kernels::tiles`], for a device with so much memory to share in a cube: half of it, so that two
 /// cubes fit on a multiprocessor where there are more cubes than these, and whole lines of 32 inputs.
-fn chunk_of(shared_memory: usize, dtype: DType, inputs: usize) -> usize {
+pub fn chunk_of(shared_memory: usize, dtype: DType, inputs: usize) -> usize {
     let column = (kernels::QUADS as usize + 1) * GROUP * dtype.size();
     (shared_memory / 2 / column / 32 * 32).clamp(32, inputs.next_multiple_of(32).max(32))
 }
@@ -40,7 +36,7 @@ fn chunk_of(shared_memory: usize, dtype: DType, inputs: usize) -> usize {
 /// Cubes start in waves of one on each multiprocessor. In its wave a cube copies its inputs, at 64 bytes a cycle, and then
 /// reads them once for each weight, at 128; the fewest cycles win. More neurons share a copy, fewer leave no
 /// multiprocessor without work.
-fn tile_neurons(
+pub fn tile_neurons(
     neurons: usize,
     batch: usize,
     inputs: usize,

@@ -1,0 +1,369 @@
+//! Condensed layers, networks and training steps against dense ones and against PyTorch, timed side by side: what
+//! `srigl bench` does.
+
+#![forbid(unsafe_code)]
+
+mod csr;
+mod device;
+mod layer;
+mod model;
+mod report;
+mod torch;
+mod train;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::ThreadPool;
+use report::{Report, Timing};
+use safetensors::tensor::Dtype;
+use srigl_run::{Store, print};
+
+/// Arguments of `srigl bench`.
+#[derive(Args)]
+#[command(after_help = "\
+All weights are random from --seed, with the same number of inputs for each neuron. The contenders take turns in \
+one process, after a warm-up; each sample is the mean of as many calls as fill some milliseconds. Before they \
+are timed, they must agree with the dense result.
+
+With --device the contenders are Burn's dense layers and the condensed ones on that device, in f32 and bf16 where it \
+has it; with --torch also PyTorch's there, dense and CSR (on CUDA: cuBLAS, cuDNN and cuSPARSE). Inputs are on the device \
+before the clock runs and results stay there; a sample ends when the device is idle. On a GPU short calls are bound by the \
+program that makes them, so `device ms` is what the GPU's own clock says of one call, queued behind a copy that also \
+clears the caches. Memory's rate is that of a large copy.
+
+Examples:
+  srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1
+  srigl bench layer --conv 64 64 3 --size 56 --sparsity 0.9 --json
+  srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --device cuda --torch python3
+  srigl bench model resnet50 --sparsity 0.9 --threads 2
+  srigl bench train vit-b-16 --sparsity 0.9 --batch 64 --device cuda --torch python3")]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    Layer(layer::LayerArgs),
+    Model(model::ModelArgs),
+    Train(train::TrainArgs),
+}
+
+/// How to measure.
+#[derive(Args)]
+struct MeasureArgs {
+    /// Share of zeros, in [0, 1)
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    sparsity: f64,
+    /// Samples per call
+    #[arg(long, value_name = "B", default_value_t = 1)]
+    batch: usize,
+    /// Threads of every contender
+    #[arg(long, value_name = "T", default_value_t = 1)]
+    threads: usize,
+    /// Samples of each contender; the default takes a few seconds
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Seed of weights, masks and inputs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Also write the weights that were run, as a safetensors file
+    #[arg(long, value_name = "FILE")]
+    save_weights: Option<PathBuf>,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where to measure.
+#[derive(Args)]
+struct PlaceArgs {
+    /// Run in Burn on a device: flex, ndarray, cuda or cuda:N; without it, in the engine for CPUs
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// An interpreter with PyTorch, which then takes turns on the same device (python3, say)
+    #[arg(long, value_name = "PYTHON", requires = "device")]
+    torch: Option<PathBuf>,
+}
+
+impl PlaceArgs {
+    fn device(&self) -> Result<Option<Device>> {
+        self.device.as_deref().map(srigl_train::device::parse).transpose()
+    }
+
+    /// Whether the device is a GPU, whose memory and clock are worth a look.
+    fn is_gpu(&self) -> bool {
+        self.device.as_deref().is_some_and(|device| device.starts_with("cuda"))
+    }
+
+    /// The other side of `--torch`, on the device of that name.
+    fn torch(&self, threads: usize) -> Result<Option<torch::Torch>> {
+        let Some(python) = &self.torch else { return Ok(None) };
+        torch::Torch::start(python, self.device.as_deref().unwrap_or_default(), threads).map(Some)
+    }
+}
+
+impl MeasureArgs {
+    fn check(&self) -> Result<()> {
+        let sparsity = self.sparsity;
+        ensure!((0.0..1.0).contains(&sparsity), "--sparsity is {sparsity}, but must be in [0, 1)");
+        ensure!(self.batch > 0, "--batch must be at least 1");
+        ensure!(self.threads > 0, "--threads must be at least 1");
+        ensure!(self.rounds != Some(0), "--rounds must be at least 1");
+        Ok(())
+    }
+
+    /// The threads that all contenders run on.
+    fn pool(&self) -> Result<Arc<ThreadPool>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build();
+        pool.map(Arc::new).with_context(|| format!("cannot start {} threads", self.threads))
+    }
+}
+
+/// Runs `srigl bench`.
+///
+/// # Errors
+/// For settings that make no layer, a file that cannot be written, or contenders that disagree.
+pub fn run(args: BenchArgs) -> Result<()> {
+    match args.command {
+        BenchCommand::Layer(args) => layer::run(&args),
+        BenchCommand::Model(args) => model::run(&args),
+        BenchCommand::Train(args) => train::run(&args),
+    }
+}
+
+/// So many calls on an input, leaving the result of the last in the output; returns the seconds they took.
+type Run = Box<dyn FnMut(usize, &[f32], &mut [f32]) -> Result<f64>>;
+
+/// Copies a result from where `run` left it.
+type Read = Box<dyn FnMut(&mut [f32]) -> Result<()>>;
+
+/// Seconds of one call by the clock of a GPU whose caches are cold.
+type DeviceTime = Box<dyn FnMut() -> Result<f64>>;
+
+/// One way to compute the result.
+struct Contender {
+    /// `dense`, `csr` or `condensed`, with a float type if it is not f32; `torch …`.
+    name: String,
+    /// What runs, for people.
+    engine: String,
+    run: Run,
+    /// Leaves the last result of `run` in the output, which is elsewhere until then. Not timed.
+    read: Option<Read>,
+    device_time: Option<DeviceTime>,
+    /// Largest difference to the right result, relative to its norm.
+    tolerance: f64,
+    /// Bytes that a call must read or write at least, for a memory's share in the time.
+    bytes: Option<usize>,
+}
+
+impl Contender {
+    fn new(
+        name: &str,
+        engine: impl Into<String>,
+        mut run: impl FnMut(usize, &[f32], &mut [f32]) -> Result<()> + 'static,
+    ) -> Self {
+        Self::timed(name, engine, move |calls, input, output| {
+            let start = Instant::now();
+            run(calls, input, output)?;
+            Ok(start.elapsed().as_secs_f64())
+        })
+    }
+
+    /// One that looks at the clock itself.
+    fn timed(
+        name: &str,
+        engine: impl Into<String>,
+        run: impl FnMut(usize, &[f32], &mut [f32]) -> Result<f64> + 'static,
+    ) -> Self {
+        let run = Box::new(run);
+        Self {
+            name: name.into(),
+            engine: engine.into(),
+            run,
+            read: None,
+            device_time: None,
+            tolerance: TOLERANCE,
+            bytes: None,
+        }
+    }
+
+    /// Seconds per call, over `calls` of them.
+    fn time(&mut self, calls: usize, input: &[f32], output: &mut [f32]) -> Result<f64> {
+        Ok((self.run)(calls, input, output)? / calls as f64)
+    }
+
+    /// Brings the last result into the output, if it is not there.
+    fn read(&mut self, output: &mut [f32]) -> Result<()> {
+        self.read.as_mut().map_or(Ok(()), |read| read(output))
+    }
+
+    fn check(&self, got: &[f32], want: &[f32]) -> Result<()> {
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+        let size = norm(&mut want.iter().map(|w| f64::from(*w)));
+        let difference = norm(&mut got.iter().zip(want).map(|(g, w)| f64::from(*g) - f64::from(*w)));
+        ensure!(
+            difference <= self.tolerance * size && size > 0.0,
+            "the result of `{}` differs from the right one by {difference} of {size}: a bug, please report it",
+            self.name
+        );
+        Ok(())
+    }
+
+    /// Warms up until a call takes its usual time, and returns that in seconds.
+    fn warm_up(&mut self, input: &[f32], output: &mut [f32]) -> Result<f64> {
+        let start = Instant::now();
+        let mut fastest = f64::INFINITY;
+        let mut calls = 0;
+        while calls < 3 || start.elapsed() < WARM_UP {
+            fastest = fastest.min(self.time(1, input, output)?);
+            calls += 1;
+        }
+        Ok(fastest)
+    }
+}
+
+const WARM_UP: Duration = Duration::from_millis(100);
+
+/// A sample is as many calls as take at least this long, so that the clock does not matter.
+const SAMPLE_SECONDS: f64 = 0.005;
+
+/// What all rounds together take by default.
+const ALL_SECONDS: f64 = 3.0;
+
+/// Largest difference between contenders, relative to the norm of the result.
+const TOLERANCE: f64 = 1e-3;
+
+/// Of several ways to the same result, the one that is fastest here.
+fn fastest(contenders: Vec<Contender>, input: &[f32], outputs: usize) -> Result<Contender> {
+    let mut output = vec![0.0; outputs];
+    let mut best: Option<(f64, Contender)> = None;
+    for mut contender in contenders {
+        let seconds = contender.warm_up(input, &mut output)?;
+        if best.as_ref().is_none_or(|(fastest, _)| seconds < *fastest) {
+            best = Some((seconds, contender));
+        }
+    }
+    best.map(|(_, contender)| contender).context("nothing to run")
+}
+
+/// What the contenders compute.
+struct Case {
+    /// `layer` or `model`.
+    what: &'static str,
+    shape: serde_json::Value,
+    /// Share of zeros that the masks really have: fan-ins are whole numbers.
+    actual_sparsity: f64,
+    input: Vec<f32>,
+    /// The right result, if not that of the first contender.
+    want: Option<Vec<f32>>,
+    outputs: usize,
+    /// Gigabytes per second that the device's memory moves.
+    memory: Option<f64>,
+}
+
+/// Times the contenders, the first of which is the dense one, and prints the report.
+fn compare(case: Case, args: &MeasureArgs, mut contenders: Vec<Contender>) -> Result<()> {
+    let Case { what, shape, actual_sparsity, input, mut want, outputs, memory } = case;
+    let mut output = vec![0.0; outputs];
+    let mut calls = Vec::new();
+    let mut round_seconds = 0.0;
+    for contender in &mut contenders {
+        let seconds = contender.warm_up(&input, &mut output)?;
+        let count = (SAMPLE_SECONDS / seconds).ceil().max(1.0);
+        round_seconds += count * seconds;
+        calls.push(count as usize);
+        contender.read(&mut output)?;
+        contender.check(&output, want.get_or_insert_with(|| output.clone()))?;
+    }
+    let rounds = args.rounds.unwrap_or((ALL_SECONDS / round_seconds).clamp(5.0, 200.0) as usize);
+
+    let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(rounds as u64) };
+    bar.set_style(ProgressStyle::with_template("{bar:40} round {pos}/{len} {eta}")?);
+    let mut samples = vec![Samples::default(); contenders.len()];
+    for round in 0..rounds {
+        // Another one goes first each time, so that none always follows the same.
+        for turn in 0..contenders.len() {
+            let i = (round + turn) % contenders.len();
+            // What the one before left in the caches is not this one's.
+            contenders[i].time(1, &input, &mut output)?;
+            samples[i].seconds.push(contenders[i].time(calls[i], &input, &mut output)?);
+            if let Some(device_time) = &mut contenders[i].device_time {
+                samples[i].on_device.push(device_time()?);
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    // A device says nothing of calls that it could not make, until their results are read.
+    for contender in contenders.iter_mut().filter(|contender| contender.read.is_some()) {
+        contender.time(1, &input, &mut output)?;
+        contender.read(&mut output)?;
+        contender.check(&output, want.as_deref().unwrap_or_default())?;
+    }
+
+    let results: Vec<Timing> =
+        contenders.iter().zip(&samples).map(|(contender, samples)| Timing::new(contender, samples)).collect();
+    let report = Report {
+        what,
+        shape,
+        sparsity: args.sparsity,
+        actual_sparsity,
+        batch: args.batch,
+        threads: args.threads,
+        device: args.place.device.clone(),
+        seed: args.seed,
+        rounds,
+        speedup_over_dense: report::median(&results, "dense") / report::median(&results, "condensed"),
+        memory_gigabytes_per_second: memory,
+        results,
+    };
+    Ok(print::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })?)
+}
+
+/// What was measured of a contender.
+#[derive(Clone, Default)]
+struct Samples {
+    /// Seconds of a call.
+    seconds: Vec<f64>,
+    /// By the GPU's clock.
+    on_device: Vec<f64>,
+}
+
+/// A tensor to save.
+struct Saved {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Saved {
+    fn floats(name: impl Into<String>, shape: &[usize], values: &[f32]) -> Self {
+        let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self { name: name.into(), dtype: Dtype::F32, shape: shape.to_vec(), data }
+    }
+}
+
+/// Writes what was run, if asked to.
+fn save(args: &MeasureArgs, tensors: impl FnOnce() -> Vec<Saved>) -> Result<()> {
+    let Some(path) = &args.save_weights else { return Ok(()) };
+    write(path, &tensors())
+}
+
+/// Writes a safetensors file.
+fn write(path: &Path, tensors: &[Saved]) -> Result<()> {
+    let mut store = Store::empty(path);
+    for tensor in tensors {
+        store.insert(&tensor.name, tensor.dtype, tensor.shape.clone(), tensor.data.as_slice());
+    }
+    Ok(store.stage(path)?.commit()?)
+}

@@ -1,0 +1,297 @@
+//! `srigl bench train`.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
+use burn::tensor::{Device, Distribution as Random, FloatDType, Int, IntDType, Tensor};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use srigl_burn::methods::{AnyMethod, Dense, Srigl};
+use srigl_burn::{Distribution, Sparsified, SparsityConfig};
+use srigl_models::{Classifier, ModelInfo, ModelSpec, WithModel};
+use srigl_run::print;
+
+use super::device::failed;
+use super::report::quantile;
+use super::{Contender, PlaceArgs};
+
+/// Time training steps: dense and with SRigL, and what a topology update takes
+///
+/// Images are random numbers on the device; the time of a step does not depend on them. The optimizer and the
+/// distribution of sparsity are those of the paper's recipe for the kind of network: SGD with momentum and ERK, AdamW and
+/// uniform for vision transformers.
+#[derive(Args)]
+#[command(after_help = "\
+Steps of the contenders take turns, and each ends when the device is idle. The masks change every 10 steps here, to see \
+a few updates; the overhead shares them out over the paper's 100 steps.
+
+Examples:
+  srigl bench train mnist-cnn --sparsity 0.9 --batch 128
+  srigl bench train resnet50 --sparsity 0.9 --batch 128 --device cuda --torch python3
+  srigl bench train vit-b-16 --sparsity 0.9 --batch 64 --device cuda --float bf16 --json")]
+pub struct TrainArgs {
+    /// Network
+    #[arg(value_parser = PossibleValuesParser::new(srigl_models::names()))]
+    name: String,
+    /// Share of zeros, in [0, 1)
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    sparsity: f64,
+    /// Images per step
+    #[arg(long, value_name = "B", default_value_t = 64)]
+    batch: usize,
+    /// Type of weights, activations and gradients
+    #[arg(long, value_enum, default_value = "f32")]
+    float: Float,
+    /// Steps of each contender, after 10 that are not timed; rounded up to a multiple of 10
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    steps: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Float {
+    F32,
+    Bf16,
+}
+
+/// Steps between updates here.
+const UPDATE_EVERY: usize = 10;
+
+/// ΔT of the paper, over which the time of an update is shared out.
+const DELTA_T: f64 = 100.0;
+
+/// What is printed.
+#[derive(Serialize)]
+struct Report {
+    model: &'static str,
+    sparsity: f64,
+    batch: usize,
+    float: &'static str,
+    device: String,
+    steps: usize,
+    parameters: usize,
+    results: Vec<StepTiming>,
+    /// One topology update of all layers: what a step with one takes longer than the median of the others.
+    update_ms: f64,
+    /// Of a sparse step over a dense one, without updates, as a share.
+    step_overhead: f64,
+    /// An update's time as a share of ΔT = 100 sparse steps.
+    update_share: f64,
+}
+
+/// The steps of one contender, without those that update the masks.
+#[derive(Serialize)]
+struct StepTiming {
+    name: String,
+    engine: String,
+    median_ms: f64,
+    p10_ms: f64,
+    p90_ms: f64,
+    images_per_second: f64,
+}
+
+pub fn run(args: &TrainArgs) -> Result<()> {
+    ensure!((0.0..1.0).contains(&args.sparsity), "--sparsity is {}, but must be in [0, 1)", args.sparsity);
+    ensure!(args.batch > 0, "--batch must be at least 1");
+    ensure!(args.steps > 0, "--steps must be at least 1");
+    let mut device = args.place.device()?.unwrap_or_else(Device::flex);
+    if args.float == Float::Bf16 {
+        ensure!(device.supports_dtype(FloatDType::BF16), "this device has no bf16: leave out --float");
+        device.configure((FloatDType::BF16, IntDType::I32)).context("cannot compute in bf16")?;
+    }
+    let spec = ModelInfo::named(&args.name)?.usual();
+    let work = Work { args, device: &device, spec };
+    spec.with(&device.clone().autodiff(), work)?
+}
+
+struct Work<'a> {
+    args: &'a TrainArgs,
+    device: &'a Device,
+    spec: ModelSpec,
+}
+
+impl WithModel for Work<'_> {
+    type Output = Result<()>;
+
+    fn run<M: Classifier>(self, model: M) -> Result<()> {
+        let (args, parameters) = (self.args, model.num_params());
+        let mut contenders = vec![
+            self.contender("dense", "Burn", model.clone(), Dense.into())?,
+            self.contender("srigl", "Burn", model, self.srigl().into())?,
+        ];
+        let float = if args.float == Float::Bf16 { "bf16" } else { "f32" };
+        if let Some(torch) = args.place.torch(rayon::current_num_threads())? {
+            contenders.extend(torch.train(self.spec.info.name, args.batch, float, self.spec.images)?);
+        }
+        let samples = take_turns(&mut contenders, args.steps.next_multiple_of(UPDATE_EVERY), args.json)?;
+
+        let results: Vec<StepTiming> = contenders
+            .iter()
+            .zip(&samples)
+            .map(|(contender, samples)| StepTiming::new(contender, samples, args.batch))
+            .collect();
+        let [dense, sparse] = [0, 1].map(|i| results[i].median_ms);
+        let updates: Vec<f64> =
+            samples[1].iter().copied().skip(UPDATE_EVERY - 1).step_by(UPDATE_EVERY).collect();
+        let update_ms = 1e3 * quantile(&updates, 0.5) - sparse;
+        let report = Report {
+            model: self.spec.info.name,
+            sparsity: args.sparsity,
+            batch: args.batch,
+            float,
+            device: args.place.device.clone().unwrap_or_else(|| "flex".into()),
+            steps: samples[0].len(),
+            parameters,
+            results,
+            update_ms,
+            step_overhead: sparse / dense - 1.0,
+            update_share: update_ms / (DELTA_T * sparse),
+        };
+        Ok(print::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })?)
+    }
+}
+
+impl Work<'_> {
+    /// Training steps on the same random images, one after the other.
+    fn contender<M: Classifier>(
+        &self,
+        name: &str,
+        engine: &str,
+        model: M,
+        method: AnyMethod,
+    ) -> Result<Contender> {
+        let Sparsified { model, mut optim, .. } = self.sparsify(model, method)?;
+        let device = self.device.clone();
+        let training = device.clone().autodiff();
+        let [channels, height, width] = self.spec.images;
+        let images = Tensor::random([self.args.batch, channels, height, width], Random::Default, &training);
+        let labels = Tensor::<1, Int>::from_data(vec![3; self.args.batch].as_slice(), &training);
+        let loss_of = CrossEntropyLossConfig::new().init(&training);
+        let mut model = Some(model);
+        let last_loss = Rc::new(RefCell::new(None));
+        let loss_read = last_loss.clone();
+        let mut contender = Contender::timed(name, engine, move |calls, _, _| {
+            let start = Instant::now();
+            for _ in 0..calls {
+                let net = model.take().context("a step before has failed")?;
+                let loss = loss_of.forward(net.forward(images.clone()), labels.clone());
+                *last_loss.borrow_mut() = Some(loss.clone());
+                let grads = GradientsParams::from_grads(loss.backward(), &net);
+                model = Some(optim.step(1e-3, net, grads));
+            }
+            device.sync().map_err(failed)?;
+            Ok(start.elapsed().as_secs_f64())
+        });
+        // A device says nothing of work that it could not do, until a result is read.
+        contender.read = Some(Box::new(move |_| {
+            let loss = loss_read.borrow_mut().take().context("no step was taken")?.into_scalar::<f32>();
+            ensure!(loss.is_finite(), "the loss is {loss}");
+            Ok(())
+        }));
+        Ok(contender)
+    }
+
+    /// Whether the paper's recipe is that of vision transformers.
+    fn is_transformer(&self) -> bool {
+        self.spec.info.patch.is_some()
+    }
+
+    fn srigl(&self) -> Srigl {
+        match self.is_transformer() {
+            true => Srigl { gamma_sal: 0.95, ..Default::default() },
+            false => Srigl::default(),
+        }
+    }
+
+    fn sparsify<M: Classifier>(&self, model: M, method: AnyMethod) -> Result<Sparsified<M>> {
+        let sparsity = SparsityConfig::new(self.args.sparsity, u64::MAX)
+            .with_method(method)
+            .with_delta_t(UPDATE_EVERY as u64);
+        Ok(if self.is_transformer() {
+            let uniform = sparsity.with_distribution(Distribution::Uniform);
+            uniform.sparsify(model, AdamWConfig::new().build())?
+        } else {
+            let momentum = MomentumConfig::new().with_dampening(0.0);
+            sparsity.sparsify(model, SgdConfig::new().with_momentum(Some(momentum)).build())?
+        })
+    }
+}
+
+/// Seconds of each contender's steps, after some that are not timed.
+fn take_turns(contenders: &mut [Contender], steps: usize, quiet: bool) -> Result<Vec<Vec<f64>>> {
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new((UPDATE_EVERY + steps) as u64) };
+    bar.set_style(ProgressStyle::with_template("{bar:40} step {pos}/{len} {eta}")?);
+    let mut samples = vec![Vec::with_capacity(steps); contenders.len()];
+    for step in 0..UPDATE_EVERY + steps {
+        for (contender, samples) in contenders.iter_mut().zip(&mut samples) {
+            let seconds = contender.time(1, &[], &mut [])?;
+            if step >= UPDATE_EVERY {
+                samples.push(seconds);
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    for contender in contenders.iter_mut().filter(|contender| !contender.name.starts_with("torch")) {
+        contender.read(&mut [])?;
+    }
+    Ok(samples)
+}
+
+impl StepTiming {
+    fn new(contender: &Contender, samples: &[f64], batch: usize) -> Self {
+        let ordinary: Vec<f64> = samples
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| !(i + 1).is_multiple_of(UPDATE_EVERY))
+            .map(|(_, seconds)| *seconds)
+            .collect();
+        let [p10_ms, median_ms, p90_ms] = [0.1, 0.5, 0.9].map(|share| 1e3 * quantile(&ordinary, share));
+        Self {
+            name: contender.name.clone(),
+            engine: contender.engine.clone(),
+            median_ms,
+            p10_ms,
+            p90_ms,
+            images_per_second: 1e3 * batch as f64 / median_ms,
+        }
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let row = |r: &StepTiming| {
+            let mut row = vec![r.name.clone(), r.engine.clone()];
+            row.extend([r.median_ms, r.p10_ms, r.p90_ms].map(|ms| format!("{ms:.3}")));
+            row.push(format!("{:.0}", r.images_per_second));
+            row
+        };
+        let header = ["contender", "engine", "median ms", "p10", "p90", "images/s"];
+        format!(
+            "{}\nSRigL over dense: {:+.2} % a step; one update of all layers {:.1} ms, {:.2} % of {DELTA_T} steps\n\
+             {} ({} parameters), sparsity {}, batch {}, {}, on {}, {} steps each",
+            print::table(&header, self.results.iter().map(row)),
+            100.0 * self.step_overhead,
+            self.update_ms,
+            100.0 * self.update_share,
+            self.model,
+            self.parameters,
+            self.sparsity,
+            self.batch,
+            self.float,
+            self.device,
+            self.steps
+        )
+    }
+}

@@ -1,0 +1,189 @@
+//! `srigl train`.
+
+use anyhow::Result;
+use clap::Args;
+use comfy_table::{Table, presets::ASCII_MARKDOWN};
+use indicatif::{ProgressBar, ProgressStyle};
+use srigl_data::Source;
+use srigl_run::{Config, Epoch, LayerResult, RunFolder, RunResult};
+use srigl_train::{Observer, Session, Silent, Standing, device};
+use std::path::PathBuf;
+
+/// Arguments of `srigl train`.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    config: Config,
+
+    /// Folder with the data set's files; without it the Debian package's place, then a download.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// Threads that read and augment images ahead; results do not depend on it [default: all cores for colour
+    /// images, none for others].
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+
+    /// Run folder to write: config, metrics, topology log, checkpoint, model.
+    #[arg(long, value_name = "RUN")]
+    out: PathBuf,
+
+    /// Continue the run in --out from its last checkpoint (or start it, if there is none).
+    #[arg(long)]
+    resume: bool,
+
+    /// flex, ndarray, cuda or cuda:N.
+    #[arg(long, default_value = "flex")]
+    device: String,
+
+    /// Threads to use; results do not depend on it. Default: all cores.
+    #[arg(long)]
+    threads: Option<usize>,
+
+    /// No progress bar and no table at the end.
+    #[arg(long)]
+    quiet: bool,
+
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "Examples:
+  srigl train --model mlp --method srigl --sparsity 0.95 --gamma-sal 0.9 --epochs 4 --out runs/srigl95
+  srigl train --model mnist-cnn --method rigl --sparsity 0.99 --train-limit 10000 --out runs/rigl99
+  srigl train --model mlp --method dense --out runs/dense
+  srigl train … --out runs/srigl95 --resume        (after an interruption: continues bit for bit)";
+
+/// Trains, or continues a training.
+///
+/// # Errors
+/// Settings or data that do not fit, files that cannot be read or written, and training that has diverged.
+pub fn run(args: TrainArgs) -> Result<()> {
+    args.config.validate()?;
+    #[cfg(all(feature = "cuda", unix))]
+    device::default_to_cpu()?;
+    if let Some(threads) = args.threads {
+        crate::use_threads(threads)?;
+    }
+    device::parse(&args.device)?;
+    let folder = RunFolder::open(&args.out, &args.config, args.resume)?;
+    let result = match folder.result()? {
+        Some(finished) => {
+            eprintln!("{} is finished already", args.out.display());
+            finished
+        }
+        None => {
+            let source = srigl_data::open(args.config.dataset, args.data.as_deref())?;
+            let workers = args.workers.unwrap_or_else(|| data_workers(&source));
+            let loader = args.config.loader(source, workers)?;
+            let device = &args.device;
+            let session = Session { config: &args.config, folder: &folder, loader: &loader, device };
+            match args.quiet {
+                true => session.train(&mut Silent)?,
+                false => session.train(&mut Progress { bar: None, epochs: args.config.epochs })?,
+            }
+        }
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&result)?);
+    } else if !args.quiet {
+        print_summary(&args.config, &result);
+    }
+    Ok(())
+}
+
+/// Threads that make batches ahead, unless told otherwise. Grey images in memory are only copied, which is not worth one.
+pub fn data_workers(source: &Source) -> usize {
+    match source {
+        Source::Memory(images) if images.channels == 1 => 0,
+        _ => std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+/// A bar for all steps and a line for each epoch, on standard error.
+struct Progress {
+    bar: Option<ProgressBar>,
+    epochs: usize,
+}
+
+impl Observer for Progress {
+    fn started(&mut self, step: u64, steps: u64) {
+        let style =
+            ProgressStyle::with_template("{bar:24} {pos}/{len} steps, {msg}, {eta} left").expect("valid");
+        self.bar = Some(ProgressBar::new(steps).with_style(style).with_position(step));
+    }
+
+    fn stepped(&mut self, standing: &Standing) {
+        let Some(bar) = &self.bar else { return };
+        bar.set_position(standing.step);
+        bar.set_message(format!(
+            "loss {:.3}, accuracy {:.1} %, sparsity {:.1} %, {:.0} images/s",
+            standing.loss,
+            100.0 * standing.accuracy,
+            100.0 * standing.sparsity,
+            standing.images_per_second
+        ));
+    }
+
+    fn epoch(&mut self, epoch: &Epoch) {
+        let text = format!(
+            "epoch {}/{}: train loss {:.4}, test accuracy {:.2} %, {:.0} images/s",
+            epoch.epoch,
+            self.epochs,
+            epoch.train_loss.unwrap_or(f64::NAN),
+            100.0 * epoch.test_accuracy.unwrap_or(f64::NAN),
+            epoch.images_per_second.unwrap_or(f64::NAN)
+        );
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn finished(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn print_summary(config: &Config, result: &RunResult) {
+    println!("{}", layer_table(&result.layers));
+    println!(
+        "{} on {}: test accuracy {:.2} % (best {:.2} %), sparsity {:.2} %, {} epochs in {:.1} s",
+        config.title(),
+        result.data.describe(),
+        100.0 * result.test_accuracy,
+        100.0 * result.best_test_accuracy,
+        100.0 * result.sparsity,
+        result.epochs,
+        result.seconds
+    );
+}
+
+/// One row per sparse layer.
+fn layer_table(layers: &[LayerResult]) -> Table {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    table.set_header(["layer", "neurons", "active", "fan-in", "weights", "of", "sparsity %", "ITOP %"]);
+    for layer in layers {
+        let stats = &layer.stats;
+        let fan_in = match stats.fan_in {
+            Some(fan_in) => fan_in.to_string(),
+            None => format!("{}–{}", stats.fan_in_min, stats.fan_in_max),
+        };
+        table.add_row([
+            layer.name.clone(),
+            stats.neurons.to_string(),
+            stats.active.to_string(),
+            fan_in,
+            stats.nnz.to_string(),
+            layer.weights.to_string(),
+            format!("{:.2}", 100.0 * stats.sparsity),
+            format!("{:.2}", 100.0 * layer.itop),
+        ]);
+    }
+    table
+}

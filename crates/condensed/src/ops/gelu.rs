@@ -1,0 +1,3 @@
+//! `x · Φ(x)`.
+
+super::activation!(Gelu, math::gelu);

@@ -1,0 +1,3 @@
+//! `x` times its hard sigmoid.
+
+super::activation!(HardSwish, math::hard_swish);

@@ -1,0 +1,340 @@
+//! Operations: one file each, and one list of them.
+//!
+//! A file says all that is to be known of its operation: the shape of its result, its form in a file, what folding may do
+//! with it, how the engine runs it, and what it costs. To add one, write a file and a line in the list below.
+
+mod add;
+mod affine;
+mod attention;
+mod class_token;
+mod conv2d;
+mod flatten;
+mod gelu;
+mod global_avg_pool;
+mod hard_sigmoid;
+mod hard_swish;
+mod input;
+mod layer_norm;
+mod linear;
+mod max_pool;
+mod relu;
+mod scale;
+mod tokens;
+mod weights;
+
+use crate::engine::{Call, Planning};
+use crate::file::{NodeTensors, NodeWriter};
+use crate::{Error, NodeError, Shape, Weight};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
+
+/// What an operation costs for one sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Multiplications by weights. Activations, normalisations and pooling count as nothing.
+    pub multiplications: u64,
+    /// Bytes of weights, indices and other parameters.
+    pub bytes: u64,
+}
+
+/// What is to be known of an operation.
+pub(crate) trait Operation: Debug {
+    /// How many results it reads.
+    fn inputs(&self) -> usize {
+        1
+    }
+
+    /// The shape of its result, or what does not fit. There are [`inputs`](Self::inputs) inputs.
+    fn output_shape(&self, inputs: &[Shape]) -> Result<Shape, NodeError>;
+
+    /// For a sample of shape `input` and a result of shape `output`.
+    fn cost(&self, input: Shape, output: Shape) -> Cost {
+        let _ = (input, output);
+        Cost::default()
+    }
+
+    /// Its place in the engine.
+    fn plan(&self, planning: &Planning) -> Result<Box<dyn Run>, Error>;
+
+    /// Whether its result may take the place of its input in memory, and starts as a copy of it otherwise.
+    fn in_place(&self) -> bool {
+        false
+    }
+
+    /// The layer with weights that it is; such layers also add a second result and cut off below zero in the engine.
+    fn layer(&self) -> Option<Layer<'_>> {
+        None
+    }
+
+    /// The same, to be changed.
+    fn layer_mut(&mut self) -> Option<LayerMut<'_>> {
+        None
+    }
+
+    /// Scale and shift of each feature, if that is all it does.
+    fn scale_and_shift(&self) -> Option<(&[f32], &[f32])> {
+        None
+    }
+
+    /// What it makes of features that are constant: `(neuron, value)` for each feature. Their number may change.
+    /// `positions` are those of its input.
+    fn pass_constants(&self, features: &mut Vec<(usize, Option<f32>)>, positions: usize) -> Passing {
+        let _ = (features, positions);
+        Passing::Stops
+    }
+
+    /// Drops the parameters of features that do not stay, if it has some. There may be several features to each of
+    /// `kept`.
+    fn keep_features(&mut self, kept: &[bool]) {
+        let _ = kept;
+    }
+}
+
+/// An operation's form in a file: attributes in the header, and tensors.
+pub(crate) trait Stored: Sized {
+    /// What the header says beside its name.
+    type Attributes: Serialize + DeserializeOwned;
+
+    /// Hands over the tensors and returns the attributes.
+    fn write(&self, node: &mut NodeWriter) -> Self::Attributes;
+
+    /// The operation, with its tensors taken from the file.
+    fn read(attributes: Self::Attributes, node: &mut NodeTensors) -> Result<Self, Error>;
+}
+
+/// What becomes of constant features at an operation.
+pub(crate) enum Passing {
+    /// They are constant behind it, too.
+    Through,
+    /// It multiplies each by weights of its own.
+    Ends,
+    /// They must not be removed.
+    Stops,
+}
+
+/// An operation as the engine runs it.
+pub(crate) trait Run: Debug + Send + Sync {
+    /// Computes the result of a batch.
+    fn run(&self, call: Call);
+
+    /// Bytes of the parameters as the kernels read them.
+    fn bytes(&self) -> usize {
+        0
+    }
+}
+
+/// A layer with weights.
+pub(crate) struct Layer<'a> {
+    pub weight: &'a Weight,
+    pub bias: &'a [f32],
+    /// Whether zeros lie around its input.
+    pub padded: bool,
+    /// Whether all of its neurons read all features.
+    pub whole: bool,
+}
+
+/// The same, to be changed.
+pub(crate) struct LayerMut<'a> {
+    pub weight: &'a mut Weight,
+    pub bias: &'a mut Vec<f32>,
+}
+
+/// Makes [`Op`] and what depends on the operation.
+macro_rules! operations {
+    (
+        without_numbers { $($(#[$unit_doc:meta])* $unit:ident),* $(,)? }
+        without_attributes { $($(#[$plain_doc:meta])* $plain:ident),* $(,)? }
+        with_attributes { $($(#[$with_doc:meta])* $with:ident),* $(,)? }
+    ) => {
+        /// What a node computes, on one sample `[features, height, width]`.
+        #[derive(Clone, Debug, PartialEq)]
+        #[non_exhaustive]
+        pub enum Op {
+            $($(#[$unit_doc])* $unit,)*
+            $($(#[$plain_doc])* $plain($plain),)*
+            $($(#[$with_doc])* $with($with),)*
+        }
+
+        impl Op {
+            pub(crate) fn operation(&self) -> &dyn Operation {
+                match self {
+                    $(Self::$unit => &$unit,)*
+                    $(Self::$plain(op) => op,)*
+                    $(Self::$with(op) => op,)*
+                }
+            }
+
+            /// `None` for an operation without numbers.
+            pub(crate) fn operation_mut(&mut self) -> Option<&mut dyn Operation> {
+                match self {
+                    $(Self::$unit => None,)*
+                    $(Self::$plain(op) => Some(op),)*
+                    $(Self::$with(op) => Some(op),)*
+                }
+            }
+
+            /// Its record in a file's header; its tensors go to `node`.
+            pub(crate) fn write(&self, node: &mut NodeWriter) -> OpRecord {
+                match self {
+                    $(Self::$unit => OpRecord::$unit,)*
+                    $(Self::$plain(op) => { op.write(node); OpRecord::$plain })*
+                    $(Self::$with(op) => OpRecord::$with(op.write(node)),)*
+                }
+            }
+        }
+
+        /// An operation as in the header of a file.
+        #[derive(Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "snake_case")]
+        pub(crate) enum OpRecord {
+            $($unit,)*
+            $($plain,)*
+            $($with(<$with as Stored>::Attributes),)*
+        }
+
+        impl OpRecord {
+            /// The operation, with its tensors taken from the file.
+            pub fn read(self, node: &mut NodeTensors) -> Result<Op, Error> {
+                Ok(match self {
+                    $(Self::$unit => Op::$unit,)*
+                    $(Self::$plain => Op::$plain($plain::read((), node)?),)*
+                    $(Self::$with(attributes) => Op::$with($with::read(attributes, node)?),)*
+                })
+            }
+        }
+
+        $(impl From<$plain> for Op {
+            fn from(op: $plain) -> Self {
+                Self::$plain(op)
+            }
+        })*
+        $(impl From<$with> for Op {
+            fn from(op: $with) -> Self {
+                Self::$with(op)
+            }
+        })*
+    };
+}
+
+use add::Add;
+pub use affine::Affine;
+pub use attention::Attention;
+use class_token::ClassToken;
+pub use conv2d::Conv2d;
+use flatten::Flatten;
+use gelu::Gelu;
+use global_avg_pool::GlobalAvgPool;
+use hard_sigmoid::HardSigmoid;
+use hard_swish::HardSwish;
+pub use input::Input;
+pub use layer_norm::LayerNorm;
+pub use linear::Linear;
+pub use max_pool::MaxPool;
+use relu::Relu;
+use scale::Scale;
+pub use tokens::Tokens;
+
+operations! {
+    without_numbers {
+        /// `max(x, 0)`.
+        Relu,
+        /// `x · Φ(x)`, exact (by the error function).
+        Gelu,
+        /// `x/6 + 1/2`, within 0 and 1.
+        HardSigmoid,
+        /// `x` times its hard sigmoid.
+        HardSwish,
+        /// Sum of two results of one shape.
+        Add,
+        /// The first result, `[features, h, w]`, each plane times its number in the second, `[features, 1, 1]`.
+        Scale,
+        /// Mean over all positions: `[features, h, w]` → `[features, 1, 1]`.
+        GlobalAvgPool,
+        /// All features and positions as one vector, `[features · h · w, 1, 1]`.
+        Flatten,
+        /// The first position: `[features, h, w]` → `[features, 1, 1]`.
+        ClassToken,
+    }
+    without_attributes {
+        /// Batch normalisation in evaluation mode.
+        Affine,
+        /// Positions as tokens, after one class token.
+        Tokens,
+    }
+    with_attributes {
+        /// The sample given to the network.
+        Input,
+        /// A linear layer.
+        Linear,
+        /// A two-dimensional convolution.
+        Conv2d,
+        /// Maximum over each window.
+        MaxPool,
+        /// Normalisation over the features of each position.
+        LayerNorm,
+        /// Multi-head self-attention.
+        Attention,
+    }
+}
+
+/// A shape of one position.
+fn vector(features: usize) -> Shape {
+    Shape { features, height: 1, width: 1 }
+}
+
+/// Checks that there are `count` numbers and all are finite.
+fn check_floats(what: &'static str, values: &[f32], count: usize) -> Result<(), NodeError> {
+    if values.len() != count {
+        return Err(NodeError::Count { what, got: values.len(), expected: count });
+    }
+    match values.iter().find(|v| !v.is_finite()) {
+        Some(&value) => Err(NodeError::NotFinite { what, value }),
+        None => Ok(()),
+    }
+}
+
+/// The elements at the places that stay.
+pub(crate) fn keep(values: &[f32], kept: impl Fn(usize) -> bool) -> Vec<f32> {
+    values.iter().enumerate().filter(|&(i, _)| kept(i)).map(|(_, &v)| v).collect()
+}
+
+/// Implements an activation: pointwise, of any shape, by a function on slices.
+macro_rules! activation {
+    ($name:ident, $function:path) => {
+        use super::{Operation, Passing, Run};
+        use crate::engine::{Call, Planning};
+        use crate::{Error, NodeError, Shape, math};
+
+        #[derive(Debug)]
+        pub(crate) struct $name;
+
+        impl Operation for $name {
+            fn output_shape(&self, inputs: &[Shape]) -> Result<Shape, NodeError> {
+                Ok(inputs[0])
+            }
+
+            fn plan(&self, _planning: &Planning) -> Result<Box<dyn Run>, Error> {
+                Ok(Box::new(Self))
+            }
+
+            fn in_place(&self) -> bool {
+                true
+            }
+
+            fn pass_constants(&self, features: &mut Vec<(usize, Option<f32>)>, _positions: usize) -> Passing {
+                let constants = features.iter_mut().filter_map(|(_, constant)| constant.as_mut());
+                constants.for_each(|constant| $function(std::slice::from_mut(constant)));
+                Passing::Through
+            }
+        }
+
+        impl Run for $name {
+            fn run(&self, call: Call) {
+                let total = call.batch * call.to.sample();
+                math::in_parallel(&mut call.out[..total], $function);
+            }
+        }
+    };
+}
+pub(crate) use activation;

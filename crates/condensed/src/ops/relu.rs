@@ -1,0 +1,3 @@
+//! `max(x, 0)`.
+
+super::activation!(Relu, math::relu);

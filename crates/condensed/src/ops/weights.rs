@@ -1,0 +1,114 @@
+//! What linear layers and convolutions share: their weights.
+
+use super::{Cost, check_floats};
+use crate::file::{NodeTensors, NodeWriter};
+use crate::{CondensedWeight, Error, FanIn, Indices, NodeError, TensorError, Weight};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+/// Checks that `weight` has a row for each number of `bias`, of `fan_in` columns.
+pub(super) fn check(weight: &Weight, bias: &[f32], fan_in: usize) -> Result<(), NodeError> {
+    check_floats("bias", bias, bias.len())?;
+    match weight {
+        Weight::Dense(values) => {
+            let count = bias.len().checked_mul(fan_in).ok_or(NodeError::TooManyWeights)?;
+            check_floats("weight", values, count)
+        }
+        Weight::Condensed(weight) if (weight.neurons(), weight.inputs()) != (bias.len(), fan_in) => {
+            let (neurons, inputs) = (weight.neurons(), weight.inputs());
+            Err(NodeError::WeightShape { neurons, inputs, expected: bias.len(), fan_in })
+        }
+        Weight::Condensed(_) => Ok(()),
+    }
+}
+
+/// Of a layer that computes with each weight at `positions`.
+pub(super) fn cost(weight: &Weight, bias: &[f32], positions: usize) -> Cost {
+    let weights = match weight {
+        Weight::Dense(values) => values.len(),
+        Weight::Condensed(weight) => weight.values().len(),
+    };
+    let bytes = weight.bytes() + 4 * bias.len();
+    Cost { multiplications: weights as u64 * positions as u64, bytes: bytes as u64 }
+}
+
+/// The form of a weight in a file.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub(crate) enum Form {
+    Dense,
+    Condensed { inputs: usize },
+}
+
+/// Hands the tensors of a weight with `neurons` rows over.
+pub(super) fn write(weight: &Weight, neurons: usize, node: &mut NodeWriter) -> Form {
+    match weight {
+        Weight::Dense(values) => {
+            node.floats("weight", &[neurons, values.len() / neurons], values);
+            Form::Dense
+        }
+        Weight::Condensed(weight) => {
+            let active = weight.active();
+            let shape = match weight.fan_in() {
+                FanIn::Constant(k) => vec![active.len(), *k],
+                FanIn::Varying(pointers) => {
+                    node.words("pointers", pointers);
+                    vec![weight.values().len()]
+                }
+            };
+            node.words("active", active);
+            node.floats("values", &shape, weight.values());
+            node.add("indices", index_type(weight.inputs()), &shape, weight.indices().to_bytes());
+            Form::Condensed { inputs: weight.inputs() }
+        }
+    }
+}
+
+/// The weight of this form with `neurons` rows.
+pub(super) fn read(form: Form, neurons: usize, node: &mut NodeTensors) -> Result<Weight, Error> {
+    let Form::Condensed { inputs } = form else {
+        let (shape, values) = node.floats("weight", 2)?;
+        if shape[0] != neurons {
+            return Err(node.wrong("weight", TensorError::RowsOfBias { got: shape[0], bias: neurons }));
+        }
+        return Ok(Weight::Dense(values));
+    };
+    let active = node.words("active")?;
+    let constant = !node.has("pointers");
+    let rank = if constant { 2 } else { 1 };
+    let (shape, values) = node.floats("values", rank)?;
+    let (index_shape, indices) = match index_type(inputs) {
+        Dtype::U8 => node.numbers("indices", Dtype::U8, rank, |i| u8::from_le_bytes(i).into())?,
+        Dtype::U16 => node.numbers("indices", Dtype::U16, rank, |i| u16::from_le_bytes(i).into())?,
+        _ => node.numbers("indices", Dtype::U32, rank, u32::from_le_bytes)?,
+    };
+    if index_shape != shape {
+        return Err(node.wrong("indices", TensorError::OtherShape { got: index_shape, values: shape }));
+    }
+    let fan_in = if constant {
+        if shape[0] != active.len() {
+            return Err(node.wrong("values", TensorError::Rows { got: shape[0], neurons: active.len() }));
+        }
+        if shape[1] > inputs {
+            return Err(node.wrong("values", TensorError::FanIn { got: shape[1], inputs }));
+        }
+        FanIn::Constant(shape[1])
+    } else {
+        FanIn::Varying(node.words("pointers")?)
+    };
+    CondensedWeight::new(neurons, inputs, active, fan_in, indices, values)
+        .map(Weight::Condensed)
+        .map_err(|error| match error {
+            Error::Weight(error) => Error::Node { node: node.name().to_string(), what: error.into() },
+            other => other,
+        })
+}
+
+/// As [`Indices::new`] chooses.
+fn index_type(inputs: usize) -> Dtype {
+    match Indices::new(Vec::new(), inputs) {
+        Indices::U8(_) => Dtype::U8,
+        Indices::U16(_) => Dtype::U16,
+        Indices::U32(_) => Dtype::U32,
+    }
+}

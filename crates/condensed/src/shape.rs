@@ -1,0 +1,107 @@
+//! Shapes of samples and windows.
+
+use crate::NodeError;
+use crate::planes::plane_stride;
+
+/// Most numbers that one result, or what a layer makes of its input, may have.
+pub(crate) const MAX_RESULT: usize = 1 << 28;
+
+/// Most taps of a window.
+const MAX_TAPS: usize = 1 << 20;
+
+/// Shape of one sample between two operations: `features` planes of `height × width` positions.
+/// A vector has one position, and tokens `[features, tokens]` have height 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// Channels of an image, width of a vector or of each token.
+    pub features: usize,
+    /// Rows of each plane.
+    pub height: usize,
+    /// Columns of each plane, or tokens.
+    pub width: usize,
+}
+
+/// Sliding window of a convolution or pooling, `[vertical, horizontal]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Kernel size.
+    pub kernel: [usize; 2],
+    /// Step between windows.
+    pub stride: [usize; 2],
+    /// Zeros around the image, on both sides.
+    pub padding: [usize; 2],
+    /// Distance between taps.
+    pub dilation: [usize; 2],
+}
+
+impl Shape {
+    /// Positions of one plane.
+    pub fn positions(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Numbers in one sample.
+    #[expect(clippy::len_without_is_empty, reason = "a count, not a collection")]
+    pub fn len(&self) -> usize {
+        self.features * self.positions()
+    }
+
+    /// Floats between planes in the engine.
+    pub(crate) fn stride(&self) -> usize {
+        plane_stride(self.positions())
+    }
+}
+
+impl Window {
+    /// Height and width of the result on images of shape `input`.
+    ///
+    /// # Errors
+    /// [`NodeError::Window`] if a size is 0, too large, or the window larger than the padded image.
+    pub fn output_size(&self, input: Shape) -> Result<[usize; 2], NodeError> {
+        let size = |axis: usize, size: usize| {
+            let reach = self.kernel[axis].checked_sub(1)?.checked_mul(self.dilation[axis])?.checked_add(1)?;
+            let padded = self.padding[axis].checked_mul(2)?.checked_add(size)?;
+            let positive = self.stride[axis] > 0 && self.dilation[axis] > 0 && padded < 1 << 24;
+            positive.then(|| padded.checked_sub(reach).map(|room| room / self.stride[axis] + 1))?
+        };
+        match (size(0, input.height), size(1, input.width)) {
+            (Some(height), Some(width)) => Ok([height, width]),
+            _ => Err(NodeError::Window { window: *self, height: input.height, width: input.width }),
+        }
+    }
+
+    /// Taps of the window, and height and width of the result on images of shape `input`.
+    pub(crate) fn check(&self, input: Shape) -> Result<(usize, [usize; 2]), NodeError> {
+        let Window { kernel, stride, padding, dilation } = *self;
+        if [kernel, stride, padding, dilation].as_flattened().iter().any(|&number| number >= 1 << 24) {
+            return Err(NodeError::WindowNumber { window: *self });
+        }
+        let taps = kernel[0] * kernel[1];
+        if taps > MAX_TAPS {
+            return Err(NodeError::Taps { taps, most: MAX_TAPS });
+        }
+        let size = self.output_size(input)?;
+        let padded = (input.height + 2 * padding[0]) * (input.width + 2 * padding[1]);
+        if padded.checked_mul(input.features).is_none_or(|size| size > MAX_RESULT) {
+            return Err(NodeError::Padded);
+        }
+        Ok((taps, size))
+    }
+}
+
+/// Copies a sample `[features, height, width]` into planes of whole cache lines.
+pub(crate) fn to_planes(sample: &[f32], shape: Shape, planes: &mut [f32]) {
+    for (plane, to) in sample.chunks_exact(shape.positions()).zip(planes.chunks_exact_mut(shape.stride())) {
+        to[..plane.len()].copy_from_slice(plane);
+    }
+}
+
+/// The other way.
+pub(crate) fn from_planes(planes: &[f32], shape: Shape, sample: &mut [f32]) {
+    for (plane, to) in planes.chunks_exact(shape.stride()).zip(sample.chunks_exact_mut(shape.positions())) {
+        to.copy_from_slice(&plane[..shape.positions()]);
+    }
+}
+

@@ -1,0 +1,36 @@
+//! The numbers that were found by measuring (`docs/performance.md`), and what is asked of the machine.
+
+use std::sync::LazyLock;
+
+/// Vectors that a tile of a batch holds.
+pub(crate) const BATCH_TILE: usize = 64;
+
+/// From this batch on, tiles are faster than one vector after the other.
+pub(crate) const BATCH: usize = 4;
+
+/// Weights that a neuron should have in a block, lest the visit cost more than the work.
+pub(crate) const VISIT: usize = 8;
+
+/// Channels from which on a dense convolution is a product of matrices for each tap, and not worth a kernel
+/// that reads its weights one by one.
+pub(crate) const GEMM: usize = 16;
+
+/// Positions that a tile of a plane has at most, in floats.
+pub(crate) const TILE_FLOATS: usize = 112;
+
+/// Planes that one task lays out, pools or finishes at least.
+pub(crate) const SHEETS_PER_TASK: usize = 16;
+pub(crate) const PLANES_PER_TASK: usize = 8;
+pub(crate) const FINISHED_PER_TASK: usize = 32;
+
+/// First-level data cache where the machine does not say, in bytes.
+const USUAL_CACHE: usize = 32 << 10;
+
+/// Input that fits the first-level cache beside weights and sums, in floats.
+pub(crate) fn cached_floats() -> usize {
+    static FLOATS: LazyLock<usize> = LazyLock::new(|| {
+        let bytes = if cfg!(miri) { None } else { cache_size::l1_cache_size() };
+        bytes.filter(|bytes| (8 << 10..=256 << 10).contains(bytes)).unwrap_or(USUAL_CACHE) / size_of::<f32>()
+    });
+    *FLOATS
+}

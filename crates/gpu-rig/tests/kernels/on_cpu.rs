@@ -1,0 +1,260 @@
+//! The CUDA C++ of the kernels, run on a CPU: a C++ compiler takes it as it is, with `cuda_on_cpu.cpp` for what the
+//! language lacks. Sanitizers watch, since nothing else checks indices on NVIDIA GPUs.
+
+use super::source::{FLOATS, SHARED, Source, pad, pixels, rows, tiles};
+use burn::tensor::{Bytes, DType, TensorData};
+use condensed::{CondensedWeight, ConvKernel, LinearKernel, Shape, Window};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use srigl_burn::gpu::groups::Groups;
+use srigl_burn::gpu::{chunk_of, kernels, tile_neurons};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+const SHIM: &str = include_str!("cuda_on_cpu.cpp");
+
+/// Finds reads and writes of memory that is not there.
+const ADDRESSES: &str = "address,undefined";
+/// Finds units that read what others have not surely written.
+const RACES: &str = "thread";
+
+/// A kernel as a program for this machine.
+struct Program {
+    folder: TempDir,
+    dtype: DType,
+}
+
+impl Program {
+    /// `None`, and a word about it, if there is no C++ compiler.
+    fn new(source: &Source, dtype: DType, sanitizer: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        // The shim has what CUDA's headers and NVRTC have, integers among it.
+        let theirs = |line: &&str| {
+            line.starts_with("#include") || line.starts_with("typedef") && line.ends_with("_t;")
+        };
+        let lines = source.text.lines().filter(|line| !theirs(line));
+        write("kernel.cu", &lines.collect::<Vec<_>>().join("\n"));
+        write("cuda_on_cpu.cpp", SHIM);
+        let kernel = word_before(&source.text, "(", source.text.find("extern \"C\" __global__").unwrap());
+        let mut main = "#include \"cuda_on_cpu.cpp\"\n".to_string();
+        if let Some(at) = source.text.find("extern __shared__") {
+            let shared = word_before(&source.text, "[]", at);
+            main += &format!("alignas(128) char {shared}[{}];\n", source.shared);
+        }
+        main += "#include \"kernel.cu\"\n";
+        main += &format!("int main(int, char **arguments) {{ run({kernel}, arguments); }}\n");
+        write("main.cpp", &main);
+        let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+        let mut command = Command::new(&compiler);
+        command.args(["-std=c++20", "-O1", "-g", "-pthread", &format!("-fsanitize={sanitizer}")]);
+        command.args(["-fno-sanitize-recover=all", "main.cpp", "-o", "kernel"]).current_dir(folder.path());
+        let output = match command.output() {
+            Ok(output) => output,
+            Err(error) => {
+                let required = std::env::var_os("SRIGL_REQUIRE_CXX").is_some();
+                assert!(!required, "no C++ compiler {}: {error}", compiler.display());
+                println!("{} is not run: {}: {error}", source.name, compiler.display());
+                return None;
+            }
+        };
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {log}", source.name);
+        Some(Self { folder, dtype })
+    }
+
+    /// The result of `outputs` numbers of a kernel that reads weights. Floats are rounded to its type on their way.
+    fn run(
+        &self,
+        grid: [usize; 3],
+        cube: [u32; 2],
+        scalars: &[usize],
+        buffers: Buffers,
+        outputs: usize,
+    ) -> Option<Vec<f32>> {
+        let [input, values, bias] =
+            [buffers.input, &buffers.groups.values, buffers.bias].map(|values| self.bytes(values));
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let Groups { indices, starts, .. } = buffers.groups;
+        self.launch(grid, cube, scalars, &[input, values, words(indices), words(starts), bias], outputs)
+    }
+
+    /// `None`, and a word about it, where the kernel of this machine keeps the sanitizer from starting.
+    fn launch(
+        &self,
+        grid: [usize; 3],
+        cube: [u32; 2],
+        scalars: &[usize],
+        buffers: &[Vec<u8>],
+        outputs: usize,
+    ) -> Option<Vec<f32>> {
+        let path = |name: &str| self.folder.path().join(name);
+        let paths: Vec<PathBuf> = (0..buffers.len()).map(|i| path(&format!("buffer{i}"))).collect();
+        paths.iter().zip(buffers).for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+        let mut command = Command::new(path("kernel"));
+        command.args(grid.iter().map(usize::to_string)).args(cube.iter().map(u32::to_string));
+        command.arg(scalars.len().to_string()).args(scalars.iter().map(usize::to_string));
+        command.arg((outputs * self.dtype.size()).to_string()).args(&paths).arg(path("output"));
+        let output = command.output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        if log.contains("unexpected memory mapping") {
+            println!("a sanitizer does not start here: {log}");
+            return None;
+        }
+        assert!(output.status.success(), "{command:?}: {log}");
+        Some(self.floats(&path("output"), outputs))
+    }
+
+    fn bytes(&self, values: &[f32]) -> Vec<u8> {
+        let data = TensorData::new(values.to_vec(), [values.len()]);
+        data.convert_dtype(self.dtype).as_bytes().to_vec()
+    }
+
+    fn floats(&self, path: &Path, count: usize) -> Vec<f32> {
+        let bytes = std::fs::read(path).unwrap();
+        let data = TensorData::from_bytes(Bytes::from_bytes_vec(bytes), [count], self.dtype);
+        data.convert::<f32>().try_into_vec().unwrap()
+    }
+}
+
+/// What a kernel reads.
+struct Buffers<'a> {
+    input: &'a [f32],
+    groups: &'a Groups,
+    bias: &'a [f32],
+}
+
+/// The identifier that ends where `end` is first found after `from`.
+fn word_before<'a>(text: &'a str, end: &str, from: usize) -> &'a str {
+    // `__launch_bounds__(…)` is not meant.
+    let from = text[from..].find(')').map_or(from, |at| from + at + 1);
+    let end = from + text[from..].find(end).unwrap();
+    let start = text[..end].rfind(|c: char| !c.is_alphanumeric() && c != '_').unwrap() + 1;
+    &text[start..end]
+}
+
+fn floats(count: usize, rng: &mut SmallRng) -> Vec<f32> {
+    (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+/// Some in a hundred weights, every fifth neuron ablated.
+fn weight(neurons: usize, inputs: usize, percent: u32, rng: &mut SmallRng) -> CondensedWeight {
+    let active = |neuron: usize, rng: &mut SmallRng| neuron % 5 != 4 && rng.random_ratio(percent, 100);
+    let mask: Vec<bool> = (0..neurons * inputs).map(|i| active(i / inputs, rng)).collect();
+    CondensedWeight::from_masked(&floats(neurons * inputs, rng), &mask, neurons, inputs).unwrap()
+}
+
+fn assert_close(got: &[f32], want: &[f32], dtype: DType, what: &str) {
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+    let error = norm(&mut got.iter().zip(want).map(|(g, w)| g - w));
+    let tolerance = match dtype {
+        DType::F32 => 1e-6,
+        DType::F16 => 1e-3,
+        _ => 1e-2,
+    };
+    assert!(error <= tolerance * norm(&mut want.iter().copied()), "{what} {dtype:?}: {error:e}");
+}
+
+#[test]
+fn linear_kernels_compute_what_those_of_cpus_do() {
+    let rng = &mut SmallRng::seed_from_u64(1);
+    let (neurons, inputs) = (70, 3000);
+    let weight = weight(neurons, inputs, 10, rng);
+    let bias = floats(neurons, rng);
+    // Float types, indices of 16 bits or more, and what to look for.
+    let cases = FLOATS.map(|dtype| (dtype, true, ADDRESSES));
+    for (dtype, packed, sanitizer) in
+        cases.into_iter().chain([(DType::F32, false, ADDRESSES), (DType::F32, true, RACES)])
+    {
+        let tile = tile_neurons(768, 256, 3072, 307, 132, 1024);
+        let chunk = chunk_of(SHARED, dtype, 3072);
+        let span = if packed { inputs } else { 1 << 20 };
+        let groups = Groups::new(&weight, chunk, span, |_, input| input as u32);
+        assert!(groups.packed == packed && groups.chunks > 1);
+        for (batch, source) in [(3, rows(dtype, packed)), (77, tiles(dtype, packed))] {
+            let Some(program) = Program::new(&source, dtype, sanitizer) else { return };
+            let input = floats(batch * inputs, rng);
+            let mut want = vec![0.0; batch * neurons];
+            LinearKernel::new(&weight, &bias).unwrap().run(batch, &input, &mut want);
+            let buffers = Buffers { input: &input, groups: &groups, bias: &bias };
+            let got = if source.name.starts_with("rows") {
+                let grid = [neurons.div_ceil(kernels::ROWS as usize), batch, 1];
+                let scalars = [inputs, neurons, groups.chunks];
+                program.run(grid, [kernels::LANES, kernels::ROWS], &scalars, buffers, want.len())
+            } else {
+                let grid = [batch.div_ceil(32), neurons.div_ceil(tile as usize), 1];
+                let scalars = [batch, inputs, neurons, groups.chunks];
+                program.run(grid, [kernels::QUADS, tile], &scalars, buffers, want.len())
+            };
+            if let Some(got) = got {
+                assert_close(&got, &want, dtype, &source.name);
+            }
+        }
+    }
+}
+
+/// Channels last in memory, rows of seven values for five, and more zeros on one side than on the other.
+#[test]
+fn padding_takes_images_in_any_order() {
+    let [batch, channels, height, width] = [2, 3, 4, 5];
+    let [top, bottom, left, right] = [1, 0, 2, 1];
+    let (row, pixel) = (7 * channels, channels);
+    let memory: Vec<f32> = (1..=batch * height * row).map(|i| i as f32).collect();
+    let (padded_height, padded_width) = (height + top + bottom, width + left + right);
+    let mut want = vec![0.0; batch * channels * padded_height * padded_width];
+    for (at, value) in want.iter_mut().enumerate() {
+        let (x, line) = (at % padded_width, at / padded_width);
+        let (y, plane) = (line % padded_height, line / padded_height);
+        if (left..left + width).contains(&x) && (top..top + height).contains(&y) {
+            let image = plane / channels * height * row + plane % channels;
+            *value = memory[image + (y - top) * row + (x - left) * pixel];
+        }
+    }
+    for dtype in FLOATS {
+        let Some(program) = Program::new(&pad(dtype), dtype, ADDRESSES) else { return };
+        let total = want.len();
+        let strides = [height * row, 1, row, pixel];
+        let shape = [channels, height, width, padded_height, padded_width, top, left, total];
+        let scalars: Vec<usize> = strides.into_iter().chain(shape).collect();
+        let buffers = [program.bytes(&memory)];
+        let got = program.launch([total.div_ceil(256), 1, 1], [256, 1], &scalars, &buffers, total);
+        assert_eq!(got.unwrap(), want, "{dtype:?}");
+    }
+}
+
+#[test]
+fn convolution_kernels_compute_what_those_of_cpus_do() {
+    let rng = &mut SmallRng::seed_from_u64(2);
+    let (batch, neurons) = (2, 19);
+    let window = Window { kernel: [3, 3], stride: [2, 1], padding: [0, 0], dilation: [1, 2] };
+    // The second image is too large for indices of 16 bits.
+    for (image, packed) in [
+        (Shape { features: 5, height: 11, width: 13 }, true),
+        (Shape { features: 3, height: 152, width: 150 }, false),
+    ] {
+        let weight = weight(neurons, image.features * 9, 30, rng);
+        let bias = floats(neurons, rng);
+        let input = floats(batch * image.len(), rng);
+        let [height, width] = window.output_size(image).unwrap();
+        let mut want = vec![0.0; batch * neurons * height * width];
+        ConvKernel::new(&weight, &bias, window, 1, image).unwrap().run(batch, &input, &mut want);
+        let offset = |_: usize, input: usize| {
+            let (channel, y, x) = (input / 9, input / 3 % 3, input % 3);
+            ((channel * image.height + y) * image.width + 2 * x) as u32
+        };
+        let groups = Groups::convolution(&weight, image.len(), offset);
+        assert_eq!(groups.packed, packed);
+        for dtype in FLOATS {
+            let source = pixels(dtype, packed);
+            let Some(program) = Program::new(&source, dtype, ADDRESSES) else { return };
+            let pixels = height * width;
+            let grid =
+                [pixels.div_ceil(kernels::PIXELS as usize), neurons.div_ceil(kernels::ROWS as usize), batch];
+            let scalars = [image.len(), image.width, 2, 1, neurons, pixels, width];
+            let buffers = Buffers { input: &input, groups: &groups, bias: &bias };
+            let got = program.run(grid, [kernels::PIXELS, kernels::ROWS], &scalars, buffers, want.len());
+            assert_close(&got.unwrap(), &want, dtype, &source.name);
+        }
+    }
+}

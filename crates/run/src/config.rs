@@ -1,0 +1,449 @@
+//! Everything a training's result depends on.
+
+use crate::MethodArgs;
+use anyhow::{Result, ensure};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use sparsity_core::Distribution;
+use srigl_data::{Augment, DataSet, Jitter, Loader, OnBroken, Options, Source, Transform};
+use std::f64::consts::PI;
+use std::path::PathBuf;
+
+/// Topology updates after which the masks are drawn, spread over a run.
+const PICTURED_UPDATES: u64 = 12;
+
+/// A parser of command lines for values that have names, each with what it does.
+pub fn named_parser<T: Copy + Send + Sync + 'static>(
+    names: &'static [(&'static str, &'static str, T)],
+) -> impl TypedValueParser<Value = T> {
+    let possible = names.iter().map(|(name, about, _)| PossibleValue::new(*name).help(*about));
+    PossibleValuesParser::new(possible).map(|given| {
+        let found = names.iter().find(|(name, ..)| *name == given);
+        found.expect("one of the possible values").2
+    })
+}
+
+/// A network by name, with the sizes that can be chosen. The crate `srigl-models` knows the names.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelArgs {
+    /// Network.
+    #[arg(long = "model", id = "model", default_value = "mlp")]
+    #[serde(rename = "model")]
+    pub name: String,
+    /// ResNet-18 and -50: channels after the first convolution [default: 64]. Vision transformers: numbers of a token
+    /// [default: 768; vit-tiny: 64].
+    #[arg(long, value_name = "FEATURES", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<u16>,
+    /// Vision transformers: height and width of a patch [default: 16; vit-tiny: 8].
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch: Option<u16>,
+}
+
+/// The names of [`Distribution::NAMES`] in files.
+mod distribution {
+    use super::Distribution;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &Distribution, serializer: S) -> Result<S::Ok, S::Error> {
+        let found = Distribution::NAMES.iter().find(|(.., known)| known == value);
+        serializer.serialize_str(found.map_or("erk", |(name, ..)| name))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Distribution, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let found = Distribution::NAMES.iter().find(|(known, ..)| *known == name);
+        found.map(|(.., value)| *value).ok_or_else(|| D::Error::custom(format!("no distribution `{name}`")))
+    }
+}
+
+/// Settings of a run, kept as `config.json`: same settings and data, same result. The flags of `srigl train` are its fields.
+///
+/// ```
+/// use srigl_run::Config;
+///
+/// let config = Config { epochs: 10, sparsity: 0.95, ..Config::default() };
+/// assert_eq!(config.title(), "mlp SRigL with ablation");
+/// assert_eq!(config.lr_at(1, 1000), 0.1);
+/// ```
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Network.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    /// Data set; `glyphs` is generated and needs no files.
+    #[arg(long, value_enum, default_value = "fashion-mnist")]
+    pub dataset: DataSet,
+
+    /// Training method with its settings.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub method: MethodArgs,
+    /// Share of zeros over all linear and convolution weights, in [0, 1).
+    #[arg(long, default_value_t = 0.9)]
+    pub sparsity: f64,
+    /// How the sparsity is shared among layers.
+    #[arg(long, value_parser = named_parser(&Distribution::NAMES), default_value = "erk")]
+    #[serde(with = "distribution")]
+    pub distribution: Distribution,
+    /// Layers kept dense (glob over module paths, repeatable).
+    #[arg(long, value_name = "GLOB")]
+    pub keep_dense: Vec<String>,
+    /// Steps between topology updates.
+    #[arg(long, default_value_t = 100)]
+    pub delta_t: u64,
+    /// Share of the weights that the first update replaces.
+    #[arg(long, default_value_t = 0.3)]
+    pub drop_fraction: f64,
+    /// Topology updates end after this share of all steps.
+    #[arg(long, default_value_t = 0.75)]
+    pub end_fraction: f64,
+    /// Steps whose dense gradients are averaged for an update.
+    #[arg(long, default_value_t = 1)]
+    pub grad_accumulation: u64,
+
+    /// Passes over the training images.
+    #[arg(long, default_value_t = 4)]
+    pub epochs: usize,
+    /// Images per optimizer step.
+    #[arg(long, default_value_t = 128)]
+    pub batch_size: usize,
+    /// Images per forward pass, whose gradients are added up to those of the batch, where memory is short. Batch
+    /// normalisation sees these [default: the batch].
+    #[arg(long, value_name = "IMAGES")]
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
+    /// Optimizer.
+    #[arg(long, value_enum, default_value = "sgd")]
+    pub optimizer: OptimizerName,
+    /// Learning rate at the start, or after the warm-up.
+    #[arg(long, default_value_t = 0.1)]
+    pub lr: f64,
+    /// Momentum of SGD and RMSprop.
+    #[arg(long, default_value_t = 0.9)]
+    pub momentum: f64,
+    /// Weight decay.
+    #[arg(long, default_value_t = 1e-4)]
+    pub weight_decay: f64,
+    /// No weight decay on biases and normalisations.
+    #[arg(long)]
+    #[serde(default)]
+    pub decay_weights_only: bool,
+    /// Scale the gradients where the norm of all of them together is larger.
+    #[arg(long, value_name = "NORM")]
+    #[serde(default)]
+    pub clip_norm: Option<f32>,
+    /// How the learning rate falls.
+    #[arg(long, value_enum, default_value = "cosine")]
+    pub lr_schedule: LrSchedule,
+    /// Epochs at the start in which the learning rate rises linearly from 0.
+    #[arg(long, default_value_t = 0, value_name = "EPOCHS")]
+    #[serde(default)]
+    pub warmup_epochs: usize,
+    /// `step`: epochs after which the learning rate falls, such as 30,70,90.
+    #[arg(long, value_name = "EPOCHS", value_delimiter = ',', conflicts_with = "lr_every")]
+    #[serde(default)]
+    pub lr_milestones: Vec<usize>,
+    /// `step`: the learning rate falls every so many epochs.
+    #[arg(long, value_name = "EPOCHS")]
+    #[serde(default)]
+    pub lr_every: Option<usize>,
+    /// `step`: factor by which the learning rate falls.
+    #[arg(long, default_value_t = 0.1, value_name = "FACTOR")]
+    #[serde(default = "default_lr_factor")]
+    pub lr_factor: f64,
+    /// Label smoothing.
+    #[arg(long, default_value_t = 0.0)]
+    pub label_smoothing: f32,
+
+    /// Seed of everything random: initial weights and masks, order of images, dropout, growth.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Show training images as they are. Otherwise colour photographs are cropped and flipped at random: CIFAR within a
+    /// border of 4 pixels, image folders by random resized crops.
+    #[arg(long)]
+    #[serde(default)]
+    pub no_augment: bool,
+    /// Also change brightness, contrast and saturation at random, each by up to this factor more or less.
+    #[arg(long, value_name = "STRENGTH", conflicts_with = "no_augment")]
+    #[serde(default)]
+    pub color_jitter: Option<f32>,
+    /// Height and width that images of an image folder get; for tests they are resized to 8/7 of it and their middle
+    /// is taken [default: 224].
+    #[arg(long, value_name = "PIXELS")]
+    #[serde(default)]
+    pub image_size: Option<usize>,
+    /// Leave out images that cannot be read, naming each, instead of stopping at the first.
+    #[arg(long)]
+    #[serde(default)]
+    pub skip_broken: bool,
+    /// Start from these weights, named as torchvision names them: safetensors or PyTorch's .pt.
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub weights: Option<PathBuf>,
+    /// Take at most so many steps; schedules fit into them.
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[serde(default)]
+    pub limit_steps: Option<u64>,
+    /// Use only that many training images.
+    #[arg(long)]
+    pub train_limit: Option<usize>,
+    /// Use only that many test images.
+    #[arg(long)]
+    pub test_limit: Option<usize>,
+    /// Also write a checkpoint every so many steps, not only after each epoch.
+    #[arg(long, value_name = "STEPS")]
+    pub checkpoint_every: Option<u64>,
+}
+
+/// `--optimizer`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimizerName {
+    /// SGD with momentum.
+    Sgd,
+    /// Adam.
+    Adam,
+    /// Adam with decoupled weight decay.
+    Adamw,
+    /// RMSprop with momentum, α = 0.9 and ε = 0.0316, as in torchvision's recipes.
+    Rmsprop,
+}
+
+/// `--lr-schedule`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LrSchedule {
+    /// Half a cosine down to 0.
+    Cosine,
+    /// The same all along.
+    Constant,
+    /// Falls at milestones.
+    Step,
+}
+
+fn default_lr_factor() -> f64 {
+    0.1
+}
+
+impl Default for Config {
+    /// What `srigl train` does without flags.
+    fn default() -> Self {
+        #[derive(clap::Parser)]
+        struct Flags {
+            #[command(flatten)]
+            config: Config,
+        }
+        <Flags as clap::Parser>::parse_from(["srigl"]).config
+    }
+}
+
+impl Config {
+    /// Checks what the sparsity library does not.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(
+            (0.0..1.0).contains(&self.sparsity),
+            "--sparsity is {}, but must be in [0, 1)",
+            self.sparsity
+        );
+        ensure!(self.epochs > 0, "--epochs must be at least 1");
+        ensure!(self.batch_size > 0, "--batch-size must be at least 1");
+        ensure!(self.micro_batch != Some(0), "--micro-batch must be at least 1");
+        ensure!(
+            self.clip_norm.is_none_or(|norm| norm.is_finite() && norm > 0.0),
+            "--clip-norm must be positive"
+        );
+        let steps = self.lr_every.is_some() || !self.lr_milestones.is_empty();
+        ensure!(
+            steps == (self.lr_schedule == LrSchedule::Step),
+            "--lr-schedule step needs --lr-milestones or --lr-every, and only that has them"
+        );
+        ensure!(self.lr_every != Some(0), "--lr-every must be at least 1");
+        ensure!(
+            self.lr_factor.is_finite() && self.lr_factor > 0.0,
+            "--lr-factor is {}, but must be positive",
+            self.lr_factor
+        );
+        ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {}, but must be positive", self.lr);
+        ensure!(
+            (0.0..1.0).contains(&self.momentum),
+            "--momentum is {}, but must be in [0, 1)",
+            self.momentum
+        );
+        ensure!(
+            self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+            "--weight-decay is {}, but must not be negative",
+            self.weight_decay
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.end_fraction),
+            "--end-fraction is {}, but must be in [0, 1]",
+            self.end_fraction
+        );
+        ensure!(
+            (0.0..1.0).contains(&self.label_smoothing),
+            "--label-smoothing is {}, but must be in [0, 1)",
+            self.label_smoothing
+        );
+        ensure!(self.train_limit != Some(0) && self.test_limit != Some(0), "image limits must be at least 1");
+        ensure!(self.checkpoint_every != Some(0), "--checkpoint-every must be at least 1");
+        Ok(())
+    }
+
+    /// What is done to images before the network sees them.
+    pub fn transform(&self, source: &Source) -> Result<Transform> {
+        let folder = matches!(source, Source::Folder(_));
+        ensure!(
+            folder || self.image_size.is_none(),
+            "--image-size is for image folders; images of {} have their size",
+            source.set()
+        );
+        let mut transform = match self.image_size {
+            Some(size) => Transform::imagenet(size, size * 8 / 7),
+            None => Transform::standard(source),
+        };
+        if self.no_augment {
+            ensure!(
+                !folder,
+                "--no-augment leaves the pictures of an image folder different in size; leave it out"
+            );
+            transform.train = Augment::default();
+        }
+        if let Some(strength) = self.color_jitter {
+            let jitter = Jitter { brightness: strength, contrast: strength, saturation: strength };
+            transform.train.jitter = Some(jitter);
+        }
+        Ok(transform)
+    }
+
+    /// Height and width of the images that the network sees.
+    pub fn image_size(&self) -> [usize; 2] {
+        let side = match self.dataset {
+            DataSet::FashionMnist | DataSet::Mnist | DataSet::Glyphs => 28,
+            DataSet::Cifar10 | DataSet::Cifar100 => 32,
+            DataSet::ImageFolder => self.image_size.unwrap_or(224),
+        };
+        [side; 2]
+    }
+
+    /// Batches of `source`, made ahead by so many threads.
+    pub fn loader(&self, source: Source, workers: usize) -> Result<Loader> {
+        let transform = self.transform(&source)?;
+        let on_broken = if self.skip_broken { OnBroken::Skip } else { OnBroken::Fail };
+        let (train_limit, test_limit) = (self.train_limit, self.test_limit);
+        Loader::new(source, transform, Options { workers, on_broken, train_limit, test_limit })
+    }
+
+    /// In a few words.
+    pub fn title(&self) -> String {
+        format!("{} {}", self.model.name, self.method.variant().label)
+    }
+
+    /// The first setting that differs in another configuration and may change the result, as a flag without its dashes.
+    pub fn differing_key(&self, other: &Self) -> Option<String> {
+        let (before, now) = (serde_json::to_value(self).ok()?, serde_json::to_value(other).ok()?);
+        let keys = now.as_object()?.keys();
+        // When checkpoints are written does not change the result.
+        let mut different = keys.filter(|key| *key != "checkpoint_every" && before[*key] != now[*key]);
+        different.next().map(|key| key.replace('_', "-"))
+    }
+
+    /// Learning rate of step `step` (from 1) of `total`.
+    pub fn lr_at(&self, step: u64, total: u64) -> f64 {
+        let epoch = |epochs: usize| epochs as f64 / self.epochs as f64 * total as f64;
+        let (done, warmup) = ((step - 1) as f64, epoch(self.warmup_epochs));
+        if done < warmup {
+            return self.lr * step as f64 / warmup.max(1.0);
+        }
+        match self.lr_schedule {
+            LrSchedule::Constant => self.lr,
+            LrSchedule::Cosine => {
+                self.lr / 2.0 * (1.0 + (PI * (done - warmup) / (total as f64 - warmup)).cos())
+            }
+            LrSchedule::Step => {
+                let falls = match self.lr_every {
+                    Some(every) => (done / epoch(every)) as usize,
+                    None => self.lr_milestones.iter().filter(|milestone| done >= epoch(**milestone)).count(),
+                };
+                self.lr * self.lr_factor.powi(falls as i32)
+            }
+        }
+    }
+
+    /// `T_end`.
+    pub fn end_step(&self, total_steps: u64) -> u64 {
+        (total_steps as f64 * self.end_fraction) as u64
+    }
+
+    /// Whether the masks are drawn after step `step` of `total`: after some updates, evenly spread, and at the end.
+    pub fn is_pictured(&self, step: u64, total: u64) -> bool {
+        if step == total {
+            return true;
+        }
+        let updates = self.end_step(total).saturating_sub(1) / self.delta_t;
+        let picture = |update: u64| update * PICTURED_UPDATES / updates;
+        let update = step / self.delta_t;
+        let changes = self.method.info().needs.updates;
+        let is_update = step.is_multiple_of(self.delta_t) && (1..=updates).contains(&update);
+        changes && is_update && picture(update) != picture(update - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn config(flags: &str) -> Config {
+        Cli::parse_from(["train"].into_iter().chain(flags.split_whitespace())).config
+    }
+
+    #[test]
+    fn learning_rates_follow_the_recipes() {
+        // 10 steps an epoch.
+        let imagenet =
+            config("--lr 0.2 --epochs 103 --warmup-epochs 5 --lr-schedule step --lr-milestones 30,70,90");
+        imagenet.validate().unwrap();
+        let lr = |step| (imagenet.lr_at(step, 1030) * 1e6).round() / 1e6;
+        assert_eq!(
+            [1, 25, 50, 51, 300, 301, 701, 901].map(lr),
+            [0.004, 0.1, 0.2, 0.2, 0.2, 0.02, 0.002, 0.0002]
+        );
+
+        let mobilenet = config("--lr 0.064 --epochs 600 --lr-schedule step --lr-every 2 --lr-factor 0.973");
+        let lr = |step| mobilenet.lr_at(step, 6000);
+        assert_eq!([lr(20), lr(21)], [0.064, 0.064 * 0.973]);
+        assert!((lr(6000) - 0.064 * 0.973_f64.powi(299)).abs() < 1e-12);
+
+        let vit = config("--lr 3e-3 --epochs 150 --warmup-epochs 16");
+        let lr = |step| vit.lr_at(step, 1500);
+        assert!((lr(160) - 3e-3).abs() < 1e-12 && (lr(161) - 3e-3).abs() < 1e-12);
+        assert!((lr(161 + 670) - 1.5e-3).abs() < 1e-9 && lr(1500) < 1e-7);
+
+        assert!(config("--lr-schedule step").validate().is_err());
+        assert!(config("--lr-every 3").validate().is_err());
+    }
+
+    #[test]
+    fn masks_are_drawn_after_updates_spread_over_the_run_and_at_the_end() {
+        let drawn = |config: &Config, total| -> Vec<u64> {
+            (1..=total).filter(|step| config.is_pictured(*step, total)).collect()
+        };
+        assert_eq!(drawn(&config("--delta-t 10"), 40), [10, 20, 40]);
+        let many = drawn(&config("--delta-t 2"), 1000);
+        assert_eq!(many.len() as u64, PICTURED_UPDATES + 1);
+        assert!(many[..12].iter().all(|step| step % 2 == 0 && *step < 750));
+        assert_eq!(drawn(&config("--method static"), 1000), [1000]);
+        assert_eq!(drawn(&config("--delta-t 2000"), 1000), [1000]);
+    }
+}

@@ -1,0 +1,38 @@
+//! Run folders of sparse training: what their files hold, and the one way to read and write them.
+//!
+//! | file | what | type |
+//! |---|---|---|
+//! | `config.json` | settings: same settings and data, same result | [`Config`] |
+//! | `metrics.jsonl` | a line per epoch | [`Epoch`] |
+//! | `topology.jsonl` | a line per topology update and layer | [`TopologyLine`] |
+//! | `masks.jsonl` | a line per picture of a layer's mask | [`MaskLine`] |
+//! | `checkpoint.safetensors` | all that a training needs to go on | the crate `srigl-train` |
+//! | `best.safetensors`, `model.safetensors` | weights with masks, in PyTorch's names | [`Store`] |
+//! | `result.json` | the outcome of a finished run | [`RunResult`] |
+//!
+//! [`RunFolder`] makes and finds them, [`Run::read`] reads a whole folder with suspicion, and [`atomic`] writes files
+//! that are whole or absent. No tensor library.
+
+#![forbid(unsafe_code)]
+
+pub mod atomic;
+mod config;
+mod error;
+mod folder;
+mod lines;
+mod masks;
+mod method;
+pub mod print;
+mod read;
+mod schema;
+mod store;
+
+pub use config::{Config, LrSchedule, ModelArgs, OptimizerName, named_parser};
+pub use error::Error;
+pub use folder::RunFolder;
+pub use lines::JsonLines;
+pub use masks::mask_line;
+pub use method::MethodArgs;
+pub use read::{Layer, Run};
+pub use schema::{DataUsed, Epoch, LayerResult, MaskLine, Picture, RunResult, TopologyLine};
+pub use store::{Store, mask_name, printable, read_file};

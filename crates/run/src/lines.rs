@@ -1,0 +1,171 @@
+//! JSON files and JSON lines of bounded size, and logs that can be cut back.
+
+use crate::Error;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Lines a log of numbers may have.
+pub const LOG_LINES: usize = 1_000_000;
+
+/// Bytes that no file of settings or results, and no line of a log, comes near.
+const LIMIT: u64 = 16 << 20;
+
+/// Reads a JSON file, if there is one.
+pub fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut text));
+    match read {
+        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(Error::Run { path: path.into(), source }),
+        Ok(_) => {}
+    }
+    let wrong = |what| Error::File { path: path.into(), what };
+    if text.len() as u64 > LIMIT {
+        return Err(wrong(format!("is larger than {} MiB", LIMIT >> 20)));
+    }
+    serde_json::from_slice(&text).map(Some).map_err(|error| wrong(error.to_string()))
+}
+
+/// Hands each of at most `most` JSON lines to `take` and says whether there is such a file.
+///
+/// A last line without its end is one that a training was writing when it was killed, and is left out.
+pub fn json_lines<T: DeserializeOwned>(
+    path: &Path,
+    most: usize,
+    mut take: impl FnMut(T) -> Result<(), String>,
+) -> Result<bool, Error> {
+    let unreadable = |source| Error::Run { path: path.into(), source };
+    let file = match File::open(path) {
+        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(false),
+        opened => opened.map_err(unreadable)?,
+    };
+    let mut reader = BufReader::new(file);
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        reader.by_ref().take(LIMIT).read_until(b'\n', &mut bytes).map_err(unreadable)?;
+        let wrong = |what| Error::Line { path: path.into(), line, what };
+        if bytes.len() as u64 == LIMIT {
+            return Err(wrong(format!("is longer than {} MiB", LIMIT >> 20)));
+        }
+        if bytes.last() != Some(&b'\n') {
+            break;
+        }
+        if line > most {
+            return Err(wrong(format!("is more than the {most} lines a run writes")));
+        }
+        let value = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        take(value).map_err(wrong)?;
+    }
+    Ok(true)
+}
+
+/// A JSON lines file that can be cut back to where a checkpoint was taken.
+#[derive(Debug)]
+pub struct JsonLines {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl JsonLines {
+    /// Opens a log and drops what comes after its first `bytes` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if it cannot be opened.
+    pub fn open(path: PathBuf, bytes: u64) -> Result<Self, Error> {
+        let open = || -> io::Result<File> {
+            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            file.set_len(bytes)?;
+            Ok(file)
+        };
+        match open() {
+            Ok(file) => Ok(Self { path, file, bytes }),
+            Err(source) => Err(Error::Write { path, source }),
+        }
+    }
+
+    /// Appends one line.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if it cannot be written.
+    pub fn write<T: Serialize>(&mut self, line: &T) -> Result<(), Error> {
+        let line = serde_json::to_string(line).map_err(io::Error::from).and_then(|line| {
+            let line = line + "\n";
+            self.file.write_all(line.as_bytes())?;
+            Ok(line.len())
+        });
+        self.bytes += line.map_err(|source| self.cannot(source))? as u64;
+        Ok(())
+    }
+
+    /// Makes all lines durable and returns the length in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if that fails.
+    pub fn sync(&mut self) -> Result<u64, Error> {
+        self.file.sync_data().map_err(|source| self.cannot(source))?;
+        Ok(self.bytes)
+    }
+
+    fn cannot(&self, source: io::Error) -> Error {
+        Error::Write { path: self.path.clone(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(text: &str) -> Result<Vec<u32>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(&path, text).unwrap();
+        let mut numbers = Vec::new();
+        let take = |n: u32| {
+            numbers.push(n);
+            if n < 9 { Ok(()) } else { Err("is 9 or more".to_string()) }
+        };
+        json_lines(&path, 3, take)
+            .map_err(|error| error.to_string().replace(&*path.to_string_lossy(), "log"))?;
+        Ok(numbers)
+    }
+
+    #[test]
+    fn lines() {
+        assert!(numbers("").unwrap().is_empty());
+        assert_eq!(numbers("1\n2\n").unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn a_killed_training_leaves_half_a_line() {
+        assert_eq!(numbers("1\n2").unwrap(), [1]);
+        assert!(numbers("{").unwrap().is_empty());
+    }
+
+    #[test]
+    fn errors_name_file_line_cause_and_fix() {
+        let error = numbers("1\nx\n").unwrap_err();
+        assert!(error.starts_with("log, line 2: expected value"), "{error}");
+        assert!(error.ends_with("remove the line or train the run again"), "{error}");
+        assert!(numbers("9\n").unwrap_err().starts_with("log, line 1: is 9 or more;"));
+        assert!(numbers("1\n1\n1\n1\n").unwrap_err().contains("line 4: is more than the 3 lines"));
+    }
+
+    #[test]
+    fn endless_lines_are_refused() {
+        let text = " ".repeat(LIMIT as usize + 10);
+        assert!(numbers(&text).unwrap_err().contains("longer than 16 MiB"));
+    }
+
+    #[test]
+    fn a_missing_file_is_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(json::<u32>(&folder.path().join("none")).unwrap().is_none());
+        assert!(!json_lines(&folder.path().join("none"), 1, |_: u32| Ok(())).unwrap());
+        assert!(json::<u32>(folder.path()).is_err());
+    }
+}

@@ -1,0 +1,240 @@
+//! `--method` and the settings of methods, as flags and in `config.json`.
+//!
+//! Names, settings and defaults come from [`METHODS`]: a method that is added there has its flags here.
+
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use serde::de::Error as _;
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sparsity_core::Error;
+use sparsity_core::methods::{AnyMethod, METHODS, MethodInfo, SettingKind, Settings, Value, Variant};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A method by name, with the settings of all methods; those of others wait in vain. `DENSE` says whether dense
+/// training may be chosen.
+#[derive(Clone, Debug)]
+pub struct MethodArgs<const DENSE: bool = true> {
+    info: &'static MethodInfo,
+    settings: Settings,
+    /// Flags of variants that are set, such as `no_ablation`.
+    flags: BTreeSet<String>,
+}
+
+impl<const DENSE: bool> MethodArgs<DENSE> {
+    /// What is true of the method whatever its settings.
+    pub fn info(&self) -> &'static MethodInfo {
+        self.info
+    }
+
+    /// The method with its settings.
+    ///
+    /// # Errors
+    /// If a setting is out of its range.
+    pub fn build(&self) -> Result<AnyMethod, Error> {
+        let own = self.info.settings.iter().filter_map(|setting| {
+            Some((setting.name.to_string(), self.settings.0.get(setting.name)?.clone()))
+        });
+        let mut settings = Settings(own.collect());
+        for variant in self.info.variants {
+            if variant.flag.is_some_and(|flag| self.flags.contains(flag)) {
+                let values = variant.settings.iter().map(|(name, v)| (name.to_string(), Value::Number(*v)));
+                settings.0.extend(values);
+            }
+        }
+        self.info.build(&settings)
+    }
+
+    /// The kind of run; the method's own where the settings are out of range.
+    pub fn variant(&self) -> &'static Variant {
+        self.build().map_or(&self.info.variants[0], |method| method.variant())
+    }
+
+    /// A number among the settings in force; `None` if the method has no such.
+    pub fn number(&self, name: &str) -> Option<f64> {
+        match self.build().ok()?.settings().0.get(name)? {
+            Value::Number(number) => Some(*number),
+            Value::Word(_) => None,
+        }
+    }
+
+    fn offered() -> impl Iterator<Item = &'static MethodInfo> {
+        METHODS.iter().copied().filter(|info| DENSE || info.needs.sparsity)
+    }
+}
+
+impl<const DENSE: bool> Default for MethodArgs<DENSE> {
+    fn default() -> Self {
+        let info = METHODS[METHODS.len() - 1];
+        Self { info: MethodInfo::named(DEFAULT).unwrap_or(info), settings: defaults(), flags: BTreeSet::new() }
+    }
+}
+
+impl<const DENSE: bool> PartialEq for MethodArgs<DENSE> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.info.name, &self.settings, &self.flags) == (other.info.name, &other.settings, &other.flags)
+    }
+}
+
+/// The method that is trained unless another is named.
+const DEFAULT: &str = "srigl";
+
+fn all_settings() -> impl Iterator<Item = (&'static MethodInfo, &'static sparsity_core::methods::Setting)> {
+    METHODS.iter().flat_map(|info| info.settings.iter().map(move |setting| (*info, setting)))
+}
+
+fn flagged_variants() -> impl Iterator<Item = (&'static MethodInfo, &'static Variant, &'static str)> {
+    METHODS.iter().flat_map(|info| {
+        info.variants.iter().filter_map(move |variant| Some((*info, variant, variant.flag?)))
+    })
+}
+
+fn defaults() -> Settings {
+    Settings(all_settings().map(|(_, setting)| (setting.name.to_string(), setting.default())).collect())
+}
+
+/// `gamma_sal` → `gamma-sal`.
+fn kebab(name: &'static str) -> String {
+    name.replace('_', "-")
+}
+
+impl<const DENSE: bool> Args for MethodArgs<DENSE> {
+    fn augment_args(mut command: Command) -> Command {
+        let names = Self::offered().map(|info| PossibleValue::new(info.name).help(info.about));
+        command = command.arg(
+            Arg::new("method")
+                .long("method")
+                .help("Training method")
+                .default_value(DEFAULT)
+                .value_parser(PossibleValuesParser::new(names)),
+        );
+        for (info, variant, flag) in flagged_variants() {
+            let settings = variant.settings.iter().map(|(name, v)| format!("--{} {v}", kebab(name)));
+            let same = settings.collect::<Vec<_>>().join(" ");
+            let help = format!("{}: {} (the same as {same})", info.name, variant.label);
+            command = command.arg(Arg::new(flag).long(kebab(flag)).action(ArgAction::SetTrue).help(help));
+        }
+        for (info, setting) in all_settings() {
+            let arg = Arg::new(setting.name).long(kebab(setting.name)).help(format!("{}: {}", info.name, setting.about));
+            command = command.arg(match setting.kind {
+                SettingKind::Number(default) => arg
+                    .value_name("NUMBER")
+                    .value_parser(clap::value_parser!(f64))
+                    .allow_negative_numbers(true)
+                    .default_value(default.to_string()),
+                SettingKind::Word(words) => {
+                    arg.value_parser(PossibleValuesParser::new(words)).default_value(words[0])
+                }
+            });
+        }
+        command
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<const DENSE: bool> FromArgMatches for MethodArgs<DENSE> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut args = Self::default();
+        args.update_from_arg_matches(matches)?;
+        Ok(args)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let name = matches.get_one::<String>("method").map_or(DEFAULT, String::as_str);
+        self.info = MethodInfo::named(name)
+            .map_err(|error| clap::Error::raw(clap::error::ErrorKind::InvalidValue, error))?;
+        for (_, setting) in all_settings() {
+            let value = match setting.kind {
+                SettingKind::Number(_) => matches.get_one(setting.name).copied().map(Value::Number),
+                SettingKind::Word(_) => matches.get_one::<String>(setting.name).cloned().map(Value::Word),
+            };
+            self.settings.0.extend(value.map(|value| (setting.name.to_string(), value)));
+        }
+        self.flags = flagged_variants()
+            .filter(|(.., flag)| matches.get_flag(flag))
+            .map(|(.., flag)| flag.to_string())
+            .collect();
+        Ok(())
+    }
+}
+
+/// In `config.json`: `method`, each flag as a boolean, and each setting, whatever the method.
+impl<const DENSE: bool> Serialize for MethodArgs<DENSE> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("method", self.info.name)?;
+        for (.., flag) in flagged_variants() {
+            map.serialize_entry(flag, &self.flags.contains(flag))?;
+        }
+        for (name, value) in &self.settings.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+/// What is missing is the default: older runs know fewer settings.
+impl<'de, const DENSE: bool> Deserialize<'de> for MethodArgs<DENSE> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut values = BTreeMap::<String, serde_json::Value>::deserialize(deserializer)?;
+        let mut args = Self::default();
+        let name = values.remove("method").ok_or_else(|| D::Error::missing_field("method"))?;
+        let name: String = serde_json::from_value(name).map_err(D::Error::custom)?;
+        args.info = MethodInfo::named(&name).map_err(D::Error::custom)?;
+        for (_, setting) in all_settings() {
+            if let Some(value) = values.remove(setting.name) {
+                let value = serde_json::from_value(value).map_err(D::Error::custom)?;
+                args.settings.0.insert(setting.name.to_string(), value);
+            }
+        }
+        args.flags = flagged_variants()
+            .filter(|(.., flag)| values.get(*flag) == Some(&serde_json::Value::Bool(true)))
+            .map(|(.., flag)| flag.to_string())
+            .collect();
+        Ok(args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        method: MethodArgs,
+    }
+
+    fn parse(flags: &str) -> Result<MethodArgs, clap::Error> {
+        Cli::try_parse_from(["x"].into_iter().chain(flags.split_whitespace())).map(|cli| cli.method)
+    }
+
+    #[test]
+    fn flags_choose_the_method_and_its_settings() {
+        assert_eq!(parse("").unwrap(), MethodArgs::default());
+        let srigl = parse("--gamma-sal 0.9 --threshold-base dense-fan-in").unwrap();
+        assert_eq!((srigl.number("gamma_sal"), srigl.variant().name), (Some(0.9), "srigl"));
+        for flags in ["--no-ablation", "--gamma-sal 0", "--no-ablation --gamma-sal 0.5"] {
+            assert_eq!(parse(flags).unwrap().variant().name, "srigl-no-ablation", "{flags}");
+        }
+        let rigl = parse("--method rigl --gamma-sal 0.9").unwrap();
+        assert_eq!((rigl.info().name, rigl.number("gamma_sal")), ("rigl", None));
+        assert!(parse("--gamma-sal -1").unwrap().build().is_err());
+        assert!(parse("--method magic").is_err());
+    }
+
+    #[test]
+    fn runs_of_earlier_versions_are_read() {
+        let old = r#"{"method":"srigl","no_ablation":true,"gamma_sal":0.3,"sparsity":0.9}"#;
+        let args: MethodArgs = serde_json::from_str(old).unwrap();
+        assert_eq!(args, parse("--no-ablation").unwrap());
+        let json = serde_json::to_value(&args).unwrap();
+        assert_eq!(json["threshold_base"], "sparse-fan-in");
+        assert_eq!(serde_json::from_value::<MethodArgs>(json).unwrap(), args);
+        assert!(serde_json::from_str::<MethodArgs>(r#"{"method":"magic"}"#).is_err());
+    }
+}

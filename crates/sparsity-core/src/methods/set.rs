@@ -1,0 +1,60 @@
+//! SET (Mocanu et al. 2018): drop the smallest weights of a layer, grow at random.
+
+use super::unstructured::{drop_smallest, dropped};
+use super::{AnyMethod, Method, MethodInfo, Needs, Variant};
+use crate::{Error, Layer, LayerSpec, Mask, Purpose, Stream, unstructured_mask};
+
+/// Drop by magnitude, grow at random.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Set;
+
+pub(super) static INFO: MethodInfo = MethodInfo {
+    name: "set",
+    about: "Drop by magnitude, grow at random",
+    needs: Needs { sparsity: true, updates: true, dense_gradients: false },
+    constant_fan_in: false,
+    settings: &[],
+    variants: &[Variant { name: "set", label: "SET", settings: &[], flag: None }],
+    build: |_| AnyMethod::from(Set),
+};
+
+impl Method for Set {
+    fn info(&self) -> &'static MethodInfo {
+        &INFO
+    }
+
+    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
+        unstructured_mask(layer, sparsity, stream)
+    }
+
+    /// Keeps the top `n − K` active weights by |W| and grows `K = ⌊n·α_t⌋` others at random.
+    fn update(&self, layer: &Layer, alpha: f64, stream: Stream) -> Result<Mask, Error> {
+        let k = dropped(layer.mask, alpha);
+        let mut mask = drop_smallest(layer, k);
+        grow_at_random(&mut mask, stream, k);
+        Ok(mask)
+    }
+}
+
+/// Activates `n` of the inactive positions, uniformly without replacement.
+fn grow_at_random(mask: &mut Mask, stream: Stream, n: usize) {
+    let free = mask.positions() - mask.nnz();
+    let mut rng = stream.rng(Purpose::Growth, 0);
+    let mut ranks = rand::seq::index::sample(&mut rng, free, n).into_vec();
+    ranks.sort_unstable();
+    // The r-th free position, for ascending ranks r, in one pass over the mask.
+    let (mut ranks, mut rank) = (ranks.into_iter().peekable(), 0);
+    for neuron in 0..mask.neurons() {
+        for input in 0..mask.dense_fan_in() {
+            if ranks.peek().is_none() {
+                return;
+            }
+            if !mask.is_active(neuron, input) {
+                if ranks.next_if_eq(&rank).is_some() {
+                    mask.activate(neuron, input);
+                }
+                rank += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! SRigL (Lasby et al., ICLR 2024, arXiv 2305.02299, section 3.1): RigL with constant fan-in and neuron ablation, one
+//! topology update of one layer step by step.
+//!
+//! `N` neurons, `M` dense fan-in, `A = ⌊N·M·(1−S)⌋` target weights, `n` active weights, `α_t` drop fraction.
+
+use super::{AnyMethod, Method, MethodInfo, Needs, Setting, SettingKind, Settings, Value, Variant};
+use crate::init::{constant_fan_in_mask, target_weights};
+use crate::select::{Candidates, Largest, Scores, add_largest_to_row, keep_largest_of_row};
+use crate::{ConstantFanInMask, Error, Layer, LayerSpec, Mask, Stream, mask};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Constant fan-in and neuron ablation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Srigl {
+    /// `γ_sal`: below 1 the share of [`ThresholdBase`] that must be salient in a neuron; from 1 on the number
+    /// of salient weights itself; 0 turns ablation off. On small layers a larger value than the paper's is needed,
+    /// since the threshold rounds down.
+    pub gamma_sal: f64,
+    /// What a fractional `γ_sal` is a share of.
+    pub threshold_base: ThresholdBase,
+}
+
+impl Default for Srigl {
+    /// `γ_sal` = 0.3 of `k0`, as in the paper.
+    fn default() -> Self {
+        Self { gamma_sal: GAMMA_SAL, threshold_base: ThresholdBase::SparseFanIn }
+    }
+}
+
+/// The paper's `γ_sal`.
+const GAMMA_SAL: f64 = 0.3;
+
+/// What a fractional `γ_sal` is a share of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ThresholdBase {
+    /// `k0 = ⌊A/N⌋`, the fan-in with all neurons active (the paper's experiments).
+    #[default]
+    SparseFanIn,
+    /// `M`, the dense fan-in (an option of the authors' code).
+    DenseFanIn,
+}
+
+pub(super) static INFO: MethodInfo = MethodInfo {
+    name: "srigl",
+    about: "RigL with constant fan-in and neuron ablation",
+    needs: Needs { sparsity: true, updates: true, dense_gradients: true },
+    constant_fan_in: true,
+    settings: &[
+        Setting {
+            name: "gamma_sal",
+            about: "Salient weights a neuron needs, or it is ablated: a share of its fan-in below 1, a count from 1 on, \
+                    0 for no ablation",
+            kind: SettingKind::Number(GAMMA_SAL),
+        },
+        Setting {
+            name: "threshold_base",
+            about: "The fan-in that gamma-sal is a share of: that with all neurons active, as in the paper, or that of \
+                    the dense layer",
+            kind: SettingKind::Word(&["sparse-fan-in", "dense-fan-in"]),
+        },
+    ],
+    variants: &[
+        Variant { name: "srigl", label: "SRigL with ablation", settings: &[], flag: None },
+        Variant {
+            name: "srigl-no-ablation",
+            label: "SRigL without ablation",
+            settings: &[("gamma_sal", 0.0)],
+            flag: Some("no_ablation"),
+        },
+    ],
+    build: |settings| {
+        let threshold_base = match settings.is_word("threshold_base", "dense-fan-in") {
+            true => ThresholdBase::DenseFanIn,
+            false => ThresholdBase::SparseFanIn,
+        };
+        AnyMethod::from(Srigl { gamma_sal: settings.number("gamma_sal", GAMMA_SAL), threshold_base })
+    },
+};
+
+impl Method for Srigl {
+    fn info(&self) -> &'static MethodInfo {
+        &INFO
+    }
+
+    fn settings(&self) -> Settings {
+        let base = match self.threshold_base {
+            ThresholdBase::SparseFanIn => "sparse-fan-in",
+            ThresholdBase::DenseFanIn => "dense-fan-in",
+        };
+        Settings::of([("gamma_sal", self.gamma_sal.into()), ("threshold_base", Value::from(base))])
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.gamma_sal.is_finite() && self.gamma_sal >= 0.0 {
+            return Ok(());
+        }
+        let allowed = "0 (no ablation), a fraction below 1, or a count";
+        Err(Error::Setting { name: "gamma_sal", value: self.gamma_sal, allowed })
+    }
+
+    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
+        constant_fan_in_mask(layer, sparsity, stream).map(ConstantFanInMask::into_mask)
+    }
+
+    fn update(&self, layer: &Layer, alpha: f64, _stream: Stream) -> Result<Mask, Error> {
+        update(layer, self, alpha).map(ConstantFanInMask::into_mask)
+    }
+}
+
+/// The new mask of one layer. `alpha` is the drop fraction `α_t`.
+fn update(layer: &Layer, settings: &Srigl, alpha: f64) -> Result<ConstantFanInMask, Error> {
+    let target = target_weights(layer.mask.positions(), layer.sparsity);
+    let quota = quota(layer, alpha);
+    let ablated = if layer.ablate && settings.gamma_sal > 0.0 {
+        let salient = salient_weights_per_neuron(layer, &quota);
+        let threshold = ablation_threshold(layer.mask, target, settings);
+        ablated_neurons(&salient, feasible_threshold(&salient, threshold, target, layer.mask))
+    } else {
+        vec![false; layer.mask.neurons()]
+    };
+    let fan_in = new_fan_in(layer, target, &ablated)?;
+    let kept = kept_weights(layer, &quota, &ablated);
+    let mask = pruned_and_grown(layer, &kept, &ablated, fan_in);
+    ConstantFanInMask::try_from(mask)
+}
+
+/// How many weights of the layer are kept and how many dropped.
+struct Quota {
+    keep: usize,
+    drop: usize,
+}
+
+/// Step 1: `K = ⌊n·α_t⌋`, `n_keep = n − K`; if fewer than that are non-zero, exactly those are kept.
+fn quota(layer: &Layer, alpha: f64) -> Quota {
+    let active = layer.mask.nnz();
+    let keep = active - (active as f64 * alpha).floor() as usize;
+    let keep = keep.min(weight_scores(layer, &vec![false; layer.mask.neurons()]).count());
+    Quota { keep, drop: active - keep }
+}
+
+/// Step 2: the number `s_i` of salient weights of each neuron: in the layer's top `n_keep` by |W| or in its
+/// top `K` by |G|.
+fn salient_weights_per_neuron(layer: &Layer, quota: &Quota) -> Vec<usize> {
+    let none_ablated = vec![false; layer.mask.neurons()];
+    let weights = weight_scores(layer, &none_ablated);
+    let grads = gradient_scores(layer);
+    let (top_weights, top_grads) = (weights.largest(quota.keep), grads.largest(quota.drop));
+    let count = |row: &mut Vec<u64>, neuron| {
+        row.fill(0);
+        weights.mark(&top_weights, neuron, row);
+        grads.mark(&top_grads, neuron, row);
+        mask::count(row)
+    };
+    let width = layer.mask.row(0).len();
+    (0..layer.mask.neurons()).into_par_iter().map_init(|| vec![0; width], count).collect()
+}
+
+/// Step 3: `τ = max(1, ⌊γ_sal·k0⌋)`, or `γ_sal` itself from 1 on.
+fn ablation_threshold(mask: &Mask, target: usize, settings: &Srigl) -> usize {
+    if settings.gamma_sal >= 1.0 {
+        return settings.gamma_sal.ceil() as usize;
+    }
+    let base = match settings.threshold_base {
+        ThresholdBase::SparseFanIn => target / mask.neurons(),
+        ThresholdBase::DenseFanIn => mask.dense_fan_in(),
+    };
+    ((settings.gamma_sal * base as f64).floor() as usize).max(1)
+}
+
+/// Step 4: lowers `τ` until more than `⌊A/M⌋` neurons stay, which can hold `A` weights.
+fn feasible_threshold(salient: &[usize], threshold: usize, target: usize, mask: &Mask) -> usize {
+    let needed = (target / mask.dense_fan_in()).min(salient.len() - 1);
+    let mut sorted = salient.to_vec();
+    let (_, nth, _) = sorted.select_nth_unstable_by(needed, |a, b| b.cmp(a));
+    threshold.min(*nth)
+}
+
+/// Step 5: every neuron with `s_i < τ`, whether it was active before or not.
+fn ablated_neurons(salient: &[usize], threshold: usize) -> Vec<bool> {
+    salient.iter().map(|s| *s < threshold).collect()
+}
+
+/// Step 6: `k' = ⌊A / (N − ablated)⌋`.
+fn new_fan_in(layer: &Layer, target: usize, ablated: &[bool]) -> Result<usize, Error> {
+    let active = ablated.iter().filter(|a| !**a).count();
+    match target.checked_div(active) {
+        Some(fan_in) if fan_in > 0 => Ok(fan_in),
+        _ => {
+            let (layer, sparsity) = (layer.name.to_string(), layer.sparsity);
+            Err(Error::FanInZero { layer, sparsity, target, active })
+        }
+    }
+}
+
+/// Step 7, over the layer: the boundary of the top `n_keep` of |W| outside ablated neurons. A weight that is
+/// exactly zero is never kept: it says nothing, and its gradient decides (as in step 1).
+fn kept_weights<'a>(layer: &Layer<'a>, quota: &Quota, ablated: &'a [bool]) -> (Scores<'a>, Largest) {
+    let weights = weight_scores(layer, ablated);
+    (weights, weights.largest(quota.keep))
+}
+
+/// Steps 7 and 8, neuron by neuron: keep at most `k'` of the neuron's kept weights by |W|, then grow to `k'`
+/// by |G| among the other positions.
+fn pruned_and_grown(layer: &Layer, kept: &(Scores, Largest), ablated: &[bool], fan_in: usize) -> Mask {
+    let m = layer.mask.dense_fan_in();
+    let mut new = Mask::empty(layer.mask.neurons(), m);
+    let (words, width) = new.rows_mut();
+    let rows = words.par_chunks_mut(width).enumerate().filter(|(neuron, _)| !ablated[*neuron]);
+    rows.for_each_init(Vec::new, |scratch, (neuron, row)| {
+        let (weights, grads) = (&layer.weights[neuron * m..][..m], &layer.grads[neuron * m..][..m]);
+        kept.0.mark(&kept.1, neuron, row);
+        let mut kept = mask::count(row);
+        if kept > fan_in {
+            keep_largest_of_row(row, weights, fan_in);
+            kept = fan_in;
+        }
+        add_largest_to_row(row, grads, fan_in - kept, scratch);
+    });
+    new
+}
+
+/// |W| of active, non-zero weights outside the skipped neurons.
+fn weight_scores<'a>(layer: &Layer<'a>, skip: &'a [bool]) -> Scores<'a> {
+    let candidates = Candidates::NonZero { mask: layer.mask, skip };
+    Scores { values: layer.weights, neurons: layer.mask.neurons(), candidates }
+}
+
+/// |G| of all positions.
+fn gradient_scores<'a>(layer: &Layer<'a>) -> Scores<'a> {
+    Scores { values: layer.grads, neurons: layer.mask.neurons(), candidates: Candidates::All }
+}

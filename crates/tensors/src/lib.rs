@@ -1,0 +1,198 @@
+//! The safetensors format: the length of a header (8 bytes, little-endian), the header (JSON), the data.
+//!
+//! Read here rather than by the crate `safetensors`: that takes the last of two tensors with one name, and adds offsets
+//! before it has compared them with the size of the file. Written here, since that holds all data in memory twice and
+//! orders the metadata differently on each run.
+//!
+//! ```
+//! use srigl_tensors::{Dtype, RawTensor, TensorFile};
+//!
+//! let mut file = TensorFile::default();
+//! let data = 1.5_f32.to_le_bytes().to_vec();
+//! file.tensors.insert("x".into(), RawTensor { dtype: Dtype::F32, shape: vec![1], data: data.into() });
+//! let mut bytes = Vec::new();
+//! file.write(1 << 20, &mut bytes)?;
+//! assert_eq!(TensorFile::parse(&bytes, 1 << 20), Ok(file));
+//! assert!(TensorFile::parse(&bytes[..9], 1 << 20).is_err());
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write};
+
+/// Bytes that hold the length of the header, at the start of a file.
+const LENGTH_BYTES: usize = 8;
+
+/// One tensor: the bytes of the file, or bytes of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawTensor<'a> {
+    /// Type of its numbers.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its numbers, little-endian.
+    pub data: Cow<'a, [u8]>,
+}
+
+/// What a file consists of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TensorFile<'a> {
+    /// `__metadata__`, if there is one.
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// The tensors by name.
+    pub tensors: BTreeMap<String, RawTensor<'a>>,
+}
+
+impl<'a> TensorFile<'a> {
+    /// Reads the header, and checks that the tensors fill the rest of the bytes one after the other. Nothing is
+    /// allocated for a header longer than `max_header` bytes.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes, in words without control characters.
+    pub fn parse(bytes: &'a [u8], max_header: usize) -> Result<Self, String> {
+        let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
+            return Err("it has less than 8 bytes".into());
+        };
+        let length = u64::from_le_bytes(*length);
+        if length > max_header as u64 {
+            return Err(format!("a header of {length} bytes, more than {max_header}"));
+        }
+        let Some((header, data)) = rest.split_at_checked(length as usize) else {
+            return Err(format!("a header of {length} bytes, but only {} follow", rest.len()));
+        };
+        let header: Header = serde_json::from_slice(header).map_err(|e| printable(&e))?;
+
+        let mut ordered: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
+        ordered.sort_by_key(|(_, info)| info.data_offsets);
+        let (mut tensors, mut at) = (BTreeMap::new(), 0);
+        for (name, info) in ordered {
+            let (start, end) = info.data_offsets;
+            let wrong = |what: String| Err(printable(&format!("tensor `{name}` {what}")));
+            if start != at {
+                return wrong(format!("starts at {start}, but the one before ends at {at}"));
+            }
+            let Some(data) = data.get(start..end) else {
+                return wrong(format!("lies at {start} to {end}, but the data has {} bytes", data.len()));
+            };
+            let count = info.shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+            let bits = count.and_then(|count| count.checked_mul(info.dtype.bitsize()));
+            if bits.is_none_or(|bits| data.len().checked_mul(8) != Some(bits)) {
+                return wrong(format!("has {} bytes for {} {:?}", data.len(), info.dtype, info.shape));
+            }
+            at = end;
+            let tensor = RawTensor { dtype: info.dtype, shape: info.shape, data: Cow::Borrowed(data) };
+            tensors.insert(name, tensor);
+        }
+        if at != data.len() {
+            return Err(format!("{} bytes follow the last tensor", data.len() - at));
+        }
+        Ok(Self { metadata: header.metadata, tensors })
+    }
+
+    /// Writes the file. The same tensors give the same bytes, wide types first, so that every tensor is aligned.
+    ///
+    /// # Errors
+    /// If `to` cannot be written, or the header would be longer than `max_header` bytes.
+    pub fn write(&self, max_header: usize, to: &mut (impl Write + ?Sized)) -> io::Result<()> {
+        let mut ordered: Vec<(&String, &RawTensor)> = self.tensors.iter().collect();
+        ordered.sort_by_key(|(name, tensor)| (Reverse(tensor.dtype), *name));
+        let (mut tensors, mut end) = (BTreeMap::new(), 0);
+        for (name, tensor) in &ordered {
+            let start = end;
+            end += tensor.data.len();
+            let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
+            tensors.insert(name.to_string(), TensorInfo { dtype, shape, data_offsets: (start, end) });
+        }
+        let mut header = serde_json::to_vec(&Header { metadata: self.metadata.clone(), tensors })?;
+        header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
+        if header.len() > max_header {
+            let long = format!("its header would have {} bytes, more than {max_header}", header.len());
+            return Err(io::Error::other(long));
+        }
+        to.write_all(&(header.len() as u64).to_le_bytes())?;
+        to.write_all(&header)?;
+        ordered.iter().try_for_each(|(_, tensor)| to.write_all(&tensor.data))
+    }
+}
+
+/// Text without control characters: nothing that a file says may steer the terminal.
+pub fn printable(text: &dyn fmt::Display) -> String {
+    text.to_string().replace(char::is_control, "\u{fffd}")
+}
+
+/// The JSON at the start of a file.
+#[derive(Serialize)]
+struct Header {
+    #[serde(rename = "__metadata__", skip_serializing_if = "Option::is_none")]
+    metadata: Option<BTreeMap<String, String>>,
+    #[serde(flatten)]
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+/// Reads a header that names nothing twice. Most readers take the last one silently.
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("tensors by name")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let (mut metadata, mut tensors) = (None, BTreeMap::new());
+        while let Some(name) = map.next_key::<String>()? {
+            let twice = if name == "__metadata__" {
+                metadata.replace(map.next_value::<Distinct>()?.0).is_some()
+            } else {
+                tensors.insert(name.clone(), map.next_value()?).is_some()
+            };
+            if twice {
+                return Err(de::Error::custom(format!("tensor `{name}` is there twice")));
+            }
+        }
+        Ok(Header { metadata, tensors })
+    }
+}
+
+/// Texts by distinct keys.
+struct Distinct(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Distinct {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Distinct;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("metadata: texts by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Distinct, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry::<String, String>()? {
+                    if entries.insert(key.clone(), value).is_some() {
+                        return Err(de::Error::custom(format!("metadata `{key}` is there twice")));
+                    }
+                }
+                Ok(Distinct(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}

@@ -1,0 +1,349 @@
+//! The training loop.
+
+use crate::batches::{correct, evaluate, tensors};
+use crate::{Checkpoint, Progress, device, load_module, model_spec, model_tensors, sparsify};
+use anyhow::{Result, bail};
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::tensor::{Device, Int, Tensor};
+use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
+use srigl_data::{Batch, Loader};
+use srigl_models::{Classifier, WithModel};
+use srigl_run::{
+    Config, DataUsed, Epoch, JsonLines, LayerResult, RunFolder, RunResult, TopologyLine, mask_line,
+};
+use std::time::Instant;
+
+/// Losses are read back from the device and shown every so many steps.
+const READ_EVERY: usize = 16;
+
+/// One training of a run folder.
+#[derive(Clone, Copy)]
+pub struct Session<'a> {
+    /// Everything the result depends on.
+    pub config: &'a Config,
+    /// Where the run is kept.
+    pub folder: &'a RunFolder,
+    /// Batches of the images.
+    pub loader: &'a Loader,
+    /// `flex`, `ndarray`, `cuda` or `cuda:N`.
+    pub device: &'a str,
+}
+
+/// What is told of a training while it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// Mean loss on the training images of this epoch so far.
+    pub loss: f64,
+    /// Accuracy on them, 0 to 1.
+    pub accuracy: f64,
+    /// Share of zeros.
+    pub sparsity: f64,
+    /// Training images per second in this epoch.
+    pub images_per_second: f64,
+}
+
+/// Somebody who watches a training.
+pub trait Observer {
+    /// Training is about to go on after `step` of `steps`.
+    fn started(&mut self, step: u64, steps: u64) {
+        let _ = (step, steps);
+    }
+
+    /// Some steps have been taken.
+    fn stepped(&mut self, standing: &Standing) {
+        let _ = standing;
+    }
+
+    /// An epoch is over.
+    fn epoch(&mut self, epoch: &Epoch) {
+        let _ = epoch;
+    }
+
+    /// All epochs are over.
+    fn finished(&mut self) {}
+}
+
+/// Nobody watches.
+#[derive(Clone, Copy, Debug)]
+pub struct Silent;
+
+impl Observer for Silent {}
+
+impl Session<'_> {
+    /// Trains until the last epoch and writes the run folder.
+    ///
+    /// # Errors
+    /// Settings that do not fit the images, files that cannot be read or written, and training that has diverged.
+    pub fn train(&self, observer: &mut dyn Observer) -> Result<RunResult> {
+        let device = device::parse(self.device)?;
+        device.seed(self.config.seed);
+        let spec = model_spec(&self.config.model, self.loader.shape(), self.loader.classes())?;
+        let loop_ = Loop { session: *self, device: &device, observer };
+        spec.with(&device.clone().autodiff(), loop_)?
+    }
+}
+
+struct Loop<'a> {
+    session: Session<'a>,
+    device: &'a Device,
+    observer: &'a mut dyn Observer,
+}
+
+/// What changes while training.
+struct State<M> {
+    model: M,
+    optim: ModuleOptimizer,
+    topology: Topology,
+    events: Updates,
+    clipping: Option<NormClipping>,
+    progress: Progress,
+    metrics: JsonLines,
+    updates: JsonLines,
+    masks: JsonLines,
+    /// Loss `[1]`, correct predictions `[1]` and size of batches not read back yet.
+    unread: Vec<(Tensor<1>, Tensor<1, Int>, usize)>,
+    started: Instant,
+}
+
+impl WithModel for Loop<'_> {
+    type Output = Result<RunResult>;
+
+    fn run<M: Classifier>(self, model: M) -> Result<RunResult> {
+        let Session { config, loader, .. } = self.session;
+        let steps_per_epoch = loader.train_images().div_ceil(config.batch_size);
+        let total_steps = (steps_per_epoch * config.epochs) as u64;
+        let total_steps = config.limit_steps.map_or(total_steps, |limit| limit.min(total_steps));
+
+        let mut state = self.start(model, total_steps)?;
+        self.observer.started(state.progress.step, total_steps);
+        while state.progress.step < total_steps {
+            let epoch = state.progress.epoch;
+            let done = state.progress.step_in_epoch;
+            let batches = loader.train_epoch(config.seed, epoch, config.batch_size, done);
+            let (epoch_started, first_step) = (Instant::now(), state.progress.step);
+            let left = (total_steps - state.progress.step) as usize;
+            for batch in batches.take(left) {
+                state = self.step(state, &batch?, total_steps)?;
+                if state.unread.len() >= READ_EVERY {
+                    state.read_back()?;
+                    let standing = self.standing(&state, epoch_started, first_step);
+                    self.observer.stepped(&standing);
+                }
+                let due =
+                    config.checkpoint_every.is_some_and(|every| state.progress.step.is_multiple_of(every));
+                if due && state.progress.step_in_epoch < steps_per_epoch && state.progress.step < total_steps
+                {
+                    self.checkpoint(&mut state)?;
+                }
+            }
+            state.read_back()?;
+            let epoch = self.finish_epoch(&mut state, (epoch_started, first_step), total_steps)?;
+            self.observer.epoch(&epoch);
+        }
+        self.observer.finished();
+        self.finish(&state)
+    }
+}
+
+impl Loop<'_> {
+    /// A new run, or the state of the last checkpoint.
+    fn start<M: Classifier>(&self, model: M, total_steps: u64) -> Result<State<M>> {
+        let Session { config, folder, loader, .. } = self.session;
+        let model = match &config.weights {
+            Some(path) => load_module(model, path, self.device)?,
+            None => model,
+        };
+        let mut sparse = sparsify(config, model, total_steps)?;
+        folder.create(config)?;
+        let path = folder.file("checkpoint.safetensors");
+        let data = loader.source().set().to_string();
+        let mut progress = Progress { data: data.clone(), ..Default::default() };
+        if path.exists() {
+            let checkpoint = Checkpoint::read(&path)?;
+            if checkpoint.progress.data != data {
+                let before = &checkpoint.progress.data;
+                bail!(
+                    "the run was started on {before}, but the data is {data} now: provide {before} with --data"
+                );
+            }
+            sparse = checkpoint.load(sparse)?;
+            progress = checkpoint.progress;
+        }
+        let Sparsified { model, optim, topology } = sparse;
+        let metrics = JsonLines::open(folder.file("metrics.jsonl"), progress.metrics_bytes)?;
+        let updates = JsonLines::open(folder.file("topology.jsonl"), progress.topology_bytes)?;
+        let mut masks = JsonLines::open(folder.file("masks.jsonl"), progress.masks_bytes)?;
+        if progress.step == 0 {
+            write_pictures(&mut masks, 0, &topology)?;
+        }
+        let (unread, started, events) = (Vec::new(), Instant::now(), topology.updates());
+        let clipping = config.clip_norm.map(|norm| NormClipping::new(norm, topology.clone()));
+        Ok(State { model, optim, topology, events, clipping, progress, metrics, updates, masks, unread, started })
+    }
+
+    fn step<M: Classifier>(&self, mut state: State<M>, batch: &Batch, total_steps: u64) -> Result<State<M>> {
+        let step = state.progress.step + 1;
+        // Dropout draws from the device's generator: a seed per step makes any step a place to resume at.
+        self.device.seed(self.session.config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step));
+        let device = self.device.clone().autodiff();
+        let smoothing = (self.session.config.label_smoothing > 0.0).then_some(self.session.config.label_smoothing);
+        let loss_of = CrossEntropyLossConfig::new().with_smoothing(smoothing).init(&device);
+        let mut accumulator = GradientsAccumulator::new();
+        let images = batch.labels.len();
+        let micro_batch = self.session.config.micro_batch.unwrap_or(images);
+        for from in (0..images).step_by(micro_batch) {
+            let to = images.min(from + micro_batch);
+            let (pixels, labels) = tensors(batch, from, to, &device);
+            let logits = state.model.forward(pixels);
+            let loss = loss_of.forward(logits.clone(), labels.clone());
+            state.unread.push((loss.clone().inner(), correct(logits.inner(), labels.inner()), to - from));
+            let share = (to - from) as f64 / images as f64;
+            let loss = if share < 1.0 { loss * share } else { loss };
+            accumulator.accumulate(&state.model, GradientsParams::from_grads(loss.backward(), &state.model));
+        }
+        let mut grads = accumulator.grads();
+        if let Some(clipping) = &mut state.clipping {
+            grads = clipping.clip(&state.model, grads);
+        }
+        state.model = state.optim.step(self.session.config.lr_at(step, total_steps), state.model, grads);
+        state.progress.step = step;
+        state.progress.step_in_epoch += 1;
+        for event in state.events.drain() {
+            let (step, layer, itop) = (event.step, event.layer, event.itop);
+            match event.report {
+                Ok(report) => state.updates.write(&TopologyLine { step, layer, report, itop })?,
+                Err(error) => bail!("step {step}: {error}; training has diverged, try a lower --lr"),
+            }
+        }
+        if self.session.config.is_pictured(step, total_steps) {
+            write_pictures(&mut state.masks, step, &state.topology)?;
+        }
+        Ok(state)
+    }
+
+    fn finish_epoch<M: Classifier>(
+        &self,
+        state: &mut State<M>,
+        (epoch_started, first_step): (Instant, u64),
+        total_steps: u64,
+    ) -> Result<Epoch> {
+        let seconds = epoch_started.elapsed().as_secs_f64();
+        let images = (state.progress.step - first_step) as f64 * self.session.config.batch_size as f64;
+        let (test_loss, test_accuracy) = evaluate(&state.model.valid(), self.session.loader, self.device)?;
+        let progress = &mut state.progress;
+        progress.epoch += 1;
+        progress.step_in_epoch = 0;
+        let best = test_accuracy > progress.best_test_accuracy;
+        progress.best_test_accuracy = progress.best_test_accuracy.max(test_accuracy);
+        let line = Epoch {
+            epoch: progress.epoch,
+            step: progress.step,
+            lr: Some(self.session.config.lr_at(progress.step, total_steps)),
+            train_loss: Some(progress.loss_sum / progress.images as f64),
+            train_accuracy: Some(progress.correct as f64 / progress.images as f64),
+            test_loss: Some(test_loss),
+            test_accuracy: Some(test_accuracy),
+            sparsity: Some(state.topology.sparsity()),
+            images_per_second: Some(images / seconds),
+            seconds: Some(seconds),
+        };
+        (progress.loss_sum, progress.correct, progress.images) = (0.0, 0, 0);
+        state.metrics.write(&line)?;
+        if best {
+            self.write_model(state, "best.safetensors")?;
+        }
+        self.checkpoint(state)?;
+        Ok(line)
+    }
+
+    fn checkpoint<M: Classifier>(&self, state: &mut State<M>) -> Result<()> {
+        state.read_back()?;
+        state.progress.metrics_bytes = state.metrics.sync()?;
+        state.progress.topology_bytes = state.updates.sync()?;
+        state.progress.masks_bytes = state.masks.sync()?;
+        let mut progress = state.progress.clone();
+        progress.seconds += state.started.elapsed().as_secs_f64();
+        let checkpoint = Checkpoint::new(progress, &state.model, &state.optim)?;
+        checkpoint.save(&self.session.folder.file("checkpoint.safetensors"))
+    }
+
+    /// The model in PyTorch's layout with its masks.
+    fn write_model<M: Classifier>(&self, state: &State<M>, file: &str) -> Result<()> {
+        let path = self.session.folder.file(file);
+        Ok(model_tensors(&path, &state.model.valid(), &state.topology).stage(&path)?.commit()?)
+    }
+
+    /// The last model, then the result.
+    fn finish<M: Classifier>(&self, state: &State<M>) -> Result<RunResult> {
+        let (_, test_accuracy) = evaluate(&state.model.valid(), self.session.loader, self.device)?;
+        let layers = state.topology.layers().into_iter().map(|layer| LayerResult {
+            weights: layer.mask.positions(),
+            stats: layer.stats(),
+            itop: layer.itop(),
+            name: layer.name,
+        });
+        self.write_model(state, "model.safetensors")?;
+        let result = RunResult {
+            test_accuracy,
+            best_test_accuracy: state.progress.best_test_accuracy,
+            epochs: state.progress.epoch,
+            seconds: state.progress.seconds + state.started.elapsed().as_secs_f64(),
+            sparsity: state.topology.sparsity(),
+            device: self.session.device.to_string(),
+            data: DataUsed::new(self.session.loader),
+            layers: layers.collect(),
+        };
+        self.session.folder.write_json("result.json", &result)?;
+        Ok(result)
+    }
+
+    fn standing<M>(&self, state: &State<M>, started: Instant, first_step: u64) -> Standing {
+        let progress = &state.progress;
+        let images = progress.images as f64;
+        let new_images = (progress.step - first_step) as f64 * self.session.config.batch_size as f64;
+        Standing {
+            step: progress.step,
+            loss: progress.loss_sum / images,
+            accuracy: progress.correct as f64 / images,
+            sparsity: state.topology.sparsity(),
+            images_per_second: new_images / started.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+/// Writes a picture of each layer's mask.
+fn write_pictures(lines: &mut JsonLines, step: u64, topology: &Topology) -> Result<(), srigl_run::Error> {
+    topology.layers().into_iter().try_for_each(|layer| lines.write(&mask_line(step, layer.name, &layer.mask)))
+}
+
+impl<M> State<M> {
+    /// Adds the losses and hits of the last steps to the sums, in order. Two copies from the device, for all of them.
+    fn read_back(&mut self) -> Result<()> {
+        if self.unread.is_empty() {
+            return Ok(());
+        }
+        let (mut losses, mut hits, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+        for (loss, correct, images) in std::mem::take(&mut self.unread) {
+            losses.push(loss);
+            hits.push(correct);
+            sizes.push(images);
+        }
+        let losses = Tensor::cat(losses, 0).into_data().convert::<f32>();
+        let hits = Tensor::cat(hits, 0).into_data().convert::<i64>();
+        for ((loss, hits), images) in losses.iter::<f32>().zip(hits.iter::<i64>()).zip(sizes) {
+            if !loss.is_finite() {
+                bail!(
+                    "the loss is {loss} by step {}: training has diverged, try a lower --lr",
+                    self.progress.step
+                );
+            }
+            self.progress.loss_sum += f64::from(loss) * images as f64;
+            self.progress.correct += hits as u64;
+            self.progress.images += images;
+        }
+        Ok(())
+    }
+}
