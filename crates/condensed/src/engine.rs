@@ -18,7 +18,7 @@ use std::fmt;
 /// many short calls are better made inside `pool.install`.
 ///
 /// ```no_run
-/// let network = condensed::load("small.safetensors".as_ref())?;
+/// let network = condensed::load("small.safetensors")?;
 /// let mut engine = condensed::Engine::new(&network)?;
 /// let batch = 8;
 /// let images = vec![0.5; batch * engine.input_shape().len()];

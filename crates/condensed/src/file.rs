@@ -116,7 +116,8 @@ pub fn to_bytes(network: &Network) -> Result<Vec<u8>, Error> {
 ///
 /// # Errors
 /// [`Error::In`] with what [`from_bytes`] finds wrong, or [`Error::Read`] if `path` cannot be read or is not a regular file.
-pub fn load(path: &Path) -> Result<Network, Error> {
+pub fn load(path: impl AsRef<Path>) -> Result<Network, Error> {
+    let path = path.as_ref();
     let read = || {
         // A device may have no end.
         if !fs::metadata(path)?.is_file() {
@@ -133,7 +134,8 @@ pub fn load(path: &Path) -> Result<Network, Error> {
 /// # Errors
 /// [`Error::In`] with what [`to_bytes`] finds wrong, or [`Error::Write`] if the file cannot be written; what was there
 /// stays then.
-pub fn save(network: &Network, path: &Path) -> Result<(), Error> {
+pub fn save(network: &Network, path: impl AsRef<Path>) -> Result<(), Error> {
+    let path = path.as_ref();
     let bytes = to_bytes(network).map_err(|error| Error::In { path: path.into(), error: Box::new(error) })?;
     let write = || {
         // To rename a file over `/dev/null` would succeed, and harm.

@@ -398,6 +398,7 @@ fn read_dir(set: DataSet, dir: &Path) -> Result<Images> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Write;
 
     use clap::ValueEnum;

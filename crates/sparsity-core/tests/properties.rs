@@ -38,10 +38,6 @@ impl Case {
         update_layer(method, self.alpha, &self.layer(&mask), STREAM).map(|update| update.mask)
     }
 
-    fn srigl(&self) -> Srigl {
-        self.settings
-    }
-
     /// `A = ⌊N·M·(1−S)⌋`.
     fn target(&self) -> usize {
         ((self.neurons * self.m) as f64 * (1.0 - self.sparsity)).floor() as usize

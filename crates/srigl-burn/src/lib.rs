@@ -86,3 +86,8 @@ pub use optimizer::{SparseOptimizer, SparseState};
 pub use sparsity_core::methods::{self, AnyMethod};
 pub use sparsity_core::{Distribution, LayerSpec, LayerStats, Mask, UpdateReport, WeightInit};
 pub use topology::{Topology, TopologyEvent, TopologyLayer, Updates};
+
+// The README's Rust is tested with the examples here.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
