@@ -102,7 +102,10 @@ impl Runner {
             std::fs::create_dir_all(&self.runs)
                 .with_context(|| format!("cannot create {}", self.runs.display()))?;
             let file = CellFile { args: cell.args.clone() };
-            atomic::write(&beside(&folder, "cell.json"), (serde_json::to_string_pretty(&file)? + "\n").as_bytes())?;
+            atomic::write(
+                &beside(&folder, "cell.json"),
+                (serde_json::to_string_pretty(&file)? + "\n").as_bytes(),
+            )?;
             self.train(cell, &folder)?;
         }
         Ok((read_result(&folder)?, step))

@@ -190,7 +190,8 @@ impl Layer {
     fn linear(self, pool: &Arc<ThreadPool>, input: &[f32], outputs: usize) -> Result<Vec<Contender>> {
         let (batch, inputs, neurons) = (self.batch, self.spec.dense_fan_in(), self.spec.neurons());
         let shape = Shape { features: inputs, height: 1, width: 1 };
-        let op = Op::Linear(ops::Linear { weight: Weight::Dense(self.weights.clone()), bias: self.bias.clone() });
+        let op =
+            Op::Linear(ops::Linear { weight: Weight::Dense(self.weights.clone()), bias: self.bias.clone() });
         let mut engine = pool.install(|| self.engine(shape, op))?;
         let threads = pool.clone();
         let mut dense = vec![Contender::new("dense", "gemm", move |calls, x, y| {
@@ -257,7 +258,8 @@ impl Layer {
         });
         // Patches are positions of a linear layer.
         let patches = Shape { features: fan_in, height: 1, width: positions };
-        let op = Op::Linear(ops::Linear { weight: Weight::Dense(self.weights.clone()), bias: self.bias.clone() });
+        let op =
+            Op::Linear(ops::Linear { weight: Weight::Dense(self.weights.clone()), bias: self.bias.clone() });
         let mut engine = pool.install(|| self.engine(patches, op))?;
         let (threads, mut columns) = (pool.clone(), vec![0.0; fan_in * positions]);
         let gemm = Contender::new("dense", "im2col and gemm", move |calls, x, y| {

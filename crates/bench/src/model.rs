@@ -135,7 +135,8 @@ impl WithModel for Random {
         let Self { sparsity, distribution, seed } = self;
         let layers = sparse_layers(&model)?;
         let names: Vec<String> = layers.iter().map(|layer| format!("{}.weight", layer.name)).collect();
-        let masks: BTreeMap<_, _> = names.into_iter().zip(masks(layers, sparsity, distribution, seed)?).collect();
+        let masks: BTreeMap<_, _> =
+            names.into_iter().zip(masks(layers, sparsity, distribution, seed)?).collect();
         let mut tensors = BTreeMap::new();
         for (i, tensor) in state_dict(&model).into_iter().enumerate() {
             let stream = Stream { seed, layer: i as u64, step: 0 };

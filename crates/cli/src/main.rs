@@ -57,9 +57,8 @@ enum Command {
 /// The command line. The names of networks come from their table, which `srigl-run` does not know.
 fn parse() -> Cli {
     let models = || PossibleValuesParser::new(srigl_models::names());
-    let command = Cli::command().mut_subcommand("train", |train| {
-        train.mut_arg("model", |arg| arg.value_parser(models()))
-    });
+    let command = Cli::command()
+        .mut_subcommand("train", |train| train.mut_arg("model", |arg| arg.value_parser(models())));
     Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 

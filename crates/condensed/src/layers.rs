@@ -6,8 +6,8 @@ use crate::planes::{PlaneLayer, Scratch, block};
 use crate::shape::to_planes;
 use crate::tuning::{BATCH, BATCH_TILE};
 use crate::{CondensedWeight, Error, NodeError, Shape, WeightError, Window};
-use std::fmt;
 use rayon::prelude::*;
+use std::fmt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A linear layer `y = W x + b` in condensed form.
@@ -270,22 +270,19 @@ impl ConvKernel {
         let misfit = |what| Error::Node { node: "convolution".into(), what };
         let [height, width] = window.output_size(input).map_err(misfit)?;
         if groups == 0 || !input.features.is_multiple_of(groups) || !weight.neurons().is_multiple_of(groups) {
-            return Err(misfit(NodeError::Groups { groups, inputs: input.features, outputs: weight.neurons() }));
+            return Err(misfit(NodeError::Groups {
+                groups,
+                inputs: input.features,
+                outputs: weight.neurons(),
+            }));
         }
         let fan_in = input.features / groups * window.kernel[0] * window.kernel[1];
         if fan_in != weight.inputs() {
             let (neurons, inputs) = (weight.neurons(), weight.inputs());
             return Err(misfit(NodeError::WeightShape { neurons, inputs, expected: neurons, fan_in }));
         }
-        let mut layer = PlaneLayer::conv(
-            isa,
-            &weight.rows(),
-            bias,
-            &window,
-            groups,
-            input,
-            rayon::current_num_threads(),
-        );
+        let mut layer =
+            PlaneLayer::conv(isa, &weight.rows(), bias, &window, groups, input, rayon::current_num_threads());
         let output = Shape { features: weight.neurons(), height, width };
         let packed = layer.pack();
         Ok(Self { input, output, layer, packed, scratch: Spare::default() })

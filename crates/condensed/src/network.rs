@@ -154,7 +154,12 @@ mod tests {
 
     fn conv(window: Window, groups: usize) -> Op {
         let fan_in = IMAGE.features / groups * window.kernel[0] * window.kernel[1];
-        Op::Conv2d(ops::Conv2d { weight: Weight::Dense(vec![1.0; 6 * fan_in]), bias: vec![0.0; 6], window, groups })
+        Op::Conv2d(ops::Conv2d {
+            weight: Weight::Dense(vec![1.0; 6 * fan_in]),
+            bias: vec![0.0; 6],
+            window,
+            groups,
+        })
     }
 
     /// The shape that `op` makes of one image, or what is wrong with it.
@@ -191,7 +196,10 @@ mod tests {
             assert_eq!(shape(op.clone()), Ok(expected), "{op:?}");
         }
         let tokens = (Op::Input(ops::Input(Shape { features: 12, height: 1, width: 5 })), vec![]);
-        assert_eq!(shapes(vec![tokens.clone(), (Op::Attention(ops::Attention { heads: 2 }), vec![0])]), Ok([4, 1, 5]));
+        assert_eq!(
+            shapes(vec![tokens.clone(), (Op::Attention(ops::Attention { heads: 2 }), vec![0])]),
+            Ok([4, 1, 5])
+        );
         assert_eq!(shapes(vec![tokens.clone(), (Op::Add, vec![0, 0])]), Ok([12, 1, 5]));
         assert_eq!(shapes(vec![tokens]), Ok([12, 1, 5]));
     }
@@ -201,14 +209,18 @@ mod tests {
         let huge = usize::MAX / 2;
         let sparse = |n, m| Weight::Condensed(CondensedWeight::from_masked(&[], &[], n, m).unwrap());
         let linear = |weight, n: usize| Op::Linear(ops::Linear { weight, bias: vec![0.0; n] });
-        let empty_conv = |kernel, groups| Op::Conv2d(ops::Conv2d {
-            weight: sparse(0, 2),
-            bias: vec![],
-            window: Window { kernel, ..window(1) },
-            groups,
-        });
-        let norm = |epsilon| Op::LayerNorm(ops::LayerNorm { scale: vec![1.0; 2], shift: vec![0.0; 2], epsilon });
-        let infinite = Op::Linear(ops::Linear { weight: Weight::Dense(vec![0.0; 2]), bias: vec![f32::INFINITY] });
+        let empty_conv = |kernel, groups| {
+            Op::Conv2d(ops::Conv2d {
+                weight: sparse(0, 2),
+                bias: vec![],
+                window: Window { kernel, ..window(1) },
+                groups,
+            })
+        };
+        let norm =
+            |epsilon| Op::LayerNorm(ops::LayerNorm { scale: vec![1.0; 2], shift: vec![0.0; 2], epsilon });
+        let infinite =
+            Op::Linear(ops::Linear { weight: Weight::Dense(vec![0.0; 2]), bias: vec![f32::INFINITY] });
         for (op, expected) in [
             (linear(Weight::Dense(vec![0.0; 5]), 3), "weight has 5 numbers instead of 6"),
             (linear(Weight::Dense(vec![f32::NAN; 6]), 3), "weight has the value NaN"),
@@ -225,13 +237,22 @@ mod tests {
             (empty_conv([1 << 11; 2], 1), "more than 1048576"),
             (empty_conv([1; 2], 0), "0 groups do not divide"),
             (empty_conv([1; 2], 3), "3 groups do not divide"),
-            (Op::Affine(ops::Affine { scale: vec![1.0; 2], shift: vec![0.0] }), "shift has 1 numbers instead of 2"),
+            (
+                Op::Affine(ops::Affine { scale: vec![1.0; 2], shift: vec![0.0] }),
+                "shift has 1 numbers instead of 2",
+            ),
             (Op::MaxPool(ops::MaxPool(Window { padding: [3; 2], ..window(3) })), "in the padding alone"),
             // Taps at -1 and 4 of an image with rows 0 to 3.
-            (Op::MaxPool(ops::MaxPool(Window { padding: [1; 2], dilation: [5; 2], ..window(2) })), "in the padding alone"),
+            (
+                Op::MaxPool(ops::MaxPool(Window { padding: [1; 2], dilation: [5; 2], ..window(2) })),
+                "in the padding alone",
+            ),
             (norm(-1.0), "epsilon is -1"),
             (norm(f32::NAN), "epsilon is NaN"),
-            (Op::Tokens(ops::Tokens { class: vec![0.0; 2], positions: vec![0.0; 32] }), "has 32 numbers instead of 34"),
+            (
+                Op::Tokens(ops::Tokens { class: vec![0.0; 2], positions: vec![0.0; 32] }),
+                "has 32 numbers instead of 34",
+            ),
             (Op::Attention(ops::Attention { heads: 1 }), "2 features are not queries"),
             (Op::Add, "reads 1 results instead of 2"),
             (Op::Scale, "reads 1 results instead of 2"),
@@ -241,13 +262,15 @@ mod tests {
         }
         // The scores of attention are tokens squared.
         let tokens = Op::Input(ops::Input(Shape { features: 3, height: 1, width: 1 << 20 }));
-        let error = shapes(vec![(tokens, vec![]), (Op::Attention(ops::Attention { heads: 1 }), vec![0])]).unwrap_err();
+        let error = shapes(vec![(tokens, vec![]), (Op::Attention(ops::Attention { heads: 1 }), vec![0])])
+            .unwrap_err();
         assert!(error.contains("between 1048576 tokens is too large"), "{error}");
     }
 
     #[test]
     fn nodes_must_fit() {
-        let input = |features, height, width| (Op::Input(ops::Input(Shape { features, height, width })), vec![]);
+        let input =
+            |features, height, width| (Op::Input(ops::Input(Shape { features, height, width })), vec![]);
         let small = || input(2, 4, 4);
         for (nodes, expected) in [
             (vec![], "at least one node"),

@@ -104,4 +104,3 @@ pub(crate) fn from_planes(planes: &[f32], shape: Shape, sample: &mut [f32]) {
         to.copy_from_slice(&plane[..shape.positions()]);
     }
 }
-

@@ -174,7 +174,11 @@ impl CondensedWeight {
                     return bad(WeightError::FanIn { fan_in: *k, inputs });
                 }
                 if active.len().checked_mul(*k) != Some(values.len()) {
-                    return bad(WeightError::Values { values: values.len(), active: active.len(), fan_in: *k });
+                    return bad(WeightError::Values {
+                        values: values.len(),
+                        active: active.len(),
+                        fan_in: *k,
+                    });
                 }
             }
             FanIn::Varying(pointers) => {
@@ -211,7 +215,9 @@ impl CondensedWeight {
     pub fn from_masked(weights: &[f32], mask: &[bool], neurons: usize, inputs: usize) -> Result<Self, Error> {
         let size = neurons.checked_mul(inputs);
         if size != Some(weights.len()) || size != Some(mask.len()) {
-            return Err(WeightError::Mask { weights: weights.len(), bits: mask.len(), neurons, inputs }.into());
+            return Err(
+                WeightError::Mask { weights: weights.len(), bits: mask.len(), neurons, inputs }.into()
+            );
         }
         let (mut active, mut pointers) = (Vec::new(), vec![0u32]);
         let (mut indices, mut values) = (Vec::new(), Vec::new());

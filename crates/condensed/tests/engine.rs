@@ -35,35 +35,36 @@ fn check(network: &Network, batch: usize, rng: &mut SmallRng, tolerance: f64) {
 fn odd(rng: &mut SmallRng) -> Network {
     let node = |name: &str, op, inputs: &[usize]| Node { name: name.into(), op, inputs: inputs.to_vec() };
     let window = |kernel, stride, padding| Window { kernel, stride, padding, dilation: [1, 1] };
-    let conv = |n: usize, fan_in: usize, window, groups, rng: &mut SmallRng| Op::Conv2d(ops::Conv2d {
-        weight: Weight::Dense(floats(n * fan_in, rng)),
-        bias: floats(n, rng),
-        window,
-        groups,
-    });
-    let linear = |n: usize, m: usize, rng: &mut SmallRng| Op::Linear(ops::Linear {
-        weight: Weight::Dense(floats(n * m, rng)),
-        bias: floats(n, rng),
-    });
+    let conv = |n: usize, fan_in: usize, window, groups, rng: &mut SmallRng| {
+        Op::Conv2d(ops::Conv2d {
+            weight: Weight::Dense(floats(n * fan_in, rng)),
+            bias: floats(n, rng),
+            window,
+            groups,
+        })
+    };
+    let linear = |n: usize, m: usize, rng: &mut SmallRng| {
+        Op::Linear(ops::Linear { weight: Weight::Dense(floats(n * m, rng)), bias: floats(n, rng) })
+    };
     Network::new(vec![
-            node("input", Op::Input(ops::Input(Shape { features: 4, height: 9, width: 7 })), &[]),
-            node("grouped", conv(6, 2 * 6, window([3, 2], [2, 1], [1, 1]), 2, rng), &[0]),
-            node("linear", linear(6, 6, rng), &[1]),
-            node("add", Op::Add, &[2, 1]),
-            node("relu", Op::Relu, &[3]),
-            node("twice", Op::Add, &[4, 4]),
-            node(
-                "norm",
-                Op::LayerNorm(ops::LayerNorm { scale: floats(6, rng), shift: floats(6, rng), epsilon: 1e-5 }),
-                &[5],
-            ),
-            node("affine", Op::Affine(ops::Affine { scale: floats(6, rng), shift: floats(6, rng) }), &[5]),
-            node("sum", Op::Add, &[6, 7]),
-            node("pool", Op::MaxPool(ops::MaxPool(window([3, 3], [2, 2], [1, 1]))), &[8]),
-            node("whole", conv(5, 6 * 12, window([3, 4], [1, 1], [0, 0]), 1, rng), &[9]),
-            node("point", conv(5, 5, window([1, 1], [1, 1], [0, 0]), 1, rng), &[10]),
-            node("head", linear(3, 5, rng), &[11]),
-        ])
+        node("input", Op::Input(ops::Input(Shape { features: 4, height: 9, width: 7 })), &[]),
+        node("grouped", conv(6, 2 * 6, window([3, 2], [2, 1], [1, 1]), 2, rng), &[0]),
+        node("linear", linear(6, 6, rng), &[1]),
+        node("add", Op::Add, &[2, 1]),
+        node("relu", Op::Relu, &[3]),
+        node("twice", Op::Add, &[4, 4]),
+        node(
+            "norm",
+            Op::LayerNorm(ops::LayerNorm { scale: floats(6, rng), shift: floats(6, rng), epsilon: 1e-5 }),
+            &[5],
+        ),
+        node("affine", Op::Affine(ops::Affine { scale: floats(6, rng), shift: floats(6, rng) }), &[5]),
+        node("sum", Op::Add, &[6, 7]),
+        node("pool", Op::MaxPool(ops::MaxPool(window([3, 3], [2, 2], [1, 1]))), &[8]),
+        node("whole", conv(5, 6 * 12, window([3, 4], [1, 1], [0, 0]), 1, rng), &[9]),
+        node("point", conv(5, 5, window([1, 1], [1, 1], [0, 0]), 1, rng), &[10]),
+        node("head", linear(3, 5, rng), &[11]),
+    ])
     .unwrap()
 }
 

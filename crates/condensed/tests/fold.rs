@@ -122,7 +122,14 @@ fn affine_stays_where_it_would_overflow() {
 
 #[test]
 fn ablated_neurons_leave_through_pointwise_operations() {
-    let pool = || Op::MaxPool(ops::MaxPool(Window { kernel: [2; 2], stride: [1; 2], padding: [1; 2], dilation: [1; 2] }));
+    let pool = || {
+        Op::MaxPool(ops::MaxPool(Window {
+            kernel: [2; 2],
+            stride: [1; 2],
+            padding: [1; 2],
+            dilation: [1; 2],
+        }))
+    };
     let scale = || affine(&[-1.0, -2.0, 3.0], &[0.5, 0.25, 0.0]);
     for (between, consumer) in [
         (vec![], dense(2, 3)),
@@ -159,7 +166,12 @@ fn ablated_neurons_stay_at_padded_borders() {
 #[test]
 fn ablated_neurons_stay_where_something_else_needs_them() {
     let window = Window { kernel: [1; 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
-    let depthwise = Op::Conv2d(ops::Conv2d { weight: Weight::Dense(vec![2.0; 3]), bias: vec![0.0; 3], window, groups: 3 });
+    let depthwise = Op::Conv2d(ops::Conv2d {
+        weight: Weight::Dense(vec![2.0; 3]),
+        bias: vec![0.0; 3],
+        window,
+        groups: 3,
+    });
     let norm = Op::LayerNorm(ops::LayerNorm { scale: vec![1.0; 3], shift: vec![0.0; 3], epsilon: 0.1 });
     let tokens = Op::Tokens(ops::Tokens { class: vec![0.0; 3], positions: vec![0.0; 39] });
     for between in [depthwise, norm, tokens, Op::Attention(ops::Attention { heads: 1 })] {
@@ -196,7 +208,8 @@ fn what_reads_only_constants_is_ablated_in_turn() {
 
 #[test]
 fn one_neuron_stays() {
-    let first = Op::Linear(ops::Linear { weight: sparse(&[[None, None], [None, None]]), bias: vec![1.0, -2.0] });
+    let first =
+        Op::Linear(ops::Linear { weight: sparse(&[[None, None], [None, None]]), bias: vec![1.0, -2.0] });
     let (_, features) = fold(&chain([first, Op::Relu, dense(2, 2)]));
     assert_eq!(features, [2, 1, 1, 2]);
 }
@@ -232,8 +245,9 @@ fn random_networks_shrink() {
         let folded = network.clone().fold().unwrap();
         let features = |n: &Network| n.shapes().iter().map(|shape| shape.features).sum::<usize>();
         shorter += usize::from(folded.nodes().len() < network.nodes().len());
-        thinner +=
-            usize::from(folded.nodes().len() == network.nodes().len() && features(&folded) < features(&network));
+        thinner += usize::from(
+            folded.nodes().len() == network.nodes().len() && features(&folded) < features(&network),
+        );
     }
     assert!(shorter > 50 && thinner > 50, "{shorter} lost a node, {thinner} only neurons");
 }

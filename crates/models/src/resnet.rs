@@ -170,11 +170,7 @@ impl ResidualBlock for Bottleneck {
 
 /// The input itself, or a 1×1 convolution of it. In a block it comes before the last convolution beside it, which then adds
 /// it while it writes its result.
-fn lower_shortcut(
-    downsample: &Option<(Conv2d, BatchNorm)>,
-    graph: &mut Lowering,
-    input: Value,
-) -> Value {
+fn lower_shortcut(downsample: &Option<(Conv2d, BatchNorm)>, graph: &mut Lowering, input: Value) -> Value {
     match downsample {
         Some((conv, norm)) => lower_conv_norm(graph, conv, norm, input),
         None => input,

@@ -1,5 +1,5 @@
-use crate::{Classifier, ModelInfo, ModelSpec};
 use crate::resnet::{BasicBlock, ResidualBlock, conv, lower_conv_norm};
+use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::Conv2d;

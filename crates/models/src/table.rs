@@ -1,7 +1,9 @@
 //! One table of all networks: a file each, and a row here.
 
+use crate::{
+    Classifier, Mlp, MnistCnn, MobileNetV3, ResNet8, ResNet18, ResNet50, VisionTransformer, WideResNet,
+};
 use crate::{mlp, mnist_cnn, mobilenet, resnet, resnet8, vit, wide_resnet};
-use crate::{Classifier, Mlp, MnistCnn, MobileNetV3, ResNet8, ResNet18, ResNet50, VisionTransformer, WideResNet};
 use burn::tensor::Device;
 
 /// What is to be known of a network before it is made.
@@ -161,7 +163,8 @@ impl ModelInfo {
         spec.classes = dimension(self.head, 0).unwrap_or(1);
         (spec.width, spec.patch) = (of(&self.width), of(&self.patch));
         // The first layer of a perceptron reads pixels and not channels.
-        if let (Some(channels), Some(4)) = (dimension(self.stem, 1), shape(self.stem).map(|dims| dims.len())) {
+        if let (Some(channels), Some(4)) = (dimension(self.stem, 1), shape(self.stem).map(|dims| dims.len()))
+        {
             spec.images[0] = channels;
         }
         spec

@@ -183,7 +183,8 @@ fn shortcuts_come_before_the_last_layer_beside_them() {
         for add in adds {
             let [branch, shortcut] = add.inputs[..] else { panic!("{add:?}") };
             // The branch ends in a layer, perhaps with its normalisation.
-            let last = if matches!(nodes[branch].op, Op::Affine(_)) { nodes[branch].inputs[0] } else { branch };
+            let last =
+                if matches!(nodes[branch].op, Op::Affine(_)) { nodes[branch].inputs[0] } else { branch };
             assert!(matches!(nodes[last].op, Op::Conv2d(_) | Op::Linear(_)));
             assert!(shortcut < last, "{name}: `{}`", add.name);
         }
@@ -240,5 +241,8 @@ fn values_that_make_no_network_are_refused() {
         assert!(error.starts_with("layer `fc2`: "), "{error}");
     }
     let error = lower(&net, shape, [full("fc1", 300, 783, 0)], torchvision_name).unwrap_err().to_string();
-    assert!(error.starts_with("layer `fc1`: condensed weight: 235200 weights and 234900 mask bits"), "{error}");
+    assert!(
+        error.starts_with("layer `fc1`: condensed weight: 235200 weights and 234900 mask bits"),
+        "{error}"
+    );
 }

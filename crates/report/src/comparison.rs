@@ -2,8 +2,8 @@
 
 use crate::chart::{self, Chart, Line, Point, legend};
 use crate::html;
-use srigl_run::Run;
 use serde_json::{Map, Value};
+use srigl_run::Run;
 
 /// Settings that make no other method of a run.
 const NOT_COMPARED: [&str; 7] =

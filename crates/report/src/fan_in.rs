@@ -81,7 +81,17 @@ mod tests {
     fn draw(fan_in: &[(u64, u64)], dense_fan_in: u64) -> String {
         let picture = Picture { height: 1, width: 1, density: vec![9] };
         let neurons = fan_in.iter().map(|(_, count)| count).sum();
-        histogram("<l>", &MaskLine { step: 0, neurons, dense_fan_in, picture, fan_in: fan_in.to_vec() })
+        histogram(
+            "<l>",
+            &MaskLine {
+                step: 0,
+                layer: "fc".into(),
+                neurons,
+                dense_fan_in,
+                picture,
+                fan_in: fan_in.to_vec(),
+            },
+        )
     }
 
     #[test]

@@ -26,9 +26,7 @@ pub fn section(run: &Run, columns: usize) -> String {
         let updates = layer.updates.iter().map(|update| (update.step, update.active()));
         snapshots.filter(|(step, _)| *step < first).chain(updates).collect()
     });
-    let itop = series(run, |layer| {
-        layer.updates.iter().map(|update| (update.step, update.itop)).collect()
-    });
+    let itop = series(run, |layer| layer.updates.iter().map(|update| (update.step, update.itop)).collect());
     if run.layers.iter().all(|layer| layer.updates.is_empty()) {
         return String::new();
     }

@@ -4,9 +4,9 @@
 use crate::chart::colour;
 use crate::chart::thinned;
 use crate::html;
-use srigl_run::{Layer, MaskLine, Picture, Run};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use srigl_run::{Layer, MaskLine, Picture, Run};
 use std::fmt::Write as _;
 
 /// Snapshots that a slider steps through.
@@ -150,7 +150,14 @@ mod tests {
 
     fn layer(height: usize, width: usize, density: &[u8]) -> Layer {
         let picture = Picture { height, width, density: density.to_vec() };
-        let snapshot = MaskLine { step: 7, neurons: 1, dense_fan_in: 2, picture, fan_in: vec![(1, 1)] };
+        let snapshot = MaskLine {
+            step: 7,
+            layer: "fc".into(),
+            neurons: 1,
+            dense_fan_in: 2,
+            picture,
+            fan_in: vec![(1, 1)],
+        };
         Layer { name: "<l>".into(), updates: vec![], snapshots: vec![snapshot] }
     }
 

@@ -2,8 +2,8 @@
 
 use crate::chart::{style, swatch};
 use crate::html::{self, or_dash};
-use srigl_run::Run;
 use crate::{comparison, curves, fan_in, layers, masks};
+use srigl_run::Run;
 use std::fmt::Write as _;
 
 /// Rectangles of all heat maps of a page, which bound its size.
@@ -134,11 +134,7 @@ fn details(i: usize, run: &Run, open: bool, columns: usize, masks: &str) -> Stri
         facts.push(format!("test accuracy {}", html::exact_percent(accuracy)));
     }
     if run.outcome.is_none() {
-        facts.push(format!(
-            "unfinished: {} of {} done",
-            done(run),
-            html::count(config.epochs, "epoch")
-        ));
+        facts.push(format!("unfinished: {} of {} done", done(run), html::count(config.epochs, "epoch")));
     }
     format!(
         "<details id=run{i} class='{}'{open}><summary>{}<b>{}</b> <span>{} {}</span></summary>\n{}{}{}{}</details>\n",

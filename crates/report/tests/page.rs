@@ -110,7 +110,7 @@ fn the_same_runs_give_the_same_bytes() {
 fn twenty_large_runs_fit() {
     let root = tempfile::tempdir().unwrap();
     let folder = Fake { layers: fifty_layers(), ..fake("large", "srigl", 0.9, 0) }.write(root.path());
-    let run = srigl_report::Run::read(&folder).unwrap();
+    let run = srigl_run::Run::read(&folder).unwrap();
     let html = srigl_report::page(&vec![run; 20]);
     assert!(html.len() < 8_000_000, "{} bytes", html.len());
 }

@@ -66,7 +66,11 @@ impl<const DENSE: bool> MethodArgs<DENSE> {
 impl<const DENSE: bool> Default for MethodArgs<DENSE> {
     fn default() -> Self {
         let info = METHODS[METHODS.len() - 1];
-        Self { info: MethodInfo::named(DEFAULT).unwrap_or(info), settings: defaults(), flags: BTreeSet::new() }
+        Self {
+            info: MethodInfo::named(DEFAULT).unwrap_or(info),
+            settings: defaults(),
+            flags: BTreeSet::new(),
+        }
     }
 }
 
@@ -115,7 +119,9 @@ impl<const DENSE: bool> Args for MethodArgs<DENSE> {
             command = command.arg(Arg::new(flag).long(kebab(flag)).action(ArgAction::SetTrue).help(help));
         }
         for (info, setting) in all_settings() {
-            let arg = Arg::new(setting.name).long(kebab(setting.name)).help(format!("{}: {}", info.name, setting.about));
+            let arg = Arg::new(setting.name)
+                .long(kebab(setting.name))
+                .help(format!("{}: {}", info.name, setting.about));
             command = command.arg(match setting.kind {
                 SettingKind::Number(default) => arg
                     .value_name("NUMBER")

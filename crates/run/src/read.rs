@@ -65,7 +65,11 @@ impl Run {
         let has_masks = json_lines(&folder.join("masks.jsonl"), PICTURE_LINES, |line| layers.snapshot(line))?;
         for line in files.topology()? {
             let path = || files.file("topology.jsonl");
-            layers.named(line.layer.clone()).map_err(|what| Error::File { path: path(), what })?.updates.push(line);
+            layers
+                .named(line.layer.clone())
+                .map_err(|what| Error::File { path: path(), what })?
+                .updates
+                .push(line);
         }
 
         let outcome = files.result()?;
@@ -215,8 +219,7 @@ mod tests {
     fn all_files() {
         let metrics = "{\"epoch\":1,\"step\":9,\"lr\":0.1,\"train_loss\":null,\"test_accuracy\":7,\
                        \"sparsity\":0.9,\"seconds\":2}\n";
-        let topology =
-            &topology_line(1);
+        let topology = &topology_line(1);
         let result = r#"{"test_accuracy":0.5,"best_test_accuracy":0.6,"epochs":1,"seconds":3.5,"sparsity":0.9,
             "device":"flex","layers":[],
             "data":{"name":"drawn","source":"s","synthetic":false,"train_images":1,"test_images":1}}"#;
@@ -255,8 +258,12 @@ mod tests {
             let error = mask(from, to);
             assert!(error.contains(part), "{error}");
         }
-        let changed = |from: &str, to: &str| read(&[("config.json", &config().replace(from, to))]).unwrap_err();
-        assert!(changed("\"sparsity\":0.9", "\"sparsity\":1.5").contains("sparsity is 1.5e0, but must be in [0, 1)"));
+        let changed =
+            |from: &str, to: &str| read(&[("config.json", &config().replace(from, to))]).unwrap_err();
+        assert!(
+            changed("\"sparsity\":0.9", "\"sparsity\":1.5")
+                .contains("sparsity is 1.5e0, but must be in [0, 1)")
+        );
         assert!(changed("srigl", "magic").contains("no method `magic`"));
         assert!(read(&[]).unwrap_err().contains("is this a run folder of `srigl train`?"));
         let error = read(&[("config.json", &config()), ("topology.jsonl", &topology_line(3))]).unwrap_err();

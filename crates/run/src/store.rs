@@ -104,7 +104,10 @@ impl<'a> Store<'a> {
 
     /// All tensors, sorted by name: name, type, dimensions and bytes.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Dtype, &[usize], &[u8])> {
-        self.file.tensors.iter().map(|(name, t)| (name.as_str(), t.dtype, t.shape.as_slice(), t.data.as_ref()))
+        self.file
+            .tensors
+            .iter()
+            .map(|(name, t)| (name.as_str(), t.dtype, t.shape.as_slice(), t.data.as_ref()))
     }
 
     /// The file's metadata.
@@ -168,7 +171,13 @@ impl<'a> Store<'a> {
     }
 
     /// Adds or replaces a tensor.
-    pub fn insert(&mut self, name: impl Into<String>, dtype: Dtype, shape: Vec<usize>, data: impl Into<Cow<'a, [u8]>>) {
+    pub fn insert(
+        &mut self,
+        name: impl Into<String>,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        data: impl Into<Cow<'a, [u8]>>,
+    ) {
         self.file.tensors.insert(name.into(), RawTensor { dtype, shape, data: data.into() });
     }
 
@@ -193,7 +202,12 @@ impl<'a> Store<'a> {
     }
 
     /// A tensor of a layer if the file has it; its type is one of `types`, and its shape the layer's.
-    fn tensor(&self, layer: &LayerSpec, suffix: &str, types: &[Dtype]) -> Result<Option<&RawTensor<'a>>, Error> {
+    fn tensor(
+        &self,
+        layer: &LayerSpec,
+        suffix: &str,
+        types: &[Dtype],
+    ) -> Result<Option<&RawTensor<'a>>, Error> {
         let name = tensor_name(layer, suffix);
         let Some(tensor) = self.file.tensors.get(&name) else { return Ok(None) };
         if !types.contains(&tensor.dtype) {

@@ -84,7 +84,11 @@ impl WeightInit {
     /// Those that command lines offer, by name, each with what it does.
     pub const NAMES: [(&'static str, &'static str, Self); 4] = [
         ("keep", "The weights of the file", Self::Keep),
-        ("kaiming-normal", "Normal, standard deviation √(2/k) for k active weights of the neuron", Self::KaimingNormal),
+        (
+            "kaiming-normal",
+            "Normal, standard deviation √(2/k) for k active weights of the neuron",
+            Self::KaimingNormal,
+        ),
         ("kaiming-uniform", "Uniform in ±√(6/k)", Self::KaimingUniform),
         ("torch-default", "Uniform in ±√(1/k)", Self::TorchDefault),
     ];

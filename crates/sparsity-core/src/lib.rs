@@ -78,5 +78,6 @@ pub use methods::{AnyMethod, METHODS, Method};
 pub use random::{Purpose, Stream};
 pub use schedule::UpdateSchedule;
 pub use topology::{
-    Layer, LayerStats, Update, UpdateReport, initial_mask, itop_rate, settle_weights, update_layer, update_topology,
+    Layer, LayerStats, Update, UpdateReport, initial_mask, itop_rate, settle_weights, update_layer,
+    update_topology,
 };

@@ -3,11 +3,11 @@
 //!
 //! To accept a change: `INSTA_UPDATE=always cargo test -p sparsity-core --test evolution`, then read the diff.
 
-use sparsity_core::{
-    Distribution, Layer, LayerSpec, Mask, Method, Stream, UpdateReport, UpdateSchedule,
-    initial_mask, layer_sparsities, settle_weights, update_layer,
-};
 use sparsity_core::methods::{Rigl, Set, Srigl};
+use sparsity_core::{
+    Distribution, Layer, LayerSpec, Mask, Method, Stream, UpdateReport, UpdateSchedule, initial_mask,
+    layer_sparsities, settle_weights, update_layer,
+};
 use std::fmt::Write;
 
 /// 67 of 240 weights: 6 for each of ten neurons, 7 if there are only nine.

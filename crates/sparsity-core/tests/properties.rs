@@ -4,7 +4,8 @@
 use proptest::prelude::*;
 use sparsity_core::methods::{Rigl, Set, Srigl, StaticMask, ThresholdBase};
 use sparsity_core::{
-    ConstantFanInMask, Distribution, Error, Layer, LayerSpec, Mask, Method, Stream, UpdateReport, initial_mask, itop_rate, layer_sparsities, settle_weights, update_layer, update_topology,
+    ConstantFanInMask, Distribution, Error, Layer, LayerSpec, Mask, Method, Stream, UpdateReport,
+    initial_mask, itop_rate, layer_sparsities, settle_weights, update_layer, update_topology,
 };
 
 const STREAM: Stream = Stream { seed: 7, layer: 0, step: 100 };

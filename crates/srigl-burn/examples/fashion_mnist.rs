@@ -23,7 +23,8 @@ fn main() -> anyhow::Result<()> {
     let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new().with_dampening(0.0))).build();
     let srigl = SparsityConfig::new(0.95, steps * 3 / 4)
         .with_method(Srigl { gamma_sal: 0.9, ..Default::default() }.into());
-    let Sparsified { mut model, mut optim, topology } = srigl.sparsify(MlpConfig::new().init(&device), sgd)?;
+    let Sparsified { mut model, mut optim, topology } =
+        srigl.sparsify(MlpConfig::new().init(&device), sgd)?;
 
     let updates = topology.updates();
     let loss_of = CrossEntropyLossConfig::new().init(&device);
@@ -34,7 +35,8 @@ fn main() -> anyhow::Result<()> {
             let grads = GradientsParams::from_grads(loss.backward(), &model);
             model = optim.step(0.05, model, grads);
         }
-        let changed: usize = updates.drain().iter().filter_map(|u| u.report.as_ref().ok()).map(|r| r.grown).sum();
+        let changed: usize =
+            updates.drain().iter().filter_map(|u| u.report.as_ref().ok()).map(|r| r.grown).sum();
         let accuracy = common::accuracy(&model.valid(), &images)?;
         println!("epoch {}: test accuracy {:.2} %, {changed} weights moved", epoch + 1, 100.0 * accuracy);
     }

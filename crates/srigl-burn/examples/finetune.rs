@@ -15,7 +15,13 @@ use srigl_models::{Classifier, Mlp, MlpConfig};
 
 const BATCH: usize = 128;
 
-fn train(mut model: Mlp, mut optim: ModuleOptimizer, images: &Loader, epoch: usize, steps: usize) -> anyhow::Result<Mlp> {
+fn train(
+    mut model: Mlp,
+    mut optim: ModuleOptimizer,
+    images: &Loader,
+    epoch: usize,
+    steps: usize,
+) -> anyhow::Result<Mlp> {
     let device = Device::flex().autodiff();
     let loss_of = CrossEntropyLossConfig::new().init(&device);
     for batch in images.train_epoch(0, epoch, BATCH, 0).take(steps) {

@@ -82,10 +82,13 @@ fn main() -> anyhow::Result<()> {
     for batch in images.train_epoch(0, 0, 1000, 0) {
         let batch = batch?;
         let pixels = batch.images.chunks(28 * 28);
-        items.extend(pixels.zip(&batch.labels).map(|(p, label)| Item { image: p.to_vec(), label: *label as i32 }));
+        items.extend(
+            pixels.zip(&batch.labels).map(|(p, label)| Item { image: p.to_vec(), label: *label as i32 }),
+        );
     }
     let test = items.split_off(items.len() - 5000);
-    let loader = |items| DataLoaderBuilder::new(Batches).batch_size(128).shuffle(7).build(InMemDataset::new(items));
+    let loader =
+        |items| DataLoaderBuilder::new(Batches).batch_size(128).shuffle(7).build(InMemDataset::new(items));
 
     let device = Device::flex().autodiff();
     let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new().with_dampening(0.0))).build();

@@ -198,7 +198,8 @@ impl Lowering {
             norm.running_var.value_sync(),
         ]
         .map(floats);
-        let scale = |gamma: f32, variance: f32| f64::from(gamma) / (f64::from(variance) + norm.epsilon).sqrt();
+        let scale =
+            |gamma: f32, variance: f32| f64::from(gamma) / (f64::from(variance) + norm.epsilon).sqrt();
         let scale: Vec<f64> = gamma.iter().zip(&variance).map(|(&g, &v)| scale(g, v)).collect();
         let shift =
             beta.iter().zip(&mean).zip(&scale).map(|((&b, &m), s)| (f64::from(b) - f64::from(m) * s) as f32);
@@ -328,12 +329,7 @@ fn bias_of(bias: &Option<Param<Tensor<1>>>, neurons: usize) -> Vec<f32> {
 
 /// The window of a layer. Padding that is not the same on both sides is said by an impossible window, which
 /// [`Network::new`] refuses with the layer's name.
-fn window(
-    kernel: [usize; 2],
-    stride: [usize; 2],
-    padding: &PaddingConfig2d,
-    dilation: [usize; 2],
-) -> Window {
+fn window(kernel: [usize; 2], stride: [usize; 2], padding: &PaddingConfig2d, dilation: [usize; 2]) -> Window {
     let same = |axis: usize| dilation[axis] * (kernel[axis] - 1) / 2;
     let padding = match *padding {
         PaddingConfig2d::Valid => [0, 0],

@@ -168,7 +168,8 @@ impl<O: Optimizer> SparseOptimizer<O> {
             );
             if state.gradient.is_none() {
                 let values = || weight.layout.to_rows(tensor.clone());
-                state.gradient = Some(weight.method.gradient_positions(&state.mask, weight.sparsity, &values));
+                state.gradient =
+                    Some(weight.method.gradient_positions(&state.mask, weight.sparsity, &values));
             }
             self.topology.publish(weight.index, &state.mask, &state.ever_active);
             self.move_masks(state, tensor.dims(), &tensor.device());
@@ -415,7 +416,11 @@ mod tests {
     const DIMS: [usize; 2] = [24, 16];
 
     /// A linear layer `[in, out]` = `[24, 16]`, so 16 neurons of dense fan-in 24.
-    fn sparse<O: Optimizer>(inner: O, method: impl Into<AnyMethod>, schedule: UpdateSchedule) -> SparseOptimizer<O> {
+    fn sparse<O: Optimizer>(
+        inner: O,
+        method: impl Into<AnyMethod>,
+        schedule: UpdateSchedule,
+    ) -> SparseOptimizer<O> {
         let method = method.into();
         let spec = LayerSpec::new("fc", [DIMS[1], DIMS[0]]).unwrap();
         let mask = initial_mask(&*method, &spec, 0.75, Stream { seed: 5, layer: 0, step: 0 }).unwrap();

@@ -51,7 +51,8 @@ fn clipped(method: impl Into<AnyMethod>, max_norm: f32) {
     let method = method.into();
     let masked = method.info().needs.sparsity;
     let config = SparsityConfig::new(0.6, 100).with_method(method).with_delta_t(2);
-    let Sparsified { model: mut net, mut optim, topology } = config.sparsify(net, SgdConfig::new().build()).unwrap();
+    let Sparsified { model: mut net, mut optim, topology } =
+        config.sparsify(net, SgdConfig::new().build()).unwrap();
     let mut clipping = NormClipping::new(max_norm, topology);
     // Steps 2 and 4 change the masks; step 5 moves the weights that have grown away from 0.
     for _ in 0..5 {

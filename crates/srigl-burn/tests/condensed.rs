@@ -495,7 +495,8 @@ fn trained_layers_condense_with_the_masks_of_their_topology() {
         head: LinearConfig::new(32, 3).init(&device),
     };
     let srigl = SparsityConfig::new(0.7, 10).with_delta_t(1);
-    let Sparsified { model: mut net, mut optim, topology } = srigl.sparsify(net, SgdConfig::new().build()).unwrap();
+    let Sparsified { model: mut net, mut optim, topology } =
+        srigl.sparsify(net, SgdConfig::new().build()).unwrap();
     for step in 0..3 {
         let y = net.conv.forward(tensor([4, 2, 6, 6], step, &device)).flatten::<2>(1, 3);
         let loss = net.head.forward(net.fc.forward(y)).powf_scalar(2.0).mean();

@@ -9,7 +9,8 @@ use burn::store::ModuleRecord;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use srigl_burn::methods::{Dense, METHODS, Rigl, Set, Settings, Srigl, StaticMask};
 use srigl_burn::{
-    AnyMethod, Distribution, Error, LayerSpec, Sparsified, SparsityConfig, Topology, Updates, sparse_layers, state_dict,
+    AnyMethod, Distribution, Error, LayerSpec, Sparsified, SparsityConfig, Topology, Updates, sparse_layers,
+    state_dict,
 };
 use srigl_models::{Classifier, MlpConfig, MnistCnnConfig, ResNet8Config};
 
@@ -96,9 +97,8 @@ fn convolutions_and_residual_blocks_become_sparse() {
             cnn = optim.step(0.001, cnn, grads);
             assert_invariants(&cnn, &topology, true);
         }
-        let Sparsified { model: mut net, mut optim, topology } = config(srigl())
-            .sparsify(ResNet8Config::new().init(&device), SgdConfig::new().build())
-            .unwrap();
+        let Sparsified { model: mut net, mut optim, topology } =
+            config(srigl()).sparsify(ResNet8Config::new().init(&device), SgdConfig::new().build()).unwrap();
         for step in 1..6 {
             let grads = gradients(&net, n, step, &device);
             net = optim.step(0.01, net, grads);
@@ -153,7 +153,8 @@ fn a_record_resumes_bit_for_bit() {
         let straight = run(start(3), 0..7);
         let model = straight.model.clone().into_record().into_bytes().unwrap();
         let optim = straight.optim.to_record().into_bytes().unwrap();
-        let masks = |t: &Topology| t.layers().into_iter().map(|l| (l.mask, l.ever_active)).collect::<Vec<_>>();
+        let masks =
+            |t: &Topology| t.layers().into_iter().map(|l| (l.mask, l.ever_active)).collect::<Vec<_>>();
         let saved = masks(&straight.topology);
         let updates = straight.topology.updates();
         let straight = run(straight, 7..14);
@@ -238,9 +239,8 @@ fn linear_layers_and_attention_projections_are_found_and_nothing_else() {
     assert_eq!(names, [&attention[..], &["layers.0", "layers.1", "head"]].concat());
     assert_eq!(found[6], LayerSpec::new("head", [10, 32]).unwrap());
 
-    let Sparsified { model, mut optim, topology } = config(srigl())
-        .sparsify(transformer(&device), AdamWConfig::new().build())
-        .unwrap();
+    let Sparsified { model, mut optim, topology } =
+        config(srigl()).sparsify(transformer(&device), AdamWConfig::new().build()).unwrap();
     let tokens = Tensor::<2, Int>::ones([2, 5], &device);
     let x = model.norm.forward(model.embedding.forward(tokens));
     let y = model.attention.forward(MhaInput::self_attn(x)).context;
@@ -287,7 +287,11 @@ fn the_last_layer_is_not_ablated_unless_told() {
     let active = |no_ablation: Option<Vec<String>>| {
         // ERK would keep the last layer dense.
         let distribution = Distribution::Uniform;
-        let config = SparsityConfig { no_ablation, distribution, ..config(Srigl { gamma_sal: 1e6, ..Default::default() }) };
+        let config = SparsityConfig {
+            no_ablation,
+            distribution,
+            ..config(Srigl { gamma_sal: 1e6, ..Default::default() })
+        };
         let Sparsified { mut model, mut optim, topology } =
             config.sparsify(MlpConfig::new().init(&device), SgdConfig::new().build()).unwrap();
         for step in 0..5 {

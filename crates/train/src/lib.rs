@@ -35,5 +35,6 @@ pub use checkpoint::{Checkpoint, Progress};
 pub use optimizers::{model_spec, sparsify, sparsity_config};
 pub use session::{Observer, Session, Silent, Standing};
 pub use weights::{
-    Model, NamedTensor, Weights, condense, fill_module, finite_floats, load_module, model_tensors, read_weights,
+    Model, NamedTensor, Weights, condense, fill_module, finite_floats, load_module, model_tensors,
+    read_weights,
 };

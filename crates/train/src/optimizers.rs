@@ -49,7 +49,11 @@ pub fn sparsity_config(config: &Config, total_steps: u64) -> Result<SparsityConf
 ///
 /// # Errors
 /// As [`SparsityConfig::sparsify`].
-pub fn sparsify<M: Module>(config: &Config, model: M, total_steps: u64) -> Result<Sparsified<M>, srigl_burn::Error> {
+pub fn sparsify<M: Module>(
+    config: &Config,
+    model: M,
+    total_steps: u64,
+) -> Result<Sparsified<M>, srigl_burn::Error> {
     let decay_config = |decay: f64| (decay > 0.0).then(|| WeightDecayConfig::new(decay as f32));
     match config.optimizer {
         OptimizerName::Sgd => sparsify_with(config, model, total_steps, |decay| {

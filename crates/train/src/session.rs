@@ -181,7 +181,19 @@ impl Loop<'_> {
         }
         let (unread, started, events) = (Vec::new(), Instant::now(), topology.updates());
         let clipping = config.clip_norm.map(|norm| NormClipping::new(norm, topology.clone()));
-        Ok(State { model, optim, topology, events, clipping, progress, metrics, updates, masks, unread, started })
+        Ok(State {
+            model,
+            optim,
+            topology,
+            events,
+            clipping,
+            progress,
+            metrics,
+            updates,
+            masks,
+            unread,
+            started,
+        })
     }
 
     fn step<M: Classifier>(&self, mut state: State<M>, batch: &Batch, total_steps: u64) -> Result<State<M>> {
@@ -189,7 +201,8 @@ impl Loop<'_> {
         // Dropout draws from the device's generator: a seed per step makes any step a place to resume at.
         self.device.seed(self.session.config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step));
         let device = self.device.clone().autodiff();
-        let smoothing = (self.session.config.label_smoothing > 0.0).then_some(self.session.config.label_smoothing);
+        let smoothing =
+            (self.session.config.label_smoothing > 0.0).then_some(self.session.config.label_smoothing);
         let loss_of = CrossEntropyLossConfig::new().with_smoothing(smoothing).init(&device);
         let mut accumulator = GradientsAccumulator::new();
         let images = batch.labels.len();

@@ -76,7 +76,9 @@ impl Weights {
             tensors.insert(name.to_string(), NamedTensor { shape: shape.to_vec(), values, mask });
         }
         if let Some(name) = masks.keys().next() {
-            return Err(file.error(format!("`{name}` is the mask of no tensor; add the weight or remove it")).into());
+            return Err(file
+                .error(format!("`{name}` is the mask of no tensor; add the weight or remove it"))
+                .into());
         }
         Ok(Self { tensors, masks_from_zeros })
     }
@@ -88,7 +90,9 @@ impl Weights {
 /// If it has another type, or a value is NaN or infinite.
 pub fn finite_floats(file: &Store, name: &str, dtype: Dtype, data: &[u8]) -> Result<Vec<f32>> {
     if dtype != Dtype::F32 {
-        return Err(file.error(format!("tensor {name:?} is {dtype}, but must be F32; convert it first")).into());
+        return Err(file
+            .error(format!("tensor {name:?} is {dtype}, but must be F32; convert it first"))
+            .into());
     }
     let values: Vec<f32> = data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     match values.iter().position(|v| !v.is_finite()) {
@@ -242,8 +246,9 @@ impl WithModel for Condensing<'_> {
 
     fn run<M: Classifier>(self, model: M) -> Result<Network> {
         let name = self.spec.info.name;
-        let model = fill_module(model, self.tensors, self.device)
-            .map_err(|error| anyhow::anyhow!("{}", error.to_string().replace("the model", &format!("`{name}`"))))?;
+        let model = fill_module(model, self.tensors, self.device).map_err(|error| {
+            anyhow::anyhow!("{}", error.to_string().replace("the model", &format!("`{name}`")))
+        })?;
         let mut masked: BTreeSet<&str> = self
             .tensors
             .iter()
@@ -256,7 +261,10 @@ impl WithModel for Condensing<'_> {
             masked.remove(weight.as_str());
             if let Some(bits) = self.tensors.get(&weight).and_then(|tensor| tensor.mask.as_ref()) {
                 let bytes: Vec<u8> = bits.iter().map(|active| u8::from(*active)).collect();
-                masks.push((layer.name.clone(), Mask::from_bytes(layer.neurons(), layer.dense_fan_in(), &bytes)?));
+                masks.push((
+                    layer.name.clone(),
+                    Mask::from_bytes(layer.neurons(), layer.dense_fan_in(), &bytes)?,
+                ));
             }
         }
         if let Some(name) = masked.pop_first() {

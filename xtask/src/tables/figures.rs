@@ -94,10 +94,8 @@ pub fn reproduce(figure: Figure, trained: TableName, recipe: Recipe, options: &O
     }
     let swept: Vec<Grid> = match figure {
         Figure::GammaSweep => {
-            {
             let srigl = Method::named("srigl")?;
             grids.iter().flat_map(|grid| GAMMAS.map(|gamma| with_gamma(grid, srigl, gamma))).collect()
-        }
         }
         _ => Vec::new(),
     };
@@ -201,7 +199,10 @@ fn active_neurons(grid: &Grid, own: &[&Run]) -> Vec<Panel> {
                 .iter()
                 .map(|&sparsity| {
                     let share = |result: &&RunResult| {
-                        result.layers.get(index).map(|layer| 100.0 * layer.stats.active as f64 / layer.stats.neurons as f64)
+                        result
+                            .layers
+                            .get(index)
+                            .map(|layer| 100.0 * layer.stats.active as f64 / layer.stats.neurons as f64)
                     };
                     mean(at(sparsity).iter().filter_map(share)).map(exactly)
                 })

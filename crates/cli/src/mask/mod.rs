@@ -15,8 +15,8 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use sparsity_core::methods::MethodInfo;
 use sparsity_core::{
-    Distribution, Layer, LayerSpec, Mask, Stream, WeightInit, initial_mask, initialise_weights, layer_sparsities,
-    settle_weights, update_layer,
+    Distribution, Layer, LayerSpec, Mask, Stream, WeightInit, initial_mask, initialise_weights,
+    layer_sparsities, settle_weights, update_layer,
 };
 use srigl_run::{MethodArgs, Store, named_parser, print, read_file};
 
@@ -321,7 +321,8 @@ impl SparseLayer {
         let grads = match file.grads(layer)? {
             Some(grads) => grads,
             None if method.needs.dense_gradients => {
-                let missing = format!("tensor `{name}.grad` is missing; add the dense gradient of `{name}.weight`");
+                let missing =
+                    format!("tensor `{name}.grad` is missing; add the dense gradient of `{name}.weight`");
                 return Err(file.error(missing).into());
             }
             None => vec![0.0; weights.len()], // nobody will look at them

@@ -22,7 +22,8 @@ pub struct Attention {
 impl Operation for Attention {
     fn output_shape(&self, inputs: &[Shape]) -> Result<Shape, NodeError> {
         let (input, heads) = (inputs[0], self.heads);
-        let fits = input.features.is_multiple_of(3) && heads != 0 && (input.features / 3).is_multiple_of(heads);
+        let fits =
+            input.features.is_multiple_of(3) && heads != 0 && (input.features / 3).is_multiple_of(heads);
         if !fits {
             return Err(NodeError::Heads { features: input.features, heads });
         }

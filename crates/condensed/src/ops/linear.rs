@@ -46,10 +46,9 @@ impl Operation for Linear {
             Weight::Condensed(weight) => {
                 Box::new(PlaneLayer::linear(isa, &weight.rows(), &self.bias, plane, threads))
             }
-            Weight::Dense(weight) if input.positions() == 1 => Box::new(DenseVector {
-                weight: transposed(weight, self.bias.len()),
-                bias: self.bias.clone(),
-            }),
+            Weight::Dense(weight) if input.positions() == 1 => {
+                Box::new(DenseVector { weight: transposed(weight, self.bias.len()), bias: self.bias.clone() })
+            }
             Weight::Dense(weight) => Box::new(PlaneLayer::dense_linear(isa, weight, &self.bias, plane)),
         })
     }

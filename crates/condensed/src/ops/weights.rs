@@ -96,12 +96,12 @@ pub(super) fn read(form: Form, neurons: usize, node: &mut NodeTensors) -> Result
     } else {
         FanIn::Varying(node.words("pointers")?)
     };
-    CondensedWeight::new(neurons, inputs, active, fan_in, indices, values)
-        .map(Weight::Condensed)
-        .map_err(|error| match error {
+    CondensedWeight::new(neurons, inputs, active, fan_in, indices, values).map(Weight::Condensed).map_err(
+        |error| match error {
             Error::Weight(error) => Error::Node { node: node.name().to_string(), what: error.into() },
             other => other,
-        })
+        },
+    )
 }
 
 /// As [`Indices::new`] chooses.

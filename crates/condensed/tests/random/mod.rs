@@ -93,7 +93,10 @@ fn op(from: Shape, rng: &mut SmallRng) -> Op {
             1 => Op::ClassToken,
             _ => {
                 let tokens = from.positions() + 1;
-                Op::Tokens(ops::Tokens { class: floats(features, rng), positions: floats(tokens * features, rng) })
+                Op::Tokens(ops::Tokens {
+                    class: floats(features, rng),
+                    positions: floats(tokens * features, rng),
+                })
             }
         },
     }

@@ -26,10 +26,7 @@ pub fn fill<M: Module>(model: M, device: &Device, value: impl FnMut(&str, Kind, 
 }
 
 /// Masks of all layers: `active` of a weight's name in torchvision and number of positions.
-pub fn masks<M: Module>(
-    model: &M,
-    mut active: impl FnMut(&str, usize) -> Vec<u8>,
-) -> Vec<(String, Mask)> {
+pub fn masks<M: Module>(model: &M, mut active: impl FnMut(&str, usize) -> Vec<u8>) -> Vec<(String, Mask)> {
     let mask = |layer: srigl_burn::LayerSpec| {
         let bytes = active(&torchvision_name(&format!("{}.weight", layer.name)), layer.weights());
         let mask = Mask::from_bytes(layer.neurons(), layer.dense_fan_in(), &bytes).unwrap();

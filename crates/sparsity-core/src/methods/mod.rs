@@ -25,7 +25,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 /// All methods, in the order of tables and legends.
-pub static METHODS: &[&MethodInfo] = &[&dense::INFO, &static_mask::INFO, &set::INFO, &rigl::INFO, &srigl::INFO];
+pub static METHODS: &[&MethodInfo] =
+    &[&dense::INFO, &static_mask::INFO, &set::INFO, &rigl::INFO, &srigl::INFO];
 
 /// A sparse training method: how its masks start and change.
 ///
@@ -63,7 +64,12 @@ pub trait Method: Debug + Send + Sync {
 
     /// Which positions the optimizer may move until the next update, given the mask until then. `weights` computes
     /// the present values `[N · M]`, which may be expensive.
-    fn gradient_positions(&self, mask: &Mask, sparsity: f64, weights: &dyn Fn() -> Vec<f32>) -> GradientPositions {
+    fn gradient_positions(
+        &self,
+        mask: &Mask,
+        sparsity: f64,
+        weights: &dyn Fn() -> Vec<f32>,
+    ) -> GradientPositions {
         let _ = (mask, sparsity, weights);
         GradientPositions::Active
     }
@@ -235,7 +241,11 @@ impl MethodInfo {
         for (name, value) in &settings.0 {
             let known = self.settings.iter().find(|setting| setting.name == name);
             if !known.is_some_and(|setting| setting.takes(value)) {
-                return Err(Error::UnknownSetting { method: self.name, name: name.clone(), value: value.clone() });
+                return Err(Error::UnknownSetting {
+                    method: self.name,
+                    name: name.clone(),
+                    value: value.clone(),
+                });
             }
         }
         let method = (self.build)(settings);
