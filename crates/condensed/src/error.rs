@@ -111,6 +111,8 @@ pub enum WeightError {
     IndexOrder { neuron: u32 },
     #[error("{weights} weights and {bits} mask bits for a matrix [{neurons}, {inputs}]")]
     Mask { weights: usize, bits: usize, neurons: usize, inputs: usize },
+    #[error("mask [{}, {}] for weights [{neurons}, {inputs}]", mask[0], mask[1])]
+    MaskShape { mask: [usize; 2], neurons: usize, inputs: usize },
     #[error("bias has {got} entries for {neurons} neurons")]
     Bias { got: usize, neurons: usize },
 }

@@ -127,6 +127,6 @@ fn written_whole_or_not_at_all() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), srigl_report::page(&runs));
     assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 2);
     let error = srigl_report::write(&runs, &root.path().join("none/report.html")).unwrap_err().to_string();
-    assert!(error.contains("none/report.html") && error.contains("choose a folder that exists"), "{error}");
+    assert!(error.contains("none/report.html") && error.contains("make it first"), "{error}");
     assert!(matches!(srigl_report::read(&[]), Err(srigl_report::Error::NoRuns)));
 }

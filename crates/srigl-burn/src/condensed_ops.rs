@@ -96,9 +96,9 @@ pub(crate) fn condense<const D: usize>(
 ) -> Result<CondensedWeight, Error> {
     let dims = layout.out_in_dims(&weight.dims());
     let (neurons, inputs) = (dims[0], dims[1..].iter().product());
-    if (mask.neurons(), mask.dense_fan_in()) != (neurons, inputs) {
-        let (n, m) = (mask.neurons(), mask.dense_fan_in());
-        return Err(WeightError::Mask { weights: neurons * inputs, bits: n * m, neurons, inputs }.into());
+    let shape = [mask.neurons(), mask.dense_fan_in()];
+    if shape != [neurons, inputs] {
+        return Err(WeightError::MaskShape { mask: shape, neurons, inputs }.into());
     }
     let bits: Vec<bool> = mask.to_bytes().iter().map(|byte| *byte == 1).collect();
     CondensedWeight::from_masked(&layout.to_rows(weight), &bits, neurons, inputs)

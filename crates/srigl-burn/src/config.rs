@@ -191,18 +191,19 @@ impl<M: Module> Sparsified<M> {
     pub fn load_records(self, model: ModuleRecord, optim: OptimizerRecord) -> Result<Self, Error> {
         let Self { model: module, optim: optimizer, topology } = self;
         let model = module.try_load_record(model).map_err(|e| Error::ModelRecord(e.to_string()))?;
+        // So is a record from before the first step.
+        let empty = optim.is_empty();
         let (optim, masks) = loaded_masks(|| optimizer.load_record(optim));
         let mut ids = ParamIds::default();
         model.visit(&mut ids);
         let layers = topology.layers();
-        // A record from before the first step has no states.
         for (index, layer) in layers.iter().enumerate().filter(|(_, layer)| layer.sparsity > 0.0) {
             let id = ids.found.get(&crate::discover::parameter_path(&layer.name));
             match id.and_then(|id| masks.get(id)) {
                 Some((mask, ever_active)) if mask.shape() == layer.mask.shape() => {
                     topology.publish(index, mask, ever_active);
                 }
-                None if masks.is_empty() => {}
+                None if empty => {}
                 _ => return Err(Error::OptimizerRecord { layer: layer.name.clone() }),
             }
         }
