@@ -125,15 +125,23 @@ pub fn reproduce(name: &str, recipe: &Recipe, options: &Options) -> Result<Repor
     let mut grids = Vec::new();
     for grid in &recipe.grids {
         let runs: Vec<&Run> = runs.iter().filter(|run| run.cell.grid == grid.name).collect();
-        let named = |names: &[String]| names.iter().map(|name| Accuracies::named(name)).collect();
-        let (theirs, published): (Result<Vec<_>>, Result<Vec<_>>) =
-            (named(&grid.theirs), named(&grid.published));
-        let (theirs, published) = (theirs?, published?);
         let data = data_used(grid, &runs, &mut report.problems);
+        let synthetic = data.is_some_and(|data| data.synthetic);
+        let named = |names: &[String]| -> Result<Vec<_>> {
+            let names = if synthetic { &[] } else { names };
+            names.iter().map(|name| Accuracies::named(name)).collect()
+        };
+        let (theirs, published) = (named(&grid.theirs)?, named(&grid.published)?);
+        if synthetic {
+            report.facts.push(format!(
+                "{}: published numbers are left out: SYNTHETIC data cannot be compared",
+                grid.name
+            ));
+        }
         let setting = setting(grid, data);
         report.facts.push(format!("{}: {setting}", grid.name));
         report.tables.push(accuracy_table(grid, &runs, &published));
-        report.tables.extend(same_task_tables(grid, &runs, &theirs, data));
+        report.tables.extend(same_task_tables(grid, &runs, &theirs));
         report.tables.extend(active_neurons_table(grid, &runs));
         panels.extend(panel(grid, &runs, data));
         grids.push(grid_json(grid, &runs));
@@ -284,12 +292,7 @@ fn achieved_sparsity(runs: &[&Run]) -> Option<String> {
 }
 
 /// For each published table of this task: method by method, ours beside theirs.
-fn same_task_tables(
-    grid: &Grid,
-    runs: &[&Run],
-    theirs: &[Accuracies],
-    data: Option<&DataUsed>,
-) -> Vec<Table> {
+fn same_task_tables(grid: &Grid, runs: &[&Run], theirs: &[Accuracies]) -> Vec<Table> {
     let mut tables = Vec::new();
     for published in theirs {
         let mut table = Table {
@@ -298,9 +301,6 @@ fn same_task_tables(
             rows: Vec::new(),
             notes: vec![format!("± of theirs: {}.", published.spread)],
         };
-        if data.is_some_and(|data| data.synthetic) {
-            table.notes.push("Ours is on SYNTHETIC data: the two columns cannot be compared.".into());
-        }
         for sparsity in row_sparsities(grid) {
             for &method in &grid.methods {
                 let Some(theirs) = published.text(method, sparsity) else { continue };

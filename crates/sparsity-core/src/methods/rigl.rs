@@ -1,8 +1,7 @@
 //! RigL (Evci et al. 2020, arXiv 1911.11134): drop the smallest weights of a layer, grow where the gradient is largest.
 
-use super::unstructured::{drop_smallest, dropped};
+use super::unstructured::{drop_smallest, dropped, grow_largest_gradients};
 use super::{AnyMethod, Method, MethodInfo, Needs, Variant};
-use crate::select::{Candidates, Scores};
 use crate::{Error, Layer, LayerSpec, Mask, Stream, unstructured_mask};
 
 /// Drop by magnitude, grow by gradient.
@@ -35,11 +34,4 @@ impl Method for Rigl {
         grow_largest_gradients(&mut mask, layer.grads, k);
         Ok(mask)
     }
-}
-
-/// Activates the `n` largest |G| among the inactive positions.
-fn grow_largest_gradients(mask: &mut Mask, grads: &[f32], n: usize) {
-    let kept = mask.clone();
-    let scores = Scores { values: grads, neurons: kept.neurons(), candidates: Candidates::NotIn(&kept) };
-    scores.mark_largest(n, mask);
 }

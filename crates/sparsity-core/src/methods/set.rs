@@ -1,8 +1,8 @@
 //! SET (Mocanu et al. 2018): drop the smallest weights of a layer, grow at random.
 
-use super::unstructured::{drop_smallest, dropped};
+use super::unstructured::{drop_smallest, dropped, grow_at_random};
 use super::{AnyMethod, Method, MethodInfo, Needs, Variant};
-use crate::{Error, Layer, LayerSpec, Mask, Purpose, Stream, unstructured_mask};
+use crate::{Error, Layer, LayerSpec, Mask, Stream, unstructured_mask};
 
 /// Drop by magnitude, grow at random.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,28 +33,5 @@ impl Method for Set {
         let mut mask = drop_smallest(layer, k);
         grow_at_random(&mut mask, stream, k);
         Ok(mask)
-    }
-}
-
-/// Activates `n` of the inactive positions, uniformly without replacement.
-fn grow_at_random(mask: &mut Mask, stream: Stream, n: usize) {
-    let free = mask.positions() - mask.nnz();
-    let mut rng = stream.rng(Purpose::Growth, 0);
-    let mut ranks = rand::seq::index::sample(&mut rng, free, n).into_vec();
-    ranks.sort_unstable();
-    // The r-th free position, for ascending ranks r, in one pass over the mask.
-    let (mut ranks, mut rank) = (ranks.into_iter().peekable(), 0);
-    for neuron in 0..mask.neurons() {
-        for input in 0..mask.dense_fan_in() {
-            if ranks.peek().is_none() {
-                return;
-            }
-            if !mask.is_active(neuron, input) {
-                if ranks.next_if_eq(&rank).is_some() {
-                    mask.activate(neuron, input);
-                }
-                rank += 1;
-            }
-        }
     }
 }
