@@ -1,3 +1,3 @@
 //! `x · Φ(x)`.
 
-super::activation!(Gelu, math::gelu);
+super::activation!(Gelu, crate::math::gelu);

@@ -1,3 +1,3 @@
 //! `x/6 + 1/2`, within 0 and 1.
 
-super::activation!(HardSigmoid, math::hard_sigmoid);
+super::activation!(HardSigmoid, crate::math::hard_sigmoid);

@@ -1,3 +1,3 @@
 //! `x` times its hard sigmoid.
 
-super::activation!(HardSwish, math::hard_swish);
+super::activation!(HardSwish, crate::math::hard_swish);

@@ -304,7 +304,7 @@ macro_rules! activation {
     ($name:ident, $function:path) => {
         use super::{Operation, Passing, Run};
         use crate::engine::{Call, Planning};
-        use crate::{Error, NodeError, Shape, math};
+        use crate::{Error, NodeError, Shape};
 
         #[derive(Debug)]
         pub(crate) struct $name;

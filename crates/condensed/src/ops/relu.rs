@@ -1,3 +1,3 @@
 //! `max(x, 0)`.
 
-super::activation!(Relu, math::relu);
+super::activation!(Relu, crate::math::relu);
