@@ -30,6 +30,19 @@ const SIZES: usize = 8;
 ///
 /// A kernel is made for one image size when that size is first seen; the last few are kept. The weights
 /// are fixed: an optimizer does not see them, and Burn's records do not hold them. Clones share them.
+///
+/// ```
+/// use burn::nn::conv::Conv2dConfig;
+/// use burn::tensor::{Device, Tensor};
+/// use srigl_burn::{CondensedConv2d, Mask};
+///
+/// let device = Device::flex();
+/// let conv = Conv2dConfig::new([2, 8], [3, 3]).init(&device);
+/// // `[out channels, in channels · 3 · 3]`; after training, masks come from `Topology::layers`.
+/// let condensed = CondensedConv2d::from_conv(&conv, &Mask::full(8, 18))?;
+/// assert_eq!(condensed.forward(Tensor::ones([1, 2, 6, 6], &device)).dims(), [1, 8, 4, 4]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct CondensedConv2d {

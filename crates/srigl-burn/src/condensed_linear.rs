@@ -25,6 +25,21 @@ use std::sync::Arc;
 ///
 /// The weights are fixed: an optimizer does not see them, and Burn's records do not hold them. Clones share
 /// them.
+///
+/// ```
+/// use burn::nn::LinearConfig;
+/// use burn::tensor::{Device, Tensor};
+/// use srigl_burn::{CondensedLinear, Mask};
+///
+/// let device = Device::flex();
+/// let layer = LinearConfig::new(4, 2).init(&device);
+/// // Two neurons with one input each; after training, masks come from `Topology::layers`.
+/// let mask = Mask::from_bytes(2, 4, &[0, 1, 0, 0, 0, 0, 0, 1])?;
+/// let condensed = CondensedLinear::from_linear(&layer, &mask)?;
+/// assert_eq!(condensed.weight().values().len(), 2);
+/// assert_eq!(condensed.forward(Tensor::<2>::ones([3, 4], &device)).dims(), [3, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct CondensedLinear {
