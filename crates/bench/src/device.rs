@@ -139,7 +139,7 @@ pub fn memory_rate(device: &Device) -> Result<f64> {
     let mut fastest = f64::INFINITY;
     for _ in 0..5 {
         let start = Instant::now();
-        // Kept until they are there: fusion leaves out what nobody will read.
+        // Kept until they are there: fusion leaves out unused results.
         let copies: Vec<Tensor<1>> = (0..COPIES).map(|_| source.clone().add_scalar(1.0)).collect();
         device.sync().map_err(failed)?;
         fastest = fastest.min(start.elapsed().as_secs_f64());

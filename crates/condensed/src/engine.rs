@@ -239,7 +239,7 @@ struct Fused {
     relu: bool,
 }
 
-/// Joins additions and ReLUs to the layers whose results nobody else reads.
+/// Joins additions and ReLUs to the layers whose results have no other use.
 fn fuse(network: &Network) -> Vec<Fused> {
     let (nodes, readers) = (network.nodes(), network.readers());
     let mut done = vec![false; nodes.len()];

@@ -8,7 +8,7 @@ impl Network {
     /// The same function with fewer operations, up to rounding. The output keeps its shape. Two things happen:
     ///
     /// **Batch norms are folded.** An [`Affine`] joins the [`Linear`] or [`Conv2d`] before it if
-    /// nobody else reads that layer: `s·(W x + b) + t = (s·W) x + (s·b + t)`. The layer keeps its name.
+    /// nothing else uses that layer's result: `s·(W x + b) + t = (s·W) x + (s·b + t)`. The layer keeps its name.
     ///
     /// **Ablated neurons leave.** The result of a neuron without weights is its bias at every position, a
     /// constant `c`. If the layer has one reader, which has one reader, and so on through operations that map

@@ -169,7 +169,7 @@ impl Loader {
         self.batches(Plan { part: Part::Test, random: None, order, batch_size }, 0)
     }
 
-    /// Images per second of an epoch of training batches that nobody trains on, after one that warms up.
+    /// Images per second of an epoch of training batches without training, after one that warms up.
     ///
     /// # Errors
     /// Those of the batches.

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Result, anyhow};
 
-/// What makes item `i`. The flag tells that nobody wants it any more.
+/// What makes item `i`. The flag tells that it is no longer wanted.
 type Make<T> = Box<dyn Fn(usize, &AtomicBool) -> Result<T> + Send + Sync>;
 
 /// Items in order, whatever thread made them. Ends after the first error; dropping it ends the threads.
@@ -144,7 +144,7 @@ impl<T> Drop for Prefetch<T> {
         }
         self.shared.changed.notify_all();
         for worker in self.workers.drain(..) {
-            let _ = worker.join(); // it caught its panics, which nobody asks for any more
+            let _ = worker.join(); // it caught its panics, which are no longer of interest
         }
     }
 }

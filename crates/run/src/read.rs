@@ -112,7 +112,7 @@ impl Run {
     }
 }
 
-/// The line without numbers that nobody can draw.
+/// The line without numbers that cannot be drawn.
 fn sane(line: Epoch) -> Epoch {
     // Beyond this, differences overflow.
     let sane = |value: Option<f64>| value.filter(|v| v.abs() < 1e100);

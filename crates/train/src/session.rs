@@ -66,7 +66,7 @@ pub trait Observer {
     fn finished(&mut self) {}
 }
 
-/// Nobody watches.
+/// An observer that does nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Silent;
 

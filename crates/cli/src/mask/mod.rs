@@ -325,7 +325,7 @@ impl SparseLayer {
                     format!("tensor `{name}.grad` is missing; add the dense gradient of `{name}.weight`");
                 return Err(file.error(missing).into());
             }
-            None => vec![0.0; weights.len()], // nobody will look at them
+            None => vec![0.0; weights.len()], // unused
         };
         let Some((mask, mask_type)) = file.mask(layer)? else {
             let missing = format!("tensor `{name}.mask` is missing; `srigl mask init` makes one");

@@ -103,7 +103,7 @@ pub(crate) trait Stored: Sized {
     fn read(attributes: Self::Attributes, node: &mut NodeTensors) -> Result<Self, Error>;
 }
 
-/// What becomes of constant features at an operation.
+/// The effect of an operation on constant features.
 pub(crate) enum Passing {
     /// They are constant behind it, too.
     Through,

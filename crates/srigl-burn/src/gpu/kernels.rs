@@ -134,7 +134,7 @@ pub fn tiles<F: Float, V: Size, I: Size>(
         let first_input = c * chunk;
         let length = min(inputs - first_input, chunk);
         // 32 units take 32 neighbouring inputs of four samples. Samples beyond the batch are read as the last one:
-        // nobody stores what becomes of them.
+        // unused.
         let mut part = UNIT_POS / 32;
         while part / QUADS * 32 < length {
             let column = part / QUADS * 32 + UNIT_POS % 32;

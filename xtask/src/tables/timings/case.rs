@@ -142,7 +142,7 @@ pub enum Engine {
     TorchCondensed,
     /// Dense: a model of one node, or all of it.
     OnnxRuntime,
-    /// The same model; it finds the zeros by itself.
+    /// The same model; it finds the zeros on its own.
     #[serde(rename = "deepsparse")]
     DeepSparse,
 }
