@@ -52,7 +52,7 @@ impl Network {
     ///
     /// # Errors
     /// [`Error::Node`] for the first node that does not fit: an input that is not an earlier node, a
-    /// parameter of another size than its input asks for or not finite, a window larger than the image, a
+    /// parameter of another size than its input asks for or not finite, a window larger than the image, an
     /// unused result.
     pub fn new(nodes: Vec<Node>) -> Result<Self, Error> {
         let shapes = shapes(&nodes)?;

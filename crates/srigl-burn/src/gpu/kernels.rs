@@ -133,8 +133,8 @@ pub fn tiles<F: Float, V: Size, I: Size>(
     for c in 0..chunks {
         let first_input = c * chunk;
         let length = min(inputs - first_input, chunk);
-        // 32 units take 32 neighbouring inputs of four samples. Samples beyond the batch are read as the last one:
-        // unused.
+        // 32 units take 32 neighbouring inputs of four samples. Samples beyond the batch are read as the last one
+        // and unused.
         let mut part = UNIT_POS / 32;
         while part / QUADS * 32 < length {
             let column = part / QUADS * 32 + UNIT_POS % 32;
