@@ -332,7 +332,7 @@ macro_rules! activation {
         impl Run for $name {
             fn run(&self, call: Call) {
                 let total = call.batch * call.to.sample();
-                math::in_parallel(&mut call.out[..total], $function);
+                crate::math::in_parallel(&mut call.out[..total], $function);
             }
         }
     };
