@@ -10,7 +10,7 @@ mod report;
 mod train;
 
 use anyhow::{Context, Result, ensure};
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Train networks that are 80–99 % sparse from the first step (SRigL, RigL, SET), and edit sparsity masks of
@@ -56,7 +56,8 @@ enum Command {
 
 /// The command line. The names of networks come from their table, which `srigl-run` does not know.
 fn parse() -> Cli {
-    let models = || PossibleValuesParser::new(srigl_models::names());
+    let about = |info: &srigl_models::ModelInfo| PossibleValue::new(info.name).help(info.about);
+    let models = || PossibleValuesParser::new(srigl_models::MODELS.iter().map(about));
     let command = Cli::command()
         .mut_subcommand("train", |train| train.mut_arg("model", |arg| arg.value_parser(models())));
     Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())

@@ -160,6 +160,8 @@ pub enum NodeError {
     Taps { taps: usize, most: usize },
     #[error("its padded input would be too large; use less padding")]
     Padded,
+    #[error("its window gathers more of the image than fits; use a smaller kernel")]
+    Gathered,
     #[error("a window may lie in the padding alone; use less padding")]
     InPadding,
     #[error("it adds {first:?} and {second:?}")]

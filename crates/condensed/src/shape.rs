@@ -9,6 +9,9 @@ pub(crate) const MAX_RESULT: usize = 1 << 28;
 /// Most taps of a window.
 const MAX_TAPS: usize = 1 << 20;
 
+/// Numbers in the widest register.
+const MOST_LANES: usize = 16;
+
 /// Shape of one sample between two operations: `features` planes of `height × width` positions.
 /// A vector has one position, and tokens `[features, tokens]` have height 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -78,16 +81,30 @@ impl Window {
         if [kernel, stride, padding, dilation].as_flattened().iter().any(|&number| number >= 1 << 24) {
             return Err(NodeError::WindowNumber { window: *self });
         }
-        let taps = kernel[0] * kernel[1];
+        let taps = kernel[0].saturating_mul(kernel[1]);
         if taps > MAX_TAPS {
             return Err(NodeError::Taps { taps, most: MAX_TAPS });
         }
         let size = self.output_size(input)?;
-        let padded = (input.height + 2 * padding[0]) * (input.width + 2 * padding[1]);
-        if padded.checked_mul(input.features).is_none_or(|size| size > MAX_RESULT) {
+        let padded = (input.height + 2 * padding[0]).saturating_mul(input.width + 2 * padding[1]);
+        if padded.saturating_mul(input.features) > MAX_RESULT {
             return Err(NodeError::Padded);
         }
         Ok((taps, size))
+    }
+
+    /// Checks that what a convolution gathers of an image, a copy for each column of the window and each row of it within a
+    /// stride, stays as small as results are. The window has been checked.
+    pub(crate) fn check_gathered(&self, input: Shape, [height, width]: [usize; 2]) -> Result<(), NodeError> {
+        let Window { kernel, stride, padding, dilation } = *self;
+        if kernel == [1, 1] && stride == [1, 1] && padding == [0, 0] {
+            return Ok(());
+        }
+        let rows = height + (kernel[0] - 1) * dilation[0] / stride[0];
+        let copies = kernel[0].min(stride[0]).saturating_mul(kernel[1]);
+        let copy = rows.saturating_mul(width.next_multiple_of(MOST_LANES));
+        let gathered = input.features.saturating_mul(copies).saturating_mul(copy);
+        if gathered > MAX_RESULT { Err(NodeError::Gathered) } else { Ok(()) }
     }
 }
 

@@ -69,7 +69,7 @@ fn section(strips: &[Strip], steps: &[u64]) -> String {
         "<h3>Masks</h3>\n<p class=note>Rows are neurons, columns inputs; the stronger a cell's colour, the more of its \
          weights are active. The scale is each layer's own.</p>\n\
          <div class=masks style='--frame:{last}'>\n\
-         <label>MaskLine <input type=range min=0 max={last} value={last} data-steps='{list}' \
+         <label>Snapshot <input type=range min=0 max={last} value={last} data-steps='{list}' \
          aria-valuetext='step {step}'><output>step {step}</output></label>\n<div class=pictures>",
         step = steps[last]
     );

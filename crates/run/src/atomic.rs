@@ -21,7 +21,7 @@ pub struct Staged {
 /// [`Error::Write`] if that fails, the folder is not there, or `path` is something else than a file. Nothing is left
 /// behind then.
 pub fn stage(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Staged, Error> {
-    let cannot = |source| Error::Write { path: path.to_path_buf(), source };
+    let cannot = |cause| Error::Write { path: path.to_path_buf(), cause };
     // To rename a file over `/dev/null` would succeed, and harm.
     if fs::metadata(path).is_ok_and(|kind| !kind.is_file()) {
         return Err(cannot(io::Error::other("it is there already, and not a regular file")));
@@ -52,7 +52,7 @@ impl Staged {
     /// [`Error::Write`] if it cannot be renamed.
     pub fn commit(self) -> Result<(), Error> {
         let Self { file, path } = self;
-        file.commit().map_err(|source| Error::Write { path, source })
+        file.commit().map_err(|cause| Error::Write { path, cause })
     }
 }
 

@@ -252,6 +252,7 @@ impl Config {
         );
         ensure!(self.epochs > 0, "--epochs must be at least 1");
         ensure!(self.batch_size > 0, "--batch-size must be at least 1");
+        ensure!(self.delta_t > 0, "--delta-t must be at least 1");
         ensure!(self.micro_batch != Some(0), "--micro-batch must be at least 1");
         ensure!(
             self.clip_norm.is_none_or(|norm| norm.is_finite() && norm > 0.0),

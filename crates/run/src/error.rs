@@ -6,12 +6,12 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// A file of a run cannot be read.
-    #[error("cannot read {}: {source}; is this a run folder of `srigl train`?", path.display())]
+    #[error("cannot read {}: {cause}; is this a run folder of `srigl train`?", path.display())]
     Run {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file of a run does not hold what it should.
     #[error("{}: {what}; restore the file or train the run again", path.display())]
@@ -32,20 +32,20 @@ pub enum Error {
         what: String,
     },
     /// Any other file cannot be read.
-    #[error("cannot read `{}`: {source}", path.display())]
+    #[error("cannot read `{}`: {cause}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write `{}`: {source}", path.display())]
+    #[error("cannot write `{}`: {cause}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file is no safetensors file, or a tensor in it is not what it should be.
     #[error("`{}`: {what}", path.display())]

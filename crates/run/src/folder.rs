@@ -62,7 +62,7 @@ impl RunFolder {
         if path.exists() {
             return Ok(());
         }
-        fs::create_dir_all(&self.path).map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        fs::create_dir_all(&self.path).map_err(|cause| Error::Write { path: self.path.clone(), cause })?;
         self.write_json("config.json", config)
     }
 
@@ -79,7 +79,7 @@ impl RunFolder {
         let path = self.file(name);
         match serde_json::to_vec_pretty(value) {
             Ok(text) => atomic::write(&path, &text),
-            Err(error) => Err(Error::Write { path, source: error.into() }),
+            Err(error) => Err(Error::Write { path, cause: error.into() }),
         }
     }
 
@@ -112,20 +112,20 @@ impl RunFolder {
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<T, Error> {
         let path = self.file(name);
-        json(&path)?.ok_or_else(|| Error::Run { path, source: io::ErrorKind::NotFound.into() })
+        json(&path)?.ok_or_else(|| Error::Run { path, cause: io::Error::other("there is no such file") })
     }
 
     /// Removes what a process that was killed in the middle of an atomic write has left in this run.
     fn remove_temporary_files(&self) -> Result<(), Error> {
         for path in self.entries()?.into_iter().filter(|entry| is_temporary(entry)) {
-            fs::remove_file(&path).map_err(|source| Error::Write { path, source })?;
+            fs::remove_file(&path).map_err(|cause| Error::Write { path, cause })?;
         }
         Ok(())
     }
 
     fn entries(&self) -> Result<Vec<PathBuf>, Error> {
         let list = || fs::read_dir(&self.path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>();
-        list().map_err(|source| Error::Run { path: self.path.clone(), source })
+        list().map_err(|cause| Error::Run { path: self.path.clone(), cause })
     }
 }
 

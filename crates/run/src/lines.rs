@@ -18,8 +18,8 @@ pub fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let mut text = Vec::new();
     let read = File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut text));
     match read {
-        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::Run { path: path.into(), source }),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(Error::Run { path: path.into(), cause }),
         Ok(_) => {}
     }
     let wrong = |what| Error::File { path: path.into(), what };
@@ -37,9 +37,9 @@ pub fn json_lines<T: DeserializeOwned>(
     most: usize,
     mut take: impl FnMut(T) -> Result<(), String>,
 ) -> Result<bool, Error> {
-    let unreadable = |source| Error::Run { path: path.into(), source };
+    let unreadable = |cause| Error::Run { path: path.into(), cause };
     let file = match File::open(path) {
-        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(false),
         opened => opened.map_err(unreadable)?,
     };
     let mut reader = BufReader::new(file);
@@ -75,16 +75,22 @@ impl JsonLines {
     /// Opens a log and drops what comes after its first `bytes` bytes.
     ///
     /// # Errors
-    /// [`Error::Write`] if it cannot be opened.
+    /// [`Error::Write`] if it cannot be opened, or is shorter.
     pub fn open(path: PathBuf, bytes: u64) -> Result<Self, Error> {
         let open = || -> io::Result<File> {
             let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let found = file.metadata()?;
+            if !found.is_file() || found.len() < bytes {
+                return Err(io::Error::other(format!(
+                    "it is not the {bytes} bytes long that the checkpoint says; put it back or start again"
+                )));
+            }
             file.set_len(bytes)?;
             Ok(file)
         };
         match open() {
             Ok(file) => Ok(Self { path, file, bytes }),
-            Err(source) => Err(Error::Write { path, source }),
+            Err(cause) => Err(Error::Write { path, cause }),
         }
     }
 
@@ -98,7 +104,7 @@ impl JsonLines {
             self.file.write_all(line.as_bytes())?;
             Ok(line.len())
         });
-        self.bytes += line.map_err(|source| self.cannot(source))? as u64;
+        self.bytes += line.map_err(|cause| self.cannot(cause))? as u64;
         Ok(())
     }
 
@@ -107,12 +113,12 @@ impl JsonLines {
     /// # Errors
     /// [`Error::Write`] if that fails.
     pub fn sync(&mut self) -> Result<u64, Error> {
-        self.file.sync_data().map_err(|source| self.cannot(source))?;
+        self.file.sync_data().map_err(|cause| self.cannot(cause))?;
         Ok(self.bytes)
     }
 
-    fn cannot(&self, source: io::Error) -> Error {
-        Error::Write { path: self.path.clone(), source }
+    fn cannot(&self, cause: io::Error) -> Error {
+        Error::Write { path: self.path.clone(), cause }
     }
 }
 

@@ -109,6 +109,7 @@ impl<const DENSE: bool> Args for MethodArgs<DENSE> {
             Arg::new("method")
                 .long("method")
                 .help("Training method")
+                .value_name("METHOD")
                 .default_value(DEFAULT)
                 .value_parser(PossibleValuesParser::new(names)),
         );
@@ -129,6 +130,7 @@ impl<const DENSE: bool> Args for MethodArgs<DENSE> {
                     .allow_negative_numbers(true)
                     .default_value(default.to_string()),
                 SettingKind::Word(words) => {
+                    let arg = arg.value_name(setting.name.to_uppercase());
                     arg.value_parser(PossibleValuesParser::new(words)).default_value(words[0])
                 }
             });
@@ -193,13 +195,19 @@ impl<'de, const DENSE: bool> Deserialize<'de> for MethodArgs<DENSE> {
         for (_, setting) in all_settings() {
             if let Some(value) = values.remove(setting.name) {
                 let value = serde_json::from_value(value).map_err(D::Error::custom)?;
+                if !setting.takes(&value) {
+                    return Err(D::Error::custom(format!("{} cannot be {value:?}", setting.name)));
+                }
                 args.settings.0.insert(setting.name.to_string(), value);
             }
         }
-        args.flags = flagged_variants()
-            .filter(|(.., flag)| values.get(*flag) == Some(&serde_json::Value::Bool(true)))
-            .map(|(.., flag)| flag.to_string())
-            .collect();
+        for (.., flag) in flagged_variants() {
+            let value = values.remove(flag).map(serde_json::from_value::<bool>);
+            if value.transpose().map_err(|error| D::Error::custom(format!("{flag}: {error}")))? == Some(true)
+            {
+                args.flags.insert(flag.to_string());
+            }
+        }
         Ok(args)
     }
 }

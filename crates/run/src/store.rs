@@ -47,7 +47,7 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
         }
         fs::read(path)
     };
-    read().map_err(|source| Error::Read { path: path.to_path_buf(), source })
+    read().map_err(|cause| Error::Read { path: path.to_path_buf(), cause })
 }
 
 /// The tensors of one file, by name.

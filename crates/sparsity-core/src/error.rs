@@ -40,6 +40,19 @@ pub enum Error {
         got: usize,
     },
 
+    /// A method made a mask of another shape than its layer has.
+    #[error("layer `{layer}`: method `{method}` made a mask {got:?} for weights {expected:?}")]
+    MethodMask {
+        /// The layer.
+        layer: String,
+        /// The method's name.
+        method: &'static str,
+        /// `[N, M]` of the layer.
+        expected: [usize; 2],
+        /// `[N, M]` of the mask.
+        got: [usize; 2],
+    },
+
     /// A weight or gradient is NaN or infinite.
     #[error("layer `{layer}`: {what} is {value} at neuron {neuron}, input {input}; masks need finite values")]
     NotFinite {

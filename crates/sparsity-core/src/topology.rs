@@ -125,7 +125,8 @@ impl LayerStats {
 /// The initial mask `[N, M]` of one layer by a method; all ones where the sparsity is 0.
 ///
 /// # Errors
-/// [`Error::FanInZero`] if no weight would be left, [`Error::Sparsity`] outside `[0, 1)`.
+/// [`Error::FanInZero`] if no weight would be left, [`Error::Sparsity`] outside `[0, 1)`, [`Error::MethodMask`] if the
+/// method's mask does not fit.
 pub fn initial_mask(
     method: &dyn Method,
     layer: &LayerSpec,
@@ -135,7 +136,18 @@ pub fn initial_mask(
     if sparsity == 0.0 {
         return Ok(Mask::full(layer.neurons(), layer.dense_fan_in()));
     }
-    method.initial_mask(layer, sparsity, stream)
+    let mask = method.initial_mask(layer, sparsity, stream)?;
+    check_shape(method, &layer.name, &mask, [layer.neurons(), layer.dense_fan_in()])?;
+    Ok(mask)
+}
+
+/// Refuses a mask that is not `expected`, `[N, M]`.
+fn check_shape(method: &dyn Method, layer: &str, mask: &Mask, expected: [usize; 2]) -> Result<(), Error> {
+    if mask.shape() == expected {
+        return Ok(());
+    }
+    let got = mask.shape();
+    Err(Error::MethodMask { layer: layer.into(), method: method.info().name, expected, got })
 }
 
 /// One topology update of one layer: a pure function of its arguments, whatever the thread count.
@@ -156,6 +168,7 @@ pub fn update_layer(method: &dyn Method, alpha: f64, layer: &Layer, stream: Stre
     } else {
         method.update(layer, alpha, stream)?
     };
+    check_shape(method, layer.name, &mask, layer.mask.shape())?;
     let report = UpdateReport::new(layer.mask, &mask);
     Ok(Update { mask, report })
 }

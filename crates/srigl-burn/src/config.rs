@@ -186,8 +186,8 @@ impl<M: Module> Sparsified<M> {
     /// parameter ids in it. The topology shows the record's masks at once.
     ///
     /// # Errors
-    /// [`Error::ModelRecord`] if the model's does not fit, [`Error::OptimizerRecord`] if the optimizer's has no masks for
-    /// a sparse layer, or others than its weight has room for.
+    /// [`Error::ModelRecord`] if the model's does not fit, [`Error::OptimizerRecord`] if the optimizer's has no masks,
+    /// or others than a layer's weight has room for.
     pub fn load_records(self, model: ModuleRecord, optim: OptimizerRecord) -> Result<Self, Error> {
         let Self { model: module, optim: optimizer, topology } = self;
         let model = module.try_load_record(model).map_err(|e| Error::ModelRecord(e.to_string()))?;
@@ -203,7 +203,8 @@ impl<M: Module> Sparsified<M> {
                 Some((mask, ever_active)) if mask.shape() == layer.mask.shape() => {
                     topology.publish(index, mask, ever_active);
                 }
-                None if empty => {}
+                // A layer without gradients has no state.
+                None if empty || !masks.is_empty() => {}
                 _ => return Err(Error::OptimizerRecord { layer: layer.name.clone() }),
             }
         }

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use condensed::{Engine, Network, Op, from_bytes, to_bytes};
+use condensed::{Engine, Network, Op, from_bytes, ops, to_bytes};
 use libfuzzer_sys::fuzz_target;
 
 /// Results and weights of networks that are run, in floats. Valid networks may be far larger, as they name

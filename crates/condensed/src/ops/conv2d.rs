@@ -43,6 +43,7 @@ impl Operation for Conv2d {
         let (taps, [height, width]) = window.check(input)?;
         let fan_in = taps.checked_mul(input.features / groups).ok_or(NodeError::TooManyWeights)?;
         weights::check(weight, bias, fan_in)?;
+        window.check_gathered(input, [height, width])?;
         Ok(Shape { features: neurons, height, width })
     }
 

@@ -153,7 +153,8 @@ impl Setting {
     }
 
     /// Whether it may have this value; numbers are checked by [`Method::check`].
-    fn takes(&self, value: &Value) -> bool {
+    /// Whether it may have this value; a method may still find a number out of range.
+    pub fn takes(&self, value: &Value) -> bool {
         match (&self.kind, value) {
             (SettingKind::Number(_), Value::Number(_)) => true,
             (SettingKind::Word(words), Value::Word(word)) => words.contains(&word.as_str()),
