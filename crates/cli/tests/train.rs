@@ -247,6 +247,36 @@ fn mistakes_are_one_clear_error() {
 }
 
 /// Real images, where the Debian package `dataset-fashion-mnist` is installed; CI installs it and insists.
+/// Settings of methods in `config.json` are checked like all others.
+#[test]
+fn a_damaged_configuration_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    run(&mut srigl("--sparsity 0.9 --epochs 1", &out));
+    let config = json(&out.join("config.json"));
+    for (key, value) in [
+        ("gamma_sal", Value::from("x")),
+        ("no_ablation", "yes".into()),
+        ("threshold_base", "foo".into()),
+        ("method", "sgd".into()),
+    ] {
+        let mut damaged = config.clone();
+        damaged[key] = value;
+        fs::write(out.join("config.json"), damaged.to_string()).unwrap();
+        let error = error_of(Command::new(env!("CARGO_BIN_EXE_srigl")).arg("eval").arg(&out));
+        assert!(error.contains(key) && error.contains("config.json"), "{error}");
+    }
+    let no_steps = ["train", "--method", "dense", "--delta-t", "0", "--out", "none"];
+    assert!(error_of(Command::new(env!("CARGO_BIN_EXE_srigl")).args(no_steps)).contains("--delta-t"));
+
+    // A log that somebody shortened is not filled with zeros.
+    fs::write(out.join("config.json"), config.to_string()).unwrap();
+    fs::remove_file(out.join("result.json")).unwrap();
+    fs::write(out.join("metrics.jsonl"), "").unwrap();
+    let error = error_of(&mut srigl("--sparsity 0.9 --epochs 1 --resume", &out));
+    assert!(error.contains("metrics.jsonl") && error.contains("checkpoint"), "{error}");
+}
+
 #[test]
 fn fashion_mnist_is_learnt() {
     if !Path::new("/usr/share/datasets/fashion-mnist").is_dir() {

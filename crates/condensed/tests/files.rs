@@ -5,7 +5,9 @@
 #[path = "random/mod.rs"]
 mod random;
 
-use condensed::{Network, from_bytes, load, save, to_bytes};
+use condensed::{
+    CondensedWeight, Network, Node, Op, Shape, Weight, Window, from_bytes, load, ops, save, to_bytes,
+};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -629,4 +631,21 @@ mod hostile {
         });
         cases
     }
+}
+
+/// Two weights, and a window that would gather a TiB.
+#[test]
+fn a_window_that_gathers_too_much_is_refused() {
+    let taps = 1 << 19;
+    let mut mask = vec![false; taps];
+    (mask[0], mask[taps - 1]) = (true, true);
+    let weight = CondensedWeight::from_masked(&vec![1.0; taps], &mask, 1, taps).unwrap();
+    let window = Window { kernel: [1, taps], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
+    let conv = ops::Conv2d { weight: Weight::Condensed(weight), bias: vec![0.0], window, groups: 1 };
+    let image = Shape { features: 1, height: 1, width: 1 << 20 };
+    let node = |name: &str, op, inputs| Node { name: name.into(), op, inputs };
+    let nodes =
+        vec![node("images", Op::Input(ops::Input(image)), vec![]), node("conv", Op::Conv2d(conv), vec![0])];
+    let error = Network::new(nodes).unwrap_err().to_string();
+    assert!(error.contains("`conv`") && error.contains("smaller kernel"), "{error}");
 }

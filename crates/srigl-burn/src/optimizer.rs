@@ -99,19 +99,28 @@ impl<O: Optimizer> Optimizer for SparseOptimizer<O> {
         }
 
         // Clipping comes after masking: gradients of weights that do not exist have no say in the norm.
-        let mut grad = match frozen {
+        let mut grad = match frozen.clone() {
             Some(frozen) => grad.mask_fill(frozen, 0.0),
             None => grad,
         };
         if let Some(clipping) = &self.clipping {
             grad = clipping.clip_gradient(grad);
         }
-        let tensor = match state.hidden.take() {
+        let all = match state.hidden.take() {
             Some(hidden) => tensor + hidden,
             None => tensor,
         };
-        let (tensor, inner) = self.inner.step(lr, tensor, grad, state.inner.take());
+        // Weight decay would move values that get no gradient: the optimizer sees zeros in their place.
+        let (seen, kept) = match frozen.filter(|_| self.weight.method.keeps_inactive_weights()) {
+            Some(frozen) => (all.clone().mask_fill(frozen.clone(), 0.0), Some((frozen, all))),
+            None => (all, None),
+        };
+        let (tensor, inner) = self.inner.step(lr, seen, grad, state.inner.take());
         state.inner = inner;
+        let tensor = match kept {
+            Some((frozen, all)) => tensor.mask_where(frozen, all),
+            None => tensor,
+        };
         // Optimizers that mix positions (Muon, say) would revive inactive weights.
         let mut tensor = self.hide(tensor, inactive, &mut state);
 
@@ -168,8 +177,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
             );
             if state.gradient.is_none() {
                 let values = || weight.layout.to_rows(tensor.clone());
-                state.gradient =
-                    Some(weight.method.gradient_positions(&state.mask, weight.sparsity, &values));
+                state.gradient = Some(self.gradient_positions(&state.mask, &values));
             }
             self.topology.publish(weight.index, &state.mask, &state.ever_active);
             self.move_masks(state, tensor.dims(), &tensor.device());
@@ -192,6 +200,24 @@ impl<O: Optimizer> SparseOptimizer<O> {
             Some(GradientPositions::All) => None,
         };
         state.on_device = Some(OnDevice { inactive, frozen });
+    }
+
+    /// The positions that get gradient, by the method; active ones always do.
+    ///
+    /// # Panics
+    /// If the method's positions have another shape than its mask.
+    fn gradient_positions(&self, mask: &Mask, weights: &dyn Fn() -> Vec<f32>) -> GradientPositions {
+        let SparseWeight { method, name, sparsity, .. } = &*self.weight;
+        let positions = method.gradient_positions(mask, *sparsity, weights);
+        let GradientPositions::Superset(mut superset) = positions else { return positions };
+        let what = method.info().name;
+        assert_eq!(
+            superset.shape(),
+            mask.shape(),
+            "layer `{name}`: positions of method `{what}` and their mask"
+        );
+        superset.union_with(mask);
+        GradientPositions::Superset(superset)
     }
 
     /// The weight that the network sees: 0 where it is inactive. What was there is kept, if the method wants it.
@@ -243,8 +269,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
             Ok(update) => {
                 Arc::make_mut(&mut state.ever_active).union_with(&update.mask);
                 state.mask = Arc::new(update.mask);
-                state.gradient =
-                    Some(weight.method.gradient_positions(&state.mask, weight.sparsity, &|| weights.clone()));
+                state.gradient = Some(self.gradient_positions(&state.mask, &|| weights.clone()));
                 self.topology.publish(weight.index, &state.mask, &state.ever_active);
                 self.move_masks(state, tensor.dims(), &tensor.device());
                 Ok(update.report)

@@ -3,6 +3,7 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
+use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{GradientsParams, OptimizerRecord, SgdConfig};
 use burn::store::ModuleRecord;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -59,6 +60,7 @@ impl Method for Largest {
 }
 
 const DIMS: [usize; 2] = [12, 8];
+const DECAY: f32 = 0.25;
 
 /// Numbers in [-1, 1) that differ from step to step.
 fn noise(step: usize) -> Vec<f32> {
@@ -75,7 +77,9 @@ fn sparse(device: &Device) -> Sparsified<Linear> {
         .with_method(Largest.into())
         .with_distribution(Distribution::Uniform)
         .with_delta_t(3);
-    config.sparsify(net, SgdConfig::new().build()).unwrap()
+    // Decay may move only what gets gradient.
+    let sgd = SgdConfig::new().with_weight_decay(Some(WeightDecayConfig::new(DECAY)));
+    config.sparsify(net, sgd.build()).unwrap()
 }
 
 /// Steps whose gradient is `noise`, at every position: that of Σ noise·w.
@@ -116,7 +120,7 @@ fn inactive_weights_learn_and_come_back() {
         let gradient = rows(&noise(step));
         for (position, weight) in all.iter_mut().enumerate() {
             if learns.is_active(position / DIMS[0], position % DIMS[0]) {
-                *weight -= gradient[position] * 0.1;
+                *weight -= (*weight * DECAY + gradient[position]) * 0.1;
             }
         }
         if (step + 1) % 3 == 0 {
