@@ -56,7 +56,7 @@ enum Command {
 
 /// The command line. The names of networks come from their table, which `srigl-run` does not know.
 fn parse() -> Cli {
-    let about = |info: &srigl_models::ModelInfo| PossibleValue::new(info.name).help(info.about);
+    let about = |info: &&srigl_models::ModelInfo| PossibleValue::new(info.name).help(info.about);
     let models = || PossibleValuesParser::new(srigl_models::MODELS.iter().map(about));
     let command = Cli::command()
         .mut_subcommand("train", |train| train.mut_arg("model", |arg| arg.value_parser(models())));
