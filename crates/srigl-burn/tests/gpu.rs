@@ -55,6 +55,7 @@ fn train<O: Optimizer>(method: &AnyMethod, optim: O, device: &Device) -> Course 
         .with_delta_t(3)
         .with_grad_accumulation(2);
     let Sparsified { model: mut net, mut optim, topology } = config.sparsify(net, optim).unwrap();
+    let updates = topology.updates();
     let mut masks = Vec::new();
     for step in 0..12 {
         // The gradient of Σ c·w is c.
@@ -67,7 +68,7 @@ fn train<O: Optimizer>(method: &AnyMethod, optim: O, device: &Device) -> Course 
         net = optim.step(0.25, net, grads);
         masks.push(topology.layers().into_iter().map(|layer| layer.mask).collect());
     }
-    let updates = topology.drain_events();
+    let updates = updates.drain();
     assert!(updates.iter().all(|update| update.report.is_ok()), "{updates:?}");
     let weights = state_dict(&net).into_iter().filter(|tensor| tensor.name.ends_with("weight"));
     (masks, weights.map(|tensor| tensor.values).collect())
