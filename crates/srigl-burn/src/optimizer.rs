@@ -106,10 +106,7 @@ impl<O: Optimizer> Optimizer for SparseOptimizer<O> {
         if let Some(clipping) = &self.clipping {
             grad = clipping.clip_gradient(grad);
         }
-        let all = match state.hidden.take() {
-            Some(hidden) => tensor + hidden,
-            None => tensor,
-        };
+        let all = Self::unhide(tensor, &mut state);
         // Weight decay would move values that get no gradient: the optimizer sees zeros in their place.
         let (seen, kept) = match frozen.filter(|_| self.weight.method.keeps_inactive_weights()) {
             Some(frozen) => (all.clone().mask_fill(frozen.clone(), 0.0), Some((frozen, all))),
@@ -233,6 +230,14 @@ impl<O: Optimizer> SparseOptimizer<O> {
         tensor.mask_fill(inactive, 0.0)
     }
 
+    /// The weight with what [`hide`](Self::hide) has kept.
+    fn unhide<const D: usize>(tensor: Tensor<D>, state: &mut SparseState<O::State<D>, D>) -> Tensor<D> {
+        match state.hidden.take() {
+            Some(hidden) => tensor + hidden,
+            None => tensor,
+        }
+    }
+
     /// Weights and dense gradients in, new mask out; weights and moments settle on it.
     fn update_topology<const D: usize>(
         &self,
@@ -240,10 +245,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
         state: &mut SparseState<O::State<D>, D>,
     ) -> Tensor<D> {
         let weight = &self.weight;
-        let tensor = match state.hidden.take() {
-            Some(hidden) => tensor + hidden,
-            None => tensor,
-        };
+        let tensor = Self::unhide(tensor, state);
         let (weights, grads) = match state.dense_grad.take() {
             Some(sum) if weight.method.info().needs.dense_gradients => {
                 let gathered = state.schedule.grad_accumulation.min(state.step) as f64;
