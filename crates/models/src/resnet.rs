@@ -281,8 +281,8 @@ impl<B: ResidualBlock> Lower for ResNet<B> {
 /// Channels after the first convolution.
 const WIDTH: Option<Size> = Some(Size { usual: 64, tensor: "conv1.weight", dimension: 0 });
 
-/// Its row in the table.
-pub(crate) static RESNET18: ModelInfo = ModelInfo {
+/// What the rows below share.
+const RESNET: ModelInfo = ModelInfo {
     name: "resnet18",
     about: "ResNet-18 for ImageNet",
     images: [3, 224, 224],
@@ -295,30 +295,20 @@ pub(crate) static RESNET18: ModelInfo = ModelInfo {
 };
 
 /// Its row in the table.
+pub(crate) static RESNET18: ModelInfo = RESNET;
+
+/// Its row in the table.
 pub(crate) static RESNET18_SMALL: ModelInfo = ModelInfo {
     name: "resnet18-small",
     about: "ResNet-18 for images of about 32×32: a 3×3 stem of stride 1, no pooling after it",
     images: [3, 32, 32],
     classes: 10,
-    stem: "conv1.weight",
-    head: "fc.bias",
-    width: WIDTH,
-    patch: None,
-    check: |_| Ok(()),
+    ..RESNET
 };
 
 /// Its row in the table.
-pub(crate) static RESNET50: ModelInfo = ModelInfo {
-    name: "resnet50",
-    about: "ResNet-50 for ImageNet",
-    images: [3, 224, 224],
-    classes: 1000,
-    stem: "conv1.weight",
-    head: "fc.bias",
-    width: WIDTH,
-    patch: None,
-    check: |_| Ok(()),
-};
+pub(crate) static RESNET50: ModelInfo =
+    ModelInfo { name: "resnet50", about: "ResNet-50 for ImageNet", ..RESNET };
 
 fn config(spec: &ModelSpec) -> ResNetConfig {
     let config = ResNetConfig::new().with_channels(spec.images[0]).with_classes(spec.classes);
