@@ -3,7 +3,7 @@
 //! ```text
 //! recipes/*.toml ─ recipe ─ cells ─ runner (drives `srigl train`) ─┐
 //!                                        published/*.toml ─────────┼─ tables/{grid, figures} ─ report ─ files, terminal
-//!                           tables/{flops, variance} (no training) ┤
+//!             runner (asks `srigl models`) ─ tables/{flops, variance} ─┤
 //!     runner (drives `srigl bench`), peers ─ tables/timings ───────┘
 //! ```
 //!
@@ -12,7 +12,7 @@
 //! [`report::Report`].
 
 mod bundle;
-mod chart;
+mod panel;
 mod peers;
 mod published;
 mod recipe;

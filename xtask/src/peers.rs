@@ -1,30 +1,10 @@
-//! The other engines: Python processes that time PyTorch, ONNX Runtime and DeepSparse on the same weights.
-//!
-//! [`Environment::python`] finds or makes a virtual environment, [`Peers`] talks to `peers/timings.py` in it.
-//! The requests and answers are described at the top of that script.
+//! The other engines: `srigl bench` lets PyTorch, ONNX Runtime and DeepSparse take turns with ours, each in a Python
+//! process. Here are the interpreters that have them.
 
 use crate::runner::{shell_line, tail};
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-
-/// How long one run takes, in milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Timing {
-    /// Half of the runs are faster.
-    pub median_ms: f64,
-    /// One in ten is faster.
-    pub p10_ms: f64,
-    /// Nine in ten are faster.
-    pub p90_ms: f64,
-    /// Timed runs.
-    pub samples: u64,
-}
+use std::process::{Command, Stdio};
 
 /// A virtual environment and what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +27,7 @@ impl Environment {
         }
     }
 
-    /// The modules that `timings.py` shall offer.
+    /// The engines that it has, by their options in `srigl bench`, which are also their modules.
     fn engines(self) -> &'static [&'static str] {
         match self {
             Self::Torch => &["torch", "onnxruntime"],
@@ -104,7 +84,7 @@ impl Environment {
             None => std::fs::write(&marker, wanted)
                 .with_context(|| format!("cannot write {}", marker.display()))?,
             Some(error) if errors.len() + 1 == self.packages().len() => return Err(error),
-            // The script says which module is missing.
+            // Asking for the engine says which module is missing.
             Some(error) => eprintln!("{error:#}"),
         }
         Ok(python)
@@ -127,140 +107,72 @@ fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// A running `timings.py`.
+/// Interpreters that have other engines.
+#[derive(Default)]
 pub struct Peers {
-    /// Which environment it runs in.
-    pub environment: Environment,
-    /// Modules that cannot be used, with the reason.
-    pub missing: BTreeMap<String, String>,
-    child: Child,
-    /// `None` only while it is being stopped.
-    requests: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
-    log: PathBuf,
-}
-
-/// One layer or model to be prepared.
-#[derive(Debug, Serialize)]
-pub struct Request<'a> {
-    /// A network of torchvision, by its name in `srigl`; otherwise it is a layer.
-    pub model: Option<&'a str>,
-    /// safetensors file with `weight`, `bias` and `input`, or the tensors of the model.
-    pub weights: &'a Path,
-    /// Threads of every engine.
-    pub threads: usize,
-    /// Stride of a convolution; of no meaning for a linear layer.
-    pub stride: usize,
-    /// Zeros added on each side of a convolution's input.
-    pub padding: usize,
-}
-
-/// What an engine says about what was prepared.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub enum Prepared {
-    /// It can be timed.
-    Ready {
-        /// Name, as in requests.
-        name: String,
-        /// Version and call, for people.
-        engine: String,
-        /// `‖result − plain result‖ / ‖plain product‖`.
-        relative_error: f64,
-        /// About how long one run takes, in milliseconds.
-        once_ms: f64,
-    },
-    /// It cannot run this.
-    Skipped {
-        /// Name of the engine.
-        name: String,
-        /// Why.
-        skipped: String,
-    },
-}
-
-#[derive(Deserialize)]
-struct Hello {
-    versions: BTreeMap<String, String>,
-    missing: BTreeMap<String, String>,
+    /// Option of `srigl bench` and interpreter.
+    engines: Vec<(&'static str, PathBuf)>,
+    /// Whether PyTorch has torchvision, from which the models are.
+    has_models: bool,
+    /// Which engines cannot be had, and why.
+    pub missing: Vec<String>,
 }
 
 impl Peers {
-    /// Starts `script` with the interpreter `python`; its error output goes to the file `log`.
-    ///
-    /// # Errors
-    /// If it does not start or has no engine at all.
-    pub fn start(environment: Environment, python: &Path, script: &Path, log: &Path) -> Result<Self> {
-        let stderr = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut child = Command::new(python)
-            .arg(script)
-            .args(environment.engines())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .with_context(|| format!("cannot start {}", python.display()))?;
-        let requests = child.stdin.take();
-        let answers = BufReader::new(child.stdout.take().expect("its output is piped"));
-        let mut peers =
-            Self { environment, missing: BTreeMap::new(), child, requests, answers, log: log.into() };
-        let hello: Hello = peers.answer()?;
-        if hello.versions.is_empty() {
-            let reasons: Vec<&str> = hello.missing.values().map(String::as_str).collect();
-            bail!("{}", reasons.join("; "));
+    /// Looks what there is; `given` is an interpreter to use instead of an environment under `folder`.
+    pub fn find(folder: &Path, given: impl Fn(Environment) -> Option<PathBuf>) -> Self {
+        let mut peers = Self::default();
+        for environment in Environment::ALL {
+            let made = || environment.python(&folder.join(environment.name()));
+            let python = given(environment).map_or_else(made, Ok);
+            for engine in environment.engines() {
+                match python
+                    .as_ref()
+                    .map_err(|error| format!("{error:#}"))
+                    .and_then(|python| asked(python, engine))
+                {
+                    Ok(python) => {
+                        peers.has_models |= *engine == "torch" && asked(&python, "torchvision").is_ok();
+                        peers.engines.push((engine, python));
+                    }
+                    Err(why) => {
+                        // The report is no place for pip's output.
+                        eprintln!("{engine} is skipped: {why}");
+                        let first = why.lines().next().unwrap_or_default();
+                        peers.missing.push(format!("{engine} is skipped: {}", without_paths(first)));
+                    }
+                }
+            }
         }
-        peers.missing = hello.missing;
-        Ok(peers)
+        peers
     }
 
-    /// Builds every engine's form and checks its result.
-    ///
-    /// # Errors
-    /// If the process ends or answers nonsense.
-    pub fn prepare(&mut self, request: &Request) -> Result<Vec<Prepared>> {
-        #[derive(Deserialize)]
-        struct Answer {
-            peers: Vec<Prepared>,
-        }
-        let mut value = json!(request);
-        value["do"] = json!("prepare");
-        self.ask::<Answer>(&value).map(|answer| answer.peers)
-    }
-
-    /// Times so many repetitions of a prepared engine.
-    ///
-    /// # Errors
-    /// If the process ends or answers nonsense.
-    pub fn time(&mut self, peer: &str, repetitions: u64) -> Result<Timing> {
-        self.ask(&json!({ "do": "time", "peer": peer, "repetitions": repetitions }))
-    }
-
-    fn ask<T: DeserializeOwned>(&mut self, request: &serde_json::Value) -> Result<T> {
-        let requests = self.requests.as_mut().context("it is being stopped")?;
-        // If it has ended, reading the answer fails as well, and that message says why.
-        _ = writeln!(requests, "{request}").and_then(|()| requests.flush());
-        self.answer()
-    }
-
-    fn answer<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).context("cannot read from timings.py")?;
-        serde_json::from_str(&line).map_err(|error| {
-            let log = std::fs::read(&self.log).unwrap_or_default();
-            let log = tail(&String::from_utf8_lossy(&log), 8);
-            let what =
-                if line.is_empty() { "it ended".into() } else { format!("{error} in {}", line.trim_end()) };
-            anyhow!("timings.py ({}): {what}\n{log}", self.environment.name())
-        })
+    /// Options of `srigl bench` for a whole model or a layer. What ONNX engines read of a model, PyTorch writes.
+    pub fn args(&self, is_model: bool) -> Vec<String> {
+        let engines = self.engines.iter().filter(|_| self.has_models || !is_model);
+        engines.flat_map(|(engine, python)| [format!("--{engine}"), python.display().to_string()]).collect()
     }
 }
 
-impl Drop for Peers {
-    fn drop(&mut self) {
-        // The end of its input ends it.
-        self.requests = None;
-        _ = self.child.wait();
+/// The interpreter, if it has the module and what that needs here.
+fn asked(python: &Path, module: &str) -> Result<PathBuf, String> {
+    let onnx = if module.starts_with("torch") { "" } else { "onnx, " };
+    let mut command = Command::new(python);
+    command.args(["-c", &format!("import numpy, {onnx}{module}")]);
+    match succeed(&mut command) {
+        Ok(()) => Ok(python.into()),
+        Err(error) => {
+            // Python's last line says what is missing.
+            let text = format!("{error:#}");
+            Err(text.trim_end().lines().last().unwrap_or_default().trim_start_matches([' ', '|']).to_string())
+        }
     }
+}
+
+/// Words with a path of this machine in them have no place in a report.
+pub fn without_paths(text: &str) -> String {
+    let words = text.split(' ').map(|word| if word.starts_with('/') { "…" } else { word });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -268,20 +180,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_read() {
-        let ready = r#"{"name": "torch-dense", "engine": "PyTorch", "relative_error": 1e-7, "once_ms": 0.5}"#;
-        let Prepared::Ready { name, once_ms, .. } = serde_json::from_str(ready).unwrap() else {
-            panic!("not ready")
-        };
-        assert_eq!((name.as_str(), once_ms), ("torch-dense", 0.5));
-        let skipped = r#"{"name": "deepsparse", "skipped": "no licence"}"#;
-        assert!(
-            matches!(serde_json::from_str(skipped).unwrap(), Prepared::Skipped { skipped, .. } if skipped == "no licence")
-        );
+    fn an_interpreter_that_is_missing_has_no_version() {
+        assert_eq!(python_minor("no-such-python"), None);
     }
 
     #[test]
-    fn an_interpreter_that_is_missing_has_no_version() {
-        assert_eq!(python_minor("no-such-python"), None);
+    fn a_missing_engine_is_told_and_not_asked_for() {
+        let peers = Peers::find(Path::new("nowhere"), |_| Some("no-such-python".into()));
+        assert!(peers.args(false).is_empty());
+        assert_eq!(peers.missing.len(), 3);
+        assert!(peers.missing[0].starts_with("torch is skipped: "), "{:?}", peers.missing);
+        assert_eq!(without_paths("cannot read /a/b now"), "cannot read … now");
+    }
+
+    #[test]
+    fn without_pytorch_there_is_no_model_to_read() {
+        let engines = vec![("onnxruntime", PathBuf::from("p")), ("deepsparse", "q".into())];
+        let mut peers = Peers { engines, has_models: false, missing: vec![] };
+        assert!(peers.args(true).is_empty());
+        assert_eq!(peers.args(false), ["--onnxruntime", "p", "--deepsparse", "q"]);
+        peers.engines.insert(0, ("torch", "p".into()));
+        peers.has_models = true;
+        assert_eq!(peers.args(true).len(), 6);
     }
 }

@@ -241,21 +241,26 @@ pub fn executables(messages: &str) -> Vec<Executable> {
 /// If it fails, with the end of its error output, or prints something else.
 pub fn bench<T: DeserializeOwned>(srigl: &Path, args: &[String], threads: usize) -> Result<T> {
     let mut command = Command::new(srigl);
-    command
-        .arg("bench")
-        .args(args)
-        .arg("--json")
-        .env("RAYON_NUM_THREADS", threads.to_string())
-        .stdin(Stdio::null());
+    command.arg("bench").args(args).arg("--json").env("RAYON_NUM_THREADS", threads.to_string());
+    srigl_json(&mut command)
+}
+
+/// What a command of `srigl` prints, as JSON.
+///
+/// # Errors
+/// If it fails or prints something else.
+pub fn srigl_json<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
+    let srigl = PathBuf::from(command.get_program());
     let output = command
+        .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot start {}; build it or correct SRIGL_BIN", srigl.display()))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("{}\n  command: {}\n{}", output.status, shell_line(&command), tail(&stderr, 20));
+        bail!("{}\n  command: {}\n{}", output.status, shell_line(command), tail(&stderr, 20));
     }
     serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("cannot read what {} prints", shell_line(&command)))
+        .with_context(|| format!("cannot read what {} prints", shell_line(command)))
 }
 
 /// A command as one could type it.

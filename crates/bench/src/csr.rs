@@ -61,21 +61,25 @@ impl Csr {
         let arch = pulp::Arch::new();
         let part = bias.len().div_ceil(4 * rayon::current_num_threads()) * columns;
         out.par_chunks_mut(part).enumerate().for_each(|(i, out)| {
-            arch.dispatch(|| {
-                let first = i * part / columns;
-                for start in (0..columns).step_by(BLOCK) {
-                    let width = BLOCK.min(columns - start);
-                    for (j, out) in out.chunks_exact_mut(columns).enumerate() {
-                        let out = &mut out[start..start + width];
-                        out.fill(bias[first + j]);
-                        let (indices, values) = self.row(first + j);
-                        for (&index, &value) in indices.iter().zip(values) {
-                            let x = &x[index as usize * columns + start..][..width];
-                            out.iter_mut().zip(x).for_each(|(out, x)| *out += value * x);
+            // Not inlined, it would be compiled for every processor, with narrow registers.
+            arch.dispatch(
+                #[inline(always)]
+                || {
+                    let first = i * part / columns;
+                    for start in (0..columns).step_by(BLOCK) {
+                        let width = BLOCK.min(columns - start);
+                        for (j, out) in out.chunks_exact_mut(columns).enumerate() {
+                            let out = &mut out[start..start + width];
+                            out.fill(bias[first + j]);
+                            let (indices, values) = self.row(first + j);
+                            for (&index, &value) in indices.iter().zip(values) {
+                                let x = &x[index as usize * columns + start..][..width];
+                                out.iter_mut().zip(x).for_each(|(out, x)| *out += value * x);
+                            }
                         }
                     }
-                }
-            });
+                },
+            );
         });
     }
 }
@@ -86,21 +90,25 @@ pub fn dense_times_vector(weight: &[f32], bias: &[f32], x: &[f32], out: &mut [f3
     let arch = pulp::Arch::new();
     let part = out.len().div_ceil(rayon::current_num_threads());
     out.par_chunks_mut(part).enumerate().for_each(|(i, out)| {
-        arch.dispatch(|| {
-            let rows = weight[i * part * x.len()..].chunks_exact(x.len());
-            for ((out, row), bias) in out.iter_mut().zip(rows).zip(&bias[i * part..]) {
-                let mut sums = [0.0f32; LANES];
-                let (blocks, rest) = row.as_chunks::<LANES>();
-                let (xs, others) = x.as_chunks::<LANES>();
-                for (w, x) in blocks.iter().zip(xs) {
-                    for i in 0..LANES {
-                        sums[i] += w[i] * x[i];
+        // Not inlined, it would be compiled for every processor, with narrow registers.
+        arch.dispatch(
+            #[inline(always)]
+            || {
+                let rows = weight[i * part * x.len()..].chunks_exact(x.len());
+                for ((out, row), bias) in out.iter_mut().zip(rows).zip(&bias[i * part..]) {
+                    let mut sums = [0.0f32; LANES];
+                    let (blocks, rest) = row.as_chunks::<LANES>();
+                    let (xs, others) = x.as_chunks::<LANES>();
+                    for (w, x) in blocks.iter().zip(xs) {
+                        for i in 0..LANES {
+                            sums[i] += w[i] * x[i];
+                        }
                     }
+                    let rest: f32 = rest.iter().zip(others).map(|(w, x)| w * x).sum();
+                    *out = bias + sums.iter().sum::<f32>() + rest;
                 }
-                let rest: f32 = rest.iter().zip(others).map(|(w, x)| w * x).sum();
-                *out = bias + sums.iter().sum::<f32>() + rest;
-            }
-        });
+            },
+        );
     });
 }
 

@@ -14,6 +14,7 @@ use serde_json::json;
 use sparsity_core::{LayerSpec, Mask, Purpose, Stream, WeightInit, constant_fan_in_mask, initialise_weights};
 
 use super::csr::{Csr, dense_times_vector, im2col, transpose};
+use super::peer::Offer;
 use super::{Case, Contender, MeasureArgs, Saved, compare, device, fastest, save};
 
 /// Time one linear layer or convolution: dense, compressed sparse rows (CSR), condensed
@@ -27,7 +28,7 @@ Examples:
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --threads 4 --json
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --device cuda --torch python3
-  srigl bench layer --conv 64 64 3 --size 56 --stride 1 --sparsity 0.95")]
+  srigl bench layer --conv 64 64 3 --size 56 --stride 1 --sparsity 0.95 --onnxruntime python3")]
 pub struct LayerArgs {
     /// Inputs of a linear layer
     #[arg(long = "in", value_name = "M", requires = "outputs", required_unless_present = "conv")]
@@ -124,26 +125,35 @@ pub fn run(args: &LayerArgs) -> Result<()> {
     let pool = measure.pool()?;
     let mut memory = None;
     let mut want = None;
-    let contenders = match (device, window) {
+    let peers = measure.peers()?;
+    let (stride, padding) = window.map_or((1, 0), |w| (w.stride[0], w.padding[0]));
+    let offer = match peers.any() {
+        true => peers.layer(&saved(), stride, padding, &layer, input.len() + outputs),
+        false => Offer::default(),
+    };
+    let mut contenders = match (device, window) {
         (Some(device), window) => {
             let place = device::Place { device: &device, is_gpu: measure.place.is_gpu() };
             if place.is_gpu {
                 memory = Some(device::memory_rate(&device)?);
             }
             want = Some(layer.on_cpu(window, sample, &input, outputs)?);
-            let mut contenders = device::layer(&layer, sample, window, &input, outputs, place)?;
-            if let Some(torch) = measure.place.torch(measure.threads)? {
-                let (stride, padding) = window.map_or((1, 0), |w| (w.stride[0], w.padding[0]));
-                let numbers = input.len() + outputs;
-                contenders.extend(torch.layer(&saved(), stride, padding, &layer, numbers)?);
-            }
-            contenders
+            device::layer(&layer, sample, window, &input, outputs, place)?
         }
         (None, Some(window)) => layer.conv(&pool, sample, window, &input, outputs)?,
         (None, None) => layer.linear(&pool, &input, outputs)?,
     };
-    let case =
-        Case { what: "layer", shape, actual_sparsity: 1.0 - mask.density(), input, want, outputs, memory };
+    contenders.extend(offer.contenders);
+    let case = Case {
+        what: "layer",
+        shape,
+        actual_sparsity: 1.0 - mask.density(),
+        input,
+        want,
+        outputs,
+        memory,
+        skipped: offer.skipped,
+    };
     compare(case, measure, contenders)
 }
 

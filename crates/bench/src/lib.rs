@@ -7,8 +7,8 @@ mod csr;
 mod device;
 mod layer;
 mod model;
+mod peer;
 mod report;
-mod torch;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +19,10 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use peer::{OnnxArgs, Peer, Peers, Skipped, TorchArgs};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use rayon::ThreadPool;
 use report::{Report, Timing};
 use safetensors::tensor::Dtype;
@@ -32,7 +36,8 @@ one process, after a warm-up; each sample is the mean of as many calls as fill s
 are timed, they must agree with the dense result.
 
 With --device the contenders are Burn's dense layers and the condensed ones on that device, in f32 and bf16 where it \
-has it; with --torch also PyTorch's there, dense and CSR (on CUDA: cuBLAS, cuDNN and cuSPARSE). Inputs are on the device \
+has it. With --torch PyTorch takes turns, too, dense and CSR (on CUDA: cuBLAS, cuDNN and cuSPARSE), with --onnxruntime and \
+--deepsparse those engines on the CPU. Inputs are on the device \
 before the clock runs and results stay there; a sample ends when the device is idle. On a GPU short calls are bound by the \
 program that makes them, so `device ms` is what the GPU's own clock says of one call, queued behind a copy that also \
 clears the caches. Memory's rate is that of a large copy.
@@ -78,6 +83,8 @@ struct MeasureArgs {
     save_weights: Option<PathBuf>,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    onnx: OnnxArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -89,9 +96,8 @@ struct PlaceArgs {
     /// Run in Burn on a device: flex, ndarray, cuda or cuda:N; without it, in the engine for CPUs
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
-    /// An interpreter with PyTorch, which then takes turns on the same device (python3, say)
-    #[arg(long, value_name = "PYTHON", requires = "device")]
-    torch: Option<PathBuf>,
+    #[command(flatten)]
+    torch: TorchArgs,
 }
 
 impl PlaceArgs {
@@ -104,10 +110,9 @@ impl PlaceArgs {
         self.device.as_deref().is_some_and(|device| device.starts_with("cuda"))
     }
 
-    /// The other side of `--torch`, on the device of that name.
-    fn torch(&self, threads: usize) -> Result<Option<torch::Torch>> {
-        let Some(python) = &self.torch else { return Ok(None) };
-        torch::Torch::start(python, self.device.as_deref().unwrap_or_default(), threads).map(Some)
+    /// PyTorch in a process of its own, if it is asked for.
+    fn torch(&self, threads: usize) -> Result<Option<Peer>> {
+        self.torch.start(self.device.as_deref(), threads)
     }
 }
 
@@ -121,7 +126,12 @@ impl MeasureArgs {
         Ok(())
     }
 
-    /// The threads that all contenders run on.
+    /// The engines beside ours.
+    fn peers(&self) -> Result<Peers> {
+        Peers::start(&self.place.torch, &self.onnx, self.place.device.as_deref(), self.threads)
+    }
+
+    /// The threads that our contenders run on.
     fn pool(&self) -> Result<Arc<ThreadPool>> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build();
         pool.map(Arc::new).with_context(|| format!("cannot start {} threads", self.threads))
@@ -151,7 +161,7 @@ type DeviceTime = Box<dyn FnMut() -> Result<f64>>;
 
 /// One way to compute the result.
 struct Contender {
-    /// `dense`, `csr` or `condensed`, with a float type if it is not f32; `torch …`.
+    /// `dense`, `csr` or `condensed`, with a float type if it is not f32; `torch …`, `onnxruntime`, `deepsparse`.
     name: String,
     /// What runs, for people.
     engine: String,
@@ -161,6 +171,10 @@ struct Contender {
     device_time: Option<DeviceTime>,
     /// Largest difference to the right result, relative to its norm.
     tolerance: f64,
+    /// Whether it is another engine, which may fail.
+    is_peer: bool,
+    /// Whether it has threads of its own on these cores, which may go on looking for work after a call.
+    has_threads: bool,
     /// Bytes that a call must read or write at least, for a memory's share in the time.
     bytes: Option<usize>,
 }
@@ -192,6 +206,8 @@ impl Contender {
             read: None,
             device_time: None,
             tolerance: TOLERANCE,
+            is_peer: false,
+            has_threads: false,
             bytes: None,
         }
     }
@@ -206,16 +222,30 @@ impl Contender {
         self.read.as_mut().map_or(Ok(()), |read| read(output))
     }
 
-    fn check(&self, got: &[f32], want: &[f32]) -> Result<()> {
+    /// Compares a result with the right one: their difference, relative to the right one's norm.
+    fn check(&self, got: &[f32], want: &[f32]) -> Result<f64> {
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
         let size = norm(&mut want.iter().map(|w| f64::from(*w)));
         let difference = norm(&mut got.iter().zip(want).map(|(g, w)| f64::from(*g) - f64::from(*w)));
+        let hint = if self.is_peer { "" } else { ": a bug, please report it" };
         ensure!(
             difference <= self.tolerance * size && size > 0.0,
-            "the result of `{}` differs from the right one by {difference} of {size}: a bug, please report it",
+            "the result of `{}` differs from the right one by {difference} of {size}{hint}",
             self.name
         );
-        Ok(())
+        Ok(difference / size)
+    }
+
+    /// Whether it stays after this outcome: another engine that failed is left out, and one of ours ends it all.
+    fn keep(&self, outcome: Result<()>, skipped: &mut Vec<Skipped>) -> Result<bool> {
+        match outcome {
+            Ok(()) => Ok(true),
+            Err(error) if self.is_peer => {
+                skipped.push(Skipped { name: self.name.clone(), why: format!("{error:#}") });
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Warms up until a call takes its usual time, and returns that in seconds.
@@ -230,6 +260,9 @@ impl Contender {
         Ok(fastest)
     }
 }
+
+/// How long the threads of other engines look for work before they sleep; at least ONNX Runtime's take milliseconds.
+const REST: Duration = Duration::from_millis(15);
 
 const WARM_UP: Duration = Duration::from_millis(100);
 
@@ -268,50 +301,63 @@ struct Case {
     outputs: usize,
     /// Gigabytes per second that the device's memory moves.
     memory: Option<f64>,
+    /// Contenders that cannot run it.
+    skipped: Vec<Skipped>,
 }
 
-/// Times the contenders, the first of which is the dense one, and prints the report.
-fn compare(case: Case, args: &MeasureArgs, mut contenders: Vec<Contender>) -> Result<()> {
-    let Case { what, shape, actual_sparsity, input, mut want, outputs, memory } = case;
+/// Times the contenders, the first of which is the dense one, and prints the report. One of another engine that fails or
+/// computes something else is left out.
+fn compare(case: Case, args: &MeasureArgs, contenders: Vec<Contender>) -> Result<()> {
+    let Case { what, shape, actual_sparsity, input, mut want, outputs, memory, mut skipped } = case;
     let mut output = vec![0.0; outputs];
-    let mut calls = Vec::new();
+    let rest = if contenders.iter().any(|contender| contender.has_threads) { REST } else { Duration::ZERO };
+    let mut runners = Vec::new();
     let mut round_seconds = 0.0;
-    for contender in &mut contenders {
-        let seconds = contender.warm_up(&input, &mut output)?;
-        let count = (SAMPLE_SECONDS / seconds).ceil().max(1.0);
-        round_seconds += count * seconds;
-        calls.push(count as usize);
-        contender.read(&mut output)?;
-        contender.check(&output, want.get_or_insert_with(|| output.clone()))?;
+    for contender in contenders {
+        let mut runner = Runner { contender, calls: 1, relative_error: 0.0, samples: Samples::default() };
+        let outcome = runner.prepare(&input, &mut output, &mut want);
+        if runner.contender.keep(outcome, &mut skipped)? {
+            round_seconds += runner.seconds_of_round() + rest.as_secs_f64();
+            runners.push(runner);
+        }
     }
     let rounds = args.rounds.unwrap_or((ALL_SECONDS / round_seconds).clamp(5.0, 200.0) as usize);
 
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(rounds as u64) };
     bar.set_style(ProgressStyle::with_template("{bar:40} round {pos}/{len} {eta}")?);
-    let mut samples = vec![Samples::default(); contenders.len()];
-    for round in 0..rounds {
-        // Another one goes first each time, so that none always follows the same.
-        for turn in 0..contenders.len() {
-            let i = (round + turn) % contenders.len();
-            // What the one before left in the caches is not this one's.
-            contenders[i].time(1, &input, &mut output)?;
-            samples[i].seconds.push(contenders[i].time(calls[i], &input, &mut output)?);
-            if let Some(device_time) = &mut contenders[i].device_time {
-                samples[i].on_device.push(device_time()?);
+    let mut order = ChaCha8Rng::seed_from_u64(args.seed);
+    for _ in 0..rounds {
+        // In another order each time, so that none always follows the same.
+        let mut turns: Vec<usize> = (0..runners.len()).collect();
+        turns.shuffle(&mut order);
+        let mut failed = Vec::new();
+        for i in turns {
+            std::thread::sleep(rest);
+            let outcome = runners[i].sample(&input, &mut output);
+            if !runners[i].contender.keep(outcome, &mut skipped)? {
+                failed.push(i);
             }
         }
+        failed.sort_unstable();
+        failed.into_iter().rev().for_each(|i| drop(runners.remove(i)));
         bar.inc(1);
     }
     bar.finish_and_clear();
     // A device says nothing of calls that it could not make, until their results are read.
-    for contender in contenders.iter_mut().filter(|contender| contender.read.is_some()) {
-        contender.time(1, &input, &mut output)?;
-        contender.read(&mut output)?;
-        contender.check(&output, want.as_deref().unwrap_or_default())?;
+    let want = want.unwrap_or_default();
+    let mut results = Vec::new();
+    for mut runner in runners {
+        let outcome = match runner.contender.read {
+            Some(_) => runner.contender.time(1, &input, &mut output).and_then(|_| {
+                runner.contender.read(&mut output)?;
+                runner.contender.check(&output, &want).map(drop)
+            }),
+            None => Ok(()),
+        };
+        if runner.contender.keep(outcome, &mut skipped)? {
+            results.push(Timing::new(&runner.contender, &runner.samples, runner.relative_error));
+        }
     }
-
-    let results: Vec<Timing> =
-        contenders.iter().zip(&samples).map(|(contender, samples)| Timing::new(contender, samples)).collect();
     let report = Report {
         what,
         shape,
@@ -325,13 +371,53 @@ fn compare(case: Case, args: &MeasureArgs, mut contenders: Vec<Contender>) -> Re
         speedup_over_dense: report::median(&results, "dense") / report::median(&results, "condensed"),
         memory_gigabytes_per_second: memory,
         results,
+        skipped,
     };
     Ok(print::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })?)
+}
+
+/// A contender and what is known of it.
+struct Runner {
+    contender: Contender,
+    /// How many calls make a sample.
+    calls: usize,
+    /// Difference to the right result, relative to its norm.
+    relative_error: f64,
+    samples: Samples,
+}
+
+impl Runner {
+    /// Warms up and compares the result; that of the first is the right one, unless there is one.
+    fn prepare(&mut self, input: &[f32], output: &mut [f32], want: &mut Option<Vec<f32>>) -> Result<()> {
+        let seconds = self.contender.warm_up(input, output)?;
+        self.calls = (SAMPLE_SECONDS / seconds).ceil().max(1.0) as usize;
+        self.samples.once = seconds;
+        self.contender.read(output)?;
+        self.relative_error = self.contender.check(output, want.get_or_insert_with(|| output.to_vec()))?;
+        Ok(())
+    }
+
+    /// About how long a sample takes.
+    fn seconds_of_round(&self) -> f64 {
+        (self.calls + 1) as f64 * self.samples.once
+    }
+
+    fn sample(&mut self, input: &[f32], output: &mut [f32]) -> Result<()> {
+        // What the one before left in the caches is not this one's.
+        self.contender.time(1, input, output)?;
+        self.samples.seconds.push(self.contender.time(self.calls, input, output)?);
+        if let Some(device_time) = &mut self.contender.device_time {
+            self.samples.on_device.push(device_time()?);
+        }
+        Ok(())
+    }
 }
 
 /// What was measured of a contender.
 #[derive(Clone, Default)]
 struct Samples {
+    /// Seconds of a call in the warm-up.
+    once: f64,
     /// Seconds of a call.
     seconds: Vec<f64>,
     /// By the GPU's clock.

@@ -54,9 +54,10 @@ pub fn run(args: &ModelArgs) -> Result<()> {
     let sparsity = sparsity_of(&tensors);
     save(measure, || tensors.iter().flat_map(saved).collect())?;
 
-    let weights: Vec<Saved> = match measure.place.torch {
-        Some(_) => tensors.iter().map(|(name, t)| Saved::floats(name, &t.shape, &t.values)).collect(),
-        None => Vec::new(),
+    let peers = measure.peers()?;
+    let weights: Vec<Saved> = match peers.any() {
+        true => tensors.iter().map(|(name, t)| Saved::floats(name, &t.shape, &t.values)).collect(),
+        false => Vec::new(),
     };
     let dense_tensors =
         tensors.iter().map(|(name, t)| (name.clone(), NamedTensor { mask: None, ..t.clone() }));
@@ -71,7 +72,7 @@ pub fn run(args: &ModelArgs) -> Result<()> {
 
     let pool = measure.pool()?;
     let mut want = None;
-    let contenders = match &device {
+    let mut contenders = match &device {
         None => vec![
             contender(
                 "dense",
@@ -88,21 +89,24 @@ pub fn run(args: &ModelArgs) -> Result<()> {
             Engine::new(&dense)?.run(measure.batch, &input, &mut result)?;
             want = Some(result);
             let place = device::Place { device, is_gpu: measure.place.is_gpu() };
-            let mut contenders = device::model(&dense, &sparse, measure.batch, &input, place)?;
-            if let Some(torch) = measure.place.torch(measure.threads)? {
-                let [channels, height, width] = image;
-                let input = Saved::floats("input", &[measure.batch, channels, height, width], &input);
-                contenders.extend(torch.model(&args.name, weights, input)?);
-            }
-            contenders
+            device::model(&dense, &sparse, measure.batch, &input, place)?
         }
     };
+    let mut skipped = Vec::new();
+    if peers.any() {
+        let [channels, height, width] = image;
+        let input = Saved::floats("input", &[measure.batch, channels, height, width], &input);
+        let offer = peers.model(&args.name, weights, input)?;
+        contenders.extend(offer.contenders);
+        skipped = offer.skipped;
+    }
     let name = Distribution::NAMES.iter().find(|(.., known)| *known == args.distribution);
     let (distribution, classes) = (name.map(|(name, ..)| *name), spec.classes);
     let shape =
         json!({ "model": args.name, "distribution": distribution, "classes": classes, "image": image });
     drop((dense, sparse));
-    let case = Case { what: "model", shape, actual_sparsity: sparsity, input, want, outputs, memory: None };
+    let case =
+        Case { what: "model", shape, actual_sparsity: sparsity, input, want, outputs, memory: None, skipped };
     compare(case, measure, contenders)
 }
 

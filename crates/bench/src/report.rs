@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Contender, Samples};
+use super::{Contender, Samples, Skipped};
 use srigl_run::print;
 
 /// All of it.
@@ -21,6 +21,9 @@ pub struct Report {
     pub seed: u64,
     pub rounds: usize,
     pub results: Vec<Timing>,
+    /// Contenders that could not run it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
     pub speedup_over_dense: f64,
     /// What the device's memory moved in a large copy, read and written bytes together.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,6 +39,8 @@ pub struct Timing {
     pub p90_ms: f64,
     pub samples: usize,
     pub engine: String,
+    /// Difference to the right result, relative to its norm.
+    pub relative_error: f64,
     /// Median of single calls by the clock of the GPU, whose caches are cold.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_ms: Option<f64>,
@@ -45,7 +50,7 @@ pub struct Timing {
 }
 
 impl Timing {
-    pub fn new(contender: &Contender, samples: &Samples) -> Self {
+    pub fn new(contender: &Contender, samples: &Samples, relative_error: f64) -> Self {
         let at = |share| 1e3 * quantile(&samples.seconds, share);
         let device_ms = (!samples.on_device.is_empty()).then(|| 1e3 * quantile(&samples.on_device, 0.5));
         let rate = |(bytes, ms): (usize, f64)| bytes as f64 / (ms * 1e6);
@@ -56,6 +61,7 @@ impl Timing {
             p90_ms: at(0.9),
             samples: samples.seconds.len(),
             engine: contender.engine.clone(),
+            relative_error,
             device_ms,
             gigabytes_per_second: contender.bytes.zip(device_ms).map(rate),
         }
@@ -108,8 +114,9 @@ impl Report {
             Some(device) => format!("on {device}"),
             None => format!("{} thread{}", self.threads, if self.threads == 1 { "" } else { "s" }),
         };
+        let skipped = self.skipped.iter().map(|Skipped { name, why }| format!("\n{name} is left out: {why}"));
         format!(
-            "{}\n{} {}, sparsity {} (masks: {:.4}), batch {}, {place}, {} rounds, seed {}{}",
+            "{}\n{} {}, sparsity {} (masks: {:.4}), batch {}, {place}, {} rounds, seed {}{}{}",
             print::table(&header, self.results.iter().map(row)),
             self.what,
             self.shape,
@@ -118,7 +125,8 @@ impl Report {
             self.batch,
             self.rounds,
             self.seed,
-            memory.unwrap_or_default()
+            memory.unwrap_or_default(),
+            skipped.collect::<String>()
         )
     }
 }

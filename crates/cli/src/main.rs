@@ -5,6 +5,7 @@ mod data;
 mod eval;
 mod export;
 mod mask;
+mod models;
 mod predict;
 mod report;
 mod train;
@@ -30,6 +31,7 @@ const EXAMPLES: &str = "Examples:
   srigl bench layer --in 3072 --out 768 --sparsity 0.9
   srigl report runs/first -o report.html
   srigl mask inspect runs/first/model.safetensors
+  srigl models resnet50
   srigl data info fashion-mnist";
 
 #[derive(Subcommand)]
@@ -50,6 +52,8 @@ enum Command {
     Bench(srigl_bench::BenchArgs),
     /// Show runs side by side in one HTML page.
     Report(report::ReportArgs),
+    /// List the models, or the layers of one.
+    Models(models::ModelsArgs),
     /// Show, download and look at data sets.
     Data(data::DataArgs),
 }
@@ -82,6 +86,7 @@ fn main() {
         Command::Predict(args) => predict::run(args),
         Command::Bench(args) => srigl_bench::run(args),
         Command::Report(args) => report::run(args),
+        Command::Models(args) => models::run(args),
         Command::Data(args) => data::run(args),
     };
     if let Err(error) = result {

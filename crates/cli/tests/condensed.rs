@@ -482,11 +482,11 @@ fn bench_train_reports_steps_and_updates() {
     }
 }
 
-/// Speaks the protocol of `torch.py` as PyTorch would, but for its results, which are zeros.
+/// Speaks the protocol of `peer.py` as PyTorch would, but for its results, which are zeros.
 #[cfg(unix)]
 const FAKE_TORCH: &str = r#"#!/bin/sh
-[ "$1 $3 $4" = "-c cpu 2" ] || { echo "{\"error\": \"called with $1 $3 $4\"}"; exit; }
-echo '{"torch": "9"}'
+[ "$1 $3 $4 $5" = "-c torch cpu 2" ] || { echo "{\"error\": \"called with $1 $3 $4 $5\"}"; exit; }
+echo '{"version": "9"}'
 while read -r line; do
     case "$line" in
         *'"do":"time"'*) echo '{"seconds": 0.25}' ;;
@@ -497,9 +497,9 @@ while read -r line; do
         *'"do":"layer"'*)
             file=$(echo "$line" | sed 's/.*"file":"\([^"]*\)".*/\1/')
             grep -q weight "$file" || exit 7
-            echo '{"contenders": [{"name": "torch f32", "engine": "PyTorch 9"}]}' ;;
+            echo '{"contenders": [{"name": "torch f32", "engine": "PyTorch 9"}], "skipped": []}' ;;
         *'"do":"model"'*) echo '{"error": "ValueError: torchvision has no vit-tiny"}' ;;
-        *'"do":"train"'*) echo '{"contenders": [{"name": "torch f32", "engine": "PyTorch 9"}]}' ;;
+        *'"do":"train"'*) echo '{"contenders": [{"name": "torch f32", "engine": "PyTorch 9"}], "skipped": []}' ;;
     esac
 done
 "#;
@@ -512,11 +512,31 @@ fn bench_takes_turns_with_pytorch() {
     fs::write(bench.path("python"), FAKE_TORCH).unwrap();
     fs::set_permissions(bench.path("python"), PermissionsExt::from_mode(0o755)).unwrap();
     let place = "--sparsity 0.8 --device flex --torch ./python";
-    // Whoever computes something else is not timed.
+    // Whoever computes something else, cannot run it or ends is left out; the others are timed.
     let layer = format!("bench layer --in 96 --out 40 --batch 2 --threads 2 --rounds 2 {place}");
-    bench.refuse(&layer, &["`torch f32` differs from the right one"]);
-    bench.refuse(&format!("bench model vit-tiny --threads 2 {place}"), &["torchvision has no vit-tiny"]);
-    bench.refuse(&format!("bench model vit-tiny {place}"), &["--torch ./python", "called with -c cpu 1"]);
+    let left_out = |args: &str| {
+        let report = bench.json(args);
+        let names = report["results"].as_array().unwrap().iter().map(|result| result["name"].clone());
+        assert!(names.into_iter().all(|name| !name.as_str().unwrap().starts_with("torch")), "{report}");
+        assert_eq!(report["skipped"].as_array().unwrap().len(), 1, "{report}");
+        report["skipped"][0]["why"].as_str().unwrap().to_string()
+    };
+    let why = left_out(&layer);
+    assert!(why.contains("`torch f32` differs from the right one"), "{why}");
+    let why = left_out(&format!("bench model vit-tiny --threads 2 --rounds 2 {place}"));
+    assert!(why.contains("torchvision has no vit-tiny"), "{why}");
+    fs::write(bench.path("python"), FAKE_TORCH.replace("echo '{\"seconds\": 0.25}'", "exit 9")).unwrap();
+    let why = left_out(&layer);
+    assert!(why.contains("torch ended without a word"), "{why}");
+    fs::write(bench.path("python"), FAKE_TORCH).unwrap();
+    bench.refuse(
+        "bench model vit-tiny --sparsity 0.8 --onnxruntime ./onnx",
+        &["cannot start --onnxruntime ./onnx"],
+    );
+    bench.refuse(
+        &format!("bench model vit-tiny {place}"),
+        &["--torch ./python", "called with -c torch cpu 1"],
+    );
     let nobody = layer.replace("./python", "./nobody");
     bench.refuse(&nobody, &["cannot start --torch ./nobody"]);
 

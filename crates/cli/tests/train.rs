@@ -154,6 +154,27 @@ fn a_killed_run_resumes_bit_for_bit() {
 }
 
 #[test]
+fn a_run_folder_has_one_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let arguments = "--model mnist-cnn --epochs 6 --resume";
+    let mut first = srigl(arguments, &out).spawn().unwrap();
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !out.join("config.json").exists() {
+        assert!(Instant::now() < patience, "the run does not start");
+        std::thread::sleep(Duration::from_millis(3));
+    }
+    let error = error_of(&mut srigl(arguments, &out));
+    let expected = format!("is being written by process {}", first.id());
+    assert!(error.contains(&expected), "{error}");
+    // Killed, it holds nothing any more.
+    first.kill().unwrap();
+    first.wait().unwrap();
+    run(&mut srigl(arguments, &out));
+    assert!(out.join("result.json").exists() && !out.join("run.lock").exists());
+}
+
+#[test]
 fn the_result_does_not_depend_on_threads() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));

@@ -26,6 +26,7 @@
 
 #![forbid(unsafe_code)]
 
+mod layers;
 mod mlp;
 mod mnist_cnn;
 mod mobilenet;

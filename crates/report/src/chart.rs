@@ -1,42 +1,57 @@
-//! Line charts as SVG. Colours come from the page's style sheet, so that they follow light and dark.
+//! Charts as SVG, for the page of runs and for files of their own.
+//!
+//! [`Chart`] draws lines over numbers or named places, [`bars`] groups of bars. Both leave drawing to `plotters`.
 
 use crate::html;
+use maud::{Markup, PreEscaped, html};
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
+use plotters::prelude::*;
 use std::fmt::Write as _;
+use std::ops::Range;
 
-/// Width of every figure in its own units; the page shows them at about this many pixels.
-pub const WIDTH: f64 = 360.0;
-const HEIGHT: f64 = 220.0;
-const LEFT: f64 = 46.0;
-const RIGHT: f64 = 10.0;
-const TOP: f64 = 10.0;
-const BOTTOM: f64 = 36.0;
+/// Red, green and blue.
+pub type Colour = [u8; 3];
+
+/// Text, and what belongs to no single run or method.
+pub const INK: Colour = [51, 51, 51];
+/// What has less weight than [`INK`].
+pub const GREY: Colour = [140, 140, 140];
+/// Hues of Okabe and Ito that people with colour-blindness can tell apart; a little darker than theirs, for lines.
+pub const HUES: [Colour; 6] =
+    [[0, 114, 178], [213, 94, 0], [0, 143, 104], [194, 98, 154], [74, 163, 219], [201, 137, 0]];
+/// Their tones on a dark page.
+const ON_DARK: [Colour; 6] =
+    [[88, 174, 230], [245, 138, 75], [60, 194, 155], [225, 148, 194], [155, 211, 245], [233, 178, 63]];
+const GRID: Colour = [226, 226, 226];
+
 /// Points of a line; more are not seen.
 const POINTS: usize = 500;
 /// Points of a line that tell their value when pointed at.
 const SPOTS: usize = 40;
+/// Points of a line that are marked; more would be a band.
+const DOTS: usize = 12;
+/// Entries of a legend; more would hide the lines.
+pub const LEGEND: usize = 12;
 
-/// Hues that people with colour-blindness can tell apart; each in a light and a dark tone in the style sheet.
-const COLOURS: [[u8; 3]; 6] =
-    [[0, 114, 178], [213, 94, 0], [0, 143, 104], [194, 98, 154], [201, 137, 0], [74, 163, 219]];
+/// Size of a chart in its own units, which are pixels of a file.
+const SIZE: (u32, u32) = (640, 440);
+const FONT: &str = "Helvetica, Arial, sans-serif";
+const DRAWN: &str = "drawing into a string cannot fail";
 
-/// Style of the `i`-th line: a colour, and once all colours are used, dashes.
-pub fn style(i: usize) -> String {
-    format!("c{} d{}", i % COLOURS.len(), i / COLOURS.len() % 4)
-}
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Cartesian<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 
-/// Colour of the `i`-th line.
-pub fn colour(i: usize) -> [u8; 3] {
-    COLOURS[i % COLOURS.len()]
-}
-
-/// A chart.
+/// A chart of lines.
 pub struct Chart {
     /// What it shows.
     pub title: String,
     /// Name of the horizontal axis.
-    pub x: &'static str,
-    /// Marks of the horizontal axis; round numbers if there are none.
-    pub x_ticks: Vec<(f64, String)>,
+    pub x: String,
+    /// Name of the vertical axis; may be empty.
+    pub y: String,
+    /// Named places of the horizontal axis, with half a place of room on both sides; round numbers if there are none.
+    pub places: Vec<(f64, String)>,
     /// How values of the vertical axis are shown.
     pub show: fn(f64) -> String,
     /// The lines.
@@ -44,16 +59,29 @@ pub struct Chart {
 }
 
 /// A line of a chart.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Line {
-    /// What it stands for; raw text.
+    /// What it stands for.
     pub name: String,
-    /// Classes of the style sheet.
-    pub style: String,
+    /// How it looks.
+    pub style: Style,
     /// From left to right.
     pub points: Vec<Point>,
     /// Whether the points are joined.
     pub joined: bool,
+    /// Whether they are marked by dots, if they are few.
+    pub marked: bool,
+    /// Whether a legend in the chart names it.
+    pub in_legend: bool,
+}
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Style {
+    /// Its colour.
+    pub colour: Colour,
+    /// Length of dashes and of the gaps between them in the chart's units; none is a line without gaps.
+    pub dash: Option<(i32, i32)>,
 }
 
 /// A point of a line.
@@ -63,143 +91,476 @@ pub struct Point {
     pub x: f64,
     /// Value; without one, the line has a gap.
     pub y: Option<f64>,
-    /// Least and largest value that `y` is a mean of.
+    /// Lower and upper end of what `y` stands for.
     pub span: Option<(f64, f64)>,
 }
 
+const DASHES: [Option<(i32, i32)>; 6] =
+    [None, Some((12, 7)), Some((3, 5)), Some((24, 7)), Some((3, 12)), Some((12, 18))];
+
+impl Style {
+    /// The `i`-th of many lines: a colour, and once all colours are used, dashes.
+    pub fn of_run(i: usize) -> Self {
+        Self { colour: HUES[i % HUES.len()], dash: DASHES[i / HUES.len() % DASHES.len()] }
+    }
+
+    /// The `i`-th of a few lines that stand for several runs each: dashes only.
+    pub fn of_group(i: usize) -> Self {
+        Self { colour: INK, dash: DASHES[i % DASHES.len()] }
+    }
+
+    /// A line without gaps.
+    pub fn solid(colour: Colour) -> Self {
+        Self { colour, dash: None }
+    }
+
+    /// A line at one height across the chart.
+    pub fn level(colour: Colour) -> Self {
+        Self { colour, dash: Some((6, 4)) }
+    }
+
+    /// The `i`-th of `count` lines that have an order: colours from blue over green to yellow.
+    pub fn in_order(i: usize, count: usize) -> Self {
+        let place = if count > 1 { i as f64 / (count - 1) as f64 } else { 0.0 };
+        let (r, g, b) = HSLColor(0.66 - 0.54 * place, 0.75, 0.42).rgb();
+        Self::solid([r, g, b])
+    }
+
+    /// A piece of the line, for legends of the page.
+    pub(crate) fn swatch(self) -> Markup {
+        let dash = self.dash.map(|(on, off)| format!("{} {}", f64::from(on) * 0.6, f64::from(off) * 0.6));
+        html! {
+            svg.swatch viewBox="0 0 28 10" aria-hidden="true" {
+                path stroke=(hex(self.colour)) stroke-width="2" fill="none" stroke-dasharray=[dash] d="M1 5H27" {}
+            }
+        }
+    }
+
+    /// The page shows a chart at about half its size.
+    fn stroke(self, in_file: bool) -> ShapeStyle {
+        rgb(self.colour).stroke_width(if in_file { 2 } else { 3 })
+    }
+}
+
 impl Chart {
-    /// The figure, or nothing if there is nothing to draw.
-    pub fn draw(&self) -> String {
+    /// The chart as a figure of the page, which names the lines beside it; nothing if there is nothing to draw.
+    pub(crate) fn figure(&self) -> Markup {
+        let Some(axes) = self.axes() else { return html! {} };
+        let mut overlay = String::new();
+        let drawing = canvas(SIZE, |root| overlay = self.draw(root, axes, Look::Page));
+        let svg = html! { g.chart { (drawing) (PreEscaped(overlay)) } };
+        figure(&self.title, (f64::from(SIZE.0), f64::from(SIZE.1)), &svg)
+    }
+
+    fn axes(&self) -> Option<(Axis, Axis)> {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let values = points().flat_map(|point| [point.y, point.span.map(|s| s.0), point.span.map(|s| s.1)]);
-        let Some((y_low, y_high)) = range(values.flatten()) else { return String::new() };
-        let places = points().filter(|point| point.y.is_some()).map(|point| point.x);
-        let ends = self.x_ticks.iter().map(|(x, _)| *x);
-        let Some((x_low, x_high)) = range(places.chain(ends)) else { return String::new() };
-        let step = round_step(y_low, y_high);
-        let (y_low, y_high) = ((y_low / step + 1e-9).floor() * step, (y_high / step - 1e-9).ceil() * step);
-        let y = Axis::new((y_low, y_high), (HEIGHT - BOTTOM, TOP));
-        let x = Axis::new((x_low, x_high), (LEFT, WIDTH - RIGHT));
-
-        let mut svg = String::new();
-        for value in ticks(y_low, y_high, step) {
-            let (at, label) = (y.at(value), html::text(&(self.show)(value)));
-            _ = write!(
-                svg,
-                "<path class=grid d='M{LEFT} {at:.1}H{:.0}'/><text x={:.0} y={:.1} class=end>{label}</text>",
-                WIDTH - RIGHT,
-                LEFT - 6.0,
-                at + 3.5
-            );
-        }
-        let step = round_step(x_low, x_high).max(1.0);
-        let x_ticks = match &self.x_ticks[..] {
-            [] => ticks(x_low, x_high, step).into_iter().map(|value| (value, html::number(value))).collect(),
-            ticks => ticks.to_vec(),
+        let y = Axis::round(values.flatten(), true, self.show)?;
+        let x = match (self.places.first(), self.places.last()) {
+            (Some((first, _)), Some((last, _))) => {
+                Axis { range: first - ROOM..last + ROOM, marks: self.places.clone() }
+            }
+            _ => {
+                let places = points().filter(|point| point.y.is_some()).map(|point| point.x);
+                Axis::round(places, false, html::number)?
+            }
         };
-        for (value, label) in x_ticks {
-            let (at, label) = (x.at(value), html::text(&label));
-            _ = write!(svg, "<text x={at:.1} y={:.0} class=mid>{label}</text>", HEIGHT - BOTTOM + 15.0);
-        }
-        let middle = (LEFT + WIDTH - RIGHT) / 2.0;
-        _ = write!(svg, "<text x={middle:.0} y={:.0} class='mid name'>{}</text>", HEIGHT - 5.0, self.x);
-        for line in &self.lines {
-            line.draw(&mut svg, &x, &y, self);
-        }
-        figure(&self.title, HEIGHT, &svg)
+        Some((x, y))
     }
+
+    /// Draws into an area; returns what lies over it in the page: dashed lines, and spots that tell their values.
+    fn draw(&self, area: &Area, (x, y): (Axis, Axis), look: Look) -> String {
+        let (left, right) = (x.range.start, x.range.end);
+        let (low, high) = (y.range.start, y.range.end);
+        let in_file = look == Look::File;
+        let font = if in_file { 14 } else { 19 };
+        let mut builder = ChartBuilder::on(area);
+        if in_file {
+            builder.margin(16).caption(html::clean(&self.title), text(17));
+        } else {
+            builder.margin_right(16).margin_top(12);
+        }
+        builder.x_label_area_size(3 * font).y_label_area_size(if in_file { 58 } else { 76 });
+        let mut chart = builder.build_cartesian_2d(x, y).expect(DRAWN);
+        mesh(&mut chart, font, &self.x, if in_file { &self.y } else { "" }, None);
+
+        let mut overlay = String::new();
+        for line in &self.lines {
+            line.draw(&mut chart, in_file, &mut overlay);
+            line.spots(&chart, self, &mut overlay);
+        }
+        if in_file {
+            let corner = self.empty_corner((left, right), (low, high));
+            chart
+                .configure_series_labels()
+                .position(corner)
+                .margin(14)
+                .legend_area_size(34)
+                .label_font(text(font))
+                .background_style(WHITE.mix(0.85))
+                .draw()
+                .expect(DRAWN);
+        }
+        overlay
+    }
+
+    /// The corner with the fewest points and levels, where a legend hides least.
+    fn empty_corner(&self, (left, right): (f64, f64), (bottom, top): (f64, f64)) -> SeriesLabelPosition {
+        let points = self.lines.iter().flat_map(|line| &line.points);
+        let ends = |point: &Point| [point.span.map(|s| s.0), point.y, point.span.map(|s| s.1)];
+        let all: Vec<(f64, f64)> =
+            points.flat_map(|point| ends(point).into_iter().flatten().map(|y| (point.x, y))).collect();
+        let hidden = |in_left: bool, in_lower: bool| {
+            let inside = |(x, y): &&(f64, f64)| {
+                let (along, up) = ((x - left) / (right - left), (y - bottom) / (top - bottom));
+                (if in_left { along < 0.5 } else { along > 0.5 })
+                    && (if in_lower { up < 0.4 } else { up > 0.6 })
+            };
+            all.iter().filter(inside).count()
+        };
+        let corners = [
+            (SeriesLabelPosition::LowerLeft, hidden(true, true)),
+            (SeriesLabelPosition::LowerRight, hidden(false, true)),
+            (SeriesLabelPosition::UpperLeft, hidden(true, false)),
+            (SeriesLabelPosition::UpperRight, hidden(false, false)),
+        ];
+        corners.into_iter().min_by_key(|(_, hidden)| *hidden).map(|(corner, _)| corner).expect("four corners")
+    }
+}
+
+/// Draws charts into one file, two in a row, and returns the SVG; those with nothing to draw stay empty.
+pub fn file(charts: &[Chart]) -> String {
+    let (columns, rows) = (charts.len().clamp(1, 2), charts.len().div_ceil(2).max(1));
+    let size = (SIZE.0 * columns as u32, SIZE.1 * rows as u32);
+    standalone(size, |root| {
+        for (chart, area) in charts.iter().zip(root.split_evenly((rows, columns))) {
+            if let Some(axes) = chart.axes() {
+                chart.draw(&area, axes, Look::File);
+            }
+        }
+    })
+}
+
+/// Where a chart stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// In the page, which writes title and legend and knows the colours of the night.
+    Page,
+    /// In a file that explains itself.
+    File,
 }
 
 impl Line {
-    fn draw(&self, svg: &mut String, x: &Axis, y: &Axis, chart: &Chart) {
-        let name = html::name(&self.name);
-        _ = write!(svg, "<g class='{}'>", self.style);
-        let mut path = String::new();
-        let mut pen = 'M';
-        for point in thinned(&self.points, POINTS) {
-            let Some(value) = point.y else {
-                pen = 'M';
-                continue;
-            };
-            _ = write!(path, "{pen}{:.1} {:.1}", x.at(point.x), y.at(value));
-            pen = 'L';
-        }
+    fn draw<'a, 'b: 'a>(&self, chart: &mut Cartesian<'a, 'b>, in_file: bool, overlay: &mut String) {
+        let style = self.style.stroke(in_file);
+        let shown: Vec<&Point> = thinned(&self.points, POINTS).collect();
+        let parts: Vec<Vec<(f64, f64)>> = shown
+            .split(|point| point.y.is_none())
+            .map(|part| part.iter().filter_map(|point| Some((point.x, point.y?))).collect())
+            .collect();
         if self.joined {
-            _ = write!(svg, "<path class=line d='{path}'/>");
+            for part in parts.iter().filter(|part| part.len() > 1) {
+                let part = part.iter().copied();
+                match self.style.dash {
+                    None => _ = chart.draw_series(LineSeries::new(part, style)).expect(DRAWN),
+                    Some((on, off)) if in_file => {
+                        chart.draw_series(DashedLineSeries::new(part, on, off, style)).expect(DRAWN);
+                    }
+                    // A tag for each dash would make a large page.
+                    Some((on, off)) => {
+                        let points: Vec<String> = part
+                            .map(|at| chart.backend_coord(&at))
+                            .map(|(x, y)| format!("{x},{y}"))
+                            .collect();
+                        let line = html! {
+                            polyline fill="none" stroke=(hex(self.style.colour)) stroke-width="3"
+                                stroke-dasharray={ (on) " " (off) } points=(points.join(" ")) {}
+                        };
+                        overlay.push_str(&line.into_string());
+                    }
+                }
+            }
         }
-        let valued: Vec<Point> = self.points.iter().copied().filter(|point| point.y.is_some()).collect();
+        let valued: Vec<&Point> = self.points.iter().filter(|point| point.y.is_some()).collect();
+        let spans = valued.iter().filter_map(|point| Some((point.x, point.span?)));
+        let spans = spans.map(|(x, (low, high))| PathElement::new([(x, low), (x, high)], style));
+        chart.draw_series(spans).expect(DRAWN);
+        // A part of one point is not seen otherwise.
+        let alone = parts.iter().filter(|part| part.len() == 1).flatten().copied();
+        let all = self.marked && valued.len() <= DOTS;
+        let dots: Vec<(f64, f64)> = if all || !self.joined { parts.concat() } else { alone.collect() };
+        let dots = dots.into_iter().map(|at| Circle::new(at, 4, rgb(self.style.colour).filled()));
+        let drawn = chart.draw_series(dots).expect(DRAWN);
+        if in_file && self.in_legend {
+            let entry = drawn.label(html::name(&self.name));
+            let colour = rgb(self.style.colour);
+            if self.style.dash.is_some() {
+                entry.legend(move |(x, y)| {
+                    // Two dashes and a half of the line.
+                    EmptyElement::at((x, y))
+                        + PathElement::new([(0, 0), (6, 0)], style)
+                        + PathElement::new([(10, 0), (16, 0)], style)
+                        + PathElement::new([(20, 0), (24, 0)], style)
+                });
+            } else {
+                entry.legend(move |(x, y)| {
+                    EmptyElement::at((x, y))
+                        + PathElement::new([(0, 0), (24, 0)], style)
+                        + Circle::new((12, 0), 4, colour.filled())
+                });
+            }
+        }
+    }
+
+    /// Invisible circles that tell the values of points.
+    fn spots(&self, chart: &Cartesian, of: &Chart, svg: &mut String) {
+        let valued: Vec<&Point> = self.points.iter().filter(|point| point.y.is_some()).collect();
         for point in thinned(&valued, SPOTS) {
             let value = point.y.unwrap_or_default();
-            let place = chart.x_ticks.iter().find(|(tick, _)| (tick - point.x).abs() < 0.5);
-            let place = place.map_or_else(
-                || format!("{} {}", chart.x, html::number(point.x)),
-                |(_, label)| format!("{} {}", chart.x, html::text(label)),
-            );
-            let mut title = format!("{name}, {place}: {}", (chart.show)(value));
+            let place = of.places.iter().find(|(place, _)| (place - point.x).abs() < 0.5);
+            let place = place.map_or_else(|| html::number(point.x), |(_, label)| html::clean(label));
+            let mut title = format!("{}, {} {place}: {}", html::name(&self.name), of.x, (of.show)(value));
             if let Some((low, high)) = point.span {
-                _ = write!(title, " ({} to {})", (chart.show)(low), (chart.show)(high));
-                _ = write!(
-                    svg,
-                    "<path class=span d='M{:.1} {:.1}V{:.1}'/>",
-                    x.at(point.x),
-                    y.at(low),
-                    y.at(high)
-                );
+                _ = write!(title, " ({} to {})", (of.show)(low), (of.show)(high));
             }
-            // A line of one point is not seen otherwise.
-            let class = if self.joined && path.contains('L') { "spot" } else { "dot" };
-            let (x, y) = (x.at(point.x), y.at(value));
-            _ = write!(svg, "<circle class={class} cx={x:.1} cy={y:.1} r=4><title>{title}</title></circle>");
+            let (x, y) = chart.backend_coord(&(point.x, value));
+            let spot = html! {
+                circle.spot fill=(hex(self.style.colour)) cx=(x) cy=(y) r="7" { title { (title) } }
+            };
+            svg.push_str(&spot.into_string());
         }
-        svg.push_str("</g>");
     }
 }
 
-/// A figure with its caption; `title` is raw text.
-pub fn figure(title: &str, height: f64, svg: &str) -> String {
-    let title = html::text(title);
-    format!(
-        "<figure><figcaption>{title}</figcaption>\
-         <svg viewBox='0 0 {WIDTH} {height:.0}' role=img aria-label='{title}'>{svg}</svg></figure>\n"
-    )
+/// A group of bars at each place.
+pub struct Bars {
+    /// Heading.
+    pub title: String,
+    /// Names of the groups, from left to right.
+    pub places: Vec<String>,
+    /// For each entry of the legend the value at each place; `None` leaves a gap.
+    pub series: Vec<Vec<Option<f64>>>,
 }
 
-/// What the lines of charts stand for; pairs (raw name, style).
-pub fn legend(entries: &[(String, String)]) -> String {
-    let mut list = String::from("<ul class=legend>");
-    for (name, style) in entries {
-        _ = write!(list, "<li>{}{}</li>", swatch(style), html::name(name));
+/// Size of a panel of bars in pixels.
+const BARS: (u32, u32) = (420, 340);
+/// Room of one entry of the legend in pixels.
+const ENTRY: (i32, i32) = (200, 24);
+/// Share of the distance between places that a group of bars takes.
+const GROUP: f64 = 0.66;
+/// Room left and right of the outer places, in distances between places.
+const ROOM: f64 = 0.4;
+
+/// Draws rows of panels with bars below a common legend, each entry a name and a colour, on one logarithmic scale;
+/// returns the SVG. `x` and `y` name the axes.
+pub fn bars(legend: &[(&str, Colour)], x: &str, y: &str, rows: &[Vec<Bars>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(1).max(1) as u32;
+    let width = BARS.0 * columns;
+    let per_line = (width as i32 / ENTRY.0).max(1);
+    let lines = (legend.len() as i32 + per_line - 1) / per_line;
+    let top = (12 + lines * ENTRY.1) as u32;
+    let all = || rows.iter().flatten().flat_map(|bars| bars.series.iter().flatten().flatten());
+    // Powers of ten, so that bars can be compared between panels.
+    let low = 10_f64.powf(all().copied().fold(f64::INFINITY, f64::min).log10().floor());
+    let high = 10_f64.powf(all().copied().fold(0.0, f64::max).log10().ceil()).max(10.0 * low);
+
+    standalone((width, top + BARS.1 * rows.len() as u32), |root| {
+        let (head, body) = root.split_vertically(top);
+        for (index, (name, colour)) in legend.iter().enumerate() {
+            let (x, y) = (20 + index as i32 % per_line * ENTRY.0, 12 + index as i32 / per_line * ENTRY.1);
+            head.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], rgb(*colour).filled())).expect(DRAWN);
+            head.draw(&Text::new(*name, (x + 20, y), text(15))).expect(DRAWN);
+        }
+        let areas = body.split_evenly((rows.len(), columns as usize));
+        for (row, areas) in rows.iter().zip(areas.chunks(columns as usize)) {
+            for (bars, area) in row.iter().zip(areas) {
+                bars.draw(area, legend, (x, y), low..high);
+            }
+        }
+    })
+}
+
+impl Bars {
+    fn draw(&self, area: &Area, legend: &[(&str, Colour)], (x, y): (&str, &str), range: Range<f64>) {
+        let low = range.start;
+        let places = Axis {
+            range: -ROOM..self.places.len() as f64 - 1.0 + ROOM,
+            marks: self.places.iter().enumerate().map(|(i, name)| (i as f64, name.clone())).collect(),
+        };
+        let mut chart = ChartBuilder::on(area)
+            .margin(12)
+            .caption(&self.title, text(16))
+            .x_label_area_size(42)
+            .y_label_area_size(62)
+            .build_cartesian_2d(places, range.log_scale())
+            .expect(DRAWN);
+        mesh(&mut chart, 13, x, y, Some(&|value| value.to_string()));
+        let width = GROUP / legend.len() as f64;
+        for (index, (series, (_, colour))) in self.series.iter().zip(legend).enumerate() {
+            let bars = series.iter().enumerate().filter_map(|(place, value)| {
+                let left = place as f64 - GROUP / 2.0 + index as f64 * width;
+                Some(Rectangle::new([(left, low), (left + 0.9 * width, (*value)?)], rgb(*colour).filled()))
+            });
+            chart.draw_series(bars).expect(DRAWN);
+        }
     }
-    list + "</ul>\n"
 }
 
-/// A piece of a line.
-pub fn swatch(style: &str) -> String {
-    format!(
-        "<svg class='swatch {style}' viewBox='0 0 28 10' aria-hidden=true><path class=line d='M1 5H27'/></svg>"
-    )
+/// Axes, and lines at the marks of the vertical one.
+fn mesh<Y>(
+    chart: &mut ChartContext<SVGBackend, Cartesian2d<Axis, Y>>,
+    font: u32,
+    x: &str,
+    y: &str,
+    show: Option<&dyn Fn(&f64) -> String>,
+) where
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(rgb(GRID))
+        .axis_style(rgb(GREY))
+        .label_style(text(font))
+        .axis_desc_style(text(font))
+        .x_desc(x);
+    if !y.is_empty() {
+        mesh.y_desc(y);
+    }
+    if let Some(show) = show {
+        mesh.y_label_formatter(show);
+    }
+    mesh.draw().expect(DRAWN);
+}
+
+/// A range and its marks.
+struct Axis {
+    range: Range<f64>,
+    marks: Vec<(f64, String)>,
+}
+
+impl Axis {
+    /// Round marks over the values, of which there must be one; a `whole` axis ends at marks.
+    fn round(values: impl Iterator<Item = f64>, whole: bool, show: fn(f64) -> String) -> Option<Self> {
+        let (low, high) = range(values)?;
+        let step = round_step(low, high);
+        // Epochs and steps have no fractions.
+        let step = if whole { step } else { step.max(1.0) };
+        let range = if whole {
+            (low / step + 1e-9).floor() * step..(high / step - 1e-9).ceil() * step
+        } else {
+            low..high
+        };
+        let marks = ticks(range.start, range.end, step).into_iter().map(|value| (value, show(value)));
+        Some(Self { marks: marks.collect(), range })
+    }
+}
+
+impl Ranged for Axis {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (left, right): (i32, i32)) -> i32 {
+        let share = (value - self.range.start) / (self.range.end - self.range.start);
+        // Not a number becomes the start.
+        left + (share.clamp(0.0, 1.0) * f64::from(right - left)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        self.marks.iter().map(|(at, _)| *at).collect()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.range.clone()
+    }
+}
+
+impl ValueFormatter<f64> for Axis {
+    fn format_ext(&self, value: &f64) -> String {
+        let mark = self.marks.iter().find(|(at, _)| at == value);
+        mark.map(|(_, label)| html::clean(label)).unwrap_or_default()
+    }
+}
+
+/// A figure of the page with its caption; `size` is the width and height of what is drawn.
+pub(crate) fn figure(title: &str, (width, height): (f64, f64), svg: &Markup) -> Markup {
+    let title = html::clean(title);
+    html! {
+        figure {
+            figcaption { (title) }
+            svg viewBox={ "0 0 " (width) " " (height.round()) } role="img" aria-label=(title) { (svg) }
+        }
+    }
+}
+
+/// What the lines of charts of the page stand for.
+pub(crate) fn legend(entries: &[(String, Style)]) -> Markup {
+    html! {
+        ul.legend {
+            @for (name, style) in entries {
+                li { (style.swatch()) (html::name(name)) }
+            }
+        }
+    }
 }
 
 /// At most `most` of the items, evenly chosen, with the first and the last.
-pub fn thinned<T>(items: &[T], most: usize) -> impl Iterator<Item = &T> {
+pub(crate) fn thinned<T>(items: &[T], most: usize) -> impl Iterator<Item = &T> {
     let count = items.len().min(most);
     (0..count).map(move |i| &items[if count < 2 { 0 } else { i * (items.len() - 1) / (count - 1) }])
 }
 
-struct Axis {
-    low: f64,
-    from: f64,
-    scale: f64,
+/// Rules of the page's style sheet: drawings name the colours of the day, at night others are seen.
+pub(crate) fn theme() -> String {
+    let rule = |colour: Colour, name: &str| {
+        let hex = hex(colour);
+        format!("[stroke='{hex}']{{stroke:var(--{name})}}[fill='{hex}']{{fill:var(--{name})}}\n")
+    };
+    let mut rules = [rule(INK, "ink"), rule(GREY, "soft"), rule(GRID, "rule")].concat();
+    let (mut day, mut night) = (String::new(), String::new());
+    for (i, (light, dark)) in HUES.into_iter().zip(ON_DARK).enumerate() {
+        rules += &rule(light, &format!("c{i}"));
+        _ = write!(day, "--c{i}:{};", hex(light));
+        _ = write!(night, "--c{i}:{};", hex(dark));
+        _ = write!(rules, ".c{i}{{--c:var(--c{i})}}\n");
+    }
+    format!(":root{{{day}}}\n@media(prefers-color-scheme:dark){{:root{{{night}}}}}\n{rules}")
 }
 
-impl Axis {
-    fn new((low, high): (f64, f64), (from, to): (f64, f64)) -> Self {
-        Self { low, from, scale: (to - from) / (high - low) }
+/// A drawing with white ground as a whole SVG document.
+fn standalone(size: (u32, u32), draw: impl FnOnce(&Area)) -> String {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        root.fill(&WHITE).expect(DRAWN);
+        draw(&root);
+        root.present().expect(DRAWN);
     }
+    svg
+}
 
-    fn at(&self, value: f64) -> f64 {
-        self.from + (value - self.low) * self.scale
+/// What a drawing consists of, without the tag around it.
+fn canvas(size: (u32, u32), draw: impl FnOnce(&Area)) -> Markup {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        draw(&root);
+        root.present().expect(DRAWN);
     }
+    let inside = svg.find('>').map_or(0, |end| end + 1)..svg.rfind("</svg>").unwrap_or(svg.len());
+    PreEscaped(svg[inside].to_string())
+}
+
+fn text(size: u32) -> TextStyle<'static> {
+    (FONT, size).into_font().color(&rgb(INK))
+}
+
+fn rgb([r, g, b]: Colour) -> RGBColor {
+    RGBColor(r, g, b)
+}
+
+fn hex([r, g, b]: Colour) -> String {
+    format!("#{r:02X}{g:02X}{b:02X}")
 }
 
 /// Least and largest value, at least a bit apart.
@@ -237,20 +598,42 @@ mod tests {
 
     fn chart(points: &[(f64, Option<f64>)]) -> Chart {
         let points = points.iter().map(|&(x, y)| Point { x, y, span: None }).collect();
-        let line = Line { name: "<run>".into(), style: style(0), points, joined: true };
-        Chart { title: "<t>".into(), x: "epoch", x_ticks: vec![], show: html::number, lines: vec![line] }
+        let line = Line {
+            name: "<run>".into(),
+            style: Style::of_run(0),
+            points,
+            joined: true,
+            marked: true,
+            in_legend: true,
+        };
+        Chart {
+            title: "<t>".into(),
+            x: "epoch".into(),
+            y: "loss".into(),
+            places: vec![],
+            show: html::number,
+            lines: vec![line],
+        }
+    }
+
+    /// Tags of that name and colour, as often as they are drawn.
+    fn count(svg: &str, tag: &str, colour: Colour) -> usize {
+        let colour = format!("\"{}\"", hex(colour));
+        svg.split('<').filter(|part| part.starts_with(tag) && part.contains(&colour)).count()
     }
 
     #[test]
     fn gaps_break_the_line() {
-        let svg =
+        let chart =
             chart(&[(1.0, Some(1.0)), (2.0, Some(2.0)), (3.0, None), (4.0, Some(0.0)), (5.0, Some(1.0))]);
-        let svg = svg.draw();
-        let path = svg.split("class=line d='").nth(1).unwrap().split('\'').next().unwrap();
-        assert_eq!((path.matches('M').count(), path.matches('L').count()), (2, 2));
-        assert!(
-            svg.contains("<title>&lt;run&gt;, epoch 4: 0</title>") && svg.contains("aria-label='&lt;t&gt;'")
-        );
+        let svg = chart.figure().into_string();
+        assert_eq!(count(&svg, "polyline", HUES[0]), 2, "{svg}");
+        // A dot at each value and a spot that tells it.
+        assert_eq!(count(&svg, "circle", HUES[0]), 8, "{svg}");
+        assert!(svg.contains("<title>&lt;run&gt;, epoch 4: 0</title>") && svg.contains("\"&lt;t&gt;\""));
+        // The page says what a file must say itself.
+        let file = file(&[chart]);
+        assert!(!svg.contains("\nloss\n") && file.contains("\nloss\n") && file.contains("\n&lt;run&gt;\n"));
     }
 
     #[test]
@@ -263,9 +646,26 @@ mod tests {
             vec![(0.0, Some(-9e99)), (1e19, Some(9e99))],
             vec![(0.0, Some(1e-320)), (1.0, Some(2e-320))],
         ] {
-            let svg = chart(&points).draw();
-            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{points:?}: {svg}");
+            let chart = chart(&points);
+            for svg in [chart.figure().into_string(), file(&[chart])] {
+                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{points:?}: {svg}");
+                for place in ["cx=\"", "cy=\"", "x1=\"", "y1=\""] {
+                    let places = svg.split(place).skip(1).map(|rest| rest.split('"').next().unwrap());
+                    for place in places {
+                        assert!((0.0..=640.0).contains(&place.parse::<f64>().unwrap()), "{points:?}: {svg}");
+                    }
+                }
+            }
         }
+    }
+
+    #[test]
+    fn dashes_do_not_make_a_large_page() {
+        let zigzag: Vec<_> = (0..100_000).map(|i| (f64::from(i), Some(f64::from(i % 2)))).collect();
+        let mut chart = chart(&zigzag);
+        chart.lines[0].style = Style::of_run(HUES.len());
+        let svg = chart.figure().into_string();
+        assert!(svg.contains("stroke-dasharray=\"12 7\"") && svg.len() < 20_000, "{} bytes", svg.len());
     }
 
     #[test]
@@ -283,5 +683,16 @@ mod tests {
         assert_eq!((few.len(), few[0], few[499]), (500, 0, 9999));
         assert_eq!(thinned(&many[..3], 500).count(), 3);
         assert_eq!(thinned(&many[..0], 500).count(), 0);
+    }
+
+    #[test]
+    fn every_value_has_a_bar_and_every_series_an_entry() {
+        let places = vec!["80 %".into(), "90 %".into()];
+        let series = vec![vec![Some(1.0), Some(0.5)], vec![Some(2.0), None]];
+        let row = vec![Bars { title: "batch 1".into(), places, series }];
+        let svg = bars(&[("dense", INK), ("condensed", HUES[1])], "sparsity", "milliseconds", &[row]);
+        // One bar per value and a square in the legend.
+        assert_eq!((count(&svg, "rect", INK), count(&svg, "rect", HUES[1])), (3, 2), "{svg}");
+        assert!(svg.contains("condensed") && svg.contains("batch 1") && svg.contains("90 %"), "{svg}");
     }
 }

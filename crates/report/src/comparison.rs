@@ -1,7 +1,8 @@
 //! Accuracy against sparsity: for each network and data set, one line per method.
 
-use crate::chart::{self, Chart, Line, Point, legend};
+use crate::chart::{Chart, Line, Point, Style, legend};
 use crate::html;
+use maud::{Markup, html};
 use serde_json::{Map, Value};
 use srigl_run::Run;
 
@@ -28,7 +29,7 @@ struct Group<'a> {
 }
 
 /// The section of the page; empty if there are fewer than two finished sparse runs of one network and data set.
-pub fn section(runs: &[Run]) -> String {
+pub fn section(runs: &[Run]) -> Markup {
     let mut sets: Vec<(&str, &str, bool)> = Vec::new();
     for run in runs {
         let set = (&*run.config.model.name, run.data(), run.is_synthetic());
@@ -36,7 +37,7 @@ pub fn section(runs: &[Run]) -> String {
             sets.push(set);
         }
     }
-    let mut figures = String::new();
+    let mut figures = Vec::new();
     for (model, data, synthetic) in sets {
         let same =
             |run: &Run| (&*run.config.model.name, run.data(), run.is_synthetic()) == (model, data, synthetic);
@@ -45,21 +46,24 @@ pub fn section(runs: &[Run]) -> String {
         if finished.iter().filter(|(_, run)| run.config.method.info().needs.sparsity).count() > 1 {
             let mark = if synthetic { " (SYNTHETIC)" } else { "" };
             let short = |raw: &str| raw.chars().take(40).collect::<String>();
-            figures += &draw(format!("{} on {}{mark}", short(model), short(data)), &finished);
+            figures.push(draw(format!("{} on {}{mark}", short(model), short(data)), &finished));
         }
     }
     if figures.is_empty() {
-        return figures;
+        return html! {};
     }
-    format!(
-        "<h2>Accuracy against sparsity</h2>\n<p class=note>Test accuracy after the last epoch of finished runs. \
-         Lines join the means over seeds, bars reach from the worst to the best seed, dots are single runs in \
-         their colours. Runs whose other settings differ have lines of their own.</p>\n\
-         <div class=figures>{figures}</div>\n"
-    )
+    html! {
+        h2 { "Accuracy against sparsity" }
+        p.note {
+            "Test accuracy after the last epoch of finished runs. Lines join the means over seeds, bars reach from the \
+             worst to the best seed, dots are single runs in their colours. Runs whose other settings differ have \
+             lines of their own."
+        }
+        div.figures { @for figure in figures { (figure) } }
+    }
 }
 
-fn draw(title: String, finished: &[(usize, &Run)]) -> String {
+fn draw(title: String, finished: &[(usize, &Run)]) -> Markup {
     let mut groups: Vec<Group> = Vec::new();
     for (i, run) in finished {
         let (method, settings) = (run.config.method.variant().label, compared(run));
@@ -77,7 +81,7 @@ fn draw(title: String, finished: &[(usize, &Run)]) -> String {
     let (mut lines, mut dots, mut entries) = (Vec::new(), Vec::new(), Vec::new());
     for (g, group) in groups.iter().enumerate() {
         let name = group.name(&groups);
-        let style = format!("m{}", g % 6);
+        let style = Style::of_group(g);
         // Side by side, so that the bars of one method do not hide another's.
         let aside = (0.06 * (g as f64 - (groups.len() - 1) as f64 / 2.0)).clamp(-0.3, 0.3);
         let points = if group.is_dense() {
@@ -88,9 +92,11 @@ fn draw(title: String, finished: &[(usize, &Run)]) -> String {
                 let point = Point { x: place(run.config.sparsity) + aside, y: run.accuracy(), span: None };
                 dots.push(Line {
                     name: run.name.clone(),
-                    style: chart::style(*i),
+                    style: Style::of_run(*i),
                     points: vec![point],
                     joined: false,
+                    marked: true,
+                    in_legend: false,
                 });
             }
             let point = |sparsity: &f64| {
@@ -99,17 +105,14 @@ fn draw(title: String, finished: &[(usize, &Run)]) -> String {
             };
             sparsities.iter().map(point).filter(|point| point.y.is_some()).collect()
         };
-        entries.push((name.clone(), style.clone()));
-        lines.push(Line { name, style, points, joined: true });
+        entries.push((name.clone(), style));
+        lines.push(Line { name, style, points, joined: true, marked: false, in_legend: true });
     }
     lines.append(&mut dots);
-    let mut x_ticks: Vec<_> =
-        sparsities.iter().enumerate().map(|(i, s)| (i as f64, html::percent(*s))).collect();
-    // Room left and right of the outer marks.
-    x_ticks.insert(0, (-0.4, String::new()));
-    x_ticks.push((sparsities.len() as f64 - 0.6, String::new()));
-    let chart = Chart { title, x: "sparsity", x_ticks, show: html::percent, lines }.draw();
-    format!("<div>{chart}{}</div>", legend(&entries))
+    let places = sparsities.iter().enumerate().map(|(i, s)| (i as f64, html::percent(*s))).collect();
+    let chart =
+        Chart { title, x: "sparsity".into(), y: "test accuracy".into(), places, show: html::percent, lines };
+    html! { div { (chart.figure()) (legend(&entries)) } }
 }
 
 fn compared(run: &Run) -> Map<String, Value> {

@@ -1,6 +1,7 @@
 //! Histograms of fan-ins at the end of a run, one small figure per layer.
 
 use crate::html;
+use maud::{Markup, html};
 use srigl_run::{Layer, MaskLine};
 use std::fmt::Write as _;
 
@@ -10,23 +11,22 @@ const HEIGHT: f64 = 56.0;
 const BARS: u64 = 32;
 
 /// The figures of a run; empty without snapshots.
-pub fn section(layers: &[Layer]) -> String {
-    let mut figures = String::new();
-    for layer in layers {
-        if let Some(snapshot) = layer.snapshots.last() {
-            figures += &histogram(&layer.name, snapshot);
-        }
-    }
+pub fn section(layers: &[Layer]) -> Markup {
+    let last = |layer: &Layer| layer.snapshots.last().map(|snapshot| histogram(&layer.name, snapshot));
+    let figures: Vec<Markup> = layers.iter().filter_map(last).collect();
     if figures.is_empty() {
-        return figures;
+        return html! {};
     }
-    format!(
-        "<h3>Fan-in at the end</h3>\n<p class=note>Neurons by number of active weights. One bar: all neurons \
-         have the same fan-in. Grey: neurons without any.</p>\n<div class=small>{figures}</div>\n"
-    )
+    html! {
+        h3 { "Fan-in at the end" }
+        p.note {
+            "Neurons by number of active weights. One bar: all neurons have the same fan-in. Grey: neurons without any."
+        }
+        div.small { @for figure in figures { (figure) } }
+    }
 }
 
-fn histogram(layer: &str, snapshot: &MaskLine) -> String {
+fn histogram(layer: &str, snapshot: &MaskLine) -> Markup {
     let fan_ins = &snapshot.fan_in;
     let most = fan_ins.iter().map(|(fan_in, _)| *fan_in).max().unwrap_or(0);
     let least = fan_ins.iter().map(|(fan_in, _)| *fan_in).find(|fan_in| *fan_in > 0).unwrap_or(0);
@@ -62,15 +62,20 @@ fn histogram(layer: &str, snapshot: &MaskLine) -> String {
         _ = write!(words, ", {ablated} ablated");
     }
     let name = html::name(layer);
-    format!(
-        "<figure><figcaption>{name}</figcaption><svg viewBox='0 0 {WIDTH} {}' role=img \
-         aria-label='{name}: {words}'><title>{words}</title><path class=none d='{none}'/>\
-         <path class=bar d='{bars}'/><path class=axis d='M0 {HEIGHT}H{WIDTH}'/>\
-         <text x=0 y={y}>0</text><text x={WIDTH} y={y} class=end>{end}</text></svg>\
-         <p>{words}</p></figure>\n",
-        HEIGHT + 14.0,
-        y = HEIGHT + 12.0
-    )
+    html! {
+        figure {
+            figcaption { (name) }
+            svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT + 14.0) } role="img" aria-label={ (name) ": " (words) } {
+                title { (words) }
+                path.none d=(none) {}
+                path.bar d=(bars) {}
+                path.axis d={ "M0 " (HEIGHT) "H" (WIDTH) } {}
+                text x="0" y=(HEIGHT + 12.0) { "0" }
+                text.end x=(WIDTH) y=(HEIGHT + 12.0) { (end) }
+            }
+            p { (words) }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +97,7 @@ mod tests {
                 fan_in: fan_in.to_vec(),
             },
         )
+        .into_string()
     }
 
     #[test]
@@ -105,7 +111,7 @@ mod tests {
     #[test]
     fn a_bar_per_fan_in_up_to_a_limit() {
         let bars = |svg: String| {
-            svg.split("class=bar").nth(1).unwrap().split("/>").next().unwrap().matches('M').count()
+            svg.split("class=\"bar\"").nth(1).unwrap().split('>').next().unwrap().matches('M').count()
         };
         assert_eq!(bars(draw(&[(9, 60)], 576)), 1);
         assert_eq!(bars(draw(&[(1, 1), (2, 1), (3, 1)], 9)), 3);

@@ -1,12 +1,14 @@
 //! Shares per layer over time, as lines or, for many layers, as a heat map.
 
-use crate::chart::{Chart, Line, Point, WIDTH, figure, legend, style, thinned};
+use crate::chart::{Chart, Line, Point, Style, figure, legend, thinned};
 use crate::html;
+use maud::{Markup, html};
 use srigl_run::{Layer, Run};
-use std::fmt::Write as _;
 
 /// Layers that lines can show.
 const LINES: usize = 8;
+/// Width of a heat map in its own units; the page shows them at about this many pixels.
+const WIDTH: f64 = 360.0;
 const LABELS: f64 = 120.0;
 const ROW: f64 = 14.0;
 
@@ -18,7 +20,7 @@ struct Series {
 }
 
 /// The two figures of a run. `columns` is the number of steps a heat map may show.
-pub fn section(run: &Run, columns: usize) -> String {
+pub fn section(run: &Run, columns: usize) -> Markup {
     let active = series(run, |layer| {
         // Before the first update, and of layers that have none, only snapshots know.
         let first = layer.updates.first().map_or(u64::MAX, |update| update.step);
@@ -28,90 +30,93 @@ pub fn section(run: &Run, columns: usize) -> String {
     });
     let itop = series(run, |layer| layer.updates.iter().map(|update| (update.step, update.itop)).collect());
     if run.layers.iter().all(|layer| layer.updates.is_empty()) {
-        return String::new();
+        return html! {};
     }
     let figures = [("Active neurons", &active), ("ITOP rate (weights active at least once)", &itop)];
-    if run.layers.len() > LINES {
-        let maps: String = figures.map(|(title, series)| heat_map(title, series, columns)).concat();
-        return format!("<h3>Layers over time</h3>\n<div class=figures>{maps}</div>\n");
+    let as_lines = run.layers.len() <= LINES;
+    let name = |(i, layer): (usize, &Layer)| (layer.name.clone(), Style::of_run(i));
+    html! {
+        h3 { "Layers over time" }
+        @if as_lines { (legend(&run.layers.iter().enumerate().map(name).collect::<Vec<_>>())) }
+        div.figures {
+            @for (title, series) in figures {
+                @if as_lines { (lines(title, series)) } @else { (heat_map(title, series, columns)) }
+            }
+        }
     }
-    let charts: String = figures.map(|(title, series)| lines(title, series)).concat();
-    let names: Vec<_> =
-        run.layers.iter().enumerate().map(|(i, layer)| (layer.name.clone(), style(i))).collect();
-    format!("<h3>Layers over time</h3>\n{}<div class=figures>{charts}</div>\n", legend(&names))
 }
 
 fn series(run: &Run, values: impl Fn(&Layer) -> Vec<(u64, f64)>) -> Vec<Series> {
     run.layers.iter().map(|layer| Series { layer: layer.name.clone(), values: values(layer) }).collect()
 }
 
-fn lines(title: &str, series: &[Series]) -> String {
+fn lines(title: &str, series: &[Series]) -> Markup {
     let point = |(step, share): &(u64, f64)| Point { x: *step as f64, y: Some(*share), span: None };
     let line = |(i, series): (usize, &Series)| Line {
         name: series.layer.clone(),
-        style: style(i),
+        style: Style::of_run(i),
         points: series.values.iter().map(point).collect(),
         joined: true,
+        marked: true,
+        in_legend: true,
     };
     let lines = series.iter().enumerate().map(line).collect();
-    Chart { title: title.to_string(), x: "step", x_ticks: vec![], show: html::percent, lines }.draw()
+    let title = title.to_string();
+    Chart { y: title.clone(), title, x: "step".into(), places: vec![], show: html::percent, lines }.figure()
 }
 
 /// Rows are layers, columns steps, opacity is the share. Neighbours of the same share are one rectangle.
-fn heat_map(title: &str, series: &[Series], columns: usize) -> String {
+fn heat_map(title: &str, series: &[Series], columns: usize) -> Markup {
     let mut steps: Vec<u64> = series.iter().flat_map(|s| s.values.iter().map(|(step, _)| *step)).collect();
     steps.sort_unstable();
     steps.dedup();
     let steps: Vec<u64> = thinned(&steps, columns).copied().collect();
-    let (Some(first), Some(last)) = (steps.first(), steps.last()) else { return String::new() };
+    let (Some(first), Some(last)) = (steps.first(), steps.last()) else { return html! {} };
     let shares = || series.iter().flat_map(|s| s.values.iter().map(|(_, share)| *share));
     let least = (10.0 * shares().fold(1.0, f64::min) - 1e-9).floor().max(0.0) / 10.0;
     let most = ((10.0 * shares().fold(0.0, f64::max)).ceil() / 10.0).max(least + 0.1);
     let opacity = |share: f64| 0.08 + 0.92 * ((share - least) / (most - least)).clamp(0.0, 1.0);
 
     let width = (WIDTH - LABELS) / steps.len() as f64;
-    let mut svg = String::new();
-    for (row, series) in series.iter().enumerate() {
-        let y = row as f64 * ROW;
-        let name = html::name_of_length(&series.layer, 21);
-        _ = write!(svg, "<text x={:.0} y={:.0} class=end>{name}</text>", LABELS - 6.0, y + 10.5);
-        for run in same_shares(&steps, &series.values) {
-            let Some(share) = run.percent else { continue };
-            let (from, to) = (steps[run.columns.0], steps[run.columns.1]);
-            let when = if from == to { format!("step {from}") } else { format!("steps {from} to {to}") };
-            _ = write!(
-                svg,
-                "<rect x={:.1} y={y:.0} width={:.1} height={:.0} fill-opacity={:.2}><title>{name}, {when}: {share} \
-                 %</title></rect>",
-                LABELS + run.columns.0 as f64 * width,
-                (run.columns.1 + 1 - run.columns.0) as f64 * width,
-                ROW - 1.0,
-                opacity(share as f64 / 100.0)
-            );
+    let bottom = series.len() as f64 * ROW + 11.0;
+    let scale = bottom + 10.0;
+    let svg = html! {
+        g.heat {
+            @for (row, series) in series.iter().enumerate() {
+                @let y = row as f64 * ROW;
+                @let name = html::name_of_length(&series.layer, 21);
+                text.end x=(LABELS - 6.0) y=(y + 10.5) { (name) }
+                @for cells in same_shares(&steps, &series.values) {
+                    @if let Some(percent) = cells.percent {
+                        (rect(LABELS + cells.columns.0 as f64 * width, y, (cells.width() * width, ROW - 1.0),
+                            opacity(percent as f64 / 100.0),
+                            &format!("{name}, {}: {percent} %", cells.steps(&steps))))
+                    }
+                }
+            }
+            text x=(LABELS) y=(bottom) { "step " (first) }
+            text.end x=(WIDTH) y=(bottom) { (last) }
+            @for i in 0..5 {
+                @let share = f64::from(i) / 4.0;
+                (rect(LABELS + 40.0 + 56.0 * share, scale, (14.0, 9.0), 0.08 + 0.92 * share, ""))
+            }
+            text.end x=(LABELS + 35.0) y=(scale + 8.5) { (html::percent(least)) }
+            text x=(LABELS + 115.0) y=(scale + 8.5) { (html::percent(most)) }
+        }
+    };
+    figure(title, (WIDTH, scale + 12.0), &svg)
+}
+
+fn rect(x: f64, y: f64, (width, height): (f64, f64), opacity: f64, title: &str) -> Markup {
+    html! {
+        rect x=(tenths(x)) y=(tenths(y)) width=(tenths(width)) height=(height) fill-opacity=(format!("{opacity:.2}")) {
+            @if !title.is_empty() { title { (title) } }
         }
     }
-    let bottom = series.len() as f64 * ROW + 11.0;
-    _ = write!(
-        svg,
-        "<text x={LABELS} y={bottom:.0}>step {first}</text><text x={WIDTH} y={bottom:.0} class=end>{last}</text>"
-    );
-    let y = bottom + 10.0;
-    for i in 0..5 {
-        let opacity = 0.08 + 0.92 * f64::from(i) / 4.0;
-        let x = LABELS + 40.0 + 14.0 * f64::from(i);
-        _ = write!(svg, "<rect x={x:.0} y={y:.0} width=14 height=9 fill-opacity={opacity:.2} />");
-    }
-    _ = write!(
-        svg,
-        "<text x={:.0} y={:.0} class=end>{}</text><text x={:.0} y={:.0}>{}</text>",
-        LABELS + 35.0,
-        y + 8.5,
-        html::percent(least),
-        LABELS + 115.0,
-        y + 8.5,
-        html::percent(most)
-    );
-    figure(title, y + 12.0, &format!("<g class=heat>{svg}</g>"))
+}
+
+fn tenths(value: f64) -> f64 {
+    (10.0 * value).round() / 10.0
 }
 
 /// Columns with the same share in whole percent, or with none.
@@ -120,6 +125,19 @@ struct SameShare {
     /// First and last column.
     columns: (usize, usize),
     percent: Option<u64>,
+}
+
+impl SameShare {
+    fn width(&self) -> f64 {
+        (self.columns.1 + 1 - self.columns.0) as f64
+    }
+
+    fn steps(&self, steps: &[u64]) -> String {
+        match (steps[self.columns.0], steps[self.columns.1]) {
+            (from, to) if from == to => format!("step {from}"),
+            (from, to) => format!("steps {from} to {to}"),
+        }
+    }
 }
 
 fn same_shares(steps: &[u64], values: &[(u64, f64)]) -> Vec<SameShare> {
@@ -153,7 +171,7 @@ mod tests {
     #[test]
     fn names_are_escaped() {
         let series = Series { layer: "<b>".into(), values: vec![(1, 0.5)] };
-        let svg = heat_map("Active", &[series], 10);
+        let svg = heat_map("Active", &[series], 10).into_string();
         assert!(
             svg.contains("&lt;b&gt;, step 1: 50 %") && !svg.contains("<b>") && !svg.contains("NaN"),
             "{svg}"

@@ -9,10 +9,12 @@
 //! # Ok::<(), srigl_report::Error>(())
 //! ```
 //!
+//! [`chart`] also draws the figures of `cargo xtask reproduce`.
+//!
 //! Nothing in a run folder is trusted: numbers out of range are left out of the figures or refused, and text is
 //! escaped.
 
-mod chart;
+pub mod chart;
 mod comparison;
 mod curves;
 mod error;

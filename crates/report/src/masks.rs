@@ -1,13 +1,12 @@
 //! Pictures of masks. Each layer is one PNG with its snapshots one below the other, of which the page shows the
 //! one that the slider points at.
 
-use crate::chart::colour;
-use crate::chart::thinned;
+use crate::chart::{Colour, Style, thinned};
 use crate::html;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use maud::{Markup, html};
 use srigl_run::{Layer, MaskLine, Picture, Run};
-use std::fmt::Write as _;
 
 /// Snapshots that a slider steps through.
 const FRAMES: usize = 24;
@@ -33,11 +32,11 @@ struct Strip<'a> {
 }
 
 /// The mask pictures of each run; nothing for runs without.
-pub fn sections(runs: &[Run]) -> Vec<String> {
+pub fn sections(runs: &[Run]) -> Vec<Markup> {
     let steps: Vec<Vec<u64>> = runs.iter().map(steps).collect();
     for side in SIDES {
-        let strips: Vec<Vec<Strip>> =
-            runs.iter().enumerate().map(|(i, run)| strips(run, &steps[i], colour(i), side)).collect();
+        let of_run = |(i, run): (usize, _)| strips(run, &steps[i], Style::of_run(i).colour, side);
+        let strips: Vec<Vec<Strip>> = runs.iter().enumerate().map(of_run).collect();
         let bytes: usize = strips.iter().flatten().map(|strip| strip.png.len()).sum();
         if bytes <= BUDGET || side == SIDES[SIDES.len() - 1] {
             return strips.iter().zip(&steps).map(|(strips, steps)| section(strips, steps)).collect();
@@ -55,32 +54,36 @@ fn steps(run: &Run) -> Vec<u64> {
     thinned(&steps, FRAMES).copied().collect()
 }
 
-fn strips<'a>(run: &'a Run, steps: &[u64], colour: [u8; 3], side: usize) -> Vec<Strip<'a>> {
+fn strips<'a>(run: &'a Run, steps: &[u64], colour: Colour, side: usize) -> Vec<Strip<'a>> {
     run.layers.iter().filter_map(|layer| Strip::new(layer, steps, colour, side)).collect()
 }
 
-fn section(strips: &[Strip], steps: &[u64]) -> String {
+fn section(strips: &[Strip], steps: &[u64]) -> Markup {
     if strips.is_empty() {
-        return String::new();
+        return html! {};
     }
     let last = steps.len() - 1;
     let list = steps.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
-    let mut html = format!(
-        "<h3>Masks</h3>\n<p class=note>Rows are neurons, columns inputs; the stronger a cell's colour, the more of its \
-         weights are active. The scale is each layer's own.</p>\n\
-         <div class=masks style='--frame:{last}'>\n\
-         <label>Snapshot <input type=range min=0 max={last} value={last} data-steps='{list}' \
-         aria-valuetext='step {step}'><output>step {step}</output></label>\n<div class=pictures>",
-        step = steps[last]
-    );
-    for strip in strips {
-        html += &strip.figure(steps.len());
+    let shown = format!("step {}", steps[last]);
+    html! {
+        h3 { "Masks" }
+        p.note {
+            "Rows are neurons, columns inputs; the stronger a cell's colour, the more of its weights are active. The \
+             scale is each layer's own."
+        }
+        div.masks style={ "--frame:" (last) } {
+            label {
+                "Snapshot "
+                input type="range" min="0" max=(last) value=(last) data-steps=(list) aria-valuetext=(shown);
+                output { (shown) }
+            }
+            div.pictures { @for strip in strips { (strip.figure(steps.len())) } }
+        }
     }
-    html + "</div></div>\n"
 }
 
 impl<'a> Strip<'a> {
-    fn new(layer: &'a Layer, steps: &[u64], [r, g, b]: [u8; 3], side: usize) -> Option<Self> {
+    fn new(layer: &'a Layer, steps: &[u64], [r, g, b]: Colour, side: usize) -> Option<Self> {
         let first = &layer.snapshots.first()?.picture;
         let (height, width) = (first.height.min(side), first.width.min(side));
         let at = |step: &u64| layer.snapshots.iter().find(|snapshot: &&MaskLine| snapshot.step == *step);
@@ -109,23 +112,23 @@ impl<'a> Strip<'a> {
         Some(Self { layer, height, width, densest: densest / 255.0, png: STANDARD.encode(png) })
     }
 
-    fn figure(&self, frames: usize) -> String {
+    fn figure(&self, frames: usize) -> Markup {
         let pixels = SHOWN / self.height.max(self.width);
         let (height, width) = (self.height * pixels, self.width * pixels);
-        let mut shape = String::new();
-        if let Some(last) = self.layer.snapshots.last() {
-            _ = write!(shape, "{} × {}", last.neurons, last.dense_fan_in);
-        }
+        let last = self.layer.snapshots.last();
+        let shape = last.map(|last| format!("{} × {}", last.neurons, last.dense_fan_in)).unwrap_or_default();
         let name = html::name(&self.layer.name);
         let densest = html::percent(f64::from((100.0 * self.densest).ceil()) / 100.0);
-        format!(
-            "<figure><figcaption>{name}</figcaption>\
-             <div class=frame style='width:{width}px;height:{height}px;--height:{height}px'>\
-             <img alt='mask of {name}, {shape}' width={width} height={} src='data:image/png;base64,{}'></div>\
-             <p>{shape}, densest cell {densest}</p></figure>\n",
-            height * frames,
-            self.png
-        )
+        html! {
+            figure {
+                figcaption { (name) }
+                div.frame style={ "width:" (width) "px;height:" (height) "px;--height:" (height) "px" } {
+                    img alt={ "mask of " (name) ", " (shape) } width=(width) height=(height * frames)
+                        src={ "data:image/png;base64," (self.png) };
+                }
+                p { (shape) ", densest cell " (densest) }
+            }
+        }
     }
 }
 
@@ -179,13 +182,13 @@ mod tests {
         reader.next_frame(&mut pixels).unwrap();
         assert_eq!(pixels, [0x01, 0xf0, 0, 0]);
         assert_eq!(reader.info().palette.as_deref().unwrap()[..3], [1, 2, 3]);
-        assert!(strip.figure(2).contains("mask of &lt;l&gt;, 1 × 2"));
+        assert!(strip.figure(2).into_string().contains("mask of &lt;l&gt;, 1 × 2"));
     }
 
     #[test]
     fn an_empty_mask_is_a_picture_too() {
         let strip = layer(2, 2, &[0; 4]);
         let strip = Strip::new(&strip, &[7], [0; 3], 64).unwrap();
-        assert!(strip.figure(1).contains("densest cell 0\u{a0}%"));
+        assert!(strip.figure(1).into_string().contains("densest cell 0\u{a0}%"));
     }
 }

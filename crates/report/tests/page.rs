@@ -62,13 +62,13 @@ fn parts() {
     assert_eq!((tags["details"], tags["tr"], tags["h1"]), (7, 8, 1));
     // Six sparse runs of three layers.
     assert_eq!((tags["img"], tags["input"]), (18, 6));
-    assert!(html.contains("<strong class=synthetic>SYNTHETIC</strong>"));
+    assert!(html.contains("<strong class=\"synthetic\">SYNTHETIC</strong>"));
     assert!(html.contains("mlp on glyphs (SYNTHETIC)"));
     assert!(html.contains("SRigL with ablation") && html.contains("5 of 20, unfinished"));
     assert!(html.contains("Dense: no masks to show.") && html.contains("never change"));
     assert_eq!(html.matches(" open><summary>").count(), 1);
     assert!(!html.contains("masks.jsonl"));
-    assert!(html.split('\'').all(|part| part.starts_with("data:") || !part.contains("NaN")));
+    assert!(html.split('"').all(|part| part.starts_with("data:") || !part.contains("NaN")));
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn without_masks() {
 #[test]
 fn nothing_is_loaded() {
     let html = page(&[fake("a", "srigl", 0.9, 0)]);
-    for foreign in ["http:", "https:", "<link", "@import", "url(", " src='/", "fetch("] {
+    for foreign in ["http:", "https:", "<link", "@import", "url(", " src=\"/", "fetch("] {
         assert!(!html.contains(foreign), "{foreign}");
     }
     assert!(html.contains("default-src 'none'"));

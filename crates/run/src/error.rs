@@ -69,6 +69,14 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// Another process writes into the folder.
+    #[error("{} is being written by {holder}: wait until it ends, or choose another --out", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// Who that is.
+        holder: String,
+    },
     /// The folder holds something else.
     #[error("{} exists and is not a run folder: choose another --out", path.display())]
     Foreign {

@@ -1,6 +1,7 @@
 //! The run folder.
 
 use crate::lines::{LOG_LINES, json, json_lines};
+use crate::lock::{self, Lock};
 use crate::{Config, Error, RunResult, TopologyLine, atomic};
 use serde::de::DeserializeOwned;
 use std::fs;
@@ -30,14 +31,8 @@ impl RunFolder {
             if !resume {
                 return Err(Error::Exists { path: folder.path });
             }
-            let before: Config = folder.read("config.json")?;
-            if let Some(key) = before.differing_key(config) {
-                return Err(Error::OtherSettings { path: folder.path, key });
-            }
-            folder.remove_temporary_files()?;
-        } else if path.exists()
-            && !(path.is_dir() && folder.entries()?.iter().all(|entry| is_temporary(entry)))
-        {
+            folder.compare(config)?;
+        } else if path.exists() && !(path.is_dir() && folder.entries()?.iter().all(|entry| is_ours(entry))) {
             return Err(Error::Foreign { path: folder.path });
         }
         Ok(folder)
@@ -53,17 +48,31 @@ impl RunFolder {
         Ok((folder, config))
     }
 
-    /// Makes the folder and writes its `config.json`, once the settings are known to work.
+    /// Makes the folder, takes it and writes its `config.json`, once the settings are known to work. Nobody else can write
+    /// into it until the lock is dropped.
     ///
     /// # Errors
-    /// [`Error::Write`] if that fails.
-    pub fn create(&self, config: &Config) -> Result<(), Error> {
-        let path = self.file("config.json");
-        if path.exists() {
-            return Ok(());
-        }
+    /// [`Error::Locked`] if another process writes into it, [`Error::OtherSettings`] if one has started another run since
+    /// [`open`](Self::open), [`Error::Write`] if writing fails.
+    pub fn create(&self, config: &Config) -> Result<Lock, Error> {
         fs::create_dir_all(&self.path).map_err(|cause| Error::Write { path: self.path.clone(), cause })?;
-        self.write_json("config.json", config)
+        let lock = Lock::take(&self.path)?;
+        self.remove_temporary_files()?;
+        if self.file("config.json").exists() {
+            self.compare(config)?;
+        } else {
+            self.write_json("config.json", config)?;
+        }
+        Ok(lock)
+    }
+
+    /// Whether the run in the folder has these settings.
+    fn compare(&self, config: &Config) -> Result<(), Error> {
+        let before: Config = self.read("config.json")?;
+        match before.differing_key(config) {
+            Some(key) => Err(Error::OtherSettings { path: self.path.clone(), key }),
+            None => Ok(()),
+        }
     }
 
     /// A file of the run.
@@ -132,6 +141,11 @@ impl RunFolder {
 /// Files that are written at once.
 const WHOLE_FILES: [&str; 5] =
     ["config.json", "checkpoint.safetensors", "best.safetensors", "model.safetensors", "result.json"];
+
+/// Whether a file may lie in the folder of a run that has not got its settings yet.
+fn is_ours(path: &Path) -> bool {
+    is_temporary(path) || path.file_name().is_some_and(|name| name == lock::FILE)
+}
 
 /// Whether a file is one of an atomic write that has not got its name yet, by this version or an earlier one.
 fn is_temporary(path: &Path) -> bool {

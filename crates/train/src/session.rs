@@ -10,7 +10,7 @@ use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
 use srigl_models::{Classifier, WithModel};
 use srigl_run::{
-    Config, DataUsed, Epoch, JsonLines, LayerResult, RunFolder, RunResult, TopologyLine, mask_line,
+    Config, DataUsed, Epoch, JsonLines, LayerResult, Lock, RunFolder, RunResult, TopologyLine, mask_line,
 };
 use std::time::Instant;
 
@@ -106,6 +106,8 @@ struct State<M> {
     /// Loss `[1]`, correct predictions `[1]` and size of batches not read back yet.
     unread: Vec<(Tensor<1>, Tensor<1, Int>, usize)>,
     started: Instant,
+    /// Nobody else writes into the folder.
+    _lock: Lock,
 }
 
 impl WithModel for Loop<'_> {
@@ -157,7 +159,7 @@ impl Loop<'_> {
             None => model,
         };
         let mut sparse = sparsify(config, model, total_steps)?;
-        folder.create(config)?;
+        let lock = folder.create(config)?;
         let path = folder.file("checkpoint.safetensors");
         let data = loader.source().set().to_string();
         let mut progress = Progress { data: data.clone(), ..Default::default() };
@@ -193,6 +195,7 @@ impl Loop<'_> {
             masks,
             unread,
             started,
+            _lock: lock,
         })
     }
 

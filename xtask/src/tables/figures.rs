@@ -2,7 +2,7 @@
 
 use super::TableName;
 use super::grid::{self, Options, Run, select, sparsity_label, summary};
-use crate::chart::{self, Line, Panel, Point, Series};
+use crate::panel::{self, Line, Panel, Point, Series};
 use crate::recipe::{Grid, Method, Recipe};
 use crate::report::{Chart, Report, Table};
 use anyhow::{Result, ensure};
@@ -128,7 +128,7 @@ pub fn reproduce(figure: Figure, trained: TableName, recipe: Recipe, options: &O
         chart: (!panels.is_empty()).then(|| Chart {
             file: figure.file(),
             alt: figure.title(),
-            svg: chart::lines(&panels),
+            svg: panel::svg(&panels),
         }),
         problems,
     })

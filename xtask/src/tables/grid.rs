@@ -1,6 +1,6 @@
 //! Tables of trained networks: the cells of a recipe, run through `srigl` and summarised.
 
-use crate::chart::{self, Panel, Point, Series};
+use crate::panel::{self, Panel, Point, Series};
 use crate::published::Accuracies;
 use crate::recipe::{Cell, Changes, Grid, Method, Recipe, percent};
 use crate::report::{Chart, Report, Table};
@@ -143,14 +143,14 @@ pub fn reproduce(name: &str, recipe: &Recipe, options: &Options) -> Result<Repor
         report.tables.push(accuracy_table(grid, &runs, &published));
         report.tables.extend(same_task_tables(grid, &runs, &theirs));
         report.tables.extend(active_neurons_table(grid, &runs));
-        panels.extend(panel(grid, &runs, data));
+        panels.extend(accuracy_panel(grid, &runs, data));
         grids.push(grid_json(grid, &runs));
     }
     report.json = json!({ "table": name, "command": command(name, options), "grids": grids });
     report.chart = (!panels.is_empty()).then(|| Chart {
         file: "accuracy.svg",
         alt: "accuracy against sparsity",
-        svg: chart::lines(&panels),
+        svg: panel::svg(&panels),
     });
     Ok(report)
 }
@@ -361,7 +361,7 @@ fn active_neurons_table(grid: &Grid, runs: &[&Run]) -> Option<Table> {
 }
 
 /// One panel of the figure. `None` if nothing succeeded.
-fn panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option<Panel> {
+fn accuracy_panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option<Panel> {
     let sparse = grid.methods.iter().filter(|method| method.is_sparse());
     let series: Vec<Series> = sparse
         .map(|&method| Series {

@@ -1,8 +1,7 @@
 //! What is timed: layers and models, cases, engines, targets, and the results.
 
-use crate::peers::Timing;
-use plotters::style::RGBColor;
 use serde::{Deserialize, Serialize};
+use srigl_report::chart::{Colour, GREY, HUES, INK};
 
 /// The layer of the paper's figure: `encoder.layers.encoder_layer_11.mlp.3` of ViT-B/16.
 pub const PAPER_LAYER: Subject = Subject::Linear { inputs: 3072, outputs: 768 };
@@ -70,20 +69,9 @@ impl Subject {
         words.split(' ').map(String::from).collect()
     }
 
-    /// Zeros that a convolution adds on each side.
-    pub fn padding(self) -> usize {
-        match self {
-            Self::Conv { kernel, .. } => kernel / 2,
-            Self::Linear { .. } | Self::Model { .. } => 0,
-        }
-    }
-
-    /// The name of a model.
-    pub fn model(self) -> Option<&'static str> {
-        match self {
-            Self::Model { name, .. } => Some(name),
-            Self::Linear { .. } | Self::Conv { .. } => None,
-        }
+    /// Whether it is a whole network.
+    pub fn is_model(self) -> bool {
+        matches!(self, Self::Model { .. })
     }
 }
 
@@ -122,7 +110,20 @@ impl Case {
     }
 }
 
-/// What runs a layer or a model. The first three are `srigl`'s own.
+/// How long one call takes, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Half of the samples are faster.
+    pub median_ms: f64,
+    /// One in ten is faster.
+    pub p10_ms: f64,
+    /// Nine in ten are faster.
+    pub p90_ms: f64,
+    /// How many there are.
+    pub samples: u64,
+}
+
+/// What runs a layer or a model, by its name in results; aliases are those of `srigl bench`. The first three are our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
@@ -133,14 +134,19 @@ pub enum Engine {
     /// The constant fan-in form.
     Condensed,
     /// `F.linear`, `F.conv2d`, or torchvision's model.
+    #[serde(alias = "torch f32")]
     TorchDense,
     /// `F.linear` with a CSR weight.
+    #[serde(alias = "torch csr linear")]
     TorchCsrLinear,
-    /// `csr @ x.t()`.
+    /// `csr @ x`.
+    #[serde(alias = "torch csr product")]
     TorchCsrProduct,
     /// The condensed formula in PyTorch.
+    #[serde(alias = "torch condensed")]
     TorchCondensed,
     /// Dense: a model of one node, or all of it.
+    #[serde(alias = "onnxruntime")]
     OnnxRuntime,
     /// The same model; it finds the zeros on its own.
     #[serde(rename = "deepsparse")]
@@ -177,17 +183,17 @@ impl Engine {
     }
 
     /// Colours of Okabe and Ito, as in the other figure; ours is the red.
-    pub fn colour(self) -> RGBColor {
+    pub fn colour(self) -> Colour {
         match self {
-            Self::Dense => RGBColor(51, 51, 51),
-            Self::Csr => RGBColor(140, 140, 140),
-            Self::Condensed => RGBColor(213, 94, 0),
-            Self::TorchDense => RGBColor(0, 114, 178),
-            Self::TorchCsrLinear => RGBColor(86, 180, 233),
-            Self::TorchCsrProduct => RGBColor(0, 60, 100),
-            Self::TorchCondensed => RGBColor(0, 158, 115),
-            Self::OnnxRuntime => RGBColor(230, 159, 0),
-            Self::DeepSparse => RGBColor(204, 121, 167),
+            Self::Dense => INK,
+            Self::Csr => GREY,
+            Self::Condensed => HUES[1],
+            Self::TorchDense => HUES[0],
+            Self::TorchCsrLinear => HUES[4],
+            Self::TorchCsrProduct => [0, 60, 100],
+            Self::TorchCondensed => HUES[2],
+            Self::OnnxRuntime => HUES[5],
+            Self::DeepSparse => HUES[3],
         }
     }
 }
@@ -226,8 +232,8 @@ pub struct Measurement {
     pub engine: Engine,
     /// What ran, in words.
     pub how: String,
-    /// Against the plain result; `None` for `srigl`, which checks its own.
-    pub relative_error: Option<f64>,
+    /// Against the dense result.
+    pub relative_error: f64,
     /// How long it took.
     pub timing: Timing,
 }

@@ -2,17 +2,16 @@
 
 use super::case::{Case, Engine, Measured, PAPER_LAYER, SEED, TARGETS, Target, percent, threads_label};
 use super::{Options, TOLERANCE};
-use crate::chart::{self, Bars};
 use crate::published::LayerTimings;
 use crate::report::{Chart, Report, Table};
 use serde_json::{Value, json};
+use srigl_report::chart::{self, Bars};
 
 /// The report of all cases, in the order of [`super::case::cases`].
 pub fn report(
     options: &Options,
     published: &LayerTimings,
     measured: &[Measured],
-    rounds: usize,
     skipped: Vec<String>,
     problems: Vec<String>,
 ) -> Report {
@@ -24,12 +23,12 @@ pub fn report(
         command + "`",
         format!("{}, {} available", cpu_name(), cores_label(options.cores)),
         format!("random masks of constant fan-in, float32, with bias, seed {SEED}"),
-        format!("medians over {rounds} rounds; in each round every engine runs many times"),
+        format!("medians of {} samples; the engines take turns, a sample for each", options.rounds()),
     ];
     if options.peers {
         facts.push(format!(
-            "all engines run the same weights and inputs on as many threads, in turn; each result of the others \
-             is within {TOLERANCE:.0e} of the plain result"
+            "all engines run the same weights and inputs on as many threads; each result is within {TOLERANCE:.0e} \
+             of the dense one"
         ));
         facts.extend(what_ran(measured));
     }
@@ -52,7 +51,7 @@ pub fn report(
         "quick": options.quick,
         "cpu": cpu_name(),
         "cores": options.cores,
-        "rounds": rounds,
+        "rounds": options.rounds(),
         "cases": measured.iter().map(|case| case_json(case, published)).collect::<Vec<_>>(),
         "skipped": skipped,
     });
@@ -74,7 +73,7 @@ fn what_ran(measured: &[Measured]) -> Vec<String> {
     let mut ran = Vec::new();
     for engine in Engine::ALL {
         let results = measured.iter().flat_map(|case| &case.results);
-        for result in results.filter(|result| result.engine == engine && result.relative_error.is_some()) {
+        for result in results.filter(|result| result.engine == engine && engine > Engine::Condensed) {
             let line = format!("{}: {}", engine.label(), result.how);
             if !ran.contains(&line) {
                 ran.push(line);
@@ -185,9 +184,7 @@ fn case_json(measured: &Measured, published: &LayerTimings) -> Value {
         value["name"] = json!(result.engine);
         value["engine"] = json!(result.how);
         value["condensed_is_faster_by"] = json!(measured.speedup_over(result.engine));
-        if let Some(error) = result.relative_error {
-            value["relative_error"] = json!(error);
-        }
+        value["relative_error"] = json!(result.relative_error);
         value
     });
     let mut value = json!({
@@ -229,7 +226,7 @@ fn figure(measured: &[Measured]) -> Option<Chart> {
         };
         Bars {
             title: format!("batch {batch}, {}", threads_label(threads)),
-            ticks: sparsities.iter().map(|&sparsity| percent(sparsity)).collect(),
+            places: sparsities.iter().map(|&sparsity| percent(sparsity)).collect(),
             series: engines
                 .iter()
                 .map(|&engine| sparsities.iter().map(|&sparsity| ms(engine, sparsity)).collect())
@@ -245,7 +242,7 @@ fn figure(measured: &[Measured]) -> Option<Chart> {
     (!linear.is_empty()).then(|| Chart {
         file: "timings.svg",
         alt: "milliseconds of the layer by sparsity, batch and engine",
-        svg: chart::times(&legend, &rows),
+        svg: chart::bars(&legend, "sparsity", "milliseconds", &rows),
     })
 }
 
@@ -274,8 +271,8 @@ fn cpu_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::super::case::Measurement;
+    use super::super::case::Timing;
     use super::*;
-    use crate::peers::Timing;
 
     const QUICK: Options =
         Options { peers: true, quick: true, torch_python: None, deepsparse_python: None, cores: 2 };
@@ -292,7 +289,7 @@ mod tests {
         let results = times.iter().map(|&(engine, ms)| Measurement {
             engine,
             how: "PyTorch 2".into(),
-            relative_error: (engine > Engine::Condensed).then_some(1e-7),
+            relative_error: 1e-7,
             timing: timing(ms),
         });
         Measured { case: case(sparsity, batch), results: results.collect() }
@@ -311,7 +308,7 @@ mod tests {
             measured(0.99, 1, &[(Dense, 1.0), (Condensed, 0.0125), (TorchDense, 0.75)]),
         ];
         let published = LayerTimings::read().unwrap();
-        let report = report(&QUICK, &published, &all, 2, vec!["x is skipped: why".into()], vec![]);
+        let report = report(&QUICK, &published, &all, vec!["x is skipped: why".into()], vec![]);
         let text = report.markdown();
         let expected = [
             "| sparsity | batch | dense | CSR | condensed | PyTorch dense | PyTorch CSR, F.linear |",

@@ -1,0 +1,131 @@
+//! A run folder has one writer.
+
+use crate::{Error, printable};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+/// Name of the file that a writer holds locked. It says who that is, and is gone when the run ends.
+pub(crate) const FILE: &str = "run.lock";
+
+/// How often a file that its holder removes is opened anew.
+const TRIES: usize = 100;
+
+/// The right to write into a run folder, until it is dropped or the process ends in whatever way. Where the file system
+/// knows no locks, everybody gets it.
+#[derive(Debug)]
+#[must_use = "the folder is free again when this is dropped"]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the folder, which must exist.
+    pub(crate) fn take(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(FILE);
+        for _ in 0..TRIES {
+            let failed = |cause| Error::Write { path: path.clone(), cause };
+            let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let mut file = open.map_err(failed)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let mut holder = String::new();
+                    // What cannot be read is not told.
+                    _ = file.take(200).read_to_string(&mut holder);
+                    let holder =
+                        if holder.is_empty() { "another process".into() } else { printable(&holder) };
+                    return Err(Error::Locked { path: folder.to_path_buf(), holder });
+                }
+                Err(TryLockError::Error(cause)) if has_no_locks(&cause) => {}
+                Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+            }
+            // The holder before may have removed the file between opening and locking it: then somebody else can lock
+            // the next one.
+            if !is_at(&file, &path) {
+                continue;
+            }
+            let write = |file: &mut File| {
+                file.set_len(0)?;
+                file.rewind()?;
+                file.write_all(whoami().as_bytes())
+            };
+            write(&mut file).map_err(failed)?;
+            return Ok(Self { file, path });
+        }
+        let cause = io::Error::other("it is replaced again and again");
+        Err(Error::Write { path, cause })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is locked: whoever has opened it meanwhile finds another file in its place and tries again.
+        if cfg!(unix) {
+            _ = fs::remove_file(&self.path);
+        }
+        _ = self.file.unlock();
+    }
+}
+
+/// Whether the file is the one of that name.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let (ours, there) = (file.metadata().map(id), fs::metadata(path).map(id));
+    ours.is_ok_and(|ours| there.is_ok_and(|there| ours == there))
+}
+
+/// Elsewhere the file is never removed.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true
+}
+
+/// Whether a file system says that it cannot lock, as network file systems may.
+fn has_no_locks(cause: &io::Error) -> bool {
+    // ENOLCK, which std does not name.
+    cause.kind() == io::ErrorKind::Unsupported
+        || (cfg!(target_os = "linux") && cause.raw_os_error() == Some(37))
+}
+
+/// This process, for people.
+fn whoami() -> String {
+    let process = format!("process {}", std::process::id());
+    match fs::read_to_string("/proc/sys/kernel/hostname") {
+        Ok(host) => format!("{process} on {}", host.trim()),
+        Err(_) => process,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = Lock::take(folder.path()).unwrap();
+        let Err(Error::Locked { holder, .. }) = Lock::take(folder.path()) else { panic!("taken twice") };
+        assert!(holder.starts_with(&format!("process {}", std::process::id())), "{holder}");
+        drop(lock);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        drop(Lock::take(folder.path()).unwrap());
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        fs::write(&path, "process 1 on a machine of long ago").unwrap();
+        drop(Lock::take(folder.path()).unwrap());
+        // Whoever holds it writes what they like.
+        let file = File::create(&path).unwrap();
+        file.lock().unwrap();
+        fs::write(&path, "process \u{1b}[2J").unwrap();
+        let Err(error) = Lock::take(folder.path()) else { panic!("taken twice") };
+        assert!(!error.to_string().contains('\u{1b}'), "{error}");
+    }
+}
