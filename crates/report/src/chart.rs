@@ -522,7 +522,7 @@ pub(crate) fn theme() -> String {
         rules += &rule(light, &format!("c{i}"));
         _ = write!(day, "--c{i}:{};", hex(light));
         _ = write!(night, "--c{i}:{};", hex(dark));
-        _ = write!(rules, ".c{i}{{--c:var(--c{i})}}\n");
+        _ = writeln!(rules, ".c{i}{{--c:var(--c{i})}}");
     }
     format!(":root{{{day}}}\n@media(prefers-color-scheme:dark){{:root{{{night}}}}}\n{rules}")
 }
