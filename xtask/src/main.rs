@@ -3,11 +3,11 @@
 //! ```text
 //! recipes/*.toml ─ recipe ─ cells ─ runner (drives `srigl train`) ─┐
 //!                                        published/*.toml ─────────┼─ tables/{grid, figures} ─ report ─ files, terminal
-//!             runner (asks `srigl models`) ─ tables/{flops, variance} ─┤
+//!           runner (asks `srigl models`) ─ tables/{flops, variance} ┤
 //!     runner (drives `srigl bench`), peers ─ tables/timings ───────┘
 //! ```
 //!
-//! No tensor library is linked, so this compiles in seconds. To add a table of trained networks, add a recipe
+//! No tensor library is linked. To add a table of trained networks, add a recipe
 //! and a line in [`tables`]; to add another kind of table, write a function that returns a
 //! [`report::Report`].
 
