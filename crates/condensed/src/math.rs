@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 /// Defines a function that is compiled for each x86-64 level and chosen when it runs, so that the compiler
-/// vectorises plain loops with the registers the machine has. With `pulp` in its place, ViT-B/16 ran slower.
+/// vectorises plain loops with the registers the machine has. `pulp` in its place was not shown to be as fast.
 macro_rules! vectorised {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),*) $body:block) => {
         $(#[$doc])*
