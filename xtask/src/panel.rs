@@ -4,7 +4,7 @@
 use crate::recipe::Method;
 use crate::stats::Summary;
 use serde::Serialize;
-use srigl_report::chart::{self, Chart, Colour, GREY, HUES, INK, LEGEND, Style};
+use srigl_report::chart::{self, Chart, Colour, GREY, HUES, INK, LEGEND, ROOM, Style};
 
 /// One pair of axes.
 #[derive(Serialize)]
@@ -94,7 +94,7 @@ impl Panel {
         let level = |(line, level): &(Line, f64)| chart::Line {
             name: line.name.clone(),
             style: Style::level(line.style.colour),
-            points: [-EDGE, last + EDGE].map(|end| at(end, *level, None)).to_vec(),
+            points: [-ROOM, last + ROOM].map(|end| at(end, *level, None)).to_vec(),
             joined: true,
             marked: false,
             in_legend: true,
@@ -130,9 +130,6 @@ impl Panel {
         }
     }
 }
-
-/// How far levels reach beyond the outer places.
-const EDGE: f64 = 0.4;
 
 fn at(x: f64, value: f64, span: Option<(f64, f64)>) -> chart::Point {
     chart::Point { x, y: Some(value), span }

@@ -314,7 +314,7 @@ fn compare(case: Case, args: &MeasureArgs, contenders: Vec<Contender>) -> Result
     let mut runners = Vec::new();
     let mut round_seconds = 0.0;
     for contender in contenders {
-        let mut runner = Runner { contender, calls: 1, relative_error: 0.0, samples: Samples::default() };
+        let mut runner = Runner::new(contender);
         let outcome = runner.prepare(&input, &mut output, &mut want);
         if runner.contender.keep(outcome, &mut skipped)? {
             round_seconds += runner.seconds_of_round() + rest.as_secs_f64();
@@ -330,16 +330,12 @@ fn compare(case: Case, args: &MeasureArgs, contenders: Vec<Contender>) -> Result
         // In another order each time, so that none always follows the same.
         let mut turns: Vec<usize> = (0..runners.len()).collect();
         turns.shuffle(&mut order);
-        let mut failed = Vec::new();
         for i in turns {
             std::thread::sleep(rest);
             let outcome = runners[i].sample(&input, &mut output);
-            if !runners[i].contender.keep(outcome, &mut skipped)? {
-                failed.push(i);
-            }
+            runners[i].stays = runners[i].contender.keep(outcome, &mut skipped)?;
         }
-        failed.sort_unstable();
-        failed.into_iter().rev().for_each(|i| drop(runners.remove(i)));
+        runners.retain(|runner| runner.stays);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -384,9 +380,15 @@ struct Runner {
     /// Difference to the right result, relative to its norm.
     relative_error: f64,
     samples: Samples,
+    /// Whether it has not failed.
+    stays: bool,
 }
 
 impl Runner {
+    fn new(contender: Contender) -> Self {
+        Self { contender, calls: 1, relative_error: 0.0, samples: Samples::default(), stays: true }
+    }
+
     /// Warms up and compares the result; that of the first is the right one, unless there is one.
     fn prepare(&mut self, input: &[f32], output: &mut [f32], want: &mut Option<Vec<f32>>) -> Result<()> {
         let seconds = self.contender.warm_up(input, output)?;

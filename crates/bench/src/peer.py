@@ -316,7 +316,8 @@ class Onnx:
         if device != "cpu":
             raise ValueError(f"it runs on cpu, not on {device}")
         importlib.import_module("onnx")
-        self.threads = threads
+        self.engine, self.threads = importlib.import_module(ENGINE), threads
+        self.version = self.engine.__version__
 
     def layer(self, request):
         from onnx import TensorProto, helper, numpy_helper
@@ -353,18 +354,13 @@ class Onnx:
 
 
 class OnnxRuntime(Onnx):
-    def __init__(self, device, threads):
-        global onnxruntime
-        import onnxruntime
-
-        super().__init__(device, threads)
-        self.version, self.name = onnxruntime.__version__, "ONNX Runtime"
+    name = "ONNX Runtime"
 
     def contender(self, model, x, what):
-        options = onnxruntime.SessionOptions()
+        options = self.engine.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = self.engine.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         feed = {"input": x}
         return what, Contender(lambda: session.run(None, feed)[0])
 
@@ -372,19 +368,14 @@ class OnnxRuntime(Onnx):
 class DeepSparse(Onnx):
     """It finds the zeros of the weights by itself."""
 
-    def __init__(self, device, threads):
-        global deepsparse
-        import deepsparse
-
-        super().__init__(device, threads)
-        self.version, self.name = deepsparse.__version__, "DeepSparse"
+    name = "DeepSparse"
 
     def contender(self, model, x, what):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "case.onnx")
             with open(path, "wb") as file:
                 file.write(model)
-            engine = deepsparse.compile_model(path, batch_size=x.shape[0], num_cores=self.threads)
+            engine = self.engine.compile_model(path, batch_size=x.shape[0], num_cores=self.threads)
         inputs = [x]
         return what, Contender(lambda: engine.run(inputs)[0])
 

@@ -273,7 +273,7 @@ impl Line {
                             .map(|(x, y)| format!("{x},{y}"))
                             .collect();
                         let line = html! {
-                            polyline fill="none" stroke=(hex(self.style.colour)) stroke-width="3"
+                            polyline fill="none" stroke=(hex(self.style.colour)) stroke-width=(style.stroke_width)
                                 stroke-dasharray={ (on) " " (off) } points=(points.join(" ")) {}
                         };
                         overlay.push_str(&line.into_string());
@@ -349,7 +349,7 @@ const ENTRY: (i32, i32) = (200, 24);
 /// Share of the distance between places that a group of bars takes.
 const GROUP: f64 = 0.66;
 /// Room left and right of the outer places, in distances between places.
-const ROOM: f64 = 0.4;
+pub const ROOM: f64 = 0.4;
 
 /// Draws rows of panels with bars below a common legend, each entry a name and a colour, on one logarithmic scale;
 /// returns the SVG. `x` and `y` name the axes.
