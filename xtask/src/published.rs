@@ -12,7 +12,29 @@ pub struct Accuracies {
     pub label: String,
     /// What `±` means in its rows.
     pub spread: String,
+    /// After which epoch they were measured.
+    pub epoch: Measured,
     rows: Vec<Accuracy>,
+}
+
+/// After which epoch an accuracy is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measured {
+    /// The last.
+    Last,
+    /// The one with the best accuracy on the test images.
+    Best,
+}
+
+impl Measured {
+    /// In a few words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Last => "last epoch",
+            Self::Best => "best epoch",
+        }
+    }
 }
 
 /// One published accuracy.
@@ -139,6 +161,7 @@ mod tests {
         assert_eq!(paper.text(Method::named("srigl").unwrap(), Some(0.85)), None);
         assert!(!paper.has(Method::named("set").unwrap()));
         let authors = Accuracies::named("authors-code-fashion-mnist").unwrap();
+        assert_eq!((paper.epoch, authors.epoch), (Measured::Best, Measured::Last));
         assert_eq!(authors.text(Method::named("rigl").unwrap(), Some(0.99)), Some("84.1 ± 0.2"));
         assert!(Accuracies::named("nowhere").is_err());
     }

@@ -136,7 +136,13 @@ fn quick_runs_every_cell_once_and_writes_the_report() {
     let row =
         "| 99 % |  | 82.00 | 82.00 | 82.00 | 82.00 | 82.00 |  | 92.88 ± 0.14 | 91.47 ± 0.28 | 92.79 ± 0.09 |";
     assert!(table.contains(row), "{table}");
-    assert!(table.contains("| 99 % | static | 82.00 | 81.7 ± 0.5 |"), "{table}");
+    // Ours of the last and of the best epoch, then theirs.
+    assert!(table.contains("| 99 % | static | 82.00 | 90.00 | 81.7 ± 0.5 |"), "{table}");
+    assert!(
+        table.contains("Theirs are of the last epoch, so compare with ours of the last epoch"),
+        "{table}"
+    );
+    assert!(table.contains("Accuracy of the best epoch, mlp"), "{table}");
     assert!(table.contains("| SRigL with ablation | 99 % | 62.5 % | 150 of 300 | 100 of 100 |"), "{table}");
     let written = table + &stage.read("results.json") + &stage.read("accuracy.svg");
     assert!(!written.contains(stage.0.path().to_str().unwrap()), "no path of this machine in the report");
@@ -309,7 +315,7 @@ fn tables_of_large_networks_need_data_and_can_be_cut_short() {
         assert!(calls.iter().all(|call| call.contains(flag)), "{flag}: {calls:?}");
     }
     let table = stage.read("table.md");
-    assert!(table.contains("| 90 % | SRigL with ablation | 86.00 | 72.71 |"), "{table}");
+    assert!(table.contains("| 90 % | SRigL with ablation | 86.00 | 90.00 | 72.71 |"), "{table}");
     assert!(table.contains("changed by --set"), "{table}");
 
     let output = stage.reproduce(&["vit", "--data", data, "--set", "micro-batch=64"]);

@@ -451,7 +451,7 @@ fn save(args: &MeasureArgs, tensors: impl FnOnce() -> Vec<Saved>) -> Result<()> 
 fn write(path: &Path, tensors: &[Saved]) -> Result<()> {
     let mut store = Store::empty(path);
     for tensor in tensors {
-        store.insert(&tensor.name, tensor.dtype, tensor.shape.clone(), tensor.data.as_slice());
+        store.insert(&tensor.name, tensor.dtype, tensor.shape.clone(), tensor.data.clone());
     }
     Ok(store.stage(path)?.commit()?)
 }

@@ -9,13 +9,14 @@ use condensed::{Network, Op, Weight};
 use serde::Serialize;
 use srigl_models::{ModelInfo, ModelSpec};
 use srigl_run::{RunFolder, atomic, print};
-use srigl_train::{Model, NamedTensor, condense, read_weights};
+use srigl_train::{Model, NamedTensor, Weights, condense};
 
 /// Arguments of `srigl condense`.
 #[derive(Args)]
 #[command(after_help = "\
-A file of weights holds tensors in PyTorch's names and layout: NAME.weight [out, in, …], F32, with NAME.mask (U8 \
-or BOOL, 0 or 1) for sparse ones, as `srigl train` and `srigl mask` write them. Where a weight has no mask but \
+A file of weights holds tensors in PyTorch's names and layout: NAME.weight [out, in, …] of any floating-point type, with \
+NAME.mask (U8 or BOOL, 0 or 1) for sparse ones, as `srigl train` and `srigl mask` write them, or with NAME.weight_orig and \
+NAME.weight_mask, as torch.nn.utils.prune does. Where a weight has no mask but \
 half of it or more is exactly 0, its zeros tell the mask, and the report says so.
 
 Batch normalisations are folded into the convolutions before them. The file is read by `srigl predict` and by \
@@ -25,7 +26,7 @@ Examples:
   srigl condense runs/srigl95 -o srigl95.condensed.safetensors
   srigl condense sparse.safetensors --model resnet50 -o resnet50.condensed.safetensors --json")]
 pub struct CondenseArgs {
-    /// Run folder of `srigl train`, or a safetensors file with the weights of --model
+    /// Run folder of `srigl train`, or a file with the weights of --model: safetensors, an index of shards or PyTorch's .pt
     source: PathBuf,
     /// The file to write
     #[arg(short, long, value_name = "OUT")]
@@ -48,10 +49,10 @@ pub struct CondenseArgs {
 /// left then.
 pub fn run(args: CondenseArgs) -> Result<()> {
     let Source { path, model, image } = source(&args)?;
-    let bytes = read_weights(&path)?;
-    let Model::Weights(weights) = Model::parse(&path, &bytes)? else {
+    let Model::Tensors(file) = Model::open(&path)? else {
         bail!("`{}` is condensed already", path.display());
     };
+    let weights = Weights::of(&file, ModelInfo::named(&model)?)?;
     let dense_bytes = weights.tensors.values().map(|tensor| tensor.values.len() * 4).sum();
     let shapes = shapes(&weights.tensors);
     let spec = spec(&model, &weights.tensors, image)?;
@@ -71,6 +72,7 @@ pub fn run(args: CondenseArgs) -> Result<()> {
     };
 
     let staged = atomic::stage(&args.output, |file| file.write_all(&condensed))?;
+    weights.notes.iter().for_each(|note| eprintln!("note: {note}"));
     print::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })?;
     staged.commit()?;
     if !args.json {

@@ -37,6 +37,9 @@ enum DataCommand {
         /// folder, the cache and the network are tried
         #[arg(long, value_name = "DIR", required_if_eq("set", "image-folder"))]
         data: Option<PathBuf>,
+        /// Image folders: classes may have no pictures
+        #[arg(long)]
+        allow_empty: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -69,7 +72,9 @@ enum DataCommand {
 /// What [`open`] and [`fetch::fetch`] report, or a picture that cannot be written.
 pub fn run(args: DataArgs) -> Result<()> {
     match args.command {
-        DataCommand::Info { set, data, json } => info(&open(set, data.as_deref())?, json),
+        DataCommand::Info { set, data, allow_empty, json } => {
+            info(&open(set, data.as_deref(), allow_empty)?, json)
+        }
         DataCommand::Fetch { set, data } => fetch_files(set, data),
         DataCommand::Sheet { set, output, data } => {
             let images = load(set, data.as_deref())?;
@@ -100,6 +105,11 @@ fn info(source: &Source, as_json: bool) -> Result<()> {
             value["mean"] = json!(mean);
             value["std"] = json!(std);
         }
+        if let Source::Folder(folder) = source {
+            for (split, listing) in [("train", &folder.train), ("test", &folder.test)] {
+                value[split]["left_out"] = json!(listing.left_out.count());
+            }
+        }
         println!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(());
     }
@@ -113,7 +123,14 @@ fn info(source: &Source, as_json: bool) -> Result<()> {
             println!("shape     {channels} x {height} x {width} (channels, height, width)");
             println!("pixels    mean {mean:.4}, std {std:.4} (training images, scaled to [0, 1])");
         }
-        Source::Folder(_) => println!("shape     pictures of various sizes, read when they are needed"),
+        Source::Folder(folder) => {
+            println!("shape     pictures of various sizes, read when they are needed");
+            for (split, listing) in [("train", &folder.train), ("test", &folder.test)] {
+                if !listing.left_out.is_empty() {
+                    println!("{split:9} {}", listing.left_out);
+                }
+            }
+        }
     }
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);

@@ -7,7 +7,7 @@ use clap::Args;
 use srigl_data::Loader;
 use srigl_models::{Classifier, WithModel};
 use srigl_run::RunFolder;
-use srigl_train::{Checkpoint, device, evaluate, model_spec};
+use srigl_train::{Accuracy, Checkpoint, device, evaluate, model_spec};
 use std::path::PathBuf;
 
 /// Arguments of `srigl eval`.
@@ -37,7 +37,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let path = folder.file("checkpoint.safetensors");
     ensure!(path.exists(), "{} has no checkpoint yet: train it first", args.run.display());
     let checkpoint = Checkpoint::read(&path)?;
-    let source = srigl_data::open(config.dataset, args.data.as_deref())?;
+    let source = srigl_data::open(config.dataset, args.data.as_deref(), config.allow_empty)?;
     let (trained_on, data) = (&checkpoint.progress.data, source.set().to_string());
     ensure!(
         *trained_on == data,
@@ -49,22 +49,23 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let loader = config.loader(source, workers)?;
     let evaluation = Evaluation { checkpoint: &checkpoint, loader: &loader, device: &device };
     let spec = model_spec(&config.model, loader.shape(), loader.classes())?;
-    let (loss, accuracy) = spec
+    let Accuracy { loss, top1, top5 } = spec
         .with(&device, evaluation)?
         .with_context(|| format!("{} does not hold this model", path.display()))?;
     let epoch = checkpoint.progress.epoch;
     if args.json {
         let count = loader.test_images();
         let result = serde_json::json!({
-            "epoch": epoch, "test_loss": loss, "test_accuracy": accuracy, "test_images": count, "data": data,
+            "epoch": epoch, "test_loss": loss, "test_accuracy": top1, "test_top5": top5, "test_images": count, "data": data,
             "synthetic": synthetic,
         });
         println!("{result:#}");
     } else {
         println!(
-            "{} after epoch {epoch}: test loss {loss:.4}, test accuracy {:.2} % on {} images of {data}",
+            "{} after epoch {epoch}: test loss {loss:.4}, test accuracy {:.2} %{} on {} images of {data}",
             config.title(),
-            100.0 * accuracy,
+            100.0 * top1,
+            top5.map_or(String::new(), |top5| format!(" (top 5: {:.2} %)", 100.0 * top5)),
             loader.test_images()
         );
     }
@@ -78,9 +79,9 @@ struct Evaluation<'a> {
 }
 
 impl WithModel for Evaluation<'_> {
-    type Output = Result<(f64, f64)>;
+    type Output = Result<Accuracy>;
 
-    fn run<M: Classifier>(self, model: M) -> Result<(f64, f64)> {
+    fn run<M: Classifier>(self, model: M) -> Result<Accuracy> {
         let model = self.checkpoint.load_model(model)?;
         evaluate(&model, self.loader, self.device)
     }

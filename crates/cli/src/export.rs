@@ -3,23 +3,24 @@
 use anyhow::{Result, ensure};
 use clap::Args;
 use srigl_run::{RunFolder, Store, print};
-use srigl_train::read_weights;
 use std::path::PathBuf;
 
 /// Arguments of `srigl export`.
 #[derive(Args)]
 #[command(after_help = "\
 The file holds the parameters and running statistics in torchvision's names and shapes, without masks (inactive \
-weights are 0), so that PyTorch loads it strictly:
+weights are 0), so that PyTorch loads it strictly. Types stay as they are; prefixes of data-parallel and compiled modules \
+(module., _orig_mod.) are taken off:
 
   model.load_state_dict(safetensors.torch.load_file('resnet50.safetensors'), strict=True)
 
 Examples:
   srigl export runs/srigl90 -o resnet50.safetensors
   srigl export runs/srigl90 --best -o resnet50.safetensors
-  srigl export resnet50-11ad3fa6.pth -o resnet50.safetensors")]
+  srigl export resnet50-11ad3fa6.pth -o resnet50.safetensors
+  srigl export model.safetensors.index.json -o whole.safetensors")]
 pub struct ExportArgs {
-    /// A finished run folder, or a file of weights: safetensors or PyTorch's .pt
+    /// A finished run folder, or a file of weights: safetensors, an index of shards or PyTorch's .pt
     source: PathBuf,
     /// The model after the epoch with the best test accuracy, not after the last
     #[arg(long)]
@@ -52,16 +53,31 @@ pub fn run(args: ExportArgs) -> Result<()> {
         );
         args.source
     };
-    let bytes = read_weights(&path)?;
-    let file = Store::parse(&path, &bytes)?;
-    let mut exported = Store::empty(&args.output);
-    for (name, dtype, shape, data) in file.tensors() {
-        if !name.ends_with(".mask") && !name.ends_with(".grad") {
-            exported.insert(name, dtype, shape.to_vec(), data);
-        }
+    let mut file = Store::open(&path)?;
+    let mut notes = file.notes().to_vec();
+    let prefix = wrapper_prefix(&file).to_string();
+    if !prefix.is_empty() {
+        notes.push(format!("the prefix `{prefix}` is taken off all names"));
     }
-    let count = exported.tensors().count();
+    let (prefix, kept) = (prefix.len(), |name: &str| !name.ends_with(".mask") && !name.ends_with(".grad"));
+    file.rename(|name| kept(name).then(|| name[prefix..].to_string()));
+    let count = file.tensors().count();
     ensure!(count > 0, "`{}` holds no weights", path.display());
-    exported.stage(&args.output)?.commit()?;
+    let staged = file.stage(&args.output)?;
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    staged.commit()?;
     Ok(print::line(&format!("wrote `{}`: {count} tensors", args.output.display()))?)
+}
+
+/// What data-parallel and compiled modules put before all names; no module has it in its own.
+fn wrapper_prefix(file: &Store) -> &str {
+    let Some((first, _)) = file.tensors().next() else { return "" };
+    let mut end = 0;
+    while let Some(wrapper) = ["module.", "_orig_mod."].iter().find(|w| first[end..].starts_with(**w)) {
+        if !file.tensors().all(|(name, _)| name.starts_with(&first[..end + wrapper.len()])) {
+            break;
+        }
+        end += wrapper.len();
+    }
+    &first[..end]
 }

@@ -9,9 +9,9 @@ use clap::Args;
 use condensed::{Engine, Network, Shape};
 use safetensors::tensor::Dtype;
 use srigl_burn::CondensedNetwork;
-use srigl_models::{Classifier, WithModel};
-use srigl_run::{Store, print, read_file};
-use srigl_train::{Model, NamedTensor, condense, device, fill_module, finite_floats, read_weights};
+use srigl_models::{Classifier, ModelInfo, WithModel};
+use srigl_run::{Store, print};
+use srigl_train::{Model, NamedTensor, Weights, condense, device, fill_module};
 
 /// Samples that go through a network at once, so that memory does not grow with the file.
 const CHUNK: usize = 64;
@@ -19,7 +19,7 @@ const CHUNK: usize = 64;
 /// Arguments of `srigl predict`.
 #[derive(Args)]
 #[command(after_help = "\
-The input is a safetensors file with a tensor `input` (F32), [batch, channels, height, width] or [batch, inputs]; \
+The input is a safetensors file with a tensor `input` of any floating-point type, [batch, channels, height, width] or [batch, inputs]; \
 the output has `logits` [batch, classes]. The numbers go into the network as they are: `srigl train` and `srigl \
 eval` standardise pixels, (pixel / 255 - mean) / deviation with both of all training pixels, and whoever wants a \
 run's predictions does the same first.
@@ -39,7 +39,7 @@ pub struct PredictArgs {
     /// mlp, mnist-cnn, resnet8, resnet18, resnet50, vit-b-16, …; a condensed file needs none
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// The safetensors file with the model's weights, dense, with masks, or condensed
+    /// The file with the model's weights, dense, with masks, or condensed: safetensors, an index of shards or PyTorch's .pt
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
     /// The safetensors file with the tensor `input`
@@ -71,11 +71,10 @@ pub fn run(args: PredictArgs) -> Result<()> {
         crate::use_threads(threads)?;
     }
     let input = Input::read(&args.input)?;
-    let bytes = read_weights(&args.weights)?;
     let path = &args.weights;
-    let (logits, how) = match Model::parse(path, &bytes)? {
+    let (logits, how) = match Model::open(path)? {
         Model::Condensed(network) => run_condensed(&network, &input, device, &args)?,
-        Model::Weights(weights) => {
+        Model::Tensors(file) => {
             let name = args.model.as_deref().with_context(|| {
                 let known = srigl_models::names().join(", ");
                 format!(
@@ -83,6 +82,8 @@ pub fn run(args: PredictArgs) -> Result<()> {
                     path.display()
                 )
             })?;
+            let weights = Weights::of(&file, ModelInfo::named(name)?)?;
+            weights.notes.iter().for_each(|note| eprintln!("note: {note}"));
             let wrong = || format!("`{}`", path.display());
             let spec = crate::condense::spec(name, &weights.tensors, input.image())?;
             if args.condensed {
@@ -143,19 +144,19 @@ struct Input {
 
 impl Input {
     fn read(path: &Path) -> Result<Self> {
-        let bytes = read_file(path)?;
-        let file = Store::parse(path, &bytes)?;
-        let Some((name, dtype, shape, data)) = file.tensors().find(|(name, ..)| *name == "input") else {
+        let file = Store::open(path)?;
+        let Some(tensor) = file.get("input") else {
             return Err(file.error("tensor `input` is missing").into());
         };
+        let shape = &tensor.shape;
         if !matches!(shape.len(), 2 | 4) || shape.contains(&0) {
             return Err(file.error(format!(
                 "tensor `input` has shape {shape:?}; it must be [batch, channels, height, width] or [batch, inputs]"
             ))
             .into());
         }
-        let values = finite_floats(&file, name, dtype, data)?;
-        Ok(Self { path: path.to_path_buf(), shape: shape.to_vec(), values })
+        let values = file.finite_floats("input", tensor)?;
+        Ok(Self { path: path.to_path_buf(), shape: shape.clone(), values })
     }
 
     fn batch(&self) -> usize {
@@ -220,7 +221,7 @@ impl WithModel for Dense<'_> {
     type Output = Result<Vec<f32>>;
 
     fn run<M: Classifier>(self, model: M) -> Result<Vec<f32>> {
-        let model = fill_module(model, self.tensors, self.device)?;
+        let model = fill_module(model, self.tensors, &[], self.device)?;
         // Only the perceptron takes inputs without height and width, and it flattens images of any shape.
         let [channels, height, width] = match self.input.shape[1..] {
             [channels, height, width] => [channels, height, width],

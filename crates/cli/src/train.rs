@@ -54,6 +54,8 @@ const EXAMPLES: &str = "Examples:
   srigl train --model mlp --method srigl --sparsity 0.95 --gamma-sal 0.9 --epochs 4 --out runs/srigl95
   srigl train --model mnist-cnn --method rigl --sparsity 0.99 --train-limit 10000 --out runs/rigl99
   srigl train --model mlp --method dense --out runs/dense
+  srigl train --model mlp --weights runs/dense/model.safetensors --sparsity 0.9 --out runs/pruned
+  srigl train --model resnet18 --dataset image-folder --data DIR --weights resnet18.pth --new-head --out runs/tuned
   srigl train … --out runs/srigl95 --resume        (after an interruption: continues bit for bit)";
 
 /// Trains, or continues a training.
@@ -75,7 +77,12 @@ pub fn run(args: TrainArgs) -> Result<()> {
             finished
         }
         None => {
-            let source = srigl_data::open(args.config.dataset, args.data.as_deref())?;
+            let source =
+                srigl_data::open(args.config.dataset, args.data.as_deref(), args.config.allow_empty)?;
+            if let Source::Folder(images) = &source {
+                let left_out = [&images.train.left_out, &images.test.left_out];
+                left_out.iter().filter(|l| !l.is_empty() && !args.quiet).for_each(|l| eprintln!("note: {l}"));
+            }
             let workers = args.workers.unwrap_or_else(|| data_workers(&source));
             let loader = args.config.loader(source, workers)?;
             let device = &args.device;
@@ -109,6 +116,10 @@ struct Progress {
 }
 
 impl Observer for Progress {
+    fn note(&mut self, text: &str) {
+        eprintln!("note: {text}");
+    }
+
     fn started(&mut self, step: u64, steps: u64) {
         let style =
             ProgressStyle::with_template("{bar:24} {pos}/{len} steps, {msg}, {eta} left").expect("valid");
@@ -152,11 +163,12 @@ impl Observer for Progress {
 fn print_summary(config: &Config, result: &RunResult) {
     println!("{}", layer_table(&result.layers));
     println!(
-        "{} on {}: test accuracy {:.2} % (best {:.2} %), sparsity {:.2} %, {} epochs in {:.1} s",
+        "{} on {}: test accuracy {:.2} % (best {:.2} %{}), sparsity {:.2} %, {} epochs in {:.1} s",
         config.title(),
         result.data.describe(),
         100.0 * result.test_accuracy,
         100.0 * result.best_test_accuracy,
+        result.test_top5.map_or(String::new(), |top5| format!(", top 5: {:.2} %", 100.0 * top5)),
         100.0 * result.sparsity,
         result.epochs,
         result.seconds

@@ -172,8 +172,12 @@ fn one_step_matches_the_authors_code() {
         );
         if method == "srigl" {
             args += &format!(" --gamma-sal {}", settings["gamma_sal"]);
-            for layer in settings["no_ablate"].as_array().unwrap() {
-                args += &format!(" --no-ablate {}", layer.as_str().unwrap());
+            let spared = settings["no_ablate"].as_array().unwrap();
+            for layer in spared.iter().map(|layer| layer.as_str().unwrap()) {
+                args += &format!(" --no-ablate {layer}");
+            }
+            if spared.is_empty() {
+                args += " --no-ablate none";
             }
         }
         let report = bench.json(&args);
@@ -199,8 +203,13 @@ fn init_step_and_inspect_agree_for_all_methods() {
         let bench = Bench::new();
         bench.put("in", &model());
         let target = format!("--method {method} --sparsity 0.8");
-        let init = bench.json(&format!("init in -o sparse {target} --seed 3"));
-        assert_eq!(init, bench.json("inspect sparse"), "{method}");
+        let random = format!("init in -o sparse {target} --initial-mask random --seed 3");
+        let (init, inspected) = (bench.json(&random), bench.json("inspect sparse"));
+        assert_eq!(
+            (&init["layers"], &init["sparsity"]),
+            (&inspected["layers"], &inspected["sparsity"]),
+            "{method}"
+        );
         let inputs = read(&bench.path("in"));
         let sparse = read(&bench.path("sparse"));
         for name in ["fc1", "conv"] {
@@ -276,7 +285,7 @@ fn layers_follow_the_order_of_their_names_and_not_of_their_tensors() {
     let names = ["b.weight", "a.b.weight", "a.weight", "a-b.weight"];
     let tensors = names.map(|name| (name.to_string(), f32s(&[4, 6], values(24, 0))));
     bench.put("in", &Tensors::from(tensors));
-    let report = bench.json("init in -o out --sparsity 0.5");
+    let report = bench.json("init in -o out --sparsity 0.5 --initial-mask random");
     let names: Vec<&Value> = report["layers"].as_array().unwrap().iter().map(|l| &l["name"]).collect();
     assert_eq!(names, ["a", "a-b", "a.b", "b"]);
     let out = read(&bench.path("out"));
@@ -400,15 +409,21 @@ fn set_and_static_need_no_gradients() {
 fn no_ablate_spares_the_layers_it_names() {
     let bench = Bench::new();
     bench.put("in", &model());
-    bench.succeed("init in -o sparse --sparsity 0.8 --seed 1");
+    bench.succeed("init in -o sparse --sparsity 0.8 --initial-mask random --seed 1");
     let active = |options: &str| {
         let args = format!("step sparse -o out --sparsity 0.8 --drop-fraction 0.3 {options}");
         let report = bench.json(&args);
         [0, 1].map(|i| report["layers"][i]["active"].as_u64().unwrap())
     };
-    let [conv, fc1] = active("--gamma-sal 0.95");
+    let [conv, fc1] = active("--gamma-sal 0.95 --no-ablate none");
     assert!(conv < 8 && fc1 < 20, "{conv} {fc1}");
     assert_eq!(active("--gamma-sal 0.95 --no-ablate fc*"), [conv, 20]);
+    assert_eq!(active("--gamma-sal 0.95 --no-ablate c*"), [8, fc1]);
+    // The classifier is spared by default, and the report says which layer that is.
+    assert_eq!(active("--gamma-sal 0.95"), [conv, 20]);
+    let output = bench.run("step sparse -o out --sparsity 0.8 --drop-fraction 0.3");
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(notes.contains("`fc1` is taken for the classifier"), "{notes}");
     assert_eq!(active("--gamma-sal 0"), [8, 20]);
 }
 
@@ -435,7 +450,10 @@ fn the_input_may_be_the_output_and_survives_a_failure() {
     let text = bench.succeed("init model -o model --sparsity 0.5");
     assert!(text.contains("total") && text.ends_with("wrote `model`\n"), "{text}");
     let before = fs::read(bench.path("model")).unwrap();
-    bench.refuse("again", "init model -o model --sparsity 0.5", "conv.mask");
+    let again = bench.json("init model -o model --sparsity 0.9");
+    assert!(before == fs::read(bench.path("model")).unwrap(), "a file with masks keeps them");
+    assert!(again["notes"].to_string().contains("the masks are those of the file"), "{again}");
+    bench.refuse("failure", "step model -o model --sparsity 0.99 --drop-fraction 0.3", "fan-in would be 0");
     assert!(before == fs::read(bench.path("model")).unwrap());
     bench.succeed("step model -o model --sparsity 0.5 --drop-fraction 0.3");
     assert_eq!(bench.files(), ["model"]);
@@ -502,18 +520,16 @@ fn bad_tensors_are_refused() {
         data[33] = value;
         bytes(dtype, &shape, data)
     };
-    let half = |dtype| Some(bytes(dtype, &shape, vec![0; 1200]));
+    let whole = || Some(bytes(Dtype::I64, &shape, vec![0; 4800]));
     let turned = |name: &str| Some(Tensor { shape: vec![30, 20], ..masked_model()[name].clone() });
     let mut flat_mask = masked_model()["conv.mask"].clone();
     flat_mask.shape = vec![8, 36];
     // The tensor to put or to remove, and what must be in the error.
-    let both: [(&str, Option<Tensor>, &str); 8] = [
+    let both: [(&str, Option<Tensor>, &str); 6] = [
         ("fc1.weight", Some(with_value("fc1.weight", f32::NAN)), "`fc1`: weight is NaN at neuron 1, input 1"),
         ("fc1.weight", Some(with_value("fc1.weight", f32::INFINITY)), "`fc1`: weight is inf"),
         ("fc1.weight", Some(with_value("fc1.weight", f32::NEG_INFINITY)), "`fc1`: weight is -inf"),
-        ("fc1.weight", half(Dtype::F16), "`fc1.weight` is F16, but must be F32"),
-        ("fc1.weight", half(Dtype::BF16), "`fc1.weight` is BF16, but must be F32"),
-        ("fc1.weight", Some(bytes(Dtype::F64, &shape, vec![0; 4800])), "`fc1.weight` is F64"),
+        ("fc1.weight", whole(), "`fc1.weight` is I64, but must be F32 or F16 or BF16 or F64"),
         ("fc1.weight", Some(f32s(&[20, 0], [])), "`fc1`: shape [20, 0] is not a weight"),
         ("x\u{1b}[2J.weight", Some(f32s(&[1, 1], [1.0])), "control characters"),
     ];
@@ -521,7 +537,7 @@ fn bad_tensors_are_refused() {
         ("fc1.grad", None, "`fc1.grad` is missing"),
         ("fc1.grad", Some(with_value("fc1.grad", f32::NAN)), "`fc1`: gradient is NaN at neuron 1, input 1"),
         ("fc1.grad", Some(with_value("fc1.grad", f32::INFINITY)), "`fc1`: gradient is inf"),
-        ("fc1.grad", half(Dtype::BF16), "`fc1.grad` is BF16, but must be F32"),
+        ("fc1.grad", whole(), "`fc1.grad` is I64, but must be F32"),
         ("fc1.grad", turned("fc1.grad"), "`fc1.grad` has shape [30, 20], but `fc1.weight` has [20, 30]"),
         ("fc1.mask", None, "`fc1.mask` is missing"),
         ("fc1.mask", Some(mask(Dtype::U8, 2)), "`fc1.mask`: mask value 2 at position 33"),
@@ -624,6 +640,237 @@ fn broken_and_hostile_files_are_refused() {
     bench.refuse("folder", "inspect .", "cannot read `.`");
     #[cfg(unix)]
     bench.refuse("endless device", "inspect /dev/zero", "cannot read `/dev/zero`: it is not a regular file");
+}
+
+/// The layer's values in another type.
+fn as_type(dtype: Dtype, tensor: &Tensor) -> Tensor {
+    let data = tensor.floats().into_iter().flat_map(|value| match dtype {
+        Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
+        Dtype::BF16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+        _ => f64::from(value).to_le_bytes().to_vec(),
+    });
+    Tensor { dtype, shape: tensor.shape.clone(), data: data.collect() }
+}
+
+#[test]
+fn weights_keep_their_type_and_their_bits() {
+    let bench = Bench::new();
+    for dtype in [Dtype::F16, Dtype::BF16, Dtype::F64] {
+        let mut tensors = model();
+        for name in ["fc1.weight", "fc1.grad", "conv.weight", "conv.grad"] {
+            tensors.insert(name.into(), as_type(dtype, &tensors[name]));
+        }
+        bench.put("in", &tensors);
+        let init = bench.json("init in -o sparse --sparsity 0.7");
+        assert_eq!(init["layers"], bench.json("inspect sparse")["layers"], "{dtype}");
+        let step = bench.json("step sparse -o new --sparsity 0.7 --drop-fraction 0.3");
+        assert_eq!(step["layers"][1]["nnz"], bench.json("inspect new")["layers"][1]["nnz"], "{dtype}");
+        for (file, then) in [("sparse", "in"), ("new", "sparse")] {
+            let (now, before) = (read(&bench.path(file)), read(&bench.path(then)));
+            let (weight, old) = (&now["fc1.weight"], &before["fc1.weight"]);
+            assert_eq!((weight.dtype, weight.data.len()), (dtype, old.data.len()));
+            let size = weight.data.len() / 600;
+            let (mask, was) = (&now["fc1.mask"].data, before.get("fc1.mask").map(|mask| &mask.data));
+            for i in 0..600 {
+                let kept = mask[i] == 1 && was.is_none_or(|was| was[i] == 1);
+                let want = if kept { &old.data[i * size..][..size] } else { &[0; 8][..size] };
+                assert_eq!(&weight.data[i * size..][..size], want, "{dtype} {file} {i}");
+            }
+        }
+        bench.succeed("init in -o drawn --sparsity 0.7 --weight-init kaiming-normal");
+        assert_eq!(read(&bench.path("drawn"))["conv.weight"].dtype, dtype);
+    }
+}
+
+/// By default the largest weights stay; a file with masks or many zeros keeps them.
+#[test]
+fn initial_masks_come_from_the_file_or_from_magnitudes() {
+    let bench = Bench::new();
+    bench.put("in", &model());
+    let largest = |values: &[f32], n: usize| -> Vec<u8> {
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()));
+        (0..values.len()).map(|i| u8::from(order[..n].contains(&i))).collect()
+    };
+    let weights = model()["fc1.weight"].floats();
+    let rigl = "--method rigl --sparsity 0.7 --distribution uniform";
+    let report = bench.json(&format!("init in -o out {rigl}"));
+    assert!(report["notes"].to_string().contains("the largest weights of each layer"), "{report}");
+    assert_eq!(read(&bench.path("out"))["fc1.mask"].data, largest(&weights, 180));
+    let srigl = bench.json("init in -o srigl --sparsity 0.7 --distribution uniform");
+    assert_eq!(srigl["layers"][1]["fan_in"], 9);
+    let mask = &read(&bench.path("srigl"))["fc1.mask"].data;
+    assert_eq!(mask[..30], largest(&weights[..30], 9));
+    let all = bench.json(&format!("init in -o all {rigl} --initial-mask global-magnitude"));
+    let nnz: u64 = all["layers"].as_array().unwrap().iter().map(|l| l["nnz"].as_u64().unwrap()).sum();
+    assert_eq!(nnz, 266, "⌊888 · 0.3⌋");
+    // Zeros tell a mask; what has none stays dense then.
+    let mut sparse = read(&bench.path("out"));
+    sparse.retain(|name, _| !name.ends_with(".mask"));
+    sparse.insert("conv.weight".into(), model()["conv.weight"].clone());
+    bench.put("zeros", &sparse);
+    let report = bench.json("init zeros -o told --sparsity 0.9");
+    assert!(report["notes"].to_string().contains("zeros count as inactive: fc1"), "{report}");
+    let told = read(&bench.path("told"));
+    assert_eq!(told["fc1.mask"].data, largest(&weights, 180));
+    assert_eq!(told["conv.mask"].data, [1; 288]);
+    bench.refuse("no masks", "init in -o x --sparsity 0.5 --initial-mask file", "neither masks nor zeros");
+    let anew = bench.json("init told -o anew --sparsity 0.8 --initial-mask random --distribution uniform");
+    assert_eq!(anew["layers"][1]["fan_in"], 5);
+}
+
+#[test]
+fn names_tell_what_is_a_layer() {
+    let bench = Bench::new();
+    let tensor = |shape: &[usize]| f32s(shape, values(shape.iter().product(), 3));
+    let tensors = [
+        ("l.self_attention.in_proj_weight", tensor(&[24, 8])),
+        ("l.self_attention.in_proj_weight.grad", tensor(&[24, 8])),
+        ("l.self_attention.out_proj.weight", tensor(&[8, 8])),
+        ("l.self_attention.out_proj.grad", tensor(&[8, 8])),
+        ("wte.weight", tensor(&[50, 8])),
+        ("pos_embedding", tensor(&[1, 5, 8])),
+        ("patch_embed.proj.weight", tensor(&[8, 3, 2, 2])),
+    ];
+    bench.put("vit", &tensors.map(|(name, tensor)| (name.to_string(), tensor)).into());
+    let plan = bench.json("plan vit --sparsity 0.5");
+    let names: Vec<&Value> = plan["layers"].as_array().unwrap().iter().map(|l| &l["name"]).collect();
+    assert_eq!(names, ["l.self_attention.in_proj", "l.self_attention.out_proj", "patch_embed.proj"]);
+    let notes = plan["notes"].to_string();
+    assert!(
+        notes.contains("embeddings, by their names: `wte`") && notes.contains("`pos_embedding`"),
+        "{notes}"
+    );
+    let keep = "--keep-dense *.out_proj --keep-dense patch*";
+    bench.succeed(&format!("init vit -o sparse --sparsity 0.3 {keep}"));
+    let sparse = read(&bench.path("sparse"));
+    assert_eq!(sparse["l.self_attention.in_proj_weight.mask"].shape, [24, 8]);
+    bench.succeed(&format!("step sparse -o new --sparsity 0.3 --drop-fraction 0.3 {keep}"));
+    let plan = bench.json("plan vit --sparsity 0.5 --exclude patch*");
+    assert_eq!(plan["layers"].as_array().unwrap().len(), 2);
+    bench.refuse("no such", "plan vit --sparsity 0.5 --exclude nothing", "--exclude nothing: no layer");
+    bench.refuse("4-d", "plan vit --sparsity 0.5 --transposed patch*", "4 dimensions");
+}
+
+/// GPT-2's layers are stored `[in, out]`: rows of the mask are inputs there.
+#[test]
+fn transposed_layers_have_constant_fan_in_along_columns() {
+    let bench = Bench::new();
+    let shape = [12, 30];
+    let tensors: Tensors = [("weight", 1), ("grad", 2)]
+        .map(|(what, seed)| (format!("h.0.mlp.c_fc.{what}"), f32s(&shape, values(360, seed))))
+        .into();
+    bench.put("gpt2", &tensors);
+    let output = bench.run("plan gpt2 --sparsity 0.5");
+    let warned = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(warned.contains("warning: `h.0.mlp.c_fc`") && warned.contains("--transposed"), "{warned}");
+    let fan_ins = |file: &str| -> Vec<usize> {
+        let mask = read(&bench.path(file))["h.0.mlp.c_fc.mask"].clone();
+        assert_eq!(mask.shape, shape);
+        (0..30).map(|out| (0..12).filter(|input| mask.data[input * 30 + out] == 1).count()).collect()
+    };
+    let layer = bench.json("init gpt2 -o sparse --sparsity 0.5 --transposed *.c_*")["layers"][0].clone();
+    assert_eq!((&layer["neurons"], &layer["fan_in"]), (&30.into(), &6.into()));
+    assert_eq!(fan_ins("sparse"), [6; 30]);
+    let step =
+        "step sparse -o new --sparsity 0.5 --drop-fraction 0.4 --no-ablation-layers none --transposed *.c_*";
+    let step = bench.json(step);
+    let inspected = bench.json("inspect new --transposed *.c_*");
+    assert_eq!(step["layers"][0]["nnz"], inspected["layers"][0]["nnz"]);
+    // The same layer the other way round has the same mask.
+    let turned = |tensor: &Tensor| {
+        let values = tensor.floats();
+        f32s(&[30, 12], (0..360).map(|i| values[i % 12 * 30 + i / 12]))
+    };
+    let other: Tensors =
+        tensors.iter().map(|(name, tensor)| (name.replace("c_fc", "fc"), turned(tensor))).collect();
+    bench.put("other", &other);
+    bench.succeed("init other -o other --sparsity 0.5");
+    bench.succeed("step other -o other --sparsity 0.5 --drop-fraction 0.4 --no-ablate none");
+    let (turned, plain) = (read(&bench.path("new")), read(&bench.path("other")));
+    let (a, b) = (&turned["h.0.mlp.c_fc.mask"].data, &plain["h.0.mlp.fc.mask"].data);
+    assert!((0..360).all(|i| a[i % 12 * 30 + i / 12] == b[i]));
+}
+
+#[test]
+fn pruned_sharded_and_checkpointed_files_are_read_as_one() {
+    let bench = Bench::new();
+    let weights = model()["fc1.weight"].floats();
+    let mask: Vec<f32> = (0..600).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
+    let tensors: Tensors = [
+        ("fc1.weight_orig".to_string(), model()["fc1.weight"].clone()),
+        ("fc1.weight_mask".into(), f32s(&[20, 30], mask)),
+        ("fc1.bias".into(), model()["fc1.bias"].clone()),
+        ("optimizer.state.0.exp_avg".into(), f32s(&[20, 30], values(600, 8))),
+    ]
+    .into();
+    bench.put("pruned", &tensors);
+    let report = bench.json("inspect pruned");
+    assert_eq!(report["layers"].as_array().unwrap().len(), 1, "the optimizer's tensors are no layers");
+    assert_eq!((&report["layers"][0]["nnz"], &report["layers"][0]["has_mask"]), (&200.into(), &true.into()));
+    bench.succeed("init pruned -o out --sparsity 0.9");
+    let out = read(&bench.path("out"));
+    assert_eq!(out.keys().collect::<Vec<_>>(), ["fc1.bias", "fc1.mask", "fc1.weight"]);
+    let kept = |(i, value): (usize, f32)| if i % 3 == 0 { value } else { 0.0 };
+    let want: Vec<f32> = weights.into_iter().enumerate().map(kept).collect();
+    assert_eq!(out["fc1.weight"].floats(), want);
+
+    let part = |name: &str| Tensors::from([(name.to_string(), model()[name].clone())]);
+    bench.put("model-1.safetensors", &part("fc1.weight"));
+    bench.put("model-2.safetensors", &part("conv.weight"));
+    let index = |map: &str| {
+        let text = format!(r#"{{"metadata":{{"total_size":1}},"weight_map":{{{map}}}}}"#);
+        fs::write(bench.path("model.safetensors.index.json"), text).unwrap();
+    };
+    index(r#""fc1.weight":"model-1.safetensors","conv.weight":"model-2.safetensors""#);
+    let plan = bench.json("plan model.safetensors.index.json --sparsity 0.5");
+    assert_eq!(plan["layers"].as_array().unwrap().len(), 2);
+    bench.succeed("init model.safetensors.index.json -o whole --sparsity 0.5");
+    assert_eq!(read(&bench.path("whole")).len(), 4);
+    for (map, expected) in [
+        (r#""a.weight":"model-1.safetensors""#, "`a.weight` is not in `model-1.safetensors`"),
+        (r#""fc1.weight":"../model-1.safetensors""#, "not the name of a file beside it"),
+        (r#""fc1.weight":"/etc/passwd""#, "not the name of a file beside it"),
+        (r#""fc1.weight":"none.safetensors""#, "cannot read"),
+        (r#""fc1.weight":1"#, "not an index of shards"),
+    ] {
+        index(map);
+        bench.refuse(map, "plan model.safetensors.index.json --sparsity 0.5", expected);
+    }
+}
+
+/// A file of 24 GB, nearly all of it holes, in little memory.
+#[cfg(unix)]
+#[test]
+fn huge_files_need_little_memory() {
+    use std::io::{Seek, SeekFrom, Write};
+    let bench = Bench::new();
+    let entry = |i: u64, size: u64| {
+        let (start, end, inputs) = (i * size, (i + 1) * size, size / 80_000);
+        format!(r#""l{i}.weight":{{"dtype":"BF16","shape":[40000,{inputs}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let write = |name: &str, size: u64| {
+        let header = format!("{{{},{},{}}}", entry(0, size), entry(1, size), entry(2, size));
+        let mut file = fs::File::create(bench.path(name)).unwrap();
+        file.write_all(&raw(&header, &[])).unwrap();
+        file.seek(SeekFrom::Current(3 * size as i64 - 1)).unwrap();
+        file.write_all(&[0]).unwrap();
+    };
+    write("huge", 8_000_000_000);
+    write("large", 800_000_000);
+    let limited = |args: &str| -> Value {
+        let mut command = Command::new("sh");
+        let line = format!("ulimit -v 1000000; exec \"$0\" mask {args} --json");
+        command.args(["-c", &line, env!("CARGO_BIN_EXE_srigl")]).env("RAYON_NUM_THREADS", "1");
+        let output = command.current_dir(bench.folder.path()).output().unwrap();
+        assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let plan = limited("plan huge --sparsity 0.9");
+    assert_eq!(plan["layers"][2]["weights"], 4_000_000_000_u64);
+    let inspected = limited("inspect large");
+    let layer = &inspected["layers"][0];
+    assert_eq!((&layer["nnz"], &layer["neurons"]), (&0.into(), &40_000.into()));
 }
 
 /// A full disk, without one: files may not grow beyond a limit, and the signal for that is ignored.

@@ -34,7 +34,7 @@ fn main() -> Result<()> {
 }
 
 fn measure(dir: &Path, workers: usize) -> Result<()> {
-    let source = srigl_data::open(DataSet::ImageFolder, Some(dir))?;
+    let source = srigl_data::open(DataSet::ImageFolder, Some(dir), false)?;
     let options = Options { workers, ..Options::default() };
     let loader = Loader::new(source, Transform::imagenet(224, 256), options)?;
     println!("{:.1} images/s", loader.rate(64)?);

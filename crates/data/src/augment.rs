@@ -1,7 +1,8 @@
 //! What is done to an image before the model sees it, as settings that can be written into a recipe.
 //!
 //! Everything follows torchvision's transforms on PIL images, in the order of its reference recipes: crop,
-//! resize, flip, jitter on 8 bits per channel, then normalisation. Resizing is bilinear with antialiasing.
+//! resize, flip, jitter and automatic augmentation on 8 bits per channel, then normalisation, erasing, and
+//! the mixing of a batch. Resizing is bilinear with antialiasing.
 
 use anyhow::{Context, Result, bail, ensure};
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
@@ -13,6 +14,8 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use super::Source;
+use super::auto_augment::AutoAugment;
+use super::mix::Mixing;
 use super::picture::Picture;
 
 /// Mean of each channel of ImageNet's training pixels, scaled to [0, 1], as torchvision has it.
@@ -34,8 +37,11 @@ pub struct Transform {
     /// To test images; nothing if not given.
     #[serde(default)]
     pub eval: Option<CentreCrop>,
-    /// To all images, last.
+    /// To all images, after that.
     pub normalise: Normalise,
+    /// To batches of training images, last; nothing if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mixing>,
 }
 
 /// Random changes to training images. The default is none.
@@ -48,6 +54,12 @@ pub struct Augment {
     pub flip: bool,
     /// Changes the colours; not if not given.
     pub jitter: Option<Jitter>,
+    /// Makes a random series of changes; none if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto: Option<AutoAugment>,
+    /// Erases a box, once normalised; none if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub erase: Option<Erase>,
 }
 
 /// Which part of a training image is taken.
@@ -57,10 +69,21 @@ pub enum Crop {
     /// All of it.
     #[default]
     Whole,
-    /// As much as the image has, anywhere within it and a black border: `RandomCrop(padding=border)`.
+    /// As much as the image has, anywhere within it and a border: `RandomCrop(padding=border)`.
     Pad {
         /// Width of the border, in pixels.
         border: usize,
+        /// What the border shows; black if not given.
+        #[serde(default, skip_serializing_if = "PadMode::is_black")]
+        mode: PadMode,
+    },
+    /// A square anywhere within the image, once that has one of two sizes: `Resize(side)`, with either of
+    /// `sides` half of the time, then `RandomCrop(size)`.
+    Scaled {
+        /// What the shorter side is resized to, in pixels.
+        sides: [usize; 2],
+        /// Height and width of the square, in pixels; at most the smaller of `sides`.
+        size: usize,
     },
     /// A part of random size and shape, resized: `RandomResizedCrop(size)`.
     Resized {
@@ -82,6 +105,38 @@ fn default_scale() -> [f64; 2] {
 fn default_ratio() -> [f64; 2] {
     [3.0 / 4.0, 4.0 / 3.0]
 }
+
+/// What the border around an image shows: `padding_mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PadMode {
+    /// Nothing: `constant`.
+    #[default]
+    Black,
+    /// The image mirrored at its outermost pixels: `reflect`.
+    Reflect,
+}
+
+impl PadMode {
+    fn is_black(&self) -> bool {
+        *self == Self::Black
+    }
+}
+
+/// A box of random size, shape and place becomes 0, the mean of what is normalised: `RandomErasing`. Its
+/// area is 0.02 to 0.33 of the image, its height 0.3 to 3.3 of its width.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Erase {
+    /// Share of the images that this happens to, 0 to 1.
+    pub probability: f64,
+}
+
+/// Least and largest share of an image's area that is erased.
+const ERASE_SCALE: [f64; 2] = [0.02, 0.33];
+
+/// Least and largest height of what is erased, divided by its width.
+const ERASE_RATIO: [f64; 2] = [0.3, 3.3];
 
 /// Random changes of colour: `ColorJitter`. Each strength `s` draws a factor from `[max(0, 1 - s), 1 + s]`,
 /// 1 changing nothing; the three are applied in random order.
@@ -126,9 +181,13 @@ impl Transform {
                 let (mean, std) = images.channel_mean_std().into_iter().unzip();
                 let train = match images.channels {
                     1 => Augment::default(),
-                    _ => Augment { crop: Crop::Pad { border: 4 }, flip: true, jitter: None },
+                    _ => Augment {
+                        crop: Crop::Pad { border: 4, mode: PadMode::Black },
+                        flip: true,
+                        ..Augment::default()
+                    },
                 };
-                Self { train, eval: None, normalise: Normalise { mean, std } }
+                Self { train, eval: None, normalise: Normalise { mean, std }, mix: None }
             }
             Source::Folder(_) => Self::imagenet(224, 256),
         }
@@ -139,9 +198,10 @@ impl Transform {
     pub fn imagenet(size: usize, resize: usize) -> Self {
         let crop = Crop::Resized { size, scale: default_scale(), ratio: default_ratio() };
         Self {
-            train: Augment { crop, flip: true, jitter: None },
+            train: Augment { crop, flip: true, ..Augment::default() },
             eval: Some(CentreCrop { resize, crop: size }),
             normalise: Normalise { mean: IMAGENET_MEAN.to_vec(), std: IMAGENET_STD.to_vec() },
+            mix: None,
         }
     }
 
@@ -160,12 +220,16 @@ impl Transform {
             );
         }
         self.normalise.check(channels)?;
+        if let Some(mix) = self.mix {
+            mix.check()?;
+        }
         let train = match self.train.crop {
-            Crop::Resized { size, .. } => Some([size; 2]),
-            _ => size,
+            Crop::Scaled { size, .. } | Crop::Resized { size, .. } => Some([size; 2]),
+            Crop::Whole | Crop::Pad { .. } => size,
         };
         let eval = self.eval.map(|eval| [eval.crop; 2]).or(size);
-        let train = train.context("the pictures differ in size; set `train.crop` to `resized`")?;
+        let train =
+            train.context("the pictures differ in size; set `train.crop` to `resized` or `scaled`")?;
         let eval = eval.context("the pictures differ in size; set `eval` to a centre crop")?;
         ensure!(
             train == eval,
@@ -183,12 +247,26 @@ impl Augment {
     fn check(&self, size: Option<[usize; 2]>) -> Result<()> {
         match self.crop {
             Crop::Whole => {}
-            Crop::Pad { border } => {
+            Crop::Pad { border, mode } => {
                 let Some([height, width]) = size else {
                     bail!("the pictures differ in size, so they cannot be padded; crop them `resized`");
                 };
-                let most = height.min(width);
+                let most = match mode {
+                    PadMode::Black => height.min(width),
+                    // The outermost pixels are not repeated.
+                    PadMode::Reflect => height.min(width).saturating_sub(1),
+                };
                 ensure!(border <= most, "the border of `crop` is {border}, but can be {most} at most");
+            }
+            Crop::Scaled { sides, size } => {
+                let [small, large] = [sides[0].min(sides[1]), sides[0].max(sides[1])];
+                ensure!(
+                    (1..=small).contains(&size) && large <= MAX_SIZE,
+                    "`crop` resizes to {} or {} and takes {size} pixels, but needs \
+                     1 <= size <= sides <= {MAX_SIZE}",
+                    sides[0],
+                    sides[1]
+                );
             }
             Crop::Resized { size, scale, ratio } => {
                 ensure!((1..=MAX_SIZE).contains(&size), "`size` is {size}, but must be 1 to {MAX_SIZE}");
@@ -214,11 +292,22 @@ impl Augment {
                 );
             }
         }
+        if let Some(Erase { probability }) = self.erase {
+            ensure!(
+                (0.0..=1.0).contains(&probability),
+                "the probability to `erase` is {probability}, but must be 0 to 1"
+            );
+        }
         Ok(())
     }
 }
 
 impl Normalise {
+    /// Leaves the values in [0, 1]: mean 0, standard deviation 1.
+    pub fn none() -> Self {
+        Self { mean: vec![0.0], std: vec![1.0] }
+    }
+
     fn check(&self, channels: usize) -> Result<()> {
         for (name, values) in [("mean", &self.mean), ("std", &self.std)] {
             ensure!(
@@ -243,15 +332,25 @@ impl Normalise {
     }
 }
 
-/// The random numbers of one image in one epoch: they depend on nothing else, so neither the number of
-/// threads nor the point where a run was resumed shows. By hand, because `rand` may change its samplers
-/// between versions.
+/// The random numbers of one image or batch in one epoch: they depend on nothing else, so neither the
+/// number of threads nor the point where a run was resumed shows. By hand, because `rand` may change its
+/// samplers between versions.
 pub(crate) struct Draws(ChaCha8Rng);
 
 impl Draws {
+    /// Those of image `index`.
     pub(crate) fn new(seed: u64, epoch: u64, index: u64) -> Self {
+        Self::keyed([seed, epoch, index], *b"augment.")
+    }
+
+    /// Those of batch `number`.
+    pub(crate) fn of_batch(seed: u64, epoch: u64, number: u64) -> Self {
+        Self::keyed([seed, epoch, number], *b"mix-ups.")
+    }
+
+    fn keyed([seed, epoch, number]: [u64; 3], purpose: [u8; 8]) -> Self {
         let mut key = [0; 32];
-        let words = [seed, epoch, index, u64::from_le_bytes(*b"augment.")];
+        let words = [seed, epoch, number, u64::from_le_bytes(purpose)];
         for (to, word) in key.chunks_exact_mut(8).zip(words) {
             to.copy_from_slice(&word.to_le_bytes());
         }
@@ -259,28 +358,37 @@ impl Draws {
     }
 
     /// Uniform in `[low, high)`.
-    fn within(&mut self, low: f64, high: f64) -> f64 {
+    pub(crate) fn within(&mut self, low: f64, high: f64) -> f64 {
         let unit = (self.0.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
         low + (high - low) * unit
     }
 
     /// Uniform in `0..n`, as near as 32 bits allow; `n` is below 2^32.
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         ((u64::from(self.0.next_u32()) * n as u64) >> 32) as usize
     }
 
-    fn coin(&mut self) -> bool {
+    pub(crate) fn coin(&mut self) -> bool {
         self.0.next_u32() >> 31 == 1
     }
 }
 
 /// A part of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Part {
-    top: usize,
-    left: usize,
-    height: usize,
-    width: usize,
+pub(crate) struct Part {
+    pub(crate) top: usize,
+    pub(crate) left: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+}
+
+/// What is left to do once an image is augmented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rest {
+    /// Mirror it. [`normalise`] does that on the way.
+    pub(crate) flip: bool,
+    /// Erase this part, after that.
+    pub(crate) erase: Option<Part>,
 }
 
 /// Memory that is kept from image to image.
@@ -294,44 +402,70 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// Changes [`Workspace::picture`] at random. Returns whether it is to be mirrored.
-    pub(crate) fn augment(&mut self, augment: &Augment, draws: &mut Draws) -> Result<bool> {
+    /// Changes [`Workspace::picture`] at random.
+    ///
+    /// New settings draw last, so that a seed means the same where they are not used.
+    pub(crate) fn augment(&mut self, augment: &Augment, draws: &mut Draws) -> Result<Rest> {
         match augment.crop {
             Crop::Whole => {}
-            Crop::Pad { border } => {
+            Crop::Pad { border, mode } => {
                 let (down, right) = (draws.below(2 * border + 1), draws.below(2 * border + 1));
-                self.shift(border, down, right);
+                match mode {
+                    PadMode::Black => self.shift(border, down, right),
+                    PadMode::Reflect => self.shift_reflected(border, down, right),
+                }
+            }
+            Crop::Scaled { sides, size } => {
+                let [height, width] = self.resize_shorter(sides[draws.below(sides.len())])?;
+                let (top, left) = (draws.below(height - size + 1), draws.below(width - size + 1));
+                self.cut(Part { top, left, height: size, width: size });
             }
             Crop::Resized { size, scale, ratio } => {
                 let part = random_part(&self.picture, scale, ratio, draws);
                 self.resize(part, [size; 2])?;
             }
         }
-        let flip = augment.flip && draws.coin();
+        let mut flip = augment.flip && draws.coin();
         if let Some(strengths) = augment.jitter {
             jitter(&mut self.picture, strengths, draws);
         }
-        Ok(flip)
+        if let Some(auto) = augment.auto {
+            // Turning a picture and mirroring it gives something else than the other way round.
+            if std::mem::take(&mut flip) {
+                mirror(&mut self.picture);
+            }
+            auto.apply(&mut self.picture, &mut self.next, draws);
+        }
+        let Picture { height, width, .. } = self.picture;
+        let erase = augment.erase.and_then(|erase| erased_part(erase, height, width, draws));
+        Ok(Rest { flip, erase })
     }
 
     /// Makes [`Workspace::picture`] its middle.
     pub(crate) fn centre_crop(&mut self, CentreCrop { resize, crop }: CentreCrop) -> Result<()> {
-        let Picture { height, width, .. } = self.picture;
-        let long = |long: usize, short: usize| resize * long / short;
-        let size = match height < width {
-            true => [resize, long(width, height)],
-            false => [long(height, width), resize],
-        };
-        let longest = size[0].max(size[1]);
-        ensure!(longest <= 1 << 16, "{height}x{width} pixels are too narrow for a centre crop");
-        if size != [height, width] {
-            self.resize(Part { top: 0, left: 0, height, width }, size)?;
-        }
+        let size = self.resize_shorter(resize)?;
         // Python rounds halves to even.
         let start = |side: usize| ((side - crop) as f64 / 2.0).round_ties_even() as usize;
         let part = Part { top: start(size[0]), left: start(size[1]), height: crop, width: crop };
         self.cut(part);
         Ok(())
+    }
+
+    /// Resizes the image so that its shorter side becomes `side`: `Resize(side)`. Returns its height and
+    /// width.
+    fn resize_shorter(&mut self, side: usize) -> Result<[usize; 2]> {
+        let Picture { height, width, .. } = self.picture;
+        let long = |long: usize, short: usize| side * long / short;
+        let size = match height < width {
+            true => [side, long(width, height)],
+            false => [long(height, width), side],
+        };
+        let longest = size[0].max(size[1]);
+        ensure!(longest <= 1 << 16, "{height}x{width} pixels are too narrow to be resized and cropped");
+        if size != [height, width] {
+            self.resize(Part { top: 0, left: 0, height, width }, size)?;
+        }
+        Ok(size)
     }
 
     fn cut(&mut self, part: Part) {
@@ -362,6 +496,25 @@ impl Workspace {
             let to = ((to_row + row) * width + to_column) * channels;
             let count = columns * channels;
             self.next.pixels[to..][..count].copy_from_slice(&pixels[from..][..count]);
+        }
+        std::mem::swap(&mut self.picture, &mut self.next);
+    }
+
+    /// As [`Workspace::shift`], with a border that mirrors the image; `border` is less than its sides.
+    fn shift_reflected(&mut self, border: usize, down: usize, right: usize) {
+        let Picture { height, width, channels, ref pixels } = self.picture;
+        self.next.reshape(height, width, channels);
+        let reflect = |at: usize, side: usize| match at < border {
+            true => border - at,
+            false if at - border < side => at - border,
+            false => 2 * (side - 1) - (at - border),
+        };
+        let rows = self.next.pixels.chunks_exact_mut(width * channels);
+        for (to, row) in rows.zip(down..) {
+            let from = &pixels[reflect(row, height) * width * channels..][..width * channels];
+            for (to, column) in to.chunks_exact_mut(channels).zip(right..) {
+                to.copy_from_slice(&from[reflect(column, width) * channels..][..channels]);
+            }
         }
         std::mem::swap(&mut self.picture, &mut self.next);
     }
@@ -419,6 +572,41 @@ fn random_part(picture: &Picture, scale: [f64; 2], ratio: [f64; 2], draws: &mut 
     Part { top, left, height: part_height, width: part_width }
 }
 
+/// Which part of an image is erased, if any: torchvision's `RandomErasing.get_params`.
+fn erased_part(erase: Erase, height: usize, width: usize, draws: &mut Draws) -> Option<Part> {
+    let happens = draws.within(0.0, 1.0) < erase.probability;
+    let log_ratio = ERASE_RATIO.map(f64::ln);
+    let tries = if happens { 10 } else { 0 };
+    let size = (0..tries).find_map(|_| {
+        let share = draws.within(ERASE_SCALE[0], ERASE_SCALE[1]);
+        let log_aspect = draws.within(log_ratio[0], log_ratio[1]);
+        erased_size(height, width, share, log_aspect)
+    });
+    size.map(|[part_height, part_width]| {
+        let (top, left) = (draws.below(height - part_height + 1), draws.below(width - part_width + 1));
+        Part { top, left, height: part_height, width: part_width }
+    })
+}
+
+/// Height and width of a part with this share of an image's area and this height by width; none if that
+/// does not fit.
+fn erased_size(height: usize, width: usize, share: f64, log_aspect: f64) -> Option<[usize; 2]> {
+    let (area, aspect) = ((height * width) as f64 * share, log_aspect.exp());
+    let part_height = (area * aspect).sqrt().round_ties_even() as usize;
+    let part_width = (area / aspect).sqrt().round_ties_even() as usize;
+    (part_height < height && part_width < width).then_some([part_height, part_width])
+}
+
+/// Mirrors a picture, left to right.
+fn mirror(picture: &mut Picture) {
+    for row in picture.pixels.chunks_exact_mut(picture.width * picture.channels) {
+        row.reverse();
+        for pixel in row.chunks_exact_mut(picture.channels) {
+            pixel.reverse();
+        }
+    }
+}
+
 fn jitter(picture: &mut Picture, strengths: Jitter, draws: &mut Draws) {
     let mut order = [0, 1, 2];
     for last in [2, 1] {
@@ -442,7 +630,7 @@ fn jitter(picture: &mut Picture, strengths: Jitter, draws: &mut Draws) {
 }
 
 /// `from + factor * (to - from)`, as PIL rounds it.
-fn blend(from: u8, to: u8, factor: f32) -> u8 {
+pub(crate) fn blend(from: u8, to: u8, factor: f32) -> u8 {
     let (from, to) = (f32::from(from), f32::from(to));
     (from + factor * (to - from)) as u8 // saturates
 }
@@ -457,13 +645,13 @@ fn grey(pixel: &[u8]) -> u8 {
     }
 }
 
-fn brightness(picture: &mut Picture, factor: f32) {
+pub(crate) fn brightness(picture: &mut Picture, factor: f32) {
     for value in &mut picture.pixels {
         *value = blend(0, *value, factor);
     }
 }
 
-fn contrast(picture: &mut Picture, factor: f32) {
+pub(crate) fn contrast(picture: &mut Picture, factor: f32) {
     let pixels = picture.pixels.chunks_exact(picture.channels);
     let count = pixels.len() as f64;
     let sum: u64 = pixels.map(|pixel| u64::from(grey(pixel))).sum();
@@ -473,7 +661,7 @@ fn contrast(picture: &mut Picture, factor: f32) {
     }
 }
 
-fn saturation(picture: &mut Picture, factor: f32) {
+pub(crate) fn saturation(picture: &mut Picture, factor: f32) {
     for pixel in picture.pixels.chunks_exact_mut(picture.channels) {
         let grey = grey(pixel);
         for value in pixel {
@@ -496,10 +684,37 @@ pub(crate) fn normalise(picture: &Picture, flip: bool, table: &[[f32; 256]], to:
     }
 }
 
+/// Sets `part` of `[channels, height, width]` values to 0.
+pub(crate) fn erase(to: &mut [f32], part: Part, [height, width]: [usize; 2]) {
+    for plane in to.chunks_exact_mut(height * width) {
+        for row in plane.chunks_exact_mut(width).skip(part.top).take(part.height) {
+            row[part.left..][..part.width].fill(0.0);
+        }
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use serde::de::DeserializeOwned;
+    use sha2::{Digest, Sha256};
+
     use super::*;
     use crate::picture::tests::{difference, fixture};
+
+    /// An entry of `tests/fixtures/recorded.json`, written by `tests/record_fixtures.py`.
+    pub(crate) fn recorded<T: DeserializeOwned>(name: &str) -> T {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/recorded.json");
+        let mut all: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        serde_json::from_value(all[name].take()).unwrap()
+    }
+
+    /// The start of the SHA-256 of a picture's pixels.
+    pub(crate) fn digest(picture: &Picture) -> String {
+        Sha256::digest(&picture.pixels).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
 
     fn workspace(picture: Picture) -> Workspace {
         Workspace { picture, ..Default::default() }
@@ -577,6 +792,142 @@ mod tests {
         }
     }
 
+    #[derive(Deserialize)]
+    struct Reflected {
+        picture: String,
+        border: usize,
+        down: usize,
+        right: usize,
+        digest: String,
+    }
+
+    #[test]
+    fn reflected_borders_are_torchvisions() {
+        let all: Vec<Reflected> = recorded("reflected");
+        assert_eq!(all.len(), 12);
+        for Reflected { picture, border, down, right, digest: expected } in all {
+            let mut workspace = workspace(fixture(&picture));
+            workspace.shift_reflected(border, down, right);
+            assert_eq!(digest(&workspace.picture), expected, "{picture}: {border} {down} {right}");
+        }
+    }
+
+    #[test]
+    fn scaled_crops_are_torchvisions() {
+        for (name, side, top, left) in [("wide", 30, 9, 17), ("tall", 40, 30, 2)] {
+            let mut workspace = workspace(fixture(&format!("{name}.png")));
+            workspace.resize_shorter(side).unwrap();
+            workspace.cut(Part { top, left, height: 20, width: 20 });
+            let expected = fixture(&format!("{name}-scaled-{side}-{top}-{left}.png"));
+            let (most, mean) = difference(&workspace.picture, &expected);
+            assert!(most <= 1 && mean < 0.25, "{name} {side}: at most {most}, on average {mean}");
+        }
+    }
+
+    #[test]
+    fn scaled_crops_draw_side_then_place() {
+        let crop = Crop::Scaled { sides: [30, 45], size: 20 };
+        let augment = Augment { crop, ..Augment::default() };
+        let mut larger = 0;
+        for index in 0..100 {
+            let mut draws = Draws::new(1, 2, index);
+            let mut expected = workspace(fixture("tall.png"));
+            let side = [30, 45][draws.below(2)];
+            let [height, width] = expected.resize_shorter(side).unwrap();
+            let (top, left) = (draws.below(height - 19), draws.below(width - 19));
+            expected.cut(Part { top, left, height: 20, width: 20 });
+            larger += usize::from(side == 45);
+
+            let mut ours = workspace(fixture("tall.png"));
+            ours.augment(&augment, &mut Draws::new(1, 2, index)).unwrap();
+            assert_eq!(ours.picture, expected.picture);
+        }
+        assert!((30..70).contains(&larger), "{larger}");
+    }
+
+    /// Where pictures are changed as a whole, they are mirrored before.
+    #[test]
+    fn flips_come_before_automatic_augmentation() {
+        let with = |auto| Augment { flip: true, auto, ..Augment::default() };
+        let mut flips = 0;
+        for index in 0..50 {
+            let mut plain = workspace(fixture("wide-centre-24-20.png"));
+            let rest = plain.augment(&with(None), &mut Draws::new(4, 0, index)).unwrap();
+            if rest.flip {
+                mirror(&mut plain.picture);
+                flips += 1;
+            }
+            let mut draws = Draws::new(4, 0, index);
+            draws.coin();
+            AutoAugment::Rand.apply(&mut plain.picture, &mut Picture::default(), &mut draws);
+
+            let mut whole = workspace(fixture("wide-centre-24-20.png"));
+            let rest = whole.augment(&with(Some(AutoAugment::Rand)), &mut Draws::new(4, 0, index));
+            assert_eq!(rest.unwrap(), Rest::default());
+            assert_eq!(whole.picture, plain.picture);
+        }
+        assert!((15..35).contains(&flips), "{flips}");
+    }
+
+    #[derive(Deserialize)]
+    struct Erased {
+        height: usize,
+        width: usize,
+        share: f64,
+        log_aspect: f64,
+        /// None if it does not fit.
+        size: Option<[usize; 2]>,
+    }
+
+    #[test]
+    fn erased_sizes_are_torchvisions() {
+        let all: Vec<Erased> = recorded("erased");
+        assert!(all.len() > 50 && all.iter().any(|one| one.size.is_none()));
+        for Erased { height, width, share, log_aspect, size } in all {
+            let ours = erased_size(height, width, share, log_aspect);
+            assert_eq!(ours, size, "{height}x{width}: {share} {log_aspect}");
+        }
+    }
+
+    #[test]
+    fn erased_parts_keep_their_bounds() {
+        let parts = |probability, height, width| -> Vec<Part> {
+            let part =
+                |index| erased_part(Erase { probability }, height, width, &mut Draws::new(1, 2, index));
+            (0..1000).filter_map(part).collect()
+        };
+        for (height, width) in [(224, 224), (32, 32), (20, 40)] {
+            let all = parts(1.0, height, width);
+            assert!(all.len() > 990, "{}", all.len());
+            assert!(all.iter().all(|part| part.top + part.height <= height));
+            assert!(all.iter().all(|part| part.left + part.width <= width));
+            let areas = all.iter().map(|part| (part.height * part.width) as f64 / (height * width) as f64);
+            let mean = areas.sum::<f64>() / all.len() as f64;
+            assert!((0.16..0.19).contains(&mean), "{mean}"); // uniform in 0.02 to 0.33
+        }
+        assert!((160..240).contains(&parts(0.2, 32, 32).len()));
+        assert!(parts(0.0, 32, 32).is_empty());
+        assert!(parts(1.0, 1, 1).iter().all(|part| part.height * part.width == 0));
+    }
+
+    #[test]
+    fn erases_exactly() {
+        let mut values = [1.0; 2 * 3 * 4];
+        erase(&mut values, Part { top: 1, left: 1, height: 2, width: 2 }, [3, 4]);
+        for (i, value) in values.into_iter().enumerate() {
+            let (y, x) = (i / 4 % 3, i % 4);
+            let inside = (1..3).contains(&y) && (1..3).contains(&x);
+            assert_eq!(value, if inside { 0.0 } else { 1.0 });
+        }
+    }
+
+    #[test]
+    fn without_normalisation_values_are_shares() {
+        let table = Normalise::none().table(3);
+        Normalise::none().check(3).unwrap();
+        assert!(table.iter().all(|row| (0..256).all(|value| row[value] == value as f32 / 255.0)));
+    }
+
     #[test]
     fn normalises_and_flips_exactly() {
         let picture = numbered(2, 3);
@@ -623,6 +974,7 @@ mod tests {
         let mut draws = Draws::new(1, 2, 3);
         let first = (draws.below(1000), draws.coin(), draws.within(0.0, 1.0));
         assert_eq!(first, (456, false, 0.141_960_728_032_187_07));
+        assert_ne!(Draws::new(1, 2, 3).0.next_u64(), Draws::of_batch(1, 2, 3).0.next_u64());
         assert_ne!(Draws::new(1, 2, 3).0.next_u64(), Draws::new(1, 3, 2).0.next_u64());
     }
 
@@ -632,12 +984,23 @@ mod tests {
             Transform::imagenet(224, 256),
             Transform {
                 train: Augment {
-                    crop: Crop::Pad { border: 4 },
+                    crop: Crop::Pad { border: 4, mode: PadMode::Reflect },
                     flip: true,
                     jitter: Some(Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4 }),
+                    auto: Some(AutoAugment::Imagenet),
+                    erase: Some(Erase { probability: 0.2 }),
                 },
                 eval: None,
                 normalise: Normalise { mean: vec![0.5], std: vec![0.25] },
+                mix: Some(Mixing { mixup_alpha: Some(0.2), cutmix_alpha: Some(1.0) }),
+            },
+            Transform {
+                train: Augment {
+                    crop: Crop::Scaled { sides: [256, 480], size: 224 },
+                    auto: Some(AutoAugment::Rand),
+                    ..Augment::default()
+                },
+                ..Transform::imagenet(224, 256)
             },
         ] {
             let text = serde_json::to_string(&transform).unwrap();
@@ -648,6 +1011,22 @@ mod tests {
         let transform: Transform = serde_json::from_str(text).unwrap();
         assert_eq!(transform.check(3, None).unwrap(), [3, 64, 64]);
         assert!(serde_json::from_str::<Augment>(r#"{"flipp": true}"#).is_err());
+    }
+
+    /// Recipes from before there were these settings, and without them, stay as they were.
+    #[test]
+    fn settings_that_are_not_used_are_not_written() {
+        let crop = Crop::Pad { border: 4, mode: PadMode::Black };
+        let text = r#"{"train":{"crop":{"pad":{"border":4}},"flip":true,"jitter":null},"eval":null,"#;
+        let text = format!("{text}{}", r#""normalise":{"mean":[0.5],"std":[0.25]}}"#);
+        let transform = Transform {
+            train: Augment { crop, flip: true, ..Augment::default() },
+            eval: None,
+            normalise: Normalise { mean: vec![0.5], std: vec![0.25] },
+            mix: None,
+        };
+        assert_eq!(serde_json::to_string(&transform).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Transform>(&text).unwrap(), transform);
     }
 
     #[test]
@@ -661,8 +1040,17 @@ mod tests {
             assert!(error.contains(part), "{error} lacks {part}");
         };
         fails(|t| t.train.crop = Crop::Whole, None, "differ in size");
-        fails(|t| t.train.crop = Crop::Pad { border: 4 }, None, "cannot be padded");
-        fails(|t| t.train.crop = Crop::Pad { border: 33 }, Some([32, 40]), "32 at most");
+        fn pad(border: usize, mode: PadMode) -> Crop {
+            Crop::Pad { border, mode }
+        }
+        fails(|t| t.train.crop = pad(4, PadMode::Black), None, "cannot be padded");
+        fails(|t| t.train.crop = pad(33, PadMode::Black), Some([32, 40]), "32 at most");
+        fails(|t| t.train.crop = pad(32, PadMode::Reflect), Some([32, 40]), "31 at most");
+        fails(|t| t.train.crop = Crop::Scaled { sides: [40, 31], size: 32 }, None, "size <= sides");
+        fails(|t| t.train.crop = Crop::Scaled { sides: [32, 5000], size: 32 }, None, "size <= sides");
+        fails(|t| t.train.erase = Some(Erase { probability: 1.5 }), None, "erase");
+        fails(|t| t.mix = Some(Mixing::default()), None, "neither");
+        fails(|t| t.mix = Some(Mixing { mixup_alpha: Some(0.0), cutmix_alpha: None }), None, "`mixup-alpha`");
         fails(|t| t.eval = None, None, "centre crop");
         fails(|t| t.eval = None, Some([28, 28]), "28x28");
         fails(|t| t.eval = Some(CentreCrop { resize: 30, crop: 32 }), None, "crop <= resize");

@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
 use super::DataSet;
+use super::printable::shown;
 
 /// Where a set is published.
 pub struct Remote {
@@ -41,7 +42,8 @@ pub enum Outcome {
 }
 
 impl Remote {
-    /// Where `set` is published; none for the glyphs and image folders.
+    /// Where the files of `set` are published one by one; none for the glyphs, image folders, and EMNIST, which
+    /// is one archive of all its six sets.
     pub fn of(set: DataSet) -> Option<Self> {
         let idx = [
             "train-images-idx3-ubyte.gz",
@@ -52,6 +54,12 @@ impl Remote {
         // The same mirrors as torchvision. Not all of them speak TLS; the checksums make up for it.
         let (mirror, files): (_, &[_]) = match set {
             DataSet::Glyphs | DataSet::ImageFolder => return None,
+            DataSet::EmnistByclass
+            | DataSet::EmnistBymerge
+            | DataSet::EmnistBalanced
+            | DataSet::EmnistLetters
+            | DataSet::EmnistDigits
+            | DataSet::EmnistMnist => return None,
             DataSet::FashionMnist => (
                 "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
                 &[
@@ -106,7 +114,7 @@ pub fn fetch(remote: &Remote, dir: &Path) -> Result<Vec<Outcome>> {
             return Ok(Outcome::Intact);
         }
         let url = format!("{}{}", remote.mirror, file.name);
-        let cannot = || format!("cannot write `{}`", path.display());
+        let cannot = || format!("cannot write `{}`", shown(&path));
         fs::create_dir_all(dir).with_context(cannot)?;
         let mut to = AtomicWriteFile::open(&path).with_context(cannot)?;
         download(&url, file, &mut to).with_context(|| format!("cannot download {url}"))?;
@@ -117,18 +125,20 @@ pub fn fetch(remote: &Remote, dir: &Path) -> Result<Vec<Outcome>> {
 }
 
 fn check_intact(file: &RemoteFile, path: &Path) -> Result<()> {
+    // A pipe would keep its reader waiting.
+    ensure!(path.is_file(), "`{}` is no regular file; move it away", shown(path));
     let read = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let limit = file.bytes + 1; // a longer file is wrong already
         File::open(path)?.take(limit).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().with_context(|| format!("cannot read `{}`", path.display()))?;
+    let bytes = read().with_context(|| format!("cannot read `{}`", shown(path)))?;
     ensure!(
         hex(Sha256::digest(&bytes)) == file.sha256,
         "`{}` differs from the published file (another SHA-256: damaged, or compressed anew); \
          move it away to download that",
-        path.display()
+        shown(path)
     );
     Ok(())
 }
@@ -247,6 +257,10 @@ pub(crate) mod tests {
         let error = fetch(&remote, dir.path()).unwrap_err().to_string();
         assert!(error.contains("differs from the published"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = fetch(&remote, dir.path()).unwrap_err().to_string();
+        assert!(error.contains("no regular file"), "{error}");
     }
 
     #[test]

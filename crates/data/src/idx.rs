@@ -1,4 +1,7 @@
-//! The IDX format of the MNIST family: a magic number, the dimensions, the bytes.
+//! The IDX format of the MNIST family (MNIST, Fashion-MNIST, EMNIST): a magic number, the dimensions, the bytes.
+//!
+//! Images are as they are stored. Those of EMNIST are stored transposed: rows are columns of the letter. So they
+//! are shown by torchvision, too.
 //!
 //! Nothing in a file is trusted: what the header promises is checked before it is read, no more than
 //! it promises is ever held in memory, and every way a file can be wrong is an [`IdxError`].
@@ -9,16 +12,14 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::printable::shown;
 use super::{DataSet, Split};
-
-/// Classes in every set.
-pub const CLASSES: usize = 10;
 
 /// Height and width of every image, in pixels.
 pub const SIDE: usize = 28;
 
-/// The four files of a set: training images and labels, test images and labels. Each may be
-/// compressed, with `.gz` at the end of its name.
+/// The four files of MNIST and Fashion-MNIST: training images and labels, test images and labels. Each may
+/// be compressed, with `.gz` at the end of its name.
 pub const NAMES: [&str; 4] = [
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -33,10 +34,10 @@ const MAX_BYTES: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum IdxError {
     /// There is no such file.
-    #[error("`{0}` is missing, with and without `.gz`")]
+    #[error("`{}` is missing, with and without `.gz`", shown(.0))]
     Missing(PathBuf),
     /// It cannot be opened, read or decompressed.
-    #[error("cannot read `{path}` ({source}); check that it is readable, or get it again")]
+    #[error("cannot read `{}` ({source}); check that it is readable, or get it again", shown(path))]
     Read {
         /// The file.
         path: PathBuf,
@@ -44,7 +45,7 @@ pub enum IdxError {
         source: io::Error,
     },
     /// It does not begin as an IDX file of bytes with the right number of dimensions does.
-    #[error("`{path}` begins with {found:02x?}, not {expected:02x?}; it is another kind of file")]
+    #[error("`{}` begins with {found:02x?}, not {expected:02x?}; it is another kind of file", shown(path))]
     Magic {
         /// The file.
         path: PathBuf,
@@ -54,7 +55,7 @@ pub enum IdxError {
         expected: [u8; 4],
     },
     /// The header declares more than 2^30 bytes.
-    #[error("`{path}` claims dimensions {dims:?}, more than 1 GiB; it is damaged, get it again")]
+    #[error("`{}` claims dimensions {dims:?}, more than 1 GiB; it is damaged, get it again", shown(path))]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -62,7 +63,7 @@ pub enum IdxError {
         dims: Vec<u32>,
     },
     /// It ends early.
-    #[error("`{path}` ends after {found} of {expected} bytes; it is cut short, get it again")]
+    #[error("`{}` ends after {found} of {expected} bytes; it is cut short, get it again", shown(path))]
     Truncated {
         /// The file.
         path: PathBuf,
@@ -72,7 +73,7 @@ pub enum IdxError {
         expected: u64,
     },
     /// It goes on after the last declared byte.
-    #[error("`{path}` goes on after its {expected} bytes; it is damaged, get it again")]
+    #[error("`{}` goes on after its {expected} bytes; it is damaged, get it again", shown(path))]
     TrailingBytes {
         /// The file.
         path: PathBuf,
@@ -80,10 +81,10 @@ pub enum IdxError {
         expected: u64,
     },
     /// It holds no images or labels.
-    #[error("`{0}` holds nothing; get it again")]
+    #[error("`{}` holds nothing; get it again", shown(.0))]
     Empty(PathBuf),
     /// Its images have another size.
-    #[error("`{path}` holds images of {height}x{width} pixels, not {SIDE}x{SIDE}")]
+    #[error("`{}` holds images of {height}x{width} pixels, not {SIDE}x{SIDE}", shown(path))]
     ImageSize {
         /// The file.
         path: PathBuf,
@@ -93,7 +94,10 @@ pub enum IdxError {
         width: u32,
     },
     /// A label is not a class.
-    #[error("`{path}`: label {index} is {label}, but there are only {CLASSES} classes")]
+    #[error(
+        "`{}`: label {index} is {label}, but those of {set} are {} to {}; is this the right file?",
+        shown(path), first_label(*set), usize::from(first_label(*set)) + classes(*set) - 1
+    )]
     Label {
         /// The file.
         path: PathBuf,
@@ -101,11 +105,14 @@ pub enum IdxError {
         index: usize,
         /// Its value.
         label: u8,
+        /// The set it should be of.
+        set: DataSet,
     },
     /// Images and labels do not belong together.
     #[error(
-        "`{images}` holds {image_count} images, but `{labels}` {label_count} labels; \
-             get both from the same place"
+        "`{}` holds {image_count} images, but `{}` {label_count} labels; get both from the same place",
+        shown(images),
+        shown(labels)
     )]
     Counts {
         /// The file of images.
@@ -119,23 +126,66 @@ pub enum IdxError {
     },
 }
 
-/// What each label of a set of this format stands for: digits unless it is Fashion-MNIST.
-pub fn class_names(set: DataSet) -> [&'static str; CLASSES] {
-    match set {
-        DataSet::FashionMnist => [
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ],
-        _ => ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+/// What each label of a set of this format stands for, as in torchvision: `[classes]`.
+///
+/// EMNIST's `bymerge` and `balanced` have one class for a capital and a small letter that look alike.
+pub fn class_names(set: DataSet) -> Vec<String> {
+    const FASHION: [&str; 10] = [
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ];
+    let letters = match set {
+        DataSet::FashionMnist => return FASHION.map(String::from).to_vec(),
+        DataSet::EmnistByclass => "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
+        DataSet::EmnistBymerge | DataSet::EmnistBalanced => "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt",
+        DataSet::EmnistLetters => "abcdefghijklmnopqrstuvwxyz",
+        _ => "0123456789",
+    };
+    letters.chars().map(String::from).collect()
+}
+
+fn classes(set: DataSet) -> usize {
+    class_names(set).len()
+}
+
+/// The label of the first class in files of `set`: 1 in EMNIST's letters, otherwise 0.
+fn first_label(set: DataSet) -> u8 {
+    u8::from(set == DataSet::EmnistLetters)
+}
+
+/// The four files of `set`, as [`NAMES`] are those of MNIST.
+pub fn names(set: DataSet) -> [String; 4] {
+    let Some(split) = set.emnist_split() else { return NAMES.map(String::from) };
+    ["train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1"]
+        .map(|part| format!("emnist-{split}-{part}-ubyte"))
+}
+
+/// The folder that has files of `set`: `dir`, its sub-folder named after the set, or those that torchvision and
+/// the publishers' archives make: `dir/MNIST/raw`, `dir/raw`, and for EMNIST `gzip` in any of them. `dir` if none
+/// has.
+pub fn find_folder(set: DataSet, dir: &Path) -> PathBuf {
+    let torchvision = match set {
+        DataSet::FashionMnist => "FashionMNIST",
+        DataSet::Mnist => "MNIST",
+        _ => "EMNIST",
+    };
+    let raw = Path::new(torchvision).join("raw");
+    let mut folders = vec![dir.to_path_buf(), dir.join(set.name()), dir.join("raw"), dir.join(raw)];
+    if set.emnist_split().is_some() {
+        folders.insert(2, dir.join("emnist"));
+        folders.extend(folders.clone().iter().map(|folder| folder.join("gzip")));
     }
+    let names = names(set);
+    let has_files = |folder: &PathBuf| names.iter().any(|name| locate(folder, name).is_ok());
+    folders.into_iter().find(has_files).unwrap_or_else(|| dir.to_path_buf())
 }
 
 /// The path of file `name` in `dir`, compressed or not.
@@ -150,12 +200,13 @@ pub fn locate(dir: &Path, name: &str) -> Result<PathBuf, IdxError> {
         .ok_or(IdxError::Missing(plain))
 }
 
-/// Reads a file of images, `[count, 28, 28]`, and the file of their labels, `[count]`.
+/// Reads a file of images, `[count, 28, 28]`, and the file of their labels, `[count]`, which are made to begin
+/// at 0.
 ///
 /// # Errors
 /// Any but [`IdxError::Missing`].
-pub fn read_split(images: &Path, labels: &Path) -> Result<Split, IdxError> {
-    let split = Split { images: read_images(images)?, labels: read_labels(labels)? };
+pub fn read_split(set: DataSet, images: &Path, labels: &Path) -> Result<Split, IdxError> {
+    let split = Split { images: read_images(images)?, labels: read_labels(set, labels)? };
     let image_count = split.images.len() / (SIDE * SIDE);
     if image_count != split.labels.len() {
         return Err(IdxError::Counts {
@@ -177,10 +228,12 @@ fn read_images(path: &Path) -> Result<Vec<u8>, IdxError> {
     idx.body()
 }
 
-fn read_labels(path: &Path) -> Result<Vec<u8>, IdxError> {
-    let labels = Idx::<1>::open(path)?.body()?;
-    if let Some(index) = labels.iter().position(|&l| usize::from(l) >= CLASSES) {
-        return Err(IdxError::Label { path: path.into(), index, label: labels[index] });
+fn read_labels(set: DataSet, path: &Path) -> Result<Vec<u8>, IdxError> {
+    let mut labels = Idx::<1>::open(path)?.body()?;
+    let (first, classes) = (first_label(set), classes(set));
+    for (index, label) in labels.iter_mut().enumerate() {
+        let class = label.checked_sub(first).filter(|&class| usize::from(class) < classes);
+        *label = class.ok_or_else(|| IdxError::Label { path: path.into(), index, label: *label, set })?;
     }
     Ok(labels)
 }
@@ -295,10 +348,14 @@ mod tests {
         read(&path)
     }
 
+    fn mnist_labels(path: &Path) -> Result<Vec<u8>, IdxError> {
+        read_labels(DataSet::Mnist, path)
+    }
+
     /// Reads labels from these bytes, plain and compressed, which must fail alike.
     fn labels_error(bytes: &[u8]) -> IdxError {
-        let plain = with_file("labels", bytes, read_labels).unwrap_err();
-        let packed = with_file("labels.gz", &gzip(bytes), read_labels).unwrap_err();
+        let plain = with_file("labels", bytes, mnist_labels).unwrap_err();
+        let packed = with_file("labels.gz", &gzip(bytes), mnist_labels).unwrap_err();
         assert_eq!(std::mem::discriminant(&plain), std::mem::discriminant(&packed));
         assert!(packed.to_string().contains("labels.gz"), "{packed}");
         plain
@@ -315,7 +372,7 @@ mod tests {
         assert_eq!(with_file("i", &images, read_images).unwrap(), body);
         let labels = idx(LABELS, &[2], &[0, 9]);
         let packed = gzip(&labels);
-        assert_eq!(with_file("l.gz", &packed, read_labels).unwrap(), [0, 9]);
+        assert_eq!(with_file("l.gz", &packed, mnist_labels).unwrap(), [0, 9]);
     }
 
     #[test]
@@ -369,7 +426,7 @@ mod tests {
         // A gzip bomb: 64 MiB of zeros behind a header that declares two bytes.
         let mut bytes = idx(LABELS, &[2], &[1, 2]);
         bytes.resize(64 << 20, 0);
-        let error = with_file("l.gz", &gzip(&bytes), read_labels).unwrap_err();
+        let error = with_file("l.gz", &gzip(&bytes), mnist_labels).unwrap_err();
         assert!(matches!(error, IdxError::TrailingBytes { .. }), "{error}");
     }
 
@@ -394,11 +451,52 @@ mod tests {
     }
 
     #[test]
+    fn labels_of_emnist() {
+        let read = |set, labels: &[u8]| {
+            let bytes = idx(LABELS, &[labels.len() as u32], labels);
+            with_file("l", &bytes, |path| read_labels(set, path))
+        };
+        for (set, classes) in DataSet::EMNIST.into_iter().zip([62, 47, 47, 26, 10, 10]) {
+            let first = u8::from(classes == 26);
+            assert_eq!(class_names(set).len(), usize::from(classes), "{set}");
+            assert_eq!(read(set, &[first, first + classes - 1]).unwrap(), [0, classes - 1], "{set}");
+            let error = read(set, &[first, first + classes]).unwrap_err();
+            assert!(matches!(error, IdxError::Label { index: 1, .. }), "{error}");
+        }
+        let error = read(DataSet::EmnistLetters, &[0]).unwrap_err().to_string();
+        assert!(error.contains("label 0 is 0, but those of emnist-letters are 1 to 26"), "{error}");
+        assert_eq!(class_names(DataSet::EmnistLetters)[25], "z");
+        assert_eq!(class_names(DataSet::EmnistByclass)[35..37], ["Z", "a"]);
+        assert_eq!(class_names(DataSet::EmnistBalanced)[36..40], ["a", "b", "d", "e"]);
+    }
+
+    #[test]
+    fn finds_the_folders_of_torchvision() {
+        let emnist = "emnist-letters-test-images-idx3-ubyte.gz";
+        for (set, file, folders) in [
+            (DataSet::Mnist, NAMES[2], &["", "mnist", "raw", "MNIST/raw"][..]),
+            (DataSet::FashionMnist, NAMES[1], &["", "fashion-mnist", "raw", "FashionMNIST/raw"]),
+            (DataSet::EmnistLetters, emnist, &["", "emnist-letters", "emnist", "raw", "EMNIST/raw"]),
+            (DataSet::EmnistLetters, emnist, &["gzip", "emnist/gzip", "raw/gzip", "EMNIST/raw/gzip"]),
+        ] {
+            for folder in folders {
+                let dir = TempDir::new().unwrap();
+                let folder = dir.path().join(folder);
+                fs::create_dir_all(&folder).unwrap();
+                assert_eq!(find_folder(set, dir.path()), dir.path());
+                fs::write(folder.join(file), "").unwrap();
+                assert_eq!(find_folder(set, dir.path()), folder);
+                assert_eq!(find_folder(DataSet::EmnistDigits, dir.path()), dir.path());
+            }
+        }
+    }
+
+    #[test]
     fn counts_differ() {
         let images = idx(IMAGES, &[1, 28, 28], &[0; 784]);
         let labels = idx(LABELS, &[2], &[0, 1]);
         let error = with_file("i", &images, |images| {
-            with_file("l", &labels, |labels| read_split(images, labels).unwrap_err())
+            with_file("l", &labels, |labels| read_split(DataSet::Mnist, images, labels).unwrap_err())
         });
         assert!(matches!(error, IdxError::Counts { .. }), "{error}");
     }
@@ -413,14 +511,14 @@ mod tests {
         rubbish_behind.extend(b"rubbish");
         let cases = [&good[..last], &wrong_checksum, &rubbish_behind, b"not gzip at all"];
         for bytes in cases {
-            let error = with_file("l.gz", bytes, read_labels).unwrap_err();
+            let error = with_file("l.gz", bytes, mnist_labels).unwrap_err();
             assert!(matches!(error, IdxError::Read { .. }), "{error}");
         }
     }
 
     #[test]
     fn unreadable() {
-        let error = read_labels(Path::new("/no/such/file")).unwrap_err();
+        let error = mnist_labels(Path::new("/no/such/file")).unwrap_err();
         assert!(matches!(error, IdxError::Read { .. }), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! Image classification data sets, augmentation, and the loader that feeds training.
 //!
 //! [`open`] finds a set: in memory ([`Images`]) or as a folder of pictures ([`ImageFolder`]). It looks
-//! where real images may lie and downloads them where it can; only for the small grey sets it falls back
+//! where real images may lie and downloads them where it can; only for MNIST and Fashion-MNIST it falls back
 //! on generated glyphs, and says so loudly. A [`Loader`] makes batches of it with a [`Transform`], on any
 //! number of threads and always the same: what a batch holds depends on the seed, the epoch and its place
 //! in the epoch alone.
@@ -12,7 +12,7 @@
 //! ```no_run
 //! use srigl_data::{DataSet, Loader, Options, Transform};
 //!
-//! let source = srigl_data::open(DataSet::Cifar10, None)?;
+//! let source = srigl_data::open(DataSet::Cifar10, None, false)?;
 //! let transform = Transform::standard(&source);
 //! let loader = Loader::new(source, transform, Options::default())?;
 //! for batch in loader.train_epoch(42, 0, 128, 0) {
@@ -29,18 +29,26 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 pub mod augment;
+pub mod auto_augment;
 pub mod cifar;
 pub mod fetch;
 pub mod folder;
 pub mod glyphs;
 pub mod idx;
 pub mod loader;
+pub mod mix;
+mod palette_tiff;
+pub mod pickle;
 pub mod picture;
 mod prefetch;
+mod printable;
 
-pub use augment::{Augment, CentreCrop, Crop, Jitter, Normalise, Transform};
+pub use augment::{Augment, CentreCrop, Crop, Erase, Jitter, Normalise, PadMode, Transform};
+pub use auto_augment::AutoAugment;
 pub use folder::ImageFolder;
 pub use loader::{Batch, Batches, Loader, OnBroken, Options};
+pub use mix::{Mix, Mixing};
+pub use printable::printable;
 
 use fetch::Remote;
 
@@ -58,11 +66,33 @@ pub enum DataSet {
     Cifar10,
     /// CIFAR-100: 50 000 + 10 000 small colour photographs of 100 classes.
     Cifar100,
-    /// Any folder of JPEG and PNG files sorted by class, such as ImageNet.
+    /// EMNIST by class: 697 932 + 116 323 digits, capital and small letters of 62 classes.
+    EmnistByclass,
+    /// EMNIST by merge: the same, in 47 classes, as some capital and small letters look alike.
+    EmnistBymerge,
+    /// EMNIST balanced: 112 800 + 18 800 of these 47 classes, as many of each.
+    EmnistBalanced,
+    /// EMNIST letters: 124 800 + 20 800 letters of 26 classes, capital or small.
+    EmnistLetters,
+    /// EMNIST digits: 240 000 + 40 000 digits.
+    EmnistDigits,
+    /// EMNIST MNIST: 60 000 + 10 000 digits.
+    EmnistMnist,
+    /// Any folder of pictures sorted by class, such as ImageNet.
     ImageFolder,
 }
 
 impl DataSet {
+    /// The sets of EMNIST, in torchvision's order. Their images are transposed, as they are stored.
+    pub const EMNIST: [Self; 6] = [
+        Self::EmnistByclass,
+        Self::EmnistBymerge,
+        Self::EmnistBalanced,
+        Self::EmnistLetters,
+        Self::EmnistDigits,
+        Self::EmnistMnist,
+    ];
+
     /// Whether the images are generated, not real.
     pub fn is_synthetic(self) -> bool {
         self == Self::Glyphs
@@ -76,8 +106,19 @@ impl DataSet {
             Self::Glyphs => "glyphs",
             Self::Cifar10 => "cifar10",
             Self::Cifar100 => "cifar100",
+            Self::EmnistByclass => "emnist-byclass",
+            Self::EmnistBymerge => "emnist-bymerge",
+            Self::EmnistBalanced => "emnist-balanced",
+            Self::EmnistLetters => "emnist-letters",
+            Self::EmnistDigits => "emnist-digits",
+            Self::EmnistMnist => "emnist-mnist",
             Self::ImageFolder => "image-folder",
         }
+    }
+
+    /// What torchvision calls this set of EMNIST, such as `byclass`; none if it is another.
+    fn emnist_split(self) -> Option<&'static str> {
+        self.name().strip_prefix("emnist-")
     }
 
     /// Whether glyphs may stand in where the set is not to be had.
@@ -209,7 +250,10 @@ impl Source {
     pub fn origin(&self) -> String {
         match self {
             Self::Memory(images) => images.source.clone(),
-            Self::Folder(folder) => folder.root.display().to_string(),
+            Self::Folder(folder) if folder.test_folder != "val" => {
+                format!("{} (train, {})", printable::shown(&folder.root), folder.test_folder)
+            }
+            Self::Folder(folder) => printable::shown(&folder.root),
         }
     }
 
@@ -231,13 +275,14 @@ impl Source {
     }
 }
 
-/// Finds a data set: reads it as [`load`] does, or lists its files if it is [`DataSet::ImageFolder`].
+/// Finds a data set: reads it as [`load`] does, or lists its files if it is [`DataSet::ImageFolder`], whose
+/// classes may be without pictures only if `allow_empty`.
 ///
 /// # Errors
 /// Those of [`load`] and [`ImageFolder::open`]; an image folder without `dir`.
-pub fn open(set: DataSet, dir: Option<&Path>) -> Result<Source> {
+pub fn open(set: DataSet, dir: Option<&Path>, allow_empty: bool) -> Result<Source> {
     match (set, dir) {
-        (DataSet::ImageFolder, Some(dir)) => Ok(Source::Folder(ImageFolder::open(dir)?)),
+        (DataSet::ImageFolder, Some(dir)) => Ok(Source::Folder(ImageFolder::open(dir, allow_empty)?)),
         (DataSet::ImageFolder, None) => bail!("say where the image folder is with `--data DIR`"),
         _ => Ok(Source::Memory(load(set, dir)?)),
     }
@@ -245,13 +290,13 @@ pub fn open(set: DataSet, dir: Option<&Path>) -> Result<Source> {
 
 /// Loads a data set into memory.
 ///
-/// With `dir`, the files must lie there or in a sub-folder named after the set. Without, the folder
-/// of the Debian package and the user's cache are searched, then the files are downloaded into the
-/// cache; if all fails the glyphs are returned instead of Fashion-MNIST and MNIST, announced on standard
-/// error.
+/// With `dir`, the files must lie there, in a sub-folder named after the set, or where torchvision puts them, such
+/// as `MNIST/raw`. Without, the folder of the Debian package and the user's cache are searched, then the files are
+/// downloaded into the cache; if all fails the glyphs are returned instead of Fashion-MNIST and MNIST, announced on
+/// standard error.
 ///
 /// # Errors
-/// With `dir`: a file is missing or broken, or the set is `glyphs`, which has no files. Without: CIFAR is
+/// With `dir`: a file is missing or broken, or the set is `glyphs`, which has no files. Without: CIFAR or EMNIST is
 /// nowhere to be had. Always: the set is `image-folder`, which [`open`] is for.
 pub fn load(set: DataSet, dir: Option<&Path>) -> Result<Images> {
     load_from(set, dir, &Places::standard(set))
@@ -295,11 +340,8 @@ fn load_from(set: DataSet, dir: Option<&Path>, places: &Places) -> Result<Images
         if set == DataSet::Glyphs {
             bail!("`glyphs` are generated and have no files; leave out `--data`");
         }
-        return read_dir(set, &sub_folder(set, dir)).with_context(|| {
-            format!(
-                "cannot load {set} from `{}` (`srigl data fetch {set} --data DIR` gets good files)",
-                dir.display()
-            )
+        return read_dir(set, dir).with_context(|| {
+            format!("cannot load {set} from `{}` ({})", printable::shown(dir), source_of(set))
         });
     }
     if set == DataSet::Glyphs {
@@ -324,7 +366,7 @@ fn find(set: DataSet, places: &Places) -> Result<Images, Vec<String>> {
     let mut failures = Vec::new();
     for dir in [&places.system, &places.cache].into_iter().flatten() {
         if !dir.is_dir() {
-            failures.push(format!("`{}`: no such folder", dir.display()));
+            failures.push(format!("`{}`: no such folder", printable::shown(dir)));
             continue;
         }
         match read_dir(set, dir) {
@@ -334,7 +376,8 @@ fn find(set: DataSet, places: &Places) -> Result<Images, Vec<String>> {
     }
     let downloaded = match (&places.cache, &places.remote) {
         (Some(dir), Some(remote)) => fetch::fetch(remote, dir).and_then(|_| read_dir(set, dir)),
-        _ => Err(anyhow!("no download: neither XDG_CACHE_HOME nor HOME is set")),
+        (_, None) => Err(anyhow!("no download: {set} is only published as part of an archive")),
+        (None, _) => Err(anyhow!("no download: neither XDG_CACHE_HOME nor HOME is set")),
     };
     downloaded.map_err(|error| {
         failures.push(format!("{error:#}"));
@@ -361,39 +404,39 @@ fn where_and_how(set: DataSet, failures: &[String]) -> String {
     if set == DataSet::FashionMnist {
         text += "  - apt install dataset-fashion-mnist, or\n";
     }
-    let _ = write!(
-        text,
-        "  - give a folder that has the files with --data DIR (where there is a network,\n    \
-         `srigl data fetch {set} --data DIR` makes one)"
-    );
+    let _ = write!(text, "  - give a folder that has the files with --data DIR ({})", source_of(set));
     text
 }
 
-/// `dir`, or its sub-folder named after the set if only that has files of a set.
-fn sub_folder(set: DataSet, dir: &Path) -> PathBuf {
-    let sub = dir.join(set.name());
-    let has_files = |dir: &Path| match cifar::Layout::of(set) {
-        Some(layout) => layout.is_in(dir),
-        None => idx::NAMES.iter().any(|name| idx::locate(dir, name).is_ok()),
-    };
-    if !has_files(dir) && has_files(&sub) { sub } else { dir.to_path_buf() }
+/// What makes a folder of the files of `set`.
+fn source_of(set: DataSet) -> String {
+    match set.emnist_split() {
+        Some(split) => format!(
+            "`torchvision.datasets.EMNIST(DIR, '{split}', download=True)` makes one, and so does unpacking \
+             `gzip.zip` of https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"
+        ),
+        None => format!("`srigl data fetch {set} --data DIR` makes one where there is a network"),
+    }
 }
 
-/// Reads the files in `dir`.
+/// Reads the files in `dir` or in one of its sub-folders where such a set may lie.
 fn read_dir(set: DataSet, dir: &Path) -> Result<Images> {
     if let Some(layout) = cifar::Layout::of(set) {
+        let sub = dir.join(set.name());
+        let dir = if !layout.is_in(dir) && layout.is_in(&sub) { &sub } else { dir };
         let (train, test, names) = layout.read(dir)?;
         let shape = [3, cifar::SIDE, cifar::SIDE];
-        return Ok(Images::new(set, dir.display().to_string(), (train, test), names, shape));
+        return Ok(Images::new(set, printable::shown(dir), (train, test), names, shape));
     }
+    let dir = idx::find_folder(set, dir);
     let mut paths = Vec::new();
-    for name in idx::NAMES {
-        paths.push(idx::locate(dir, name)?);
+    for name in idx::names(set) {
+        paths.push(idx::locate(&dir, &name)?);
     }
-    let train = idx::read_split(&paths[0], &paths[1])?;
-    let test = idx::read_split(&paths[2], &paths[3])?;
-    let names = idx::class_names(set).map(String::from).to_vec();
-    Ok(Images::new(set, dir.display().to_string(), (train, test), names, [1, idx::SIDE, idx::SIDE]))
+    let train = idx::read_split(set, &paths[0], &paths[1])?;
+    let test = idx::read_split(set, &paths[2], &paths[3])?;
+    let shape = [1, idx::SIDE, idx::SIDE];
+    Ok(Images::new(set, printable::shown(&dir), (train, test), idx::class_names(set), shape))
 }
 
 #[cfg(test)]
@@ -507,9 +550,37 @@ mod tests {
     }
 
     #[test]
+    fn emnist_as_torchvision_leaves_it() {
+        let dir = TempDir::new().unwrap();
+        let set = DataSet::EmnistLetters;
+        let error = load_from(set, Some(dir.path()), &nowhere(None)).unwrap_err();
+        let error = format!("{error:#}");
+        for part in ["emnist-letters-train-images-idx3-ubyte", "EMNIST(DIR, 'letters', download=True)"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let places = Places { remote: Remote::of(set), ..nowhere(Some(dir.path().join("none"))) };
+        let error = load_from(set, None, &places).unwrap_err().to_string();
+        assert!(error.contains("archive") && error.contains("download=True"), "{error}");
+
+        let raw = dir.path().join("EMNIST/raw");
+        fs::create_dir_all(&raw).unwrap();
+        for name in idx::names(set) {
+            let bytes = match name.contains("images") {
+                true => idx_bytes(&[2, 28, 28], &[51; 2 * idx::SIDE * idx::SIDE]),
+                false => idx_bytes(&[2], &[26, 1]),
+            };
+            fs::write(raw.join(name), bytes).unwrap();
+        }
+        let images = load_from(set, Some(dir.path()), &nowhere(None)).unwrap();
+        assert_eq!((images.set, images.classes), (set, 26));
+        assert_eq!(images.test.labels, [25, 0]);
+        assert_eq!(images.source, raw.display().to_string());
+    }
+
+    #[test]
     fn an_image_folder_must_be_opened() {
         assert!(load(DataSet::ImageFolder, None).is_err());
-        let error = open(DataSet::ImageFolder, None).err().unwrap().to_string();
+        let error = open(DataSet::ImageFolder, None, false).err().unwrap().to_string();
         assert!(error.contains("--data"), "{error}");
     }
 

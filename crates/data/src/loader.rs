@@ -10,7 +10,8 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use super::augment::{Draws, Workspace, normalise};
+use super::augment::{Draws, Rest, Workspace, erase, normalise};
+use super::mix::Mix;
 use super::picture::{self, Picture, PictureError};
 use super::prefetch::Prefetch;
 use super::{Augment, ImageFolder, Images, Source, Transform};
@@ -27,12 +28,14 @@ pub struct Options {
     pub train_limit: Option<usize>,
     /// Images to test on, likewise.
     pub test_limit: Option<usize>,
+    /// Leaves out the last batch of a training epoch if it is not full.
+    pub drop_last: bool,
 }
 
 impl Default for Options {
     /// Two workers, failing at broken pictures, all images.
     fn default() -> Self {
-        Self { workers: 2, on_broken: OnBroken::Fail, train_limit: None, test_limit: None }
+        Self { workers: 2, on_broken: OnBroken::Fail, train_limit: None, test_limit: None, drop_last: false }
     }
 }
 
@@ -42,10 +45,12 @@ pub enum OnBroken {
     /// End with an error that names it.
     Fail,
     /// Name it on standard error, once, and leave it out; its batch gets smaller, the others stay the same.
+    /// A batch of which nothing is left comes all the same, empty.
     Skip,
 }
 
-/// Images and their labels.
+/// Images and their labels. Without any where all of its pictures are broken and left out, see
+/// [`OnBroken::Skip`]: pass over such a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Normalised pixels, `[batch, channels, height, width]`.
@@ -56,6 +61,8 @@ pub struct Batch {
     pub shape: [usize; 3],
     /// Which image of the split each is, `[batch]`.
     pub indices: Vec<usize>,
+    /// What the images are mixed with, if the transform's `mix` says so and they are for training.
+    pub mix: Option<Mix>,
 }
 
 /// Batches in order, made ahead. Ends after the first error. Dropping it ends its threads.
@@ -73,6 +80,7 @@ impl Iterator for Batches {
 pub struct Loader {
     shared: Arc<Shared>,
     workers: usize,
+    drop_last: bool,
 }
 
 struct Shared {
@@ -110,7 +118,7 @@ impl Loader {
     /// # Errors
     /// The transform does not fit the images, see [`Transform::check`]; a limit is 0.
     pub fn new(source: Source, transform: Transform, options: Options) -> Result<Self> {
-        let Options { workers, on_broken, train_limit, test_limit } = options;
+        let Options { workers, on_broken, train_limit, test_limit, drop_last } = options;
         ensure!(train_limit != Some(0) && test_limit != Some(0), "image limits must be at least 1");
         let (channels, size, counts) = match &source {
             Source::Memory(Images { channels, height, width, train, test, .. }) => {
@@ -124,12 +132,20 @@ impl Loader {
         let counts = [limit(counts[0], train_limit), limit(counts[1], test_limit)];
         let reported = Mutex::default();
         let shared = Shared { source, transform, shape, table, on_broken, counts, reported };
-        Ok(Self { shared: Arc::new(shared), workers })
+        Ok(Self { shared: Arc::new(shared), workers, drop_last })
     }
 
     /// Images to train on.
     pub fn train_images(&self) -> usize {
         self.shared.counts[0]
+    }
+
+    /// Batches in an epoch of training. 0 if [`Options::drop_last`] leaves none; then an epoch is an error.
+    pub fn steps_per_epoch(&self, batch_size: usize) -> usize {
+        match self.drop_last {
+            true => self.train_images() / batch_size,
+            false => self.train_images().div_ceil(batch_size),
+        }
     }
 
     /// Images to test on.
@@ -153,12 +169,25 @@ impl Loader {
     }
 
     /// One epoch of training images, shuffled and augmented, without its first `skip_batches` batches. The
-    /// last batch may be smaller. What a batch holds depends on the seed, the epoch and its place alone.
+    /// last batch may be smaller, unless [`Options::drop_last`] leaves it out. What a batch holds depends on
+    /// the seed, the epoch and its place alone.
     pub fn train_epoch(&self, seed: u64, epoch: usize, batch_size: usize, skip_batches: usize) -> Batches {
+        assert!(batch_size > 0, "batches must have at least one image");
+        let steps = self.steps_per_epoch(batch_size);
+        if steps == 0 && self.drop_last {
+            let images = self.train_images();
+            return Batches(Prefetch::new(1, 0, move |_, _| {
+                bail!(
+                    "a batch of {batch_size} is more than the {images} training images, and batches that \
+                     are not full are dropped; take smaller batches, or do not drop the last one"
+                )
+            }));
+        }
         let mut order: Vec<usize> = (0..self.train_images()).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(epoch as u64);
         order.shuffle(&mut rng);
+        order.truncate(steps * batch_size);
         let plan = Plan { part: Part::Train, random: Some((seed, epoch as u64)), order, batch_size };
         self.batches(plan, skip_batches)
     }
@@ -203,6 +232,7 @@ impl Shared {
             labels: Vec::with_capacity(chosen.len()),
             shape: self.shape,
             indices: Vec::with_capacity(chosen.len()),
+            mix: None,
         };
         let (mut workspace, mut file) = (Workspace::default(), Vec::new());
         for &choice in chosen {
@@ -240,8 +270,13 @@ impl Shared {
                 }
             }
         }
-        ensure!(!batch.labels.is_empty(), "all {} pictures of a batch are broken", chosen.len());
         batch.images.truncate(batch.labels.len() * size);
+        if let (Some(mixing), Some((seed, epoch))) = (self.transform.mix, plan.random)
+            && !batch.labels.is_empty()
+        {
+            let mut draws = Draws::of_batch(seed, epoch, number as u64);
+            batch.mix = Some(mixing.apply(&mut batch.images, &batch.labels, self.shape, &mut draws));
+        }
         Ok(batch)
     }
 
@@ -272,14 +307,17 @@ impl Shared {
         workspace: &mut Workspace,
         to: &mut [f32],
     ) -> Result<()> {
-        let mut flip = false;
+        let mut rest = Rest::default();
         if let Some((seed, epoch)) = random {
             let mut draws = Draws::new(seed, epoch, index as u64);
-            flip = workspace.augment(&self.transform.train, &mut draws)?;
+            rest = workspace.augment(&self.transform.train, &mut draws)?;
         } else if let Some(eval) = self.transform.eval {
             workspace.centre_crop(eval)?;
         }
-        normalise(&workspace.picture, flip, &self.table, to);
+        normalise(&workspace.picture, rest.flip, &self.table, to);
+        if let Some(part) = rest.erase {
+            erase(to, part, [self.shape[1], self.shape[2]]);
+        }
         Ok(())
     }
 
@@ -311,10 +349,11 @@ mod tests {
     use std::path::Path;
 
     use jpeg_encoder::{ColorType, Encoder};
+    use sha2::{Digest, Sha256};
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{CentreCrop, Crop, DataSet, Jitter, Normalise, Split};
+    use crate::{AutoAugment, CentreCrop, Crop, DataSet, Erase, Jitter, Mixing, Normalise, PadMode, Split};
 
     /// 30 training and 7 test images of 3x8x8 pixels.
     fn colours() -> Source {
@@ -332,9 +371,25 @@ mod tests {
         let jitter = Some(Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4 });
         let crop = Crop::Resized { size: 6, scale: [0.3, 1.0], ratio: [0.75, 1.5] };
         Transform {
-            train: Augment { crop, flip: true, jitter },
+            train: Augment { crop, flip: true, jitter, ..Augment::default() },
             eval: Some(CentreCrop { resize: 7, crop: 6 }),
             normalise: Normalise { mean: vec![0.5], std: vec![0.25] },
+            mix: None,
+        }
+    }
+
+    /// What else there is.
+    fn mixed(auto: AutoAugment) -> Transform {
+        Transform {
+            train: Augment {
+                crop: Crop::Scaled { sides: [7, 10], size: 6 },
+                flip: true,
+                auto: Some(auto),
+                erase: Some(Erase { probability: 0.5 }),
+                ..Augment::default()
+            },
+            mix: Some(Mixing { mixup_alpha: Some(0.2), cutmix_alpha: Some(1.0) }),
+            ..augmented()
         }
     }
 
@@ -362,22 +417,25 @@ mod tests {
     }
 
     fn folder(dir: &Path) -> Source {
-        crate::open(DataSet::ImageFolder, Some(dir)).unwrap()
+        crate::open(DataSet::ImageFolder, Some(dir), false).unwrap()
     }
 
     #[test]
     fn workers_do_not_show() {
         let dir = pictures();
         let make: [&dyn Fn() -> Source; 2] = [&colours, &|| folder(dir.path())];
-        for source in make {
-            let alone = Loader::new(source(), augmented(), options(0)).unwrap();
+        let transforms = [augmented(), mixed(AutoAugment::Imagenet), mixed(AutoAugment::Rand)];
+        for (source, transform) in make.iter().flat_map(|make| transforms.iter().map(move |t| (make, t))) {
+            let alone = Loader::new(source(), transform.clone(), options(0)).unwrap();
             let train = all(alone.train_epoch(5, 2, 4, 0));
             let eval = all(alone.eval(3));
             assert_eq!(train.iter().map(|batch| batch.labels.len()).sum::<usize>(), alone.train_images());
             assert_eq!(eval.iter().map(|batch| batch.labels.len()).sum::<usize>(), alone.test_images());
             assert!(train.iter().all(|batch| batch.images.iter().all(|value| value.abs() <= 2.0)));
+            assert!(train.iter().all(|batch| batch.mix.is_some() == transform.mix.is_some()));
+            assert!(eval.iter().all(|batch| batch.mix.is_none()));
             for workers in [1, 2, 5] {
-                let loader = Loader::new(source(), augmented(), options(workers)).unwrap();
+                let loader = Loader::new(source(), transform.clone(), options(workers)).unwrap();
                 assert_eq!(all(loader.train_epoch(5, 2, 4, 0)), train);
                 assert_eq!(all(loader.eval(3)), eval);
             }
@@ -386,10 +444,75 @@ mod tests {
 
     #[test]
     fn resuming_shows_the_rest() {
-        let loader = Loader::new(colours(), augmented(), options(2)).unwrap();
-        let whole = all(loader.train_epoch(1, 3, 4, 0));
-        for skip in [1, 5, 7, 8, 100] {
-            assert_eq!(all(loader.train_epoch(1, 3, 4, skip)), whole[skip.min(8)..]);
+        for transform in [augmented(), mixed(AutoAugment::Rand)] {
+            let loader = Loader::new(colours(), transform, options(2)).unwrap();
+            let whole = all(loader.train_epoch(1, 3, 4, 0));
+            for skip in [1, 5, 7, 8, 100] {
+                assert_eq!(all(loader.train_epoch(1, 3, 4, skip)), whole[skip.min(8)..]);
+            }
+        }
+    }
+
+    /// Images of runs made before there were settings that draw after these.
+    #[test]
+    fn augmented_images_are_what_they_were() {
+        let mut transform = augmented();
+        transform.train.crop = Crop::Pad { border: 2, mode: PadMode::Black };
+        transform.eval = None;
+        let loader = Loader::new(colours(), transform, options(0)).unwrap();
+        let mut digest = Sha256::new();
+        for batch in all(loader.train_epoch(1, 3, 4, 0)) {
+            batch.images.iter().for_each(|value| digest.update(value.to_le_bytes()));
+        }
+        let start = digest.finalize()[..4].to_vec();
+        assert_eq!(start, [35, 123, 194, 145]);
+    }
+
+    #[test]
+    fn incomplete_batches_are_dropped() {
+        let dropping = Options { drop_last: true, ..options(2) };
+        let keeping = Loader::new(colours(), augmented(), options(2)).unwrap();
+        let loader = Loader::new(colours(), augmented(), dropping).unwrap();
+        for (batch_size, kept, dropped) in [(4, 8, 7), (10, 3, 3), (30, 1, 1), (31, 1, 0)] {
+            assert_eq!(keeping.steps_per_epoch(batch_size), kept);
+            assert_eq!(loader.steps_per_epoch(batch_size), dropped);
+            let whole = all(keeping.train_epoch(1, 0, batch_size, 0));
+            assert_eq!(whole.len(), kept);
+            if dropped > 0 {
+                assert_eq!(all(loader.train_epoch(1, 0, batch_size, 0)), whole[..dropped]);
+                assert!(all(loader.train_epoch(1, 0, batch_size, dropped)).is_empty());
+            }
+        }
+        let mut batches = loader.train_epoch(1, 0, 31, 0);
+        let error = batches.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("more than the 30 training images"), "{error}");
+        assert!(batches.next().is_none());
+        assert_eq!(all(loader.eval(4)).len(), 2, "tests lack nothing");
+    }
+
+    /// Every image is mixed with the one before it in the batch.
+    #[test]
+    fn batches_are_mixed() {
+        let plain = Transform { mix: None, ..mixed(AutoAugment::Rand) };
+        let plain = Loader::new(colours(), plain, options(1)).unwrap();
+        let mixup = Mixing { mixup_alpha: Some(1.0), cutmix_alpha: None };
+        let transform = Transform { mix: Some(mixup), ..mixed(AutoAugment::Rand) };
+        let loader = Loader::new(colours(), transform, options(1)).unwrap();
+        for (batch, plain) in
+            all(loader.train_epoch(1, 0, 4, 0)).iter().zip(all(plain.train_epoch(1, 0, 4, 0)))
+        {
+            let count = batch.labels.len();
+            let Mix { labels, share } = batch.mix.clone().unwrap();
+            assert_eq!(batch.labels, plain.labels);
+            for (i, label) in labels.into_iter().enumerate() {
+                let other = (i + count - 1) % count;
+                assert_eq!(label, plain.labels[other]);
+                for p in 0..108 {
+                    let expected =
+                        plain.images[other * 108 + p] * (1.0 - share) + plain.images[i * 108 + p] * share;
+                    assert_eq!(batch.images[i * 108 + p], expected);
+                }
+            }
         }
     }
 
@@ -447,7 +570,7 @@ mod tests {
     fn padded_crops_are_pieces_of_the_image() {
         let source = colours();
         let transform = Transform::standard(&source);
-        assert_eq!(transform.train.crop, Crop::Pad { border: 4 });
+        assert_eq!(transform.train.crop, Crop::Pad { border: 4, mode: PadMode::Black });
         let table = transform.normalise.table(3);
         let Source::Memory(images) = colours() else { unreachable!() };
         let loader = Loader::new(source, transform, options(1)).unwrap();
@@ -501,8 +624,16 @@ mod tests {
                 }
             }
             assert_eq!(loader.shared.reported.lock().unwrap().len(), 1);
-            let error = loader.train_epoch(1, 0, 1, 0).find_map(Result::err).unwrap().to_string();
-            assert!(error.contains("all 1 pictures"), "{error}");
+            // A batch of nothing else is empty and ends nothing.
+            let single = all(loader.train_epoch(1, 0, 1, 0));
+            assert_eq!(single.len(), 12);
+            let empty: Vec<&Batch> = single.iter().filter(|batch| batch.labels.is_empty()).collect();
+            assert_eq!(empty.len(), 1);
+            assert!(empty[0].images.is_empty() && empty[0].indices.is_empty());
+            // Nor is it mixed.
+            let loader = Loader::new(folder(dir.path()), mixed(AutoAugment::Rand), skip).unwrap();
+            let single = all(loader.train_epoch(1, 0, 1, 0));
+            assert!(single.iter().all(|batch| batch.mix.is_some() != batch.labels.is_empty()));
         }
     }
 

@@ -66,6 +66,7 @@ pub(crate) static INFO: ModelInfo = ModelInfo {
     head: "fc3.bias",
     width: None,
     patch: None,
+    dropout: false,
     check: |_| Ok(()),
 };
 

@@ -84,6 +84,7 @@ pub(crate) static INFO: ModelInfo = ModelInfo {
     head: "fc2.bias",
     width: None,
     patch: None,
+    dropout: false,
     check: |spec| match spec.images {
         [_, 28, 28] => Ok(()),
         [_, height, width] => Err(format!("takes images of 28×28 pixels, not {height}×{width}")),

@@ -17,6 +17,9 @@ pub struct MobileNetV3Config {
     /// Number of classes.
     #[config(default = 1000)]
     pub classes: usize,
+    /// Share of numbers dropped in training before the last layer; the authors of SRigL train with 0.
+    #[config(default = 0.2)]
+    pub dropout: f64,
 }
 
 /// MobileNetV3 (Howard et al. 2019) with the shapes of torchvision; [`torchvision_name`] tells the names.
@@ -162,9 +165,10 @@ impl MobileNetV3Config {
         features.push(Stage::Conv(conv_norm([from, last], 1, 1, 1, device)));
         let linear = |from, to| {
             let normal = Initializer::Normal { mean: 0.0, std: 0.01 };
-            LinearConfig::new(from, to).with_initializer(normal).init(device)
+            let linear: Linear = LinearConfig::new(from, to).with_initializer(normal).init(device);
+            Linear { bias: Some(Initializer::Zeros.init([to], device)), ..linear }
         };
-        let dropout = DropoutConfig::new(0.2).init();
+        let dropout = DropoutConfig::new(self.dropout).init();
         let classifier = (linear(last, hidden), HardSwish, dropout, linear(hidden, self.classes));
         MobileNetV3 { features, classifier }
     }
@@ -179,7 +183,10 @@ fn block(from: usize, row: &Row, device: &Device) -> InvertedResidual {
     block.push(BlockLayer::Conv(conv_norm([expanded, expanded], kernel, stride, expanded, device)));
     if squeeze {
         let squeezed = squeezed_channels(expanded);
-        let conv = |channels| Conv2dConfig::new(channels, [1, 1]).init(device);
+        let conv = |[from, to]: [usize; 2]| {
+            let config = Conv2dConfig::new([from, to], [1, 1]).with_initializer(fan_out(to, 1));
+            Conv2d { bias: Some(Initializer::Zeros.init([to], device)), ..config.init(device) }
+        };
         let squeeze = SqueezeExcitation { fc1: conv([expanded, squeezed]), fc2: conv([squeezed, expanded]) };
         block.push(BlockLayer::Squeeze(squeeze));
     }
@@ -192,6 +199,12 @@ fn squeezed_channels(expanded: usize) -> usize {
     let quarter = expanded / 4;
     let rounded = ((quarter + 4) / 8 * 8).max(8);
     if 10 * rounded < 9 * quarter { rounded + 8 } else { rounded }
+}
+
+/// What torchvision draws the weights of a convolution from: normal with a variance of 2 over `to·kernel²`, which is not
+/// divided by the number of groups.
+fn fan_out(to: usize, kernel: usize) -> Initializer {
+    Initializer::Normal { mean: 0.0, std: (2.0 / (to * kernel * kernel) as f64).sqrt() }
 }
 
 /// A convolution without bias, padded by half its kernel, and its normalisation.
@@ -208,7 +221,7 @@ fn conv_norm(
         .with_padding(PaddingConfig2d::Explicit(same, same, same, same))
         .with_groups(groups)
         .with_bias(false)
-        .with_initializer(Initializer::KaimingNormal { gain: 2f64.sqrt(), fan_out_only: true });
+        .with_initializer(fan_out(channels[1], kernel));
     let norm = BatchNormConfig::new(channels[1]).with_epsilon(0.001).with_momentum(0.01);
     (conv.init(device), norm.init(device))
 }
@@ -321,6 +334,7 @@ pub(crate) static LARGE_INFO: ModelInfo = ModelInfo {
     head: "classifier.3.bias",
     width: None,
     patch: None,
+    dropout: true,
     check: |_| Ok(()),
 };
 
@@ -334,11 +348,13 @@ pub(crate) static SMALL_INFO: ModelInfo = ModelInfo {
     head: "classifier.3.bias",
     width: None,
     patch: None,
+    dropout: true,
     check: |_| Ok(()),
 };
 
 fn config(spec: &ModelSpec) -> MobileNetV3Config {
-    MobileNetV3Config::new().with_channels(spec.images[0]).with_classes(spec.classes)
+    let config = MobileNetV3Config::new().with_channels(spec.images[0]).with_classes(spec.classes);
+    spec.dropout.map_or(config.clone(), |share| config.with_dropout(share))
 }
 
 pub(crate) fn init_large(spec: &ModelSpec, device: &Device) -> MobileNetV3 {
@@ -371,5 +387,28 @@ mod tests {
         let small = MobileNetV3Config::new().small(&device);
         assert_eq!(small.num_params() - statistics(&small), 2_542_856);
         assert_eq!(small.forward(Tensor::ones([2, 3, 64, 48], &device)).dims(), [2, 1000]);
+    }
+
+    /// Standard deviation over all values.
+    fn deviation<const D: usize>(values: Tensor<D>) -> f64 {
+        f64::from(values.clone().square().mean().sqrt().into_scalar::<f32>())
+    }
+
+    /// As `torchvision.models.mobilenet_v3_small()` starts: depthwise convolutions as if they had no groups, biases 0.
+    #[test]
+    fn initial_weights_are_torchvisions() {
+        let device = Device::flex();
+        device.seed(1);
+        let net = MobileNetV3Config::new().small(&device);
+        let Stage::Block(block) = &net.features[4] else { panic!("a block") };
+        let BlockLayer::Conv((depthwise, _)) = &block.block[1] else { panic!("a depthwise convolution") };
+        assert_eq!(depthwise.weight.dims(), [96, 1, 5, 5]);
+        let (got, expected) = (deviation(depthwise.weight.val()), (2.0 / (96.0 * 25.0_f64)).sqrt());
+        assert!((got / expected - 1.0).abs() < 0.05, "{got}, not {expected}");
+        let BlockLayer::Squeeze(squeeze) = &block.block[2] else { panic!("squeeze-and-excitation") };
+        let (got, expected) = (deviation(squeeze.fc1.weight.val()), (2.0 / 24.0_f64).sqrt());
+        assert!((got / expected - 1.0).abs() < 0.05, "{got}, not {expected}");
+        let biases = [&squeeze.fc1.bias, &squeeze.fc2.bias, &net.classifier.0.bias, &net.classifier.3.bias];
+        assert!(biases.iter().all(|bias| deviation(bias.as_ref().unwrap().val()) == 0.0));
     }
 }

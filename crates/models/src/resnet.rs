@@ -291,6 +291,7 @@ const RESNET: ModelInfo = ModelInfo {
     head: "fc.bias",
     width: WIDTH,
     patch: None,
+    dropout: false,
     check: |_| Ok(()),
 };
 

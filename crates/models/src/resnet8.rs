@@ -85,6 +85,7 @@ pub(crate) static INFO: ModelInfo = ModelInfo {
     head: "fc.bias",
     width: None,
     patch: None,
+    dropout: false,
     check: |_| Ok(()),
 };
 

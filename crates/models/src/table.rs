@@ -25,6 +25,8 @@ pub struct ModelInfo {
     pub width: Option<Size>,
     /// A size of patches that can be chosen.
     pub patch: Option<Size>,
+    /// Whether the share of dropped numbers can be chosen.
+    pub dropout: bool,
     /// What does not fit it, beside sizes that it does not have.
     pub check: fn(&ModelSpec) -> Result<(), String>,
 }
@@ -53,6 +55,8 @@ pub struct ModelSpec {
     pub width: Option<usize>,
     /// Height and width of a patch, if they are to be others than the usual.
     pub patch: Option<usize>,
+    /// Share of numbers dropped in training, if it is to be another than the usual.
+    pub dropout: Option<f64>,
 }
 
 /// Why there is no such network.
@@ -69,7 +73,7 @@ pub enum Error {
     NoSize {
         /// Its name.
         model: &'static str,
-        /// `width` or `patch`.
+        /// `width`, `patch` or `dropout`.
         size: &'static str,
     },
     /// The sizes do not fit each other.
@@ -143,7 +147,8 @@ impl ModelInfo {
 
     /// The network with its usual sizes.
     pub fn usual(&'static self) -> ModelSpec {
-        ModelSpec { info: self, images: self.images, classes: self.classes, width: None, patch: None }
+        let (images, classes) = (self.images, self.classes);
+        ModelSpec { info: self, images, classes, width: None, patch: None, dropout: None }
     }
 
     /// The network with the sizes that a file's tensors have; `shape` tells a tensor's dimensions.
@@ -192,10 +197,14 @@ impl ModelSpec {
         for (size, given, has) in [
             ("width", self.width.is_some(), self.info.width.is_some()),
             ("patch", self.patch.is_some(), self.info.patch.is_some()),
+            ("dropout", self.dropout.is_some(), self.info.dropout),
         ] {
             if given && !has {
                 return Err(Error::NoSize { model, size });
             }
+        }
+        if self.dropout.is_some_and(|share| !(0.0..1.0).contains(&share)) {
+            return Err(Error::Misfit { model, what: "needs a --dropout in [0, 1)".into() });
         }
         /// Far above any image, and sizes computed from it do not overflow.
         const MAX_SIDE: usize = 1 << 16;

@@ -100,8 +100,9 @@ pub struct Heads {
 }
 
 impl VitConfig {
-    /// Initialises the model on a device: Xavier's distribution for linear layers, zeros for the classifier and the
-    /// class token, a narrow normal one for positions, much as torchvision does.
+    /// Initialises the model on a device as torchvision does: Xavier's distribution for the perceptrons and attention's
+    /// joint layer, U(±1/√d) for what comes out of attention, zeros for the classifier, the class token and the biases of
+    /// attention and patches, narrow normal distributions for the perceptrons' biases and the positions.
     ///
     /// # Panics
     /// If `patch` does not divide the image, or `heads` the features.
@@ -113,11 +114,14 @@ impl VitConfig {
         let normal = |std| Initializer::Normal { mean: 0.0, std };
         // The variance of LeCun's initialisation.
         let patches = normal((1.0 / (self.channels * patch * patch) as f64).sqrt());
+        let conv_proj = Conv2dConfig::new([self.channels, features], [patch, patch])
+            .with_stride([patch, patch])
+            .with_initializer(patches);
         let conv_proj =
-            Conv2dConfig::new([self.channels, features], [patch, patch]).with_stride([patch, patch]);
+            Conv2d { bias: Some(Initializer::Zeros.init([features], device)), ..conv_proj.init(device) };
         VisionTransformer {
             class_token: Initializer::Zeros.init([1, 1, features], device),
-            conv_proj: conv_proj.with_initializer(patches).init(device),
+            conv_proj,
             encoder: Encoder {
                 pos_embedding: normal(0.02).init([1, tokens, features], device),
                 dropout: DropoutConfig::new(self.dropout).init(),
@@ -134,21 +138,31 @@ impl VitConfig {
 
     fn layer(&self, device: &Device) -> EncoderLayer {
         let (features, mlp) = (self.features, self.mlp);
-        let linear = |from, to| {
-            let xavier = Initializer::XavierUniform { gain: 1.0 };
-            LinearConfig::new(from, to).with_initializer(xavier).init(device)
+        let linear = |from, to, weights: Initializer, biases: Initializer| {
+            let linear: Linear = LinearConfig::new(from, to).with_initializer(weights).init(device);
+            Linear { bias: Some(biases.init([to], device)), ..linear }
         };
+        let xavier = || Initializer::XavierUniform { gain: 1.0 };
+        let narrow = || Initializer::Normal { mean: 0.0, std: 1e-6 };
+        let bound = 1.0 / (features as f64).sqrt();
+        let out = Initializer::Uniform { min: -bound, max: bound };
         let dropout = || DropoutConfig::new(self.dropout).init();
         EncoderLayer {
             ln_1: norm(features, device),
             self_attention: SelfAttention {
-                in_proj: linear(features, 3 * features),
-                out_proj: linear(features, features),
+                in_proj: linear(features, 3 * features, xavier(), Initializer::Zeros),
+                out_proj: linear(features, features, out, Initializer::Zeros),
                 heads: self.heads,
             },
             dropout: dropout(),
             ln_2: norm(features, device),
-            mlp: (linear(features, mlp), Gelu::new(), dropout(), linear(mlp, features), dropout()),
+            mlp: (
+                linear(features, mlp, xavier(), narrow()),
+                Gelu::new(),
+                dropout(),
+                linear(mlp, features, xavier(), narrow()),
+                dropout(),
+            ),
         }
     }
 }
@@ -246,6 +260,7 @@ pub(crate) static TINY: ModelInfo = ModelInfo {
     head: "heads.head.bias",
     width: Some(Size { usual: 64, tensor: "class_token", dimension: 2 }),
     patch: Some(Size { usual: 8, tensor: "conv_proj.weight", dimension: 2 }),
+    dropout: true,
     check: |spec| check(&tiny(spec)),
 };
 
@@ -259,6 +274,7 @@ pub(crate) static B16: ModelInfo = ModelInfo {
     head: "heads.head.bias",
     width: Some(Size { usual: 768, tensor: "class_token", dimension: 2 }),
     patch: Some(Size { usual: 16, tensor: "conv_proj.weight", dimension: 2 }),
+    dropout: true,
     check: |spec| check(&b16(spec)),
 };
 
@@ -276,7 +292,8 @@ fn sized(config: VitConfig, spec: &ModelSpec) -> VitConfig {
     let mlp = config.mlp / config.features * features;
     let patch = spec.patch.unwrap_or(config.patch);
     let config = config.with_channels(channels).with_image([height, width]).with_classes(spec.classes);
-    config.with_patch(patch).with_features(features).with_mlp(mlp)
+    let config = config.with_patch(patch).with_features(features).with_mlp(mlp);
+    spec.dropout.map_or(config.clone(), |share| config.with_dropout(share))
 }
 
 fn check(config: &VitConfig) -> Result<(), String> {
@@ -308,6 +325,34 @@ mod tests {
     fn parameter_count_is_torchvisions() {
         let config = VitConfig::new();
         assert_eq!(config.init(&Device::flex()).num_params(), 86_567_656);
+    }
+
+    /// As `torchvision.models.VisionTransformer` starts.
+    #[test]
+    fn initial_weights_are_torchvisions() {
+        let device = Device::flex();
+        device.seed(1);
+        let config = VitConfig::new().with_image([32, 32]).with_patch(8).with_layers(1).with_heads(4);
+        let net = config.with_features(64).with_mlp(128).with_classes(10).init(&device);
+        let layer = &net.encoder.layers[0];
+        let values = |weight: Tensor<2>| weight.into_data().try_into_vec::<f32>().unwrap();
+        let most = |values: &[f32]| values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        let within = |weight: Tensor<2>, bound: f64| {
+            let (most, bound) = (most(&values(weight)), bound as f32);
+            assert!(most <= bound && most > 0.99 * bound, "{most}, not {bound}");
+        };
+        within(layer.self_attention.out_proj.weight.val(), 1.0 / 8.0);
+        within(layer.self_attention.in_proj.weight.val(), (6.0 / (64.0 + 192.0_f64)).sqrt());
+        within(layer.mlp.0.weight.val(), (6.0 / (64.0 + 128.0_f64)).sqrt());
+        let bias = |linear: &Linear| values(linear.bias.as_ref().unwrap().val().unsqueeze());
+        for linear in [&layer.self_attention.in_proj, &layer.self_attention.out_proj, &net.heads.head] {
+            assert!(bias(linear).iter().all(|value| *value == 0.0));
+        }
+        for linear in [&layer.mlp.0, &layer.mlp.3] {
+            assert!((1e-7..1e-5).contains(&most(&bias(linear))));
+        }
+        let patches = net.conv_proj.bias.as_ref().unwrap().val();
+        assert!(values(patches.unsqueeze()).iter().all(|value| *value == 0.0));
     }
 
     #[test]

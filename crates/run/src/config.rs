@@ -1,12 +1,15 @@
 //! Everything a training's result depends on.
 
 use crate::MethodArgs;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use sparsity_core::Distribution;
-use srigl_data::{Augment, DataSet, Jitter, Loader, OnBroken, Options, Source, Transform};
+use sparsity_core::{Distribution, WeightInit};
+use srigl_data::{
+    Augment, AutoAugment, Crop, DataSet, Erase, Jitter, Loader, Mixing, Normalise, OnBroken, Options,
+    PadMode, Source, Transform,
+};
 use std::f64::consts::PI;
 use std::path::PathBuf;
 
@@ -25,7 +28,7 @@ pub fn named_parser<T: Copy + Send + Sync + 'static>(
 }
 
 /// A network by name, with the sizes that can be chosen. The crate `srigl-models` knows the names.
-#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelArgs {
     /// Network.
     #[arg(long = "model", id = "model", default_value = "mlp")]
@@ -40,6 +43,11 @@ pub struct ModelArgs {
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch: Option<u16>,
+    /// MobileNetV3 and vision transformers: share of numbers dropped in training [default: 0.2 before MobileNetV3's
+    /// classifier, as in torchvision; 0 in vision transformers].
+    #[arg(long, value_name = "SHARE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
 }
 
 /// The names of [`Distribution::NAMES`] in files.
@@ -90,9 +98,17 @@ pub struct Config {
     #[arg(long, value_parser = named_parser(&Distribution::NAMES), default_value = "erk")]
     #[serde(with = "distribution")]
     pub distribution: Distribution,
+    /// erk: the power of its scores; 0 shares the sparsity evenly.
+    #[arg(long, default_value_t = 1.0, value_name = "POWER")]
+    #[serde(default = "one")]
+    pub erk_power: f64,
     /// Layers kept dense (glob over module paths, repeatable).
     #[arg(long, value_name = "GLOB")]
     pub keep_dense: Vec<String>,
+    /// srigl: layers in which no neuron is ablated (glob over module paths, repeatable), or `none` [default: the classifier].
+    #[arg(long, value_name = "GLOB")]
+    #[serde(default)]
+    pub no_ablation_layers: Vec<String>,
     /// Steps between topology updates.
     #[arg(long, default_value_t = 100)]
     pub delta_t: u64,
@@ -126,6 +142,14 @@ pub struct Config {
     /// Momentum of SGD and RMSprop.
     #[arg(long, default_value_t = 0.9)]
     pub momentum: f64,
+    /// SGD: Nesterov's momentum, as in the authors' code.
+    #[arg(long)]
+    #[serde(default)]
+    pub nesterov: bool,
+    /// Adam and AdamW: decay of the means of gradients and of their squares.
+    #[arg(long, value_name = "B1,B2", value_parser = betas, default_value = "0.9,0.999")]
+    #[serde(default = "default_betas")]
+    pub betas: [f64; 2],
     /// Weight decay.
     #[arg(long, default_value_t = 1e-4)]
     pub weight_decay: f64,
@@ -168,6 +192,44 @@ pub struct Config {
     #[arg(long)]
     #[serde(default)]
     pub no_augment: bool,
+    /// Operations on whole pictures, as torchvision's: `imagenet` is AutoAugment's policy of that name, `rand` is RandAugment.
+    #[arg(long, value_enum, value_name = "POLICY", conflicts_with = "no_augment")]
+    #[serde(default)]
+    pub auto_augment: Option<AutoAugment>,
+    /// Share of the training images in which a random rectangle is erased.
+    #[arg(long, value_name = "SHARE", conflicts_with = "no_augment")]
+    #[serde(default)]
+    pub random_erase: Option<f64>,
+    /// Mix images and labels of each batch by mixup, with shares from Beta(A, A). Beside --cutmix-alpha, one of both at
+    /// random.
+    #[arg(long, value_name = "A")]
+    #[serde(default)]
+    pub mixup_alpha: Option<f64>,
+    /// Paste rectangles of other images into those of a batch by CutMix, with areas from Beta(A, A).
+    #[arg(long, value_name = "A")]
+    #[serde(default)]
+    pub cutmix_alpha: Option<f64>,
+    /// Image folders: resize the shorter side to one of these sizes at random and crop anywhere, instead of random resized
+    /// crops.
+    #[arg(long, value_name = "SIDE,SIDE", value_parser = two_sides, conflicts_with = "no_augment")]
+    #[serde(default)]
+    pub resize_from: Option<[usize; 2]>,
+    /// What lies in the border of CIFAR's images.
+    #[arg(long, value_enum, default_value = "black")]
+    #[serde(default)]
+    pub pad_mode: PadMode,
+    /// Leave pixels in [0, 1] instead of subtracting the mean and dividing by the deviation.
+    #[arg(long)]
+    #[serde(default)]
+    pub no_normalise: bool,
+    /// Leave out the last batch of an epoch if it is smaller than the others.
+    #[arg(long)]
+    #[serde(default)]
+    pub drop_last: bool,
+    /// Image folders: classes may have no pictures.
+    #[arg(long)]
+    #[serde(default)]
+    pub allow_empty: bool,
     /// Also change brightness, contrast and saturation at random, each by up to this factor more or less.
     #[arg(long, value_name = "STRENGTH", conflicts_with = "no_augment")]
     #[serde(default)]
@@ -181,11 +243,24 @@ pub struct Config {
     #[arg(long)]
     #[serde(default)]
     pub skip_broken: bool,
-    /// Start from these weights, named as torchvision names them: safetensors or PyTorch's .pt.
+    /// Start from these weights, named as torchvision names them: safetensors, an index of shards or PyTorch's .pt.
     #[arg(long, value_name = "FILE")]
     #[serde(default)]
     pub weights: Option<PathBuf>,
-    /// Take at most so many steps; schedules fit into them.
+    /// The classifier of --weights is of other classes: start with a new one.
+    #[arg(long, requires = "weights")]
+    #[serde(default)]
+    pub new_head: bool,
+    /// Where the first masks come from [default: with --weights those of the file, or if it has none the largest weights
+    /// of each layer; otherwise random].
+    #[arg(long, value_enum, value_name = "FROM")]
+    #[serde(default)]
+    pub initial_mask: Option<InitialMaskFrom>,
+    /// What the active weights of sparse layers start from [default: keep with --weights, otherwise kaiming-normal].
+    #[arg(long, value_parser = named_parser(&WeightInit::NAMES))]
+    #[serde(default)]
+    pub weight_init: Option<WeightInit>,
+    /// Take at most so many steps; schedules fit into them, and updates of the topology come as much closer.
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     #[serde(default)]
     pub limit_steps: Option<u64>,
@@ -214,6 +289,33 @@ pub enum OptimizerName {
     Rmsprop,
 }
 
+/// `--initial-mask`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InitialMaskFrom {
+    /// The largest weights of each layer, of each neuron with constant fan-in.
+    Magnitude,
+    /// The largest weights of all layers together.
+    GlobalMagnitude,
+    /// At random.
+    Random,
+    /// The masks of the file, or its exact zeros.
+    File,
+}
+
+/// How many steps a run takes, and when its topology changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steps {
+    /// Optimizer steps of the run.
+    pub total: u64,
+    /// Those of all its epochs, which `--limit-steps` may cut short.
+    pub planned: u64,
+    /// `ΔT`, as much shorter as the run is.
+    pub delta_t: u64,
+    /// Steps whose dense gradients are averaged, at most `ΔT`.
+    pub grad_accumulation: u64,
+}
+
 /// `--lr-schedule`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -228,6 +330,31 @@ pub enum LrSchedule {
 
 fn default_lr_factor() -> f64 {
     0.1
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn default_betas() -> [f64; 2] {
+    [0.9, 0.999]
+}
+
+/// `256,480`.
+fn two_sides(text: &str) -> Result<[usize; 2], String> {
+    let sides =
+        text.split_once(',').and_then(|(a, b)| Some([a.trim().parse().ok()?, b.trim().parse().ok()?]));
+    sides.ok_or_else(|| "must be two sizes, such as 256,480".into())
+}
+
+/// `0.9,0.999`.
+fn betas(text: &str) -> Result<[f64; 2], String> {
+    let (first, second) = text.split_once(',').ok_or("must be two numbers, such as 0.9,0.999")?;
+    let beta = |text: &str| text.trim().parse::<f64>().ok().filter(|beta| (0.0..1.0).contains(beta));
+    match (beta(first), beta(second)) {
+        (Some(first), Some(second)) => Ok([first, second]),
+        _ => Err("must be two numbers in [0, 1), such as 0.9,0.999".into()),
+    }
 }
 
 impl Default for Config {
@@ -264,6 +391,34 @@ impl Config {
             "--lr-schedule step needs --lr-milestones or --lr-every, and only that has them"
         );
         ensure!(self.lr_every != Some(0), "--lr-every must be at least 1");
+        ensure!(
+            self.grad_accumulation >= 1 && self.grad_accumulation <= self.delta_t,
+            "--grad-accumulation is {}, but must be at least 1 and at most --delta-t {}",
+            self.grad_accumulation,
+            self.delta_t
+        );
+        ensure!(
+            self.erk_power.is_finite()
+                && (self.erk_power == 1.0 || matches!(self.distribution, Distribution::Erk { .. })),
+            "--erk-power is {}, but must be finite, and only --distribution erk has it",
+            self.erk_power
+        );
+        ensure!(
+            !self.nesterov || (self.optimizer == OptimizerName::Sgd && self.momentum > 0.0),
+            "--nesterov is for --optimizer sgd with --momentum"
+        );
+        ensure!(
+            self.weights.is_some() || matches!(self.initial_mask, None | Some(InitialMaskFrom::Random)),
+            "--initial-mask looks at weights: add --weights FILE"
+        );
+        ensure!(
+            self.weights.is_some() || self.weight_init != Some(WeightInit::Keep),
+            "--weight-init keep keeps the weights of a file: add --weights FILE"
+        );
+        ensure!(
+            self.model.dropout.is_none_or(|share| (0.0..1.0).contains(&share)),
+            "--dropout must be in [0, 1)"
+        );
         ensure!(
             self.lr_factor.is_finite() && self.lr_factor > 0.0,
             "--lr-factor is {}, but must be positive",
@@ -303,9 +458,10 @@ impl Config {
             "--image-size is for image folders; images of {} have their size",
             source.set()
         );
-        let mut transform = match self.image_size {
-            Some(size) => Transform::imagenet(size, size * 8 / 7),
-            None => Transform::standard(source),
+        let size = self.image_size.unwrap_or(224);
+        let mut transform = match folder {
+            true => Transform::imagenet(size, size.saturating_mul(8) / 7),
+            false => Transform::standard(source),
         };
         if self.no_augment {
             ensure!(
@@ -314,9 +470,24 @@ impl Config {
             );
             transform.train = Augment::default();
         }
+        if let Some(sides) = self.resize_from {
+            ensure!(folder, "--resize-from is for image folders; images of {} have their size", source.set());
+            transform.train.crop = Crop::Scaled { sides, size };
+        }
+        if let Crop::Pad { mode, .. } = &mut transform.train.crop {
+            *mode = self.pad_mode;
+        }
         if let Some(strength) = self.color_jitter {
             let jitter = Jitter { brightness: strength, contrast: strength, saturation: strength };
             transform.train.jitter = Some(jitter);
+        }
+        transform.train.auto = self.auto_augment;
+        transform.train.erase = self.random_erase.map(|probability| Erase { probability });
+        let (mixup_alpha, cutmix_alpha) = (self.mixup_alpha, self.cutmix_alpha);
+        let mixes = mixup_alpha.is_some() || cutmix_alpha.is_some();
+        transform.mix = mixes.then_some(Mixing { mixup_alpha, cutmix_alpha });
+        if self.no_normalise {
+            transform.normalise = Normalise::none();
         }
         Ok(transform)
     }
@@ -324,9 +495,9 @@ impl Config {
     /// Height and width of the images that the network sees.
     pub fn image_size(&self) -> [usize; 2] {
         let side = match self.dataset {
-            DataSet::FashionMnist | DataSet::Mnist | DataSet::Glyphs => 28,
             DataSet::Cifar10 | DataSet::Cifar100 => 32,
             DataSet::ImageFolder => self.image_size.unwrap_or(224),
+            _ => 28,
         };
         [side; 2]
     }
@@ -335,8 +506,8 @@ impl Config {
     pub fn loader(&self, source: Source, workers: usize) -> Result<Loader> {
         let transform = self.transform(&source)?;
         let on_broken = if self.skip_broken { OnBroken::Skip } else { OnBroken::Fail };
-        let (train_limit, test_limit) = (self.train_limit, self.test_limit);
-        Loader::new(source, transform, Options { workers, on_broken, train_limit, test_limit })
+        let (train_limit, test_limit, drop_last) = (self.train_limit, self.test_limit, self.drop_last);
+        Loader::new(source, transform, Options { workers, on_broken, train_limit, test_limit, drop_last })
     }
 
     /// In a few words.
@@ -375,21 +546,43 @@ impl Config {
         }
     }
 
+    /// How many steps a run takes that has so many an epoch.
+    ///
+    /// # Errors
+    /// If they are too many to count.
+    pub fn steps(&self, per_epoch: usize) -> Result<Steps> {
+        let planned = (per_epoch as u64).checked_mul(self.epochs as u64).with_context(|| {
+            format!("--epochs {} of {per_epoch} steps are too many to count", self.epochs)
+        })?;
+        let total = self.limit_steps.map_or(planned, |limit| limit.min(planned));
+        let share = total as f64 / planned.max(1) as f64;
+        let delta_t = ((self.delta_t as f64 * share).round() as u64).max(1);
+        Ok(Steps { total, planned, delta_t, grad_accumulation: self.grad_accumulation.min(delta_t) })
+    }
+
+    /// How the sparsity is shared, with the power of ERK.
+    pub fn shared(&self) -> Distribution {
+        match self.distribution {
+            Distribution::Erk { .. } => Distribution::Erk { power: self.erk_power },
+            other => other,
+        }
+    }
+
     /// `T_end`.
     pub fn end_step(&self, total_steps: u64) -> u64 {
         (total_steps as f64 * self.end_fraction) as u64
     }
 
-    /// Whether the masks are drawn after step `step` of `total`: after some updates, evenly spread, and at the end.
-    pub fn is_pictured(&self, step: u64, total: u64) -> bool {
-        if step == total {
+    /// Whether the masks are drawn after step `step`: after some updates, evenly spread, and at the end.
+    pub fn is_pictured(&self, step: u64, steps: &Steps) -> bool {
+        if step == steps.total {
             return true;
         }
-        let updates = self.end_step(total).saturating_sub(1) / self.delta_t;
+        let updates = self.end_step(steps.total).saturating_sub(1) / steps.delta_t;
         let picture = |update: u64| update * PICTURED_UPDATES / updates;
-        let update = step / self.delta_t;
+        let update = step / steps.delta_t;
         let changes = self.method.info().needs.updates;
-        let is_update = step.is_multiple_of(self.delta_t) && (1..=updates).contains(&update);
+        let is_update = step.is_multiple_of(steps.delta_t) && (1..=updates).contains(&update);
         changes && is_update && picture(update) != picture(update - 1)
     }
 }
@@ -436,9 +629,39 @@ mod tests {
     }
 
     #[test]
+    fn updates_come_closer_where_steps_are_limited() {
+        let steps = |flags: &str, per_epoch| config(flags).steps(per_epoch).unwrap();
+        let limited = steps("--epochs 103 --delta-t 800 --grad-accumulation 8 --limit-steps 20", 2502);
+        assert_eq!(limited, Steps { total: 20, planned: 257_706, delta_t: 1, grad_accumulation: 1 });
+        let half = steps("--epochs 2 --delta-t 30 --grad-accumulation 8 --limit-steps 100", 100);
+        assert_eq!((half.delta_t, half.grad_accumulation), (15, 8));
+        let whole = steps("--epochs 2 --delta-t 30 --limit-steps 900", 100);
+        assert_eq!((whole.total, whole.delta_t), (200, 30));
+        assert!(config("--epochs 18446744073709551615").steps(100).is_err());
+    }
+
+    #[test]
+    fn settings_that_do_not_go_together_are_refused() {
+        for flags in [
+            "--nesterov --optimizer adam",
+            "--erk-power 2 --distribution uniform",
+            "--initial-mask magnitude",
+            "--weight-init keep",
+            "--grad-accumulation 101",
+            "--dropout 1",
+        ] {
+            assert!(config(flags).validate().is_err(), "{flags}");
+        }
+        let betas = |text: &str| Cli::try_parse_from(["train", "--betas", text]).map(|cli| cli.config.betas);
+        assert_eq!(betas("0.95,0.98").unwrap(), [0.95, 0.98]);
+        assert!(betas("0.9").is_err() && betas("0.9,1").is_err());
+    }
+
+    #[test]
     fn masks_are_drawn_after_updates_spread_over_the_run_and_at_the_end() {
         let drawn = |config: &Config, total| -> Vec<u64> {
-            (1..=total).filter(|step| config.is_pictured(*step, total)).collect()
+            let steps = Steps { total, planned: total, delta_t: config.delta_t, grad_accumulation: 1 };
+            (1..=total).filter(|step| config.is_pictured(*step, &steps)).collect()
         };
         assert_eq!(drawn(&config("--delta-t 10"), 40), [10, 20, 40]);
         let many = drawn(&config("--delta-t 2"), 1000);

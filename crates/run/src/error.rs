@@ -55,6 +55,14 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A file of `torch.save` cannot be used.
+    #[error("`{}` is a PyTorch file that cannot be used: {what}", path.display())]
+    PyTorch {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        what: String,
+    },
     /// A file is no safetensors file.
     #[error("`{}` is not a safetensors file, or a damaged one: {what}", path.display())]
     Damaged {

@@ -28,7 +28,7 @@ mod read;
 mod schema;
 mod store;
 
-pub use config::{Config, LrSchedule, ModelArgs, OptimizerName, named_parser};
+pub use config::{Config, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, named_parser};
 pub use error::Error;
 pub use folder::RunFolder;
 pub use lines::JsonLines;
@@ -36,5 +36,5 @@ pub use lock::Lock;
 pub use masks::mask_line;
 pub use method::MethodArgs;
 pub use read::{Layer, Run};
-pub use schema::{DataUsed, Epoch, LayerResult, MaskLine, Picture, RunResult, TopologyLine};
-pub use store::{Store, mask_name, printable, read_file};
+pub use schema::{DataUsed, Epoch, LayerResult, MaskLine, Picture, RunResult, StartedFrom, TopologyLine};
+pub use store::{FileLayer, LayerNames, Store, Tensor, mask_name, printable, read_file, zeros_tell_a_mask};

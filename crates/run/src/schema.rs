@@ -23,6 +23,9 @@ pub struct Epoch {
     pub test_loss: Option<f64>,
     /// Accuracy on the test images, 0 to 1.
     pub test_accuracy: Option<f64>,
+    /// Share of the test images whose class is among the five most likely, 0 to 1.
+    #[serde(default)]
+    pub test_top5: Option<f64>,
     /// Share of zeros.
     pub sparsity: Option<f64>,
     /// Training images per second.
@@ -162,6 +165,9 @@ pub struct RunResult {
     pub test_accuracy: f64,
     /// Best such accuracy after any epoch.
     pub best_test_accuracy: f64,
+    /// Share of the test images whose class is among the five most likely, after the last epoch.
+    #[serde(default)]
+    pub test_top5: Option<f64>,
     /// Epochs trained.
     pub epochs: usize,
     /// Seconds of training, over all interruptions.
@@ -170,6 +176,9 @@ pub struct RunResult {
     pub sparsity: f64,
     /// Device it was trained on.
     pub device: String,
+    /// What it started from, if from weights of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_from: Option<StartedFrom>,
     /// Data it was trained on.
     pub data: DataUsed,
     /// Topology at the end; empty for dense training.
@@ -189,6 +198,21 @@ impl RunResult {
             None => Ok(()),
         }
     }
+}
+
+/// The weights of a file that a run started from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartedFrom {
+    /// The name of the file, without its folder.
+    pub file: String,
+    /// Where the first masks came from.
+    pub initial_mask: String,
+    /// Share of zeros at the start.
+    pub sparsity: f64,
+    /// Accuracy on the test images before the first step, 0 to 1.
+    pub test_accuracy: f64,
+    /// What was guessed of the file.
+    pub notes: Vec<String>,
 }
 
 /// The data a run used.

@@ -1,6 +1,7 @@
-//! Random initial masks and sparse-aware initial weights.
+//! Initial masks, at random or by the magnitude of given weights, and sparse-aware initial weights.
 
 use crate::random::{Purpose, Stream};
+use crate::select::{Candidates, Scores, add_largest_to_row, magnitude};
 use crate::{ConstantFanInMask, Error, LayerSpec, Mask};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
@@ -10,6 +11,131 @@ use serde::{Deserialize, Serialize};
 /// `A = ⌊N·M·(1−S)⌋`, the number of weights a layer of `positions` = N·M may have.
 pub fn target_weights(positions: usize, sparsity: f64) -> usize {
     (positions as f64 * (1.0 - sparsity)).floor() as usize
+}
+
+/// A sparsity `S` for which [`target_weights`] is `count` of `positions`.
+///
+/// ```
+/// use sparsity_core::{sparsity_of_count, target_weights};
+///
+/// assert_eq!(target_weights(30_000, sparsity_of_count(30_000, 2_347)), 2_347);
+/// ```
+pub fn sparsity_of_count(positions: usize, count: usize) -> f64 {
+    let mut sparsity = 1.0 - count as f64 / positions as f64;
+    // The quotient may be rounded, and the product's floor then lies one below.
+    while sparsity > 0.0 && target_weights(positions, sparsity) < count {
+        sparsity = sparsity.next_down();
+    }
+    sparsity
+}
+
+/// Where the initial mask of a layer comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InitialMask {
+    /// Drawn at random.
+    #[default]
+    Random,
+    /// The largest |W| of given weights, layer by layer.
+    Magnitude,
+    /// The largest |W| over all layers together, which also shares the sparsity among them.
+    GlobalMagnitude,
+}
+
+impl InitialMask {
+    /// All by the names of command lines and files, each with what it does.
+    pub const NAMES: [(&'static str, &'static str, Self); 3] = [
+        ("random", "At random", Self::Random),
+        ("magnitude", "The largest weights of each layer", Self::Magnitude),
+        ("global-magnitude", "The largest weights of all layers together", Self::GlobalMagnitude),
+    ];
+}
+
+/// The mask of the `A` largest |W| of a layer with `weights` `[N · M]`.
+///
+/// # Errors
+/// [`Error::FanInZero`] if `A = 0`, [`Error::Sparsity`] outside `[0, 1)`.
+pub fn magnitude_mask(layer: &LayerSpec, weights: &[f32], sparsity: f64) -> Result<Mask, Error> {
+    check_sparsity(sparsity)?;
+    let (n, m) = (layer.neurons(), layer.dense_fan_in());
+    let target = target_weights(n * m, sparsity);
+    if target == 0 {
+        return Err(Error::FanInZero { layer: layer.name.clone(), sparsity, target, active: n });
+    }
+    let mut mask = Mask::empty(n, m);
+    Scores { values: weights, neurons: n, candidates: Candidates::All }.mark_largest(target, &mut mask);
+    Ok(mask)
+}
+
+/// The mask of the `k0 = ⌊A/N⌋` largest |W| of each neuron of a layer with `weights` `[N · M]`.
+///
+/// # Errors
+/// [`Error::FanInZero`] if `k0 = 0`, [`Error::Sparsity`] outside `[0, 1)`.
+pub fn constant_fan_in_magnitude_mask(
+    layer: &LayerSpec,
+    weights: &[f32],
+    sparsity: f64,
+) -> Result<ConstantFanInMask, Error> {
+    check_sparsity(sparsity)?;
+    let (n, m) = (layer.neurons(), layer.dense_fan_in());
+    let fan_in = initial_fan_in(layer, sparsity)?;
+    let mut mask = Mask::empty(n, m);
+    let (words, width) = mask.rows_mut();
+    words.par_chunks_mut(width).enumerate().for_each_init(Vec::new, |scratch, (neuron, row)| {
+        add_largest_to_row(row, &weights[neuron * m..][..m], fan_in, scratch);
+    });
+    ConstantFanInMask::try_from(mask)
+}
+
+/// The sparsities of all layers that keep the largest |W| over all of them: `weights` are those of each layer,
+/// `[N · M]`. Layers with `keep_dense` get 0, and the others make up for them. Among equal magnitudes the earlier
+/// layer and the lower index come first.
+///
+/// # Errors
+/// [`Error::Sparsity`] outside `[0, 1)`, [`Error::TooManyDense`] if the other layers cannot make up for the dense
+/// ones, and [`Error::FanInZero`] for a layer that would be left without weights.
+pub fn global_magnitude_sparsities(
+    layers: &[LayerSpec],
+    weights: &[&[f32]],
+    sparsity: f64,
+) -> Result<Vec<f64>, Error> {
+    check_sparsity(sparsity)?;
+    let total: usize = layers.iter().map(LayerSpec::weights).sum();
+    let dense: usize = layers.iter().filter(|layer| layer.keep_dense).map(LayerSpec::weights).sum();
+    let target = target_weights(total, sparsity).saturating_sub(dense);
+    let chosen = || layers.iter().zip(weights).filter(|(layer, _)| !layer.keep_dense);
+    let mut all: Vec<u32> = chosen().flat_map(|(_, values)| values.iter().copied().map(magnitude)).collect();
+    if target == 0 || target > all.len() {
+        return Err(Error::TooManyDense { sparsity, dense, total });
+    }
+    let (larger, &mut boundary, _) = all.select_nth_unstable_by(target - 1, |a, b| b.cmp(a));
+    let mut ties = target - larger.iter().filter(|value| **value > boundary).count();
+    let sparsity_of = |(layer, values): (&LayerSpec, &&[f32])| {
+        if layer.keep_dense {
+            return Ok(0.0);
+        }
+        let equal = values.iter().filter(|value| magnitude(**value) == boundary).count().min(ties);
+        ties -= equal;
+        let count = equal + values.iter().filter(|value| magnitude(**value) > boundary).count();
+        if count == 0 {
+            let (layer, active) = (layer.name.clone(), layer.neurons());
+            return Err(Error::FanInZero { layer, sparsity: 1.0, target: 0, active });
+        }
+        Ok(sparsity_of_count(layer.weights(), count))
+    };
+    layers.iter().zip(weights).map(sparsity_of).collect()
+}
+
+/// `k0 = ⌊A/N⌋`.
+fn initial_fan_in(layer: &LayerSpec, sparsity: f64) -> Result<usize, Error> {
+    let target = target_weights(layer.weights(), sparsity);
+    match target / layer.neurons() {
+        0 => {
+            let (layer, active) = (layer.name.clone(), layer.neurons());
+            Err(Error::FanInZero { layer, sparsity, target, active })
+        }
+        fan_in => Ok(fan_in),
+    }
 }
 
 /// SRigL's initial mask: each neuron draws `k0 = ⌊A/N⌋` inputs uniformly without replacement.
@@ -23,11 +149,7 @@ pub fn constant_fan_in_mask(
 ) -> Result<ConstantFanInMask, Error> {
     check_sparsity(sparsity)?;
     let (n, m) = (layer.neurons(), layer.dense_fan_in());
-    let target = target_weights(n * m, sparsity);
-    let fan_in = target / n;
-    if fan_in == 0 {
-        return Err(Error::FanInZero { layer: layer.name.clone(), sparsity, target, active: n });
-    }
+    let fan_in = initial_fan_in(layer, sparsity)?;
     let mut mask = Mask::empty(n, m);
     let (words, width) = mask.rows_mut();
     words.par_chunks_mut(width).enumerate().for_each(|(neuron, row)| {
@@ -82,7 +204,7 @@ pub enum WeightInit {
 
 impl WeightInit {
     /// Those that command lines offer, by name, each with what it does.
-    pub const NAMES: [(&'static str, &'static str, Self); 4] = [
+    pub const NAMES: [(&'static str, &'static str, Self); 5] = [
         ("keep", "The weights of the file", Self::Keep),
         (
             "kaiming-normal",
@@ -91,6 +213,11 @@ impl WeightInit {
         ),
         ("kaiming-uniform", "Uniform in ±√(6/k)", Self::KaimingUniform),
         ("torch-default", "Uniform in ±√(1/k)", Self::TorchDefault),
+        (
+            "grad-flow-as-coded",
+            "Normal, standard deviation 2/k: what the authors' sweeps start from",
+            Self::GradFlowAsCoded,
+        ),
     ];
 }
 
@@ -138,6 +265,46 @@ mod tests {
         let error = constant_fan_in_mask(&layer, 0.96, STREAM).unwrap_err().to_string();
         assert!(error.starts_with("layer `head`: fan-in would be 0 at sparsity 0.96"), "{error}");
         assert!(unstructured_mask(&layer, 0.999, STREAM).is_err());
+    }
+
+    #[test]
+    fn magnitude_masks_keep_the_largest_weights() {
+        let layer = LayerSpec::new("fc", [3, 4]).unwrap();
+        let weights = [0.1, -9.0, 8.0, 0.2, 3.0, -2.0, 1.0, 0.0, 0.5, 0.5, -0.5, 0.4];
+        let mask = magnitude_mask(&layer, &weights, 0.5).unwrap();
+        assert_eq!(mask.to_bytes(), [0, 1, 1, 0, 1, 1, 1, 0, 1, 0, 0, 0]);
+        // Ties go to the lower index.
+        let mask = constant_fan_in_magnitude_mask(&layer, &weights, 0.5).unwrap().into_mask();
+        assert_eq!(mask.to_bytes(), [0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 0, 0]);
+        assert!(constant_fan_in_magnitude_mask(&layer, &weights, 0.8).is_err());
+        assert!(magnitude_mask(&layer, &weights, 0.99).is_err());
+    }
+
+    #[test]
+    fn global_magnitudes_share_the_sparsity() {
+        let spec = |name: &str| LayerSpec::new(name, [2, 3]).unwrap();
+        let (a, b) = ([5.0, 4.0, 3.0, 2.0, 1.0, 1.0], [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]);
+        let counts = |layers: &[LayerSpec], weights: &[&[f32]], sparsity| -> Result<Vec<usize>, Error> {
+            let sparsities = global_magnitude_sparsities(layers, weights, sparsity)?;
+            Ok(sparsities.iter().map(|s| target_weights(6, *s)).collect())
+        };
+        let layers = [spec("a"), spec("b")];
+        assert_eq!(counts(&layers, &[&a, &b], 0.25).unwrap(), [6, 3]);
+        // Of the three weights of magnitude 1 the earlier layer's come first, and none is left for the other.
+        let empty = counts(&layers, &[&a, &b], 0.5).unwrap_err();
+        assert!(matches!(&empty, Error::FanInZero { layer, .. } if layer == "b"), "{empty}");
+        let layers = [spec("a").dense(), spec("b")];
+        assert_eq!(counts(&layers, &[&a, &b], 0.25).unwrap(), [6, 3]);
+        assert!(matches!(counts(&layers, &[&a, &b], 0.5), Err(Error::TooManyDense { .. })));
+    }
+
+    #[test]
+    fn counts_have_their_sparsity() {
+        for positions in [6, 49, 1000, 30_000, 2_359_296] {
+            for count in (1..=positions).step_by(positions / 50 + 1) {
+                assert_eq!(target_weights(positions, sparsity_of_count(positions, count)), count);
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Masks, layer sparsities, schedules and topology updates for dynamic sparse training: SRigL (constant fan-in
-//! and neuron ablation, Lasby et al., ICLR 2024), RigL, SET and static masks.
+//! and neuron ablation, Lasby et al., ICLR 2024), RigL, SET and static masks. Masks start at random or from given weights.
 //!
 //! Slices in, masks out: there is no tensor library here, so any framework can use it. A weight tensor is a
 //! row-major slice `[N, M]` whose rows are neurons: a linear layer `[out, in]` or a convolution
@@ -72,12 +72,16 @@ pub mod variance;
 
 pub use distribution::{Distribution, LayerSpec, layer_sparsities};
 pub use error::Error;
-pub use init::{WeightInit, constant_fan_in_mask, initialise_weights, target_weights, unstructured_mask};
+pub use init::{
+    InitialMask, WeightInit, constant_fan_in_magnitude_mask, constant_fan_in_mask,
+    global_magnitude_sparsities, initialise_weights, magnitude_mask, sparsity_of_count, target_weights,
+    unstructured_mask,
+};
 pub use mask::{ConstantFanInMask, Mask};
 pub use methods::{AnyMethod, METHODS, Method};
 pub use random::{Purpose, Stream};
 pub use schedule::UpdateSchedule;
 pub use topology::{
-    Layer, LayerStats, Update, UpdateReport, initial_mask, itop_rate, settle_weights, update_layer,
-    update_topology,
+    Layer, LayerStats, Update, UpdateReport, initial_mask, initial_mask_by_magnitude, itop_rate,
+    settle_weights, update_layer, update_topology,
 };

@@ -31,14 +31,7 @@ impl Layer<'_> {
             return Err(Error::TooLarge { layer, positions });
         }
         for (what, values) in [("weight", self.weights), ("gradient", self.grads)] {
-            let (layer, expected, got) = (self.name.to_string(), self.mask.positions(), values.len());
-            if got != expected {
-                return Err(Error::Length { layer, what, expected, got });
-            }
-            if let Some(i) = first_not_finite(values) {
-                let (neuron, input) = (i / self.mask.dense_fan_in(), i % self.mask.dense_fan_in());
-                return Err(Error::NotFinite { layer, what, value: values[i], neuron, input });
-            }
+            check_values(self.name, self.mask.shape(), what, values)?;
         }
         Ok(())
     }
@@ -106,18 +99,24 @@ impl LayerStats {
     /// Counts a mask.
     pub fn new(mask: &Mask) -> Self {
         let fan_ins: Vec<usize> = (0..mask.neurons()).map(|i| mask.fan_in(i)).collect();
-        let ablated = mask.ablated();
+        Self::of_fan_ins(&fan_ins, mask.dense_fan_in())
+    }
+
+    /// The same from the number of active weights of each neuron `[N]`, of a dense fan-in `M`.
+    pub fn of_fan_ins(fan_ins: &[usize], dense_fan_in: usize) -> Self {
+        let ablated: Vec<usize> = (0..fan_ins.len()).filter(|i| fan_ins[*i] == 0).collect();
         let fan_in_min = fan_ins.iter().copied().filter(|k| *k > 0).min().unwrap_or(0);
         let fan_in_max = fan_ins.iter().copied().max().unwrap_or(0);
+        let nnz = fan_ins.iter().sum();
         Self {
-            neurons: mask.neurons(),
-            active: mask.neurons() - ablated.len(),
+            neurons: fan_ins.len(),
+            active: fan_ins.len() - ablated.len(),
             ablated,
             fan_in: (fan_in_min == fan_in_max).then_some(fan_in_max),
             fan_in_min,
             fan_in_max,
-            nnz: fan_ins.iter().sum(),
-            sparsity: 1.0 - mask.density(),
+            nnz,
+            sparsity: 1.0 - nnz as f64 / (fan_ins.len() * dense_fan_in).max(1) as f64,
         }
     }
 }
@@ -139,6 +138,41 @@ pub fn initial_mask(
     let mask = method.initial_mask(layer, sparsity, stream)?;
     check_shape(method, &layer.name, &mask, [layer.neurons(), layer.dense_fan_in()])?;
     Ok(mask)
+}
+
+/// The initial mask `[N, M]` of one layer by a method that keeps the largest of given `weights` `[N · M]`; all ones where
+/// the sparsity is 0.
+///
+/// # Errors
+/// As [`initial_mask`]; [`Error::Length`] and [`Error::NotFinite`] for weights that do not fit or have diverged.
+pub fn initial_mask_by_magnitude(
+    method: &dyn Method,
+    layer: &LayerSpec,
+    weights: &[f32],
+    sparsity: f64,
+) -> Result<Mask, Error> {
+    check_values(&layer.name, [layer.neurons(), layer.dense_fan_in()], "weight", weights)?;
+    if sparsity == 0.0 {
+        return Ok(Mask::full(layer.neurons(), layer.dense_fan_in()));
+    }
+    let mask = method.magnitude_mask(layer, weights, sparsity)?;
+    check_shape(method, &layer.name, &mask, [layer.neurons(), layer.dense_fan_in()])?;
+    Ok(mask)
+}
+
+/// Refuses values that are not one finite number for each of `[N, M]`.
+fn check_values(layer: &str, [n, m]: [usize; 2], what: &'static str, values: &[f32]) -> Result<(), Error> {
+    let (expected, got) = (n * m, values.len());
+    if got != expected {
+        return Err(Error::Length { layer: layer.into(), what, expected, got });
+    }
+    match first_not_finite(values) {
+        Some(i) => {
+            let (layer, neuron, input) = (layer.into(), i / m, i % m);
+            Err(Error::NotFinite { layer, what, value: values[i], neuron, input })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses a mask that is not `expected`, `[N, M]`.

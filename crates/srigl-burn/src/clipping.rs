@@ -13,7 +13,8 @@ use std::collections::HashMap;
 /// masked gradients.
 ///
 /// For training loops that hold the gradients: call [`clip`](Self::clip) between the backward pass and the
-/// optimizer's step. Nothing is copied from the device.
+/// optimizer's step. Nothing is copied from the device. The dense gradients that topology updates gather are those before
+/// clipping, as in the authors' code: the sparse optimizer divides by the factor.
 pub struct NormClipping {
     max_norm: f32,
     topology: Topology,
@@ -40,6 +41,7 @@ impl NormClipping {
         module.visit(&mut norm);
         let Some(sum) = norm.sum else { return grads };
         let factor = (sum.sqrt() + 1e-6).recip().mul_scalar(self.max_norm).clamp_max(1.0);
+        self.topology.clipped(&factor);
         let mut scale = Scale { factor, grads, scaled: GradientsParams::new() };
         module.visit(&mut scale);
         scale.scaled

@@ -1,9 +1,9 @@
 //! The two-line integration.
 
-use crate::discover::{Found, find};
+use crate::discover::{Found, ModulePath, find};
 use crate::optimizer::{SparseOptimizer, SparseWeight, loaded_masks};
 use crate::topology::{Topology, TopologyLayer};
-use crate::{Error, WeightInit};
+use crate::{Error, InitialMask, WeightInit};
 use burn::config::Config;
 use burn::grad_clipping::GradientClippingConfig;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup};
@@ -13,9 +13,10 @@ use burn::tensor::Tensor;
 use globset::{Glob, GlobMatcher};
 use sparsity_core::methods::{AnyMethod, Srigl};
 use sparsity_core::{
-    Distribution, Mask, Stream, UpdateSchedule, initial_mask, initialise_weights, layer_sparsities,
+    Distribution, LayerSpec, Mask, Stream, UpdateSchedule, global_magnitude_sparsities, initial_mask,
+    initial_mask_by_magnitude, initialise_weights, layer_sparsities, sparsity_of_count,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Configuration of sparse training; the defaults are the SRigL paper's.
@@ -52,9 +53,12 @@ pub struct SparsityConfig {
     /// The dense gradient of an update is the mean over this many last steps.
     #[config(default = 1)]
     pub grad_accumulation: u64,
-    /// How the active weights are initialised.
+    /// How the active weights are initialised. `WeightInit::Keep` starts from those that the module has.
     #[config(default = "WeightInit::KaimingNormal")]
     pub weight_init: WeightInit,
+    /// Where the initial masks come from. Default: the largest weights of each layer if `weight_init` keeps them, or else
+    /// random ones. For masks of your own see [`sparsify_masked`](Self::sparsify_masked).
+    pub initial_mask: Option<InitialMask>,
     /// Seed of masks, initial weights and random growth.
     #[config(default = 0)]
     pub seed: u64,
@@ -92,9 +96,51 @@ impl SparsityConfig {
     /// The weights are drawn anew (see `weight_init`), so to resume, load the records after this, with
     /// [`Sparsified::load_records`].
     ///
+    /// Frozen parameters ([`Module::no_grad`], on a device that computes gradients) are left alone: they are neither drawn
+    /// anew nor masked, and do not count towards the global sparsity.
+    ///
     /// # Errors
     /// Settings out of range, patterns that match nothing, or a layer that would be left without weights.
     pub fn sparsify<M: Module, O: Optimizer>(&self, module: M, optim: O) -> Result<Sparsified<M>, Error> {
+        self.sparsify_by(module, optim, None)
+    }
+
+    /// The same with given masks, by the names of layers: a topology that comes from somewhere. The sparsity of each layer
+    /// is that of its mask, whatever `sparsity` says; layers without a mask stay dense.
+    ///
+    /// ```
+    /// use burn::nn::LinearConfig;
+    /// use burn::optim::SgdConfig;
+    /// use burn::tensor::Device;
+    /// use srigl_burn::{Mask, SparsityConfig, WeightInit};
+    ///
+    /// # fn main() -> Result<(), srigl_burn::Error> {
+    /// let layer = LinearConfig::new(3, 2).init(&Device::flex().autodiff());
+    /// let mask = Mask::from_bytes(2, 3, &[1, 0, 1, 0, 1, 1])?;
+    /// let config = SparsityConfig::new(0.0, 75).with_weight_init(WeightInit::Keep);
+    /// let sparse = config.sparsify_masked(layer, SgdConfig::new().build(), [("weight".to_string(), mask)])?;
+    /// assert_eq!(sparse.topology.layers()[0].mask.nnz(), 4);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`sparsify`](Self::sparsify); [`Error::GivenMask`] for a mask of no layer, or one that does not fit.
+    pub fn sparsify_masked<M: Module, O: Optimizer>(
+        &self,
+        module: M,
+        optim: O,
+        masks: impl IntoIterator<Item = (String, Mask)>,
+    ) -> Result<Sparsified<M>, Error> {
+        self.sparsify_by(module, optim, Some(masks.into_iter().collect()))
+    }
+
+    fn sparsify_by<M: Module, O: Optimizer>(
+        &self,
+        module: M,
+        optim: O,
+        given: Option<BTreeMap<String, Mask>>,
+    ) -> Result<Sparsified<M>, Error> {
         let mut all_parameters = ModuleOptimizer::from(optim.clone());
         let clipping = self.grad_clipping.as_ref().map(GradientClippingConfig::init);
         if let Some(clipping) = clipping.clone() {
@@ -107,7 +153,7 @@ impl SparsityConfig {
         self.method.check()?;
         let schedule = self.schedule();
         schedule.validate()?;
-        let plan = self.plan(&module)?;
+        let plan = self.plan(&module, given)?;
 
         let topology_layer = |weight: &Arc<SparseWeight>| TopologyLayer {
             name: weight.name.clone(),
@@ -146,7 +192,11 @@ impl SparsityConfig {
     }
 
     /// Parameter path, target sparsity and initial mask of every layer that counts towards the global sparsity.
-    fn plan<M: Module>(&self, module: &M) -> Result<Vec<(String, Arc<SparseWeight>)>, Error> {
+    fn plan<M: Module>(
+        &self,
+        module: &M,
+        given: Option<BTreeMap<String, Mask>>,
+    ) -> Result<Vec<(String, Arc<SparseWeight>)>, Error> {
         let mut found = find(module)?;
         let names: Vec<String> = found.iter().map(|f| f.spec.name.clone()).collect();
         let include = Patterns::new("include", &self.include, &names)?;
@@ -157,15 +207,16 @@ impl SparsityConfig {
             None => Patterns::only(names.last()),
         };
 
-        found.retain(|f| (self.include.is_empty() || include.matches(f)) && !exclude.matches(f));
+        found.retain(|f| !f.frozen && (self.include.is_empty() || include.matches(f)) && !exclude.matches(f));
         found.iter_mut().for_each(|f| f.spec.keep_dense = keep_dense.matches(f));
         if found.iter().all(|f| f.spec.keep_dense) {
             return Err(Error::NoLayers);
         }
-        let specs: Vec<_> = found.iter().map(|f| f.spec.clone()).collect();
-        let sparsities = layer_sparsities(&specs, self.sparsity, self.distribution)?;
-        let weight = |(index, (found, sparsity)): (usize, (Found, f64))| {
-            let stream = Stream { seed: self.seed, layer: index as u64, step: 0 };
+        let masks = match given {
+            Some(masks) => given_masks(&found, masks)?,
+            None => self.initial_masks(module, &found)?,
+        };
+        let weight = |(index, (found, (sparsity, mask))): (usize, (Found, (f64, Mask)))| {
             let weight = SparseWeight {
                 name: found.spec.name.clone(),
                 index,
@@ -173,11 +224,106 @@ impl SparsityConfig {
                 sparsity,
                 ablate: !no_ablation.matches(&found),
                 method: self.method.clone(),
-                initial_mask: Arc::new(initial_mask(&*self.method, &found.spec, sparsity, stream)?),
+                initial_mask: Arc::new(mask),
             };
-            Ok((found.parameter_path(), Arc::new(weight)))
+            (found.parameter_path(), Arc::new(weight))
         };
-        found.into_iter().zip(sparsities).enumerate().map(weight).collect()
+        Ok(found.into_iter().zip(masks).enumerate().map(weight).collect())
+    }
+
+    /// Sparsity and initial mask of each layer.
+    fn initial_masks<M: Module>(&self, module: &M, found: &[Found]) -> Result<Vec<(f64, Mask)>, Error> {
+        let specs: Vec<LayerSpec> = found.iter().map(|f| f.spec.clone()).collect();
+        let by_default = match self.weight_init {
+            WeightInit::Keep => InitialMask::Magnitude,
+            _ => InitialMask::Random,
+        };
+        let initial = self.initial_mask.unwrap_or(by_default);
+        let mut rows = match initial {
+            InitialMask::Random => HashMap::new(),
+            InitialMask::Magnitude | InitialMask::GlobalMagnitude => Rows::of(module, found),
+        };
+        let mut rows_of = |found: &Found| rows.remove(&found.parameter_path()).unwrap_or_default();
+        let weights: Vec<Vec<f32>> = found.iter().map(&mut rows_of).collect();
+        let sparsities = match initial {
+            InitialMask::GlobalMagnitude => {
+                let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+                global_magnitude_sparsities(&specs, &weights, self.sparsity)?
+            }
+            _ => layer_sparsities(&specs, self.sparsity, self.distribution)?,
+        };
+        let mask = |(index, sparsity): (usize, f64)| {
+            let stream = Stream { seed: self.seed, layer: index as u64, step: 0 };
+            let (spec, weights) = (&specs[index], &weights[index]);
+            let mask = match initial {
+                InitialMask::Random => initial_mask(&*self.method, spec, sparsity, stream)?,
+                _ => initial_mask_by_magnitude(&*self.method, spec, weights, sparsity)?,
+            };
+            Ok((sparsity, mask))
+        };
+        sparsities.into_iter().enumerate().map(mask).collect()
+    }
+}
+
+/// The given masks in the order of the layers, each with its sparsity.
+fn given_masks(found: &[Found], mut masks: BTreeMap<String, Mask>) -> Result<Vec<(f64, Mask)>, Error> {
+    let mask = |found: &Found| {
+        let spec = &found.spec;
+        let given = masks.remove(&spec.name).filter(|_| !spec.keep_dense);
+        let expected = [spec.neurons(), spec.dense_fan_in()];
+        match given {
+            Some(mask) if mask.shape() != expected => {
+                let what = format!("a mask {:?} does not fit weights {expected:?}", mask.shape());
+                Err(Error::GivenMask { layer: spec.name.clone(), what })
+            }
+            Some(mask) if mask.nnz() == 0 => Err(Error::GivenMask {
+                layer: spec.name.clone(),
+                what: "its mask has no active weight".into(),
+            }),
+            Some(mask) => Ok((sparsity_of_count(mask.positions(), mask.nnz()), mask)),
+            None => Ok((0.0, Mask::full(expected[0], expected[1]))),
+        }
+    };
+    let result = found.iter().map(mask).collect();
+    match masks.pop_first() {
+        Some((layer, _)) => Err(Error::GivenMask {
+            layer,
+            what: "there is a mask for it, but no such layer can be sparse".into(),
+        }),
+        None => result,
+    }
+}
+
+/// The values `[N · M]` of layers, by the paths of their parameters.
+struct Rows<'a> {
+    path: ModulePath,
+    found: &'a [Found],
+    rows: HashMap<String, Vec<f32>>,
+}
+
+impl Rows<'_> {
+    fn of<M: Module>(module: &M, found: &[Found]) -> HashMap<String, Vec<f32>> {
+        let mut rows = Rows { path: ModulePath::default(), found, rows: HashMap::new() };
+        module.visit(&mut rows);
+        rows.rows
+    }
+}
+
+impl ModuleVisitor for Rows<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some((module, field, Some(layout))) = self.path.field() else { return };
+        let path = module.iter().map(String::as_str).chain([field]).collect::<Vec<_>>().join(".");
+        if self.found.iter().any(|found| found.parameter_path() == path) {
+            self.rows.insert(path, layout.to_rows(param.val()));
+        }
     }
 }
 

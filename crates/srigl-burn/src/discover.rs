@@ -10,6 +10,8 @@ use sparsity_core::LayerSpec;
 pub(crate) struct Found {
     pub spec: LayerSpec,
     pub layout: Layout,
+    /// Its parameter requires no gradient on a device that computes gradients.
+    pub frozen: bool,
 }
 
 impl Found {
@@ -90,7 +92,9 @@ impl ModuleVisitor for Visitor {
         };
         let module = module.join(".");
         let name = if module.is_empty() { BARE.to_string() } else { module };
-        let spec = LayerSpec::new(name, layout.out_in_dims(&param.val().dims()));
-        self.found.push(spec.map(|spec| Found { spec, layout }));
+        let weight = param.val();
+        let frozen = weight.device().is_autodiff() && !weight.is_require_grad();
+        let spec = LayerSpec::new(name, layout.out_in_dims(&weight.dims()));
+        self.found.push(spec.map(|spec| Found { spec, layout, frozen }));
     }
 }

@@ -35,6 +35,15 @@ pub enum Error {
         layers: Vec<String>,
     },
 
+    /// A given mask cannot be used.
+    #[error("layer `{layer}`: {what}")]
+    GivenMask {
+        /// The layer.
+        layer: String,
+        /// Why.
+        what: String,
+    },
+
     /// A model's record does not fit the model.
     #[error("the record does not fit the model: {0}")]
     ModelRecord(String),

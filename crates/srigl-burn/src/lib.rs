@@ -84,10 +84,14 @@ pub use export::{NamedTensor, state_dict};
 pub use lowering::{Lower, Lowering, Value, lower};
 pub use optimizer::{SparseOptimizer, SparseState};
 pub use sparsity_core::methods::{self, AnyMethod};
-pub use sparsity_core::{Distribution, LayerSpec, LayerStats, Mask, UpdateReport, WeightInit};
+pub use sparsity_core::{Distribution, InitialMask, LayerSpec, LayerStats, Mask, UpdateReport, WeightInit};
 pub use topology::{Topology, TopologyEvent, TopologyLayer, Updates};
 
 // The README's Rust is tested with the examples here.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/from-pytorch.md")]
+struct FromPytorch;

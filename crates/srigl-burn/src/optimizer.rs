@@ -91,10 +91,15 @@ impl<O: Optimizer> Optimizer for SparseOptimizer<O> {
         let OnDevice { inactive, frozen } = self.on_device(&mut state, &tensor);
         let needs = self.weight.method.info().needs;
         state.step += 1;
+        let clipped_by = self.topology.take_clipped(self.weight.index);
         if needs.dense_gradients && state.schedule.gathers_gradient(state.step) {
-            state.dense_grad = Some(match state.dense_grad.take() {
-                Some(sum) => sum + grad.clone(),
+            let grad = match clipped_by {
+                Some(factor) => grad.clone() / factor.reshape([1; D]),
                 None => grad.clone(),
+            };
+            state.dense_grad = Some(match state.dense_grad.take() {
+                Some(sum) => sum + grad,
+                None => grad,
             });
         }
 

@@ -1,5 +1,6 @@
 //! A window on the topology of a model in training.
 
+use burn::tensor::Tensor;
 use sparsity_core::{Error, LayerStats, Mask, UpdateReport, itop_rate};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -16,6 +17,8 @@ struct State {
     observers: Vec<Weak<Mutex<Vec<TopologyEvent>>>>,
     /// Counts changes of masks.
     version: u64,
+    /// By which factor the gradients of the step under way were clipped, for each layer until its optimizer has it.
+    clipped_by: Vec<Option<Tensor<1>>>,
 }
 
 /// One sparse layer.
@@ -69,7 +72,8 @@ pub struct TopologyEvent {
 
 impl Topology {
     pub(crate) fn new(layers: Vec<TopologyLayer>) -> Self {
-        Self(Arc::new(Mutex::new(State { layers, observers: Vec::new(), version: 0 })))
+        let clipped_by = vec![None; layers.len()];
+        Self(Arc::new(Mutex::new(State { layers, observers: Vec::new(), version: 0, clipped_by })))
     }
 
     /// The updates from now on, for as long as the result lives.
@@ -131,6 +135,16 @@ impl Topology {
         let state = self.lock();
         let layer = state.layers.iter().find(|layer| layer.name == name)?;
         (layer.sparsity > 0.0).then(|| layer.mask.clone())
+    }
+
+    /// Tells the optimizers of all layers by which factor `[1]` their next gradients are scaled.
+    pub(crate) fn clipped(&self, factor: &Tensor<1>) {
+        self.lock().clipped_by.iter_mut().for_each(|clipped| *clipped = Some(factor.clone()));
+    }
+
+    /// The factor by which the gradient of the layer `index` was scaled, if it was.
+    pub(crate) fn take_clipped(&self, index: usize) -> Option<Tensor<1>> {
+        self.lock().clipped_by[index].take()
     }
 
     pub(crate) fn record(&self, event: TopologyEvent) {

@@ -27,7 +27,8 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::ops::Range;
 
 /// Bytes that hold the length of the header, at the start of a file.
 const LENGTH_BYTES: usize = 8;
@@ -52,24 +53,49 @@ pub struct TensorFile<'a> {
     pub tensors: BTreeMap<String, RawTensor<'a>>,
 }
 
-impl<'a> TensorFile<'a> {
-    /// Reads the header, and checks that the tensors fill the rest of the bytes one after the other. Nothing is
-    /// allocated for a header longer than `max_header` bytes.
+/// Where the tensors of a file lie: its header alone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Index {
+    /// `__metadata__`, if there is one.
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// The tensors by name.
+    pub tensors: BTreeMap<String, Place>,
+}
+
+/// Where one tensor lies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    /// Type of its numbers.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its bytes, from the start of the file.
+    pub bytes: Range<usize>,
+}
+
+impl Index {
+    /// Reads the header of a file of `size` bytes, and checks that the tensors fill its rest one after the other. Nothing
+    /// is allocated for a header longer than `max_header` bytes, or than the file.
     ///
     /// # Errors
-    /// What is wrong with the bytes, in words without control characters.
-    pub fn parse(bytes: &'a [u8], max_header: usize) -> Result<Self, String> {
-        let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
+    /// What is wrong with the file, in words without control characters.
+    pub fn read(mut from: impl Read, size: usize, max_header: usize) -> Result<Self, String> {
+        let mut length = [0; LENGTH_BYTES];
+        let Some(rest) = size.checked_sub(LENGTH_BYTES) else {
             return Err("it has less than 8 bytes".into());
         };
-        let length = u64::from_le_bytes(*length);
+        from.read_exact(&mut length).map_err(|e| printable(&e))?;
+        let length = u64::from_le_bytes(length);
         if length > max_header as u64 {
             return Err(format!("a header of {length} bytes, more than {max_header}"));
         }
-        let Some((header, data)) = rest.split_at_checked(length as usize) else {
-            return Err(format!("a header of {length} bytes, but only {} follow", rest.len()));
-        };
-        let header: Header = serde_json::from_slice(header).map_err(|e| printable(&e))?;
+        if length > rest as u64 {
+            return Err(format!("a header of {length} bytes, but only {rest} follow"));
+        }
+        let (length, data) = (length as usize, rest - length as usize);
+        let mut header = vec![0; length];
+        from.read_exact(&mut header).map_err(|e| printable(&e))?;
+        let header: Header = serde_json::from_slice(&header).map_err(|e| printable(&e))?;
 
         let mut ordered: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
         ordered.sort_by_key(|(_, info)| info.data_offsets);
@@ -80,22 +106,39 @@ impl<'a> TensorFile<'a> {
             if start != at {
                 return wrong(format!("starts at {start}, but the one before ends at {at}"));
             }
-            let Some(data) = data.get(start..end) else {
-                return wrong(format!("lies at {start} to {end}, but the data has {} bytes", data.len()));
-            };
+            if end < start || end > data {
+                return wrong(format!("lies at {start} to {end}, but the data has {data} bytes"));
+            }
             let count = info.shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
             let bits = count.and_then(|count| count.checked_mul(info.dtype.bitsize()));
-            if bits.is_none_or(|bits| data.len().checked_mul(8) != Some(bits)) {
-                return wrong(format!("has {} bytes for {} {:?}", data.len(), info.dtype, info.shape));
+            if bits.is_none_or(|bits| (end - start).checked_mul(8) != Some(bits)) {
+                return wrong(format!("has {} bytes for {} {:?}", end - start, info.dtype, info.shape));
             }
             at = end;
-            let tensor = RawTensor { dtype: info.dtype, shape: info.shape, data: Cow::Borrowed(data) };
-            tensors.insert(name, tensor);
+            let first = LENGTH_BYTES + length;
+            let bytes = first + start..first + end;
+            tensors.insert(name, Place { dtype: info.dtype, shape: info.shape, bytes });
         }
-        if at != data.len() {
-            return Err(format!("{} bytes follow the last tensor", data.len() - at));
+        if at != data {
+            return Err(format!("{} bytes follow the last tensor", data - at));
         }
         Ok(Self { metadata: header.metadata, tensors })
+    }
+}
+
+impl<'a> TensorFile<'a> {
+    /// Reads a whole file, as [`Index::read`] does its header.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes, in words without control characters.
+    pub fn parse(bytes: &'a [u8], max_header: usize) -> Result<Self, String> {
+        let index = Index::read(bytes, bytes.len(), max_header)?;
+        let tensor = |(name, place): (String, Place)| {
+            let data = Cow::Borrowed(&bytes[place.bytes]);
+            (name, RawTensor { dtype: place.dtype, shape: place.shape, data })
+        };
+        let tensors = index.tensors.into_iter().map(tensor).collect();
+        Ok(Self { metadata: index.metadata, tensors })
     }
 
     /// Writes the file. The same tensors give the same bytes, wide types first, so that every tensor is aligned.
@@ -103,25 +146,41 @@ impl<'a> TensorFile<'a> {
     /// # Errors
     /// If `to` cannot be written, or the header would be longer than `max_header` bytes.
     pub fn write(&self, max_header: usize, to: &mut (impl Write + ?Sized)) -> io::Result<()> {
-        let mut ordered: Vec<(&String, &RawTensor)> = self.tensors.iter().collect();
-        ordered.sort_by_key(|(name, tensor)| (Reverse(tensor.dtype), *name));
-        let (mut tensors, mut end) = (BTreeMap::new(), 0);
-        for (name, tensor) in &ordered {
-            let start = end;
-            end += tensor.data.len();
-            let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
-            tensors.insert(name.to_string(), TensorInfo { dtype, shape, data_offsets: (start, end) });
-        }
-        let mut header = serde_json::to_vec(&Header { metadata: self.metadata.clone(), tensors })?;
-        header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
-        if header.len() > max_header {
-            let long = format!("its header would have {} bytes, more than {max_header}", header.len());
-            return Err(io::Error::other(long));
-        }
-        to.write_all(&(header.len() as u64).to_le_bytes())?;
-        to.write_all(&header)?;
-        ordered.iter().try_for_each(|(_, tensor)| to.write_all(&tensor.data))
+        let tensors = self.tensors.iter().map(|(name, t)| (name.as_str(), t.dtype, t.shape.as_slice()));
+        let order = write_header(self.metadata.as_ref(), tensors, max_header, to)?;
+        order.iter().try_for_each(|name| to.write_all(&self.tensors[*name].data))
     }
+}
+
+/// Writes the start of a file with these tensors (name, type, dimensions), and returns their names in the order in which
+/// their data must follow: wide types first, so that every tensor is aligned.
+///
+/// # Errors
+/// If `to` cannot be written, or the header would be longer than `max_header` bytes.
+pub fn write_header<'t>(
+    metadata: Option<&BTreeMap<String, String>>,
+    tensors: impl IntoIterator<Item = (&'t str, Dtype, &'t [usize])>,
+    max_header: usize,
+    to: &mut (impl Write + ?Sized),
+) -> io::Result<Vec<&'t str>> {
+    let mut ordered: Vec<_> = tensors.into_iter().collect();
+    ordered.sort_by_key(|(name, dtype, _)| (Reverse(*dtype), *name));
+    let (mut infos, mut end) = (BTreeMap::new(), 0);
+    for (name, dtype, shape) in &ordered {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        let info = TensorInfo { dtype: *dtype, shape: shape.to_vec(), data_offsets: (start, end) };
+        infos.insert(name.to_string(), info);
+    }
+    let mut header = serde_json::to_vec(&Header { metadata: metadata.cloned(), tensors: infos })?;
+    header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
+    if header.len() > max_header {
+        let long = format!("its header would have {} bytes, more than {max_header}", header.len());
+        return Err(io::Error::other(long));
+    }
+    to.write_all(&(header.len() as u64).to_le_bytes())?;
+    to.write_all(&header)?;
+    Ok(ordered.into_iter().map(|(name, ..)| name).collect())
 }
 
 /// Text without control characters: nothing that a file says may steer the terminal.

@@ -1,6 +1,6 @@
 //! Batches to tensors, and evaluation.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use srigl_data::{Batch, Loader};
 use srigl_models::Classifier;
@@ -9,9 +9,16 @@ use srigl_models::Classifier;
 pub(crate) fn tensors(batch: &Batch, from: usize, to: usize, device: &Device) -> (Tensor<4>, Tensor<1, Int>) {
     let [c, h, w] = batch.shape;
     let pixels = batch.images[from * c * h * w..to * c * h * w].to_vec();
-    let labels: Vec<i32> = batch.labels[from..to].iter().map(|label| *label as i32).collect();
+    let labels = label_tensor(&batch.labels[from..to], device);
     let images = Tensor::from_data(TensorData::new(pixels, [to - from, c, h, w]), device);
-    (images, Tensor::from_data(TensorData::new(labels, [to - from]), device))
+    (images, labels)
+}
+
+/// Labels as a tensor `[images]`.
+pub(crate) fn label_tensor(labels: &[u32], device: &Device) -> Tensor<1, Int> {
+    let labels: Vec<i32> = labels.iter().map(|label| *label as i32).collect();
+    let count = labels.len();
+    Tensor::from_data(TensorData::new(labels, [count]), device)
 }
 
 /// Number of correct predictions in a batch, `[1]`.
@@ -22,23 +29,65 @@ pub(crate) fn correct(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1, In
 /// Numbers of the images that are evaluated at once, at most; 1000 of CIFAR's.
 const EVALUATED: usize = 3_072_000;
 
-/// Mean cross-entropy and accuracy (0 to 1) of a model in evaluation mode, on the test images.
+/// How well a model does on the test images.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Accuracy {
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Share of the images whose class is the most likely one.
+    pub top1: f64,
+    /// Share of the images whose class is among the five most likely; `None` with five classes or fewer.
+    pub top5: Option<f64>,
+}
+
+/// Evaluates a model, in evaluation mode, on the test images.
 ///
 /// # Errors
-/// Images that cannot be read.
-pub fn evaluate<M: Classifier>(model: &M, loader: &Loader, device: &Device) -> Result<(f64, f64)> {
+/// Images that cannot be read, or none of which could be.
+pub fn evaluate<M: Classifier>(model: &M, loader: &Loader, device: &Device) -> Result<Accuracy> {
     let loss = burn::nn::loss::CrossEntropyLossConfig::new().init(device);
-    let (mut loss_sum, mut hits, mut images) = (0.0, 0, 0);
+    let (mut loss_sum, mut hits, mut hits5, mut images) = (0.0, 0, 0, 0);
     let size: usize = loader.shape().iter().product();
+    let five = loader.classes() > 5;
     for batch in loader.eval((EVALUATED / size).clamp(1, 1000)) {
         let batch = batch?;
         let count = batch.labels.len();
+        if count == 0 {
+            continue;
+        }
         let (pixels, labels) = tensors(&batch, 0, count, device);
         let logits = model.forward(pixels);
         loss_sum +=
             f64::from(loss.forward(logits.clone(), labels.clone()).into_scalar::<f32>()) * count as f64;
+        if five {
+            hits5 += among_five(logits.clone(), labels.clone()).into_scalar::<i64>();
+        }
         hits += correct(logits, labels).into_scalar::<i64>();
         images += count;
     }
-    Ok((loss_sum / images as f64, hits as f64 / images as f64))
+    ensure!(images > 0, "none of the test images could be read");
+    let share = |hits: i64| hits as f64 / images as f64;
+    Ok(Accuracy { loss: loss_sum / images as f64, top1: share(hits), top5: five.then(|| share(hits5)) })
+}
+
+/// In how many rows of logits fewer than five others are larger than that of the label, `[1]`.
+fn among_five(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1, Int> {
+    let of_label = logits.clone().gather(1, labels.unsqueeze_dim(1));
+    let larger: Tensor<1, Int> = logits.greater(of_label).int().sum_dim(1).squeeze_dim(1);
+    larger.lower_elem(5).int().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn five_guesses_are_allowed() {
+        let device = Device::flex();
+        let row = [0.1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.05];
+        let logits = Tensor::<2>::from_data([row, row, row], &device);
+        let labels = Tensor::<1, Int>::from_data([5, 0, 1], &device);
+        assert_eq!(among_five(logits.clone(), labels.clone()).into_scalar::<i64>(), 2);
+        assert_eq!(correct(logits, labels).into_scalar::<i64>(), 1);
+    }
 }

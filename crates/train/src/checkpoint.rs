@@ -9,6 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use srigl_burn::Sparsified;
+use srigl_run::StartedFrom;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -38,6 +39,9 @@ pub struct Progress {
     pub correct: u64,
     /// Best test accuracy after an epoch so far.
     pub best_test_accuracy: f64,
+    /// What the run started from, if from weights of a file.
+    #[serde(default)]
+    pub started_from: Option<StartedFrom>,
     /// Seconds spent in training so far, over all interruptions.
     pub seconds: f64,
     /// The data set in use.

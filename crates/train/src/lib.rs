@@ -11,7 +11,7 @@
 //! # fn main() -> anyhow::Result<()> {
 //! let folder = std::path::Path::new("runs/first");
 //! let (_, config) = RunFolder::existing(folder)?;
-//! let source = srigl_data::open(config.dataset, None)?;
+//! let source = srigl_data::open(config.dataset, None, false)?;
 //! let loader = config.loader(source, 0)?;
 //! let folder = RunFolder::open(folder, &config, true)?;
 //! let session = Session { config: &config, folder: &folder, loader: &loader, device: "flex" };
@@ -28,13 +28,11 @@ mod checkpoint;
 pub mod device;
 mod optimizers;
 mod session;
+mod start;
 mod weights;
 
-pub use batches::evaluate;
+pub use batches::{Accuracy, evaluate};
 pub use checkpoint::{Checkpoint, Progress};
 pub use optimizers::{model_spec, sparsify, sparsity_config};
 pub use session::{Observer, Session, Silent, Standing};
-pub use weights::{
-    Model, NamedTensor, Weights, condense, fill_module, finite_floats, load_module, model_tensors,
-    read_weights,
-};
+pub use weights::{Model, NamedTensor, Weights, condense, fill_module, masks_of, model_tensors};

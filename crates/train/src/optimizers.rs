@@ -6,9 +6,9 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, AdamWConfig, Optimizer, RmsPropConfig, SgdConfig};
 use burn::tensor::Tensor;
-use srigl_burn::{Sparsified, SparsityConfig, WeightInit};
+use srigl_burn::{InitialMask, Mask, Sparsified, SparsityConfig, WeightInit};
 use srigl_models::{ModelInfo, ModelSpec};
-use srigl_run::{Config, ModelArgs, OptimizerName};
+use srigl_run::{Config, InitialMaskFrom, ModelArgs, OptimizerName, Steps};
 
 /// The network of a configuration, for images `[channels, height, width]`.
 ///
@@ -20,54 +20,78 @@ pub fn model_spec(
     classes: usize,
 ) -> Result<ModelSpec, srigl_models::Error> {
     let (width, patch) = (args.width.map(usize::from), args.patch.map(usize::from));
-    let spec = ModelSpec { info: ModelInfo::named(&args.name)?, images, classes, width, patch };
+    let info = ModelInfo::named(&args.name)?;
+    let spec = ModelSpec { info, images, classes, width, patch, dropout: args.dropout };
     spec.check()?;
     Ok(spec)
 }
 
-/// How a run makes its network sparse.
+/// How a run of so many steps makes its network sparse.
 ///
 /// # Errors
 /// If a setting of its method is out of range.
-pub fn sparsity_config(config: &Config, total_steps: u64) -> Result<SparsityConfig, sparsity_core::Error> {
-    let sparsity = SparsityConfig::new(config.sparsity, config.end_step(total_steps));
+pub fn sparsity_config(config: &Config, steps: &Steps) -> Result<SparsityConfig, sparsity_core::Error> {
+    let sparsity = SparsityConfig::new(config.sparsity, config.end_step(steps.total));
+    let by_default = match config.weights {
+        Some(_) => WeightInit::Keep,
+        None => WeightInit::KaimingNormal,
+    };
+    let no_ablation = match &config.no_ablation_layers[..] {
+        [] => None,
+        [none] if none == "none" => Some(Vec::new()),
+        layers => Some(layers.to_vec()),
+    };
     Ok(sparsity
         .with_method(config.method.build()?)
-        .with_distribution(config.distribution)
+        .with_distribution(config.shared())
         .with_keep_dense(config.keep_dense.clone())
-        .with_delta_t(config.delta_t)
+        .with_no_ablation(no_ablation)
+        .with_delta_t(steps.delta_t)
         .with_drop_fraction(config.drop_fraction)
-        .with_grad_accumulation(config.grad_accumulation)
-        .with_weight_init(match config.weights {
-            Some(_) => WeightInit::Keep,
-            None => WeightInit::KaimingNormal,
+        .with_grad_accumulation(steps.grad_accumulation)
+        .with_weight_init(config.weight_init.unwrap_or(by_default))
+        .with_initial_mask(match config.initial_mask {
+            Some(InitialMaskFrom::Magnitude) => Some(InitialMask::Magnitude),
+            Some(InitialMaskFrom::GlobalMagnitude) => Some(InitialMask::GlobalMagnitude),
+            Some(InitialMaskFrom::Random) => Some(InitialMask::Random),
+            Some(InitialMaskFrom::File) => None,
+            None => Some(match config.weights {
+                Some(_) => InitialMask::Magnitude,
+                None => InitialMask::Random,
+            }),
         })
         .with_seed(config.seed))
 }
 
-/// The two lines: makes a model sparse as a run wants it, with the optimizer that keeps it so.
+/// The two lines: makes a model sparse as a run wants it, with the optimizer that keeps it so. Given `masks`, by the names of
+/// layers, are its topology.
 ///
 /// # Errors
-/// As [`SparsityConfig::sparsify`].
+/// As [`SparsityConfig::sparsify_masked`].
 pub fn sparsify<M: Module>(
     config: &Config,
     model: M,
-    total_steps: u64,
+    steps: &Steps,
+    masks: Option<Vec<(String, Mask)>>,
 ) -> Result<Sparsified<M>, srigl_burn::Error> {
     let decay_config = |decay: f64| (decay > 0.0).then(|| WeightDecayConfig::new(decay as f32));
+    let [beta_1, beta_2] = config.betas.map(|beta| beta as f32);
     match config.optimizer {
-        OptimizerName::Sgd => sparsify_with(config, model, total_steps, |decay| {
+        OptimizerName::Sgd => sparsify_with(config, model, steps, masks, |decay| {
             let momentum = MomentumConfig::new().with_momentum(config.momentum).with_dampening(0.0);
+            let momentum = momentum.with_nesterov(config.nesterov);
             let momentum = (config.momentum > 0.0).then_some(momentum);
             SgdConfig::new().with_momentum(momentum).with_weight_decay(decay_config(decay)).build()
         }),
-        OptimizerName::Adam => sparsify_with(config, model, total_steps, |decay| {
-            AdamConfig::new().with_weight_decay(decay_config(decay)).build()
+        OptimizerName::Adam => sparsify_with(config, model, steps, masks, |decay| {
+            let adam = AdamConfig::new().with_epsilon(EPSILON).with_beta_1(beta_1).with_beta_2(beta_2);
+            adam.with_weight_decay(decay_config(decay)).build()
         }),
-        OptimizerName::Adamw => sparsify_with(config, model, total_steps, |decay| {
-            AdamWConfig::new().with_weight_decay(decay as f32).build()
+        OptimizerName::Adamw => sparsify_with(config, model, steps, masks, |decay| {
+            let adam = AdamWConfig::new().with_epsilon(EPSILON).with_beta_1(beta_1).with_beta_2(beta_2);
+            adam.with_weight_decay(decay as f32).build()
         }),
-        OptimizerName::Rmsprop => sparsify_with(config, model, total_steps, |decay| {
+        OptimizerName::Rmsprop => sparsify_with(config, model, steps, masks, |decay| {
             let rmsprop = RmsPropConfig::new().with_alpha(0.9).with_epsilon(0.0316);
             let rmsprop = rmsprop.with_momentum(config.momentum as f32);
             rmsprop.with_weight_decay(decay_config(decay)).build()
@@ -75,14 +99,22 @@ pub fn sparsify<M: Module>(
     }
 }
 
+/// ε of Adam and AdamW in PyTorch; Burn's default is 1e-5.
+const EPSILON: f32 = 1e-8;
+
 /// With the optimizer that `build` makes for a weight decay.
 fn sparsify_with<M: Module, O: Optimizer>(
     config: &Config,
     model: M,
-    total_steps: u64,
+    steps: &Steps,
+    masks: Option<Vec<(String, Mask)>>,
     build: impl Fn(f64) -> O,
 ) -> Result<Sparsified<M>, srigl_burn::Error> {
-    let mut sparse = sparsity_config(config, total_steps)?.sparsify(model, build(config.weight_decay))?;
+    let (settings, optim) = (sparsity_config(config, steps)?, build(config.weight_decay));
+    let mut sparse = match masks {
+        Some(masks) => settings.sparsify_masked(model, optim, masks)?,
+        None => settings.sparsify(model, optim)?,
+    };
     if config.decay_weights_only {
         let mut paths = BiasAndNorm::default();
         sparse.model.visit(&mut paths);
@@ -111,6 +143,60 @@ impl ModuleVisitor for BiasAndNorm {
         // Burn calls the weight and bias of a normalisation gamma and beta.
         if self.path.last().is_some_and(|field| matches!(field.as_str(), "bias" | "gamma" | "beta")) {
             self.found.push(self.path.join("."));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::optim::GradientsParams;
+    use burn::tensor::{Device, TensorData};
+
+    /// The weights `[0.5, -1, 2]` after three steps with given gradients at a learning rate of 0.1.
+    fn after_three_steps(config: Config) -> Vec<f32> {
+        let device = Device::flex().autodiff();
+        let layer = LinearConfig::new(3, 1).with_bias(false).init(&device);
+        let layer = Linear {
+            weight: layer.weight.map(|_| Tensor::from_data([[0.5], [-1.0], [2.0]], &device).require_grad()),
+            ..layer
+        };
+        let config = Config { lr: 0.1, ..config };
+        let steps = Steps { total: 3, planned: 3, delta_t: 1, grad_accumulation: 1 };
+        let Sparsified { mut model, mut optim, .. } = sparsify(&config, layer, &steps, None).unwrap();
+        for t in 0..3 {
+            let grad = [1e-6 * (t + 1) as f32, -0.2, 0.5 * (t as f32 - 1.0)];
+            let mut grads = GradientsParams::new();
+            let grad = Tensor::<2>::from_data(TensorData::new(grad.to_vec(), [3, 1]), &Device::flex());
+            grads.register(model.weight.id, grad);
+            model = optim.step(config.lr, model, grads);
+        }
+        model.weight.val().into_data().try_into_vec().unwrap()
+    }
+
+    /// `torch.optim.SGD` and `AdamW` of PyTorch 2.15 with the same settings. Burn's own ε would move the first weight,
+    /// whose gradients are tiny, far less.
+    #[test]
+    fn steps_are_pytorchs() {
+        let flags = |flags: &str| {
+            #[derive(clap::Parser)]
+            struct Cli {
+                #[command(flatten)]
+                config: Config,
+            }
+            let words = ["x", "--method", "dense", "--weight-decay", "0.01"].into_iter();
+            <Cli as clap::Parser>::parse_from(words.chain(flags.split_whitespace())).config
+        };
+        for (config, expected) in [
+            (flags("--nesterov"), [0.495_981, -0.831_262_9, 2.060_365_2]),
+            (flags(""), [0.497_196_44, -0.882_290_7, 2.074_099_8]),
+            (flags("--optimizer adamw --betas 0.8,0.95"), [0.205_222_93, -0.697_302_8, 2.139_352_1]),
+        ] {
+            let weights = after_three_steps(config);
+            for (got, want) in weights.iter().zip(expected) {
+                assert!((got - want).abs() < 3e-6, "{weights:?}, not {expected:?}");
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The training loop.
 
-use crate::batches::{correct, evaluate, tensors};
-use crate::{Checkpoint, Progress, device, load_module, model_spec, model_tensors, sparsify};
-use anyhow::{Result, bail};
+use crate::batches::{correct, evaluate, label_tensor, tensors};
+use crate::start::start;
+use crate::{Checkpoint, Progress, device, model_spec, model_tensors};
+use anyhow::{Result, bail, ensure};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor};
@@ -10,7 +11,8 @@ use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
 use srigl_models::{Classifier, WithModel};
 use srigl_run::{
-    Config, DataUsed, Epoch, JsonLines, LayerResult, Lock, RunFolder, RunResult, TopologyLine, mask_line,
+    Config, DataUsed, Epoch, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, TopologyLine,
+    mask_line,
 };
 use std::time::Instant;
 
@@ -47,6 +49,11 @@ pub struct Standing {
 
 /// Somebody who watches a training.
 pub trait Observer {
+    /// Something about the run that was not said by its settings, in a sentence.
+    fn note(&mut self, text: &str) {
+        let _ = text;
+    }
+
     /// Training is about to go on after `step` of `steps`.
     fn started(&mut self, step: u64, steps: u64) {
         let _ = (step, steps);
@@ -113,13 +120,18 @@ struct State<M> {
 impl WithModel for Loop<'_> {
     type Output = Result<RunResult>;
 
-    fn run<M: Classifier>(self, model: M) -> Result<RunResult> {
+    fn run<M: Classifier>(mut self, model: M) -> Result<RunResult> {
         let Session { config, loader, .. } = self.session;
-        let steps_per_epoch = loader.train_images().div_ceil(config.batch_size);
-        let total_steps = (steps_per_epoch * config.epochs) as u64;
-        let total_steps = config.limit_steps.map_or(total_steps, |limit| limit.min(total_steps));
-
-        let mut state = self.start(model, total_steps)?;
+        let steps_per_epoch = loader.steps_per_epoch(config.batch_size);
+        let steps = config.steps(steps_per_epoch)?;
+        let total_steps = steps.total;
+        ensure!(
+            total_steps > 0,
+            "{} training images do not make a batch of {}: use a smaller --batch-size, or leave out --drop-last",
+            loader.train_images(),
+            config.batch_size
+        );
+        let mut state = self.start(model, &steps)?;
         self.observer.started(state.progress.step, total_steps);
         while state.progress.step < total_steps {
             let epoch = state.progress.epoch;
@@ -128,7 +140,7 @@ impl WithModel for Loop<'_> {
             let (epoch_started, first_step) = (Instant::now(), state.progress.step);
             let left = (total_steps - state.progress.step) as usize;
             for batch in batches.take(left) {
-                state = self.step(state, &batch?, total_steps)?;
+                state = self.step(state, &batch?, &steps)?;
                 if state.unread.len() >= READ_EVERY {
                     state.read_back()?;
                     let standing = self.standing(&state, epoch_started, first_step);
@@ -152,17 +164,13 @@ impl WithModel for Loop<'_> {
 
 impl Loop<'_> {
     /// A new run, or the state of the last checkpoint.
-    fn start<M: Classifier>(&self, model: M, total_steps: u64) -> Result<State<M>> {
+    fn start<M: Classifier>(&mut self, model: M, steps: &Steps) -> Result<State<M>> {
         let Session { config, folder, loader, .. } = self.session;
-        let model = match &config.weights {
-            Some(path) => load_module(model, path, self.device)?,
-            None => model,
-        };
-        let mut sparse = sparsify(config, model, total_steps)?;
+        let (mut sparse, started_from) = start(config, model, loader.classes(), steps, self.device)?;
         let lock = folder.create(config)?;
         let path = folder.file("checkpoint.safetensors");
         let data = loader.source().set().to_string();
-        let mut progress = Progress { data: data.clone(), ..Default::default() };
+        let mut progress = Progress { data: data.clone(), started_from, ..Default::default() };
         if path.exists() {
             let checkpoint = Checkpoint::read(&path)?;
             if checkpoint.progress.data != data {
@@ -173,6 +181,8 @@ impl Loop<'_> {
             }
             sparse = checkpoint.load(sparse)?;
             progress = checkpoint.progress;
+        } else {
+            self.tell_start(&sparse, &mut progress, steps)?;
         }
         let Sparsified { model, optim, topology } = sparse;
         let metrics = JsonLines::open(folder.file("metrics.jsonl"), progress.metrics_bytes)?;
@@ -199,8 +209,44 @@ impl Loop<'_> {
         })
     }
 
-    fn step<M: Classifier>(&self, mut state: State<M>, batch: &Batch, total_steps: u64) -> Result<State<M>> {
+    /// Says where a new run starts and what its settings do not say.
+    fn tell_start<M: Classifier>(
+        &mut self,
+        sparse: &Sparsified<M>,
+        progress: &mut Progress,
+        steps: &Steps,
+    ) -> Result<()> {
+        let Session { config, loader, .. } = self.session;
+        if steps.delta_t < config.delta_t && config.method.info().needs.updates {
+            self.observer.note(&format!(
+                "{} of {} steps: schedules shrink with them, and the topology changes every {} steps instead of {}",
+                steps.total, steps.planned, steps.delta_t, config.delta_t
+            ));
+        }
+        if let Some(from) = &mut progress.started_from {
+            for note in &from.notes {
+                self.observer.note(&format!("{}: {note}", from.file));
+            }
+            from.test_accuracy = evaluate(&sparse.model.valid(), loader, self.device)?.top1;
+            self.observer.note(&format!(
+                "starts from {} with a mask: {}, sparsity {:.2} %, test accuracy {:.2} % before the first step",
+                from.file,
+                from.initial_mask,
+                100.0 * from.sparsity,
+                100.0 * from.test_accuracy
+            ));
+        }
+        Ok(())
+    }
+
+    fn step<M: Classifier>(&self, mut state: State<M>, batch: &Batch, steps: &Steps) -> Result<State<M>> {
         let step = state.progress.step + 1;
+        state.progress.step = step;
+        state.progress.step_in_epoch += 1;
+        // All its pictures are broken and left out.
+        if batch.labels.is_empty() {
+            return Ok(state);
+        }
         // Dropout draws from the device's generator: a seed per step makes any step a place to resume at.
         self.device.seed(self.session.config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step));
         let device = self.device.clone().autodiff();
@@ -214,7 +260,11 @@ impl Loop<'_> {
             let to = images.min(from + micro_batch);
             let (pixels, labels) = tensors(batch, from, to, &device);
             let logits = state.model.forward(pixels);
-            let loss = loss_of.forward(logits.clone(), labels.clone());
+            let mut loss = loss_of.forward(logits.clone(), labels.clone());
+            if let Some(mix) = &batch.mix {
+                let others = loss_of.forward(logits.clone(), label_tensor(&mix.labels[from..to], &device));
+                loss = loss * mix.share + others * (1.0 - mix.share);
+            }
             state.unread.push((loss.clone().inner(), correct(logits.inner(), labels.inner()), to - from));
             let share = (to - from) as f64 / images as f64;
             let loss = if share < 1.0 { loss * share } else { loss };
@@ -224,9 +274,7 @@ impl Loop<'_> {
         if let Some(clipping) = &mut state.clipping {
             grads = clipping.clip(&state.model, grads);
         }
-        state.model = state.optim.step(self.session.config.lr_at(step, total_steps), state.model, grads);
-        state.progress.step = step;
-        state.progress.step_in_epoch += 1;
+        state.model = state.optim.step(self.session.config.lr_at(step, steps.total), state.model, grads);
         for event in state.events.drain() {
             let (step, layer, itop) = (event.step, event.layer, event.itop);
             match event.report {
@@ -234,7 +282,7 @@ impl Loop<'_> {
                 Err(error) => bail!("step {step}: {error}; training has diverged, try a lower --lr"),
             }
         }
-        if self.session.config.is_pictured(step, total_steps) {
+        if self.session.config.is_pictured(step, steps) {
             write_pictures(&mut state.masks, step, &state.topology)?;
         }
         Ok(state)
@@ -248,7 +296,8 @@ impl Loop<'_> {
     ) -> Result<Epoch> {
         let seconds = epoch_started.elapsed().as_secs_f64();
         let images = (state.progress.step - first_step) as f64 * self.session.config.batch_size as f64;
-        let (test_loss, test_accuracy) = evaluate(&state.model.valid(), self.session.loader, self.device)?;
+        let accuracy = evaluate(&state.model.valid(), self.session.loader, self.device)?;
+        let test_accuracy = accuracy.top1;
         let progress = &mut state.progress;
         progress.epoch += 1;
         progress.step_in_epoch = 0;
@@ -260,8 +309,9 @@ impl Loop<'_> {
             lr: Some(self.session.config.lr_at(progress.step, total_steps)),
             train_loss: Some(progress.loss_sum / progress.images as f64),
             train_accuracy: Some(progress.correct as f64 / progress.images as f64),
-            test_loss: Some(test_loss),
+            test_loss: Some(accuracy.loss),
             test_accuracy: Some(test_accuracy),
+            test_top5: accuracy.top5,
             sparsity: Some(state.topology.sparsity()),
             images_per_second: Some(images / seconds),
             seconds: Some(seconds),
@@ -294,7 +344,7 @@ impl Loop<'_> {
 
     /// The last model, then the result.
     fn finish<M: Classifier>(&self, state: &State<M>) -> Result<RunResult> {
-        let (_, test_accuracy) = evaluate(&state.model.valid(), self.session.loader, self.device)?;
+        let accuracy = evaluate(&state.model.valid(), self.session.loader, self.device)?;
         let layers = state.topology.layers().into_iter().map(|layer| LayerResult {
             weights: layer.mask.positions(),
             stats: layer.stats(),
@@ -303,12 +353,14 @@ impl Loop<'_> {
         });
         self.write_model(state, "model.safetensors")?;
         let result = RunResult {
-            test_accuracy,
+            test_accuracy: accuracy.top1,
             best_test_accuracy: state.progress.best_test_accuracy,
+            test_top5: accuracy.top5,
             epochs: state.progress.epoch,
             seconds: state.progress.seconds + state.started.elapsed().as_secs_f64(),
             sparsity: state.topology.sparsity(),
             device: self.session.device.to_string(),
+            started_from: state.progress.started_from.clone(),
             data: DataUsed::new(self.session.loader),
             layers: layers.collect(),
         };

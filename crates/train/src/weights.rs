@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use condensed::{Network, Shape};
-use pytorch_reader::{DType, PytorchReader};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use sparsity_core::Mask;
 use srigl_burn::{Topology, lower, sparse_layers, state_dict};
-use srigl_models::{Classifier, ModelSpec, WithModel, torchvision_name};
-use srigl_run::{Store, mask_name};
+use srigl_models::{Classifier, ModelInfo, ModelSpec, WithModel, torchvision_name};
+use srigl_run::{Store, mask_name, printable, read_file, zeros_tell_a_mask};
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,43 +24,47 @@ pub struct NamedTensor {
     pub mask: Option<Vec<bool>>,
 }
 
-/// From this share of exact zeros on, a weight without a mask counts as sparse.
-const SPARSE_ENOUGH: f64 = 0.5;
-
 /// The tensors of a model by name, with their masks.
+#[derive(Debug)]
 pub struct Weights {
     /// All floating-point tensors but masks and gradients. Where there is a mask, values outside are 0.
     pub tensors: BTreeMap<String, NamedTensor>,
     /// The weights whose masks were told by their zeros, sorted.
     pub masks_from_zeros: Vec<String>,
+    /// What was guessed, in a few words each: prefixes taken off, tensors left out.
+    pub notes: Vec<String>,
 }
 
 impl Weights {
-    /// Takes the tensors of a file: weights with their masks (U8 or BOOL, `NAME.mask` of `NAME.weight`) and all
-    /// others, F32. Gradients and PyTorch's counters of batches are left out. A mask of ones alone is none.
+    /// Takes the tensors of a file that are a network's: weights of any floating-point type with their masks (U8 or BOOL,
+    /// `NAME.mask` of `NAME.weight`) and all others. Prefixes of wrappers (`module.`, `_orig_mod.`, `model.` and any other)
+    /// are taken off where the network's names then are there. Gradients, PyTorch's counters of batches and tensors of
+    /// optimizers are left out. A mask of ones alone is none.
     ///
     /// # Errors
-    /// If a tensor has another type, is not finite, or a mask does not fit its weight or has none.
-    pub fn of(file: &Store) -> Result<Self> {
+    /// If a tensor has another type, is not finite, or a mask does not fit its weight or has none; or if two prefixes fit
+    /// equally well.
+    pub fn of(file: &Store, info: &ModelInfo) -> Result<Self> {
+        let mut notes = file.notes().to_vec();
+        let names = fitting_names(file, info, &mut notes)?;
         let is_mask = |name: &str| name.ends_with(".mask");
-        let mut masks: BTreeMap<&str, (Dtype, &[usize], &[u8])> = file
-            .tensors()
-            .filter(|(name, ..)| is_mask(name))
-            .map(|(name, dtype, shape, data)| (name, (dtype, shape, data)))
-            .collect();
+        let mut masks: BTreeMap<&str, &str> =
+            names.iter().filter(|(name, _)| is_mask(name)).map(|(name, stored)| (*name, *stored)).collect();
         let (mut tensors, mut masks_from_zeros) = (BTreeMap::new(), Vec::new());
-        for (name, dtype, shape, data) in file.tensors() {
-            if is_mask(name) || name.ends_with(".grad") || name.ends_with("num_batches_tracked") {
+        for (&name, &stored) in &names {
+            let Some(tensor) = file.get(stored) else { continue };
+            let is_parameter = tensor.is_float() || name.ends_with("weight") || name.ends_with("bias");
+            if is_mask(name) || name.ends_with(".grad") || !is_parameter {
                 continue;
             }
-            let mut values = finite_floats(file, name, dtype, data)?;
-            let can_be_sparse = shape.len() >= 2 && name.ends_with("weight");
+            let mut values = file.finite_floats(stored, tensor)?;
+            let can_be_sparse = tensor.shape.len() >= 2 && name.ends_with("weight");
             let mask = match masks.remove(mask_name(name).as_str()) {
-                Some(mask) => Some(bits(file, name, shape, mask)?),
+                Some(mask) => Some(bits(file, stored, &tensor.shape, mask)?),
                 None if can_be_sparse => {
                     let mask: Vec<bool> = values.iter().map(|v| *v != 0.0).collect();
                     let zeros = mask.iter().filter(|active| !**active).count();
-                    let sparse = zeros > 0 && zeros as f64 >= SPARSE_ENOUGH * mask.len() as f64;
+                    let sparse = zeros_tell_a_mask(zeros, mask.len());
                     if sparse {
                         masks_from_zeros.push(name.to_string());
                     }
@@ -73,50 +76,122 @@ impl Weights {
             if let Some(mask) = &mask {
                 values.iter_mut().zip(mask).filter(|(_, active)| !**active).for_each(|(v, _)| *v = 0.0);
             }
-            tensors.insert(name.to_string(), NamedTensor { shape: shape.to_vec(), values, mask });
+            tensors.insert(name.to_string(), NamedTensor { shape: tensor.shape.clone(), values, mask });
         }
-        if let Some(name) = masks.keys().next() {
+        if let Some(name) = masks.values().next() {
             return Err(file
                 .error(format!("`{name}` is the mask of no tensor; add the weight or remove it"))
                 .into());
         }
-        Ok(Self { tensors, masks_from_zeros })
+        Ok(Self { tensors, masks_from_zeros, notes })
+    }
+
+    /// The weights of a network in the file `path`.
+    ///
+    /// # Errors
+    /// As [`Store::open`] and [`of`](Self::of).
+    pub fn open(path: &Path, info: &ModelInfo) -> Result<Self> {
+        Self::of(&Store::open(path)?, info)
+    }
+
+    /// How many classes the network of these weights tells apart, if it has a classifier.
+    pub fn classes(&self, info: &ModelInfo) -> Option<usize> {
+        self.tensors.get(info.head)?.shape.first().copied()
+    }
+
+    /// Whether a weight has a mask.
+    pub fn is_sparse(&self) -> bool {
+        self.tensors.values().any(|tensor| tensor.mask.is_some())
     }
 }
 
-/// The values of an F32 tensor.
-///
-/// # Errors
-/// If it has another type, or a value is NaN or infinite.
-pub fn finite_floats(file: &Store, name: &str, dtype: Dtype, data: &[u8]) -> Result<Vec<f32>> {
-    if dtype != Dtype::F32 {
-        return Err(file
-            .error(format!("tensor {name:?} is {dtype}, but must be F32; convert it first"))
-            .into());
+/// The names of a network's tensors, and under which each is stored. A prefix fits if the network's first weight and its
+/// last bias are there with it.
+fn fitting_names<'f>(
+    file: &'f Store,
+    info: &ModelInfo,
+    notes: &mut Vec<String>,
+) -> Result<BTreeMap<&'f str, &'f str>> {
+    let with = |required: &dyn Fn(&str) -> bool| -> Vec<&'f str> {
+        let prefix =
+            |name: &'f str| name.strip_suffix(info.stem).filter(|p| p.is_empty() || p.ends_with('.'));
+        let prefixes = file.tensors().filter_map(|(name, _)| prefix(name));
+        prefixes.filter(|prefix| required(prefix)).collect()
+    };
+    let has_head = |prefix: &str| file.get(&format!("{prefix}{}", info.head)).is_some();
+    let mut prefixes = with(&has_head);
+    if prefixes.is_empty() {
+        // A network without its classifier: the outermost place where it begins.
+        prefixes = with(&|_| true);
+        prefixes.sort_by_key(|prefix| (prefix.len(), *prefix));
+        prefixes.truncate(1);
     }
-    let values: Vec<f32> = data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    match values.iter().position(|v| !v.is_finite()) {
-        Some(i) => Err(file.error(format!("tensor {name:?} is {} at position {i}", values[i])).into()),
-        None => Ok(values),
+    let chosen = match KNOWN_PREFIXES.iter().find_map(|known| prefixes.iter().find(|prefix| *prefix == known))
+    {
+        Some(known) => *known,
+        None if prefixes.len() < 2 => prefixes.first().copied().unwrap_or(""),
+        None => {
+            let found = prefixes.iter().map(|prefix| format!("`{}`", printable(prefix))).collect::<Vec<_>>();
+            let message = format!(
+                "it has several networks of this kind, named {}; keep one of them in the file",
+                found.join(", ")
+            );
+            return Err(file.error(message).into());
+        }
+    };
+    let of_others = |name: &str| prefixes.iter().any(|other| *other != chosen && name.starts_with(other));
+    let (mut names, mut left_out) = (BTreeMap::new(), Vec::new());
+    for (name, _) in file.tensors() {
+        match name.strip_prefix(chosen) {
+            Some(stripped) if !(chosen.is_empty() && of_others(name)) => {
+                names.insert(stripped, name);
+            }
+            _ => left_out.push(name),
+        }
     }
-}
-
-fn bits(
-    file: &Store,
-    weight: &str,
-    shape: &[usize],
-    (dtype, mask_shape, data): (Dtype, &[usize], &[u8]),
-) -> Result<Vec<bool>> {
-    let name = mask_name(weight);
-    let wrong = |what: String| Err(file.error(format!("tensor {name:?} {what}")).into());
-    if !matches!(dtype, Dtype::U8 | Dtype::BOOL) {
-        return wrong(format!("is {dtype}, but must be U8 or BOOL; convert it first"));
+    if !chosen.is_empty() {
+        notes.push(format!("the prefix `{}` is taken off {} names", printable(&chosen), names.len()));
     }
-    if mask_shape != shape {
-        return wrong(format!(
-            "has shape {mask_shape:?}, but {weight:?} has {shape:?}; they must be the same"
+    if let Some(first) = left_out.first() {
+        let count = left_out.len();
+        notes.push(format!(
+            "{count} tensors outside the network are left out, such as `{}`",
+            printable(first)
         ));
     }
+    Ok(names)
+}
+
+/// Prefixes in the order in which they are preferred: none, then those of data-parallel and compiled modules and of common
+/// training scripts.
+const KNOWN_PREFIXES: [&str; 12] = [
+    "",
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "module.model.",
+    "model.module.",
+    "state_dict.",
+    "model_state_dict.",
+    "model._orig_mod.",
+    "_orig_mod.module.",
+    "net.",
+    "network.",
+];
+
+fn bits(file: &Store, weight: &str, shape: &[usize], name: &str) -> Result<Vec<bool>> {
+    let wrong = |what: String| Err(file.error(format!("tensor {name:?} {what}")).into());
+    let Some(mask) = file.get(name) else { return wrong("is missing".into()) };
+    if !matches!(mask.dtype, Dtype::U8 | Dtype::BOOL) {
+        return wrong(format!("is {}, but must be U8 or BOOL; convert it first", mask.dtype));
+    }
+    if mask.shape != shape {
+        return wrong(format!(
+            "has shape {:?}, but {weight:?} has {shape:?}; they must be the same",
+            mask.shape
+        ));
+    }
+    let data = file.bytes(mask)?;
     if let Some(i) = data.iter().position(|byte| *byte > 1) {
         return wrong(format!("has {} at position {i}; only 0 and 1 may be", data[i]));
     }
@@ -127,97 +202,40 @@ fn bits(
 pub enum Model {
     /// A condensed network.
     Condensed(Network),
-    /// Named tensors, dense or with masks.
-    Weights(Weights),
+    /// Named tensors, dense or with masks: see [`Weights::of`].
+    Tensors(Store),
 }
 
 impl Model {
-    /// The model in the `bytes` of the file `path`.
+    /// The model in the file `path`.
     ///
     /// # Errors
-    /// If they are neither a condensed network nor a safetensors file with F32 weights.
-    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let file = Store::parse(path, bytes)?;
+    /// If it is neither a condensed network nor a file of tensors.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = Store::open(path)?;
         if file.metadata().is_some_and(condensed::file::is_condensed) {
-            return Ok(Self::Condensed(condensed::from_bytes(bytes).map_err(|e| file.error(e))?));
+            let network = condensed::from_bytes(&read_file(path)?);
+            return Ok(Self::Condensed(network.map_err(|e| file.error(e))?));
         }
-        Weights::of(&file).map(Self::Weights)
+        Ok(Self::Tensors(file))
     }
-}
-
-/// The bytes of a safetensors file; a file of PyTorch's `torch.save` (`.pt`, `.pth`) is turned into one.
-///
-/// # Errors
-/// If the file cannot be read, or is a PyTorch file that holds no tensors.
-pub fn read_weights(path: &Path) -> Result<Vec<u8>> {
-    let bytes = srigl_run::read_file(path)?;
-    // A zip archive, or the pickled number that older files start with. A safetensors file starts with the length of its
-    // header, which these bytes would make larger than any.
-    let pytorch = bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02, 0x8a, 0x0a]);
-    if !pytorch {
-        return Ok(bytes);
-    }
-    from_pytorch(path, bytes.len())
-        .with_context(|| format!("`{}` is a PyTorch file that cannot be used", path.display()))
-}
-
-/// Training scripts keep the weights under one of these keys, beside the optimizer's state.
-const STATE_KEYS: [&str; 2] = ["model", "state_dict"];
-
-fn from_pytorch(path: &Path, size: usize) -> Result<Vec<u8>> {
-    let mut reader = PytorchReader::new(path)?;
-    let starts = |key: &&str| reader.keys().iter().any(|name| name.starts_with(&format!("{key}.")));
-    if let Some(key) = STATE_KEYS.into_iter().find(starts) {
-        reader = PytorchReader::with_top_level_key(path, key)?;
-    }
-    let mut total = 0_usize;
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in reader.tensors() {
-        // Strides can make a small storage look huge.
-        total = total.saturating_add(tensor.byte_len());
-        ensure!(total <= 4 * size, "tensor {name:?} is larger than the file");
-        let dtype = match tensor.dtype() {
-            DType::F32 => Dtype::F32,
-            DType::F64 => Dtype::F64,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            DType::I64 => Dtype::I64,
-            DType::U8 => Dtype::U8,
-            DType::Bool => Dtype::BOOL,
-            other => bail!("tensor {name:?} is {other:?}; convert it to 32-bit floats first"),
-        };
-        tensors.insert(name.clone(), (dtype, tensor.shape().to_vec(), tensor.read()?));
-    }
-    ensure!(!tensors.is_empty(), "it holds no tensors; save a state_dict");
-    let mut views = Vec::new();
-    for (name, (dtype, shape, data)) in &tensors {
-        views.push((name, TensorView::new(*dtype, shape.clone(), data)?));
-    }
-    Ok(safetensors::serialize(views, None)?)
-}
-
-/// A Burn module with the parameters of the file `path`.
-///
-/// # Errors
-/// If the file cannot be read, or as [`fill_module`].
-pub fn load_module<M: Module>(module: M, path: &Path, device: &Device) -> Result<M> {
-    let bytes = read_weights(path)?;
-    let weights = Weights::of(&Store::parse(path, &bytes)?)?;
-    fill_module(module, &weights.tensors, device).with_context(|| format!("`{}`", path.display()))
 }
 
 /// Replaces all parameters of a Burn module by tensors in torchvision's names and PyTorch's layout: the inverse of
 /// `srigl_burn::state_dict`.
+///
+/// Parameters named in `fresh` stay as they are.
 ///
 /// # Errors
 /// If tensors are missing, unexpected or have another shape: it names them all.
 pub fn fill_module<M: Module>(
     module: M,
     tensors: &BTreeMap<String, NamedTensor>,
+    fresh: &[String],
     device: &Device,
 ) -> Result<M> {
     let unused = tensors.keys().map(String::as_str).collect();
-    let mut loader = Loader { tensors, device, path: vec![], unused, problems: vec![] };
+    let mut loader = Loader { tensors, fresh, device, path: vec![], unused, problems: vec![] };
     let module = module.map(&mut loader);
     let unexpected = loader.unused.iter().map(|name| format!("`{name}` is unexpected"));
     let problems: Vec<String> = loader.problems.into_iter().chain(unexpected).collect();
@@ -246,37 +264,43 @@ impl WithModel for Condensing<'_> {
 
     fn run<M: Classifier>(self, model: M) -> Result<Network> {
         let name = self.spec.info.name;
-        let model = fill_module(model, self.tensors, self.device).map_err(|error| {
+        let model = fill_module(model, self.tensors, &[], self.device).map_err(|error| {
             anyhow::anyhow!("{}", error.to_string().replace("the model", &format!("`{name}`")))
         })?;
-        let mut masked: BTreeSet<&str> = self
-            .tensors
-            .iter()
-            .filter(|(_, tensor)| tensor.mask.is_some())
-            .map(|(name, _)| name.as_str())
-            .collect();
-        let mut masks = Vec::new();
-        for layer in sparse_layers(&model)? {
-            let weight = torchvision_name(&format!("{}.weight", layer.name));
-            masked.remove(weight.as_str());
-            if let Some(bits) = self.tensors.get(&weight).and_then(|tensor| tensor.mask.as_ref()) {
-                let bytes: Vec<u8> = bits.iter().map(|active| u8::from(*active)).collect();
-                masks.push((
-                    layer.name.clone(),
-                    Mask::from_bytes(layer.neurons(), layer.dense_fan_in(), &bytes)?,
-                ));
-            }
-        }
-        if let Some(name) = masked.pop_first() {
-            bail!("`{name}` has a mask, but only weights of layers can be sparse");
-        }
+        let masks = masks_of(&model, self.tensors)?;
         let [features, height, width] = self.spec.images;
         Ok(lower(&model, Shape { features, height, width }, masks, torchvision_name)?)
     }
 }
 
+/// The masks of a module's layers among these tensors in torchvision's names, by the names of layers.
+///
+/// # Errors
+/// If something else than a layer's weight has a mask.
+pub fn masks_of<M: Module>(
+    model: &M,
+    tensors: &BTreeMap<String, NamedTensor>,
+) -> Result<Vec<(String, Mask)>> {
+    let masked = tensors.iter().filter(|(_, tensor)| tensor.mask.is_some());
+    let mut masked: BTreeSet<&str> = masked.map(|(name, _)| name.as_str()).collect();
+    let mut masks = Vec::new();
+    for layer in sparse_layers(model)? {
+        let weight = torchvision_name(&format!("{}.weight", layer.name));
+        masked.remove(weight.as_str());
+        if let Some(bits) = tensors.get(&weight).and_then(|tensor| tensor.mask.as_ref()) {
+            let bytes: Vec<u8> = bits.iter().map(|active| u8::from(*active)).collect();
+            let mask = Mask::from_bytes(layer.neurons(), layer.dense_fan_in(), &bytes)?;
+            masks.push((layer.name.clone(), mask));
+        }
+    }
+    if let Some(name) = masked.pop_first() {
+        bail!("`{name}` has a mask, but only weights of layers can be sparse");
+    }
+    Ok(masks)
+}
+
 /// All parameters of a module in torchvision's names, with the masks of its sparse layers, to be written to `path`.
-pub fn model_tensors<'a, M: Module>(path: &'a Path, model: &M, topology: &Topology) -> Store<'a> {
+pub fn model_tensors<M: Module>(path: &Path, model: &M, topology: &Topology) -> Store {
     let layers = topology.layers();
     let mut store = Store::empty(path);
     for tensor in state_dict(model) {
@@ -292,6 +316,7 @@ pub fn model_tensors<'a, M: Module>(path: &'a Path, model: &M, topology: &Topolo
 
 struct Loader<'a> {
     tensors: &'a BTreeMap<String, NamedTensor>,
+    fresh: &'a [String],
     device: &'a Device,
     /// Field names, each with the type of the module around it.
     path: Vec<(String, String)>,
@@ -325,6 +350,9 @@ impl ModuleMapper for Loader<'_> {
             dims.reverse();
         }
         self.unused.remove(name.as_str());
+        if self.fresh.contains(&name) {
+            return param;
+        }
         let tensor = match self.tensors.get(&name) {
             Some(tensor) if tensor.shape == dims => tensor,
             Some(tensor) => {

@@ -121,11 +121,62 @@ mod tests {
             let changes = Changes { extended: Some(times), ..Changes::default() };
             let text = TableName::Imagenet.recipe().unwrap();
             let recipe = Recipe::parse(text, TableName::Imagenet.model(), &changes).unwrap();
-            ["epochs", "lr-milestones", "gamma-sal"].map(|flag| recipe.grids[0].flag(flag).unwrap())
+            let flags = ["epochs", "lr-milestones", "gamma-sal", "batch-size", "lr", "delta-t"];
+            flags.map(|flag| recipe.grids[0].flag(flag).unwrap())
         };
-        assert_eq!(longer(1), ["103", "30,70,90", "0.3"]);
-        assert_eq!(longer(2), ["206", "60,140,180", "0.3"]);
-        assert_eq!(longer(5), ["515", "150,350,450", "0.01"]);
+        assert_eq!(longer(1), ["103", "30,70,90", "0.3", "512", "0.2", "800"]);
+        assert_eq!(longer(2), ["206", "60,140,180", "0.3", "512", "0.2", "800"]);
+        // Not five times the recipe, but as the authors ran it.
+        assert_eq!(longer(5), ["513", "150,350,450", "0.01", "4096", "1.6", "100"]);
+    }
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: srigl_run::Config,
+    }
+
+    /// The settings of the first run of a table.
+    fn config(table: TableName) -> srigl_run::Config {
+        let recipe = Recipe::parse(table.recipe().unwrap(), table.model(), &Changes::default()).unwrap();
+        let cells = recipe.grids[0].cells(&[]).unwrap();
+        let words = std::iter::once("srigl".to_string()).chain(cells[0].args.clone());
+        <Cli as clap::Parser>::parse_from(words).config
+    }
+
+    #[test]
+    fn every_run_is_one_that_srigl_takes() {
+        for table in TableName::value_variants().iter().filter(|table| table.recipe().is_some()) {
+            let recipe = Recipe::parse(table.recipe().unwrap(), table.model(), &Changes::default()).unwrap();
+            for cell in recipe.grids.iter().flat_map(|grid| grid.cells(&[]).unwrap()) {
+                let words = std::iter::once("srigl".to_string()).chain(cell.args.clone());
+                let parsed = <Cli as clap::Parser>::try_parse_from(words);
+                let config = parsed.unwrap_or_else(|error| panic!("{table}: {error}")).config;
+                config.validate().unwrap_or_else(|error| panic!("{table}: {error}"));
+            }
+        }
+    }
+
+    /// What the authors' code does beside the table of recipes in the paper.
+    #[test]
+    fn recipes_are_the_authors() {
+        use srigl_data::{AutoAugment, PadMode};
+        let cifar = config(TableName::Cifar10);
+        assert!(cifar.nesterov && cifar.no_normalise && cifar.drop_last);
+        assert_eq!((cifar.pad_mode, cifar.grad_accumulation), (PadMode::Reflect, 1));
+        let resnet = config(TableName::Imagenet);
+        assert!(resnet.nesterov && resnet.drop_last && !resnet.no_normalise);
+        assert_eq!((resnet.resize_from, resnet.grad_accumulation), (Some([256, 480]), 8));
+        let vit = config(TableName::Vit);
+        assert_eq!((vit.auto_augment, vit.grad_accumulation), (Some(AutoAugment::Rand), 8));
+        assert_eq!((vit.mixup_alpha, vit.cutmix_alpha, vit.clip_norm), (Some(0.2), Some(1.0), Some(1.0)));
+        assert_eq!(vit.betas, [0.9, 0.999]);
+        let mobilenet = config(TableName::Mobilenet);
+        assert_eq!(
+            (mobilenet.auto_augment, mobilenet.random_erase),
+            (Some(AutoAugment::Imagenet), Some(0.2))
+        );
+        assert_eq!((mobilenet.model.dropout, mobilenet.grad_accumulation), (Some(0.0), 2));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! `srigl mask`: topologies for users of any framework, over safetensors files.
+//! `srigl mask`: topologies for users of any framework, over files of tensors.
 //!
-//! A layer is a tensor `NAME.weight` of two or more dimensions, `[out, in, …]`; `NAME.mask` and `NAME.grad` go
-//! with it. [`Store`] reads and writes such files, `sparsity-core` computes, [`table`] prints.
+//! A layer is a tensor `NAME.weight` of two or more dimensions; `NAME.mask` and `NAME.grad` go with it. [`Store`] reads and
+//! writes such files and knows which tensors are layers, `sparsity-core` computes, [`table`] prints.
 //!
 //! The random numbers of a layer depend on the seed and on its place among all layers, kept dense or not, in
 //! the order of their names.
@@ -13,12 +13,14 @@ use clap::{Args, Subcommand};
 use globset::Glob;
 use rayon::prelude::*;
 use safetensors::Dtype;
-use sparsity_core::methods::MethodInfo;
+use sparsity_core::methods::{AnyMethod, MethodInfo};
 use sparsity_core::{
-    Distribution, Layer, LayerSpec, Mask, Stream, WeightInit, initial_mask, initialise_weights,
-    layer_sparsities, settle_weights, update_layer,
+    Distribution, Layer, LayerSpec, LayerStats, Mask, Stream, WeightInit, global_magnitude_sparsities,
+    initial_mask, initial_mask_by_magnitude, initialise_weights, layer_sparsities, update_layer,
 };
-use srigl_run::{MethodArgs, Store, named_parser, print, read_file};
+use srigl_run::{
+    FileLayer, InitialMaskFrom, LayerNames, MethodArgs, Store, named_parser, print, zeros_tell_a_mask,
+};
 
 mod table;
 
@@ -28,15 +30,20 @@ use table::{Change, MaskedLayer, PlannedLayer, Report};
 #[derive(Args)]
 #[command(after_help = "\
 A layer is a tensor NAME.weight of two or more dimensions, [out, in, …], as PyTorch, candle and others store \
-them; its rows are neurons. Embeddings look like layers too: keep them dense. All other tensors, of any type, \
-and the file's metadata pass through unchanged.
+them; its rows are neurons. Attention's in_proj_weight is the layer in_proj. Embeddings, told by their names, are no \
+layers. Weights may be F32, F16, BF16 or F64, and keep their type; all other tensors and the file's metadata pass \
+through unchanged.
+
+Files may be safetensors, an index of shards (model.safetensors.index.json), or PyTorch's .pt; what is written is \
+safetensors.
 
 A file for `srigl mask step` from PyTorch, after loss.backward():
   from safetensors.torch import load_file, save_file
   old = load_file(\"old.safetensors\")  # by srigl mask init or step
   masks = {name: mask for name, mask in old.items() if name.endswith(\".mask\")}
-  grads = {name.replace(\".mask\", \".grad\"): model.get_parameter(
-      name.replace(\".mask\", \".weight\")).grad for name in masks}
+  layers = [name.removesuffix(\".mask\") for name in masks]
+  weight = lambda name: name if name.endswith(\"_weight\") else name + \".weight\"
+  grads = {name + \".grad\": model.get_parameter(weight(name)).grad for name in layers}
   save_file(model.state_dict() | masks | grads, \"now.safetensors\")
 
 Examples:
@@ -59,15 +66,16 @@ enum MaskCommand {
 
 /// Show the sparsity of each layer that a global sparsity leads to
 ///
-/// Looks only at shapes, so that weights of any type will do.
+/// Looks only at shapes: reads no more than the header of a file of any size, with weights of any type.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   srigl mask plan model.safetensors --sparsity 0.9
-  srigl mask plan vit.safetensors --sparsity 0.8 --distribution uniform \\
-      --keep-dense head --keep-dense '*embed*'")]
+  srigl mask plan vit.safetensors --sparsity 0.8 --distribution uniform --keep-dense head
+  srigl mask plan gpt2.safetensors --sparsity 0.8 --transposed 'h.*.c_*'
+  srigl mask plan model.safetensors.index.json --sparsity 0.5")]
 struct PlanArgs {
-    /// The safetensors file with tensors NAME.weight
+    /// The file with tensors NAME.weight
     file: PathBuf,
     #[command(flatten)]
     target: TargetArgs,
@@ -76,20 +84,22 @@ struct PlanArgs {
     json: bool,
 }
 
-/// Add a random mask to each layer, and zero the weights outside
+/// Add a mask to each layer, and zero the weights outside
 ///
-/// Adds NAME.mask (U8, 0 or 1) of the shape of NAME.weight. Layers kept dense get a mask of ones.
+/// Adds NAME.mask (U8, 0 or 1) of the shape of NAME.weight. Layers kept dense get a mask of ones. A file that has masks, or
+/// zeros in half of a weight or more, keeps that topology; otherwise the largest weights of each layer stay.
 #[derive(Args)]
 #[command(after_help = "\
 The file from PyTorch:
   safetensors.torch.save_file(model.state_dict(), \"model.safetensors\")
 
 Examples:
-  srigl mask init model.safetensors -o sparse.safetensors --sparsity 0.9 --seed 1
+  srigl mask init model.safetensors -o sparse.safetensors --sparsity 0.9
+  srigl mask init model.safetensors -o sparse.safetensors --sparsity 0.9 --initial-mask random --seed 1
   srigl mask init model.safetensors -o sparse.safetensors --sparsity 0.9 \\
       --method rigl --keep-dense head --weight-init kaiming-normal")]
 struct InitArgs {
-    /// The safetensors file with tensors NAME.weight (F32) and no masks
+    /// The file with tensors NAME.weight
     file: PathBuf,
     /// The file to write; may be the same file
     #[arg(short, long, value_name = "OUT")]
@@ -99,7 +109,11 @@ struct InitArgs {
     method: MethodArgs<false>,
     #[command(flatten)]
     target: TargetArgs,
-    /// Seed of masks and weights; a layer's depend on its place in the order of names too
+    /// Where the masks come from [default: file if it has masks, or zeros in half of a weight or more; otherwise
+    /// magnitude with --weight-init keep, random without]
+    #[arg(long, value_enum, value_name = "FROM")]
+    initial_mask: Option<InitialMaskFrom>,
+    /// Seed of random masks and weights; a layer's depend on its place in the order of names too
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// What the active weights of sparse layers start from
@@ -112,7 +126,7 @@ struct InitArgs {
 
 /// Update the mask of each layer once, from its weights and dense gradients
 ///
-/// Reads NAME.weight, NAME.grad (F32) and NAME.mask (U8 or BOOL); writes the new NAME.weight and NAME.mask, and no
+/// Reads NAME.weight, NAME.grad and NAME.mask (U8 or BOOL); writes the new NAME.weight and NAME.mask, and no
 /// gradients. Weights outside the old mask count as 0, whatever the file says, and new ones start at 0. Layers
 /// kept dense need neither gradient nor mask and pass unchanged; set and static need no gradients.
 #[derive(Args)]
@@ -127,11 +141,11 @@ The drop fraction usually decays over the first T = 75 % of the training: α/2 �
 
 Examples:
   srigl mask step now.safetensors -o new.safetensors --sparsity 0.9 \\
-      --drop-fraction 0.3 --no-ablate head
+      --drop-fraction 0.3 --no-ablate 'head*'
   srigl mask step now.safetensors -o new.safetensors --sparsity 0.9 \\
       --drop-fraction 0.2 --method set --step 400")]
 struct StepArgs {
-    /// The safetensors file with tensors NAME.weight, NAME.grad and NAME.mask
+    /// The file with tensors NAME.weight, NAME.grad and NAME.mask
     file: PathBuf,
     /// The file to write; may be the same file
     #[arg(short, long, value_name = "OUT")]
@@ -143,8 +157,9 @@ struct StepArgs {
     /// Share of the active weights to drop and grow, in [0, 1]
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     drop_fraction: f64,
-    /// srigl: ablate no neurons in layers of this name, such as the classifier; may be repeated
-    #[arg(long, value_name = "GLOB")]
+    /// srigl: ablate no neurons in layers of this name; may be repeated, and `none` spares none [default: what looks like
+    /// the classifier]
+    #[arg(long, value_name = "GLOB", visible_alias = "no-ablation-layers")]
     no_ablate: Vec<String>,
     /// set: seed of the random growth
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -159,18 +174,40 @@ struct StepArgs {
 
 /// Show shapes, densities, fan-ins and active neurons
 ///
-/// Where a layer has no mask, its non-zero weights count as active.
+/// Where a layer has no mask, its non-zero weights count as active. Memory does not grow with the file.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   srigl mask inspect sparse.safetensors
   srigl mask inspect sparse.safetensors --json | jq '.layers[] | {name, active, fan_in}'")]
 struct InspectArgs {
-    /// The safetensors file with tensors NAME.weight (F32), and NAME.mask (U8 or BOOL) if it has them
+    /// The file with tensors NAME.weight, and NAME.mask (U8 or BOOL) if it has them
     file: PathBuf,
+    #[command(flatten)]
+    names: NameArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Which tensors are layers.
+#[derive(Args)]
+struct NameArgs {
+    /// Layers of this name are stored as [in, out], as GPT-2's Conv1D and Keras do; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    transposed: Vec<String>,
+    /// Tensors of this name are no layers, whatever they look like; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+}
+
+impl NameArgs {
+    /// The layers of a file and what was guessed about it.
+    fn layers(&self, file: &Store) -> Result<(Vec<FileLayer>, Vec<String>)> {
+        let names = LayerNames { transposed: self.transposed.clone(), exclude: self.exclude.clone() };
+        let (layers, guessed) = file.layers(&names)?;
+        Ok((layers, file.notes().iter().cloned().chain(guessed).collect()))
+    }
 }
 
 /// How sparse the model shall be, and where.
@@ -186,17 +223,32 @@ struct TargetArgs {
     /// NAME, without .weight; may be repeated
     #[arg(long, value_name = "GLOB")]
     keep_dense: Vec<String>,
+    #[command(flatten)]
+    names: NameArgs,
 }
 
 impl TargetArgs {
-    /// The layers with what is kept dense, and their sparsities.
-    fn layer_sparsities(&self, file: &Store) -> Result<(Vec<LayerSpec>, Vec<f64>)> {
-        let mut layers = file.layers()?;
+    /// The layers with what is kept dense, and what was guessed.
+    fn layers(&self, file: &Store) -> Result<(Vec<FileLayer>, Vec<String>)> {
+        let (mut layers, notes) = self.names.layers(file)?;
         let keep_dense = matching("--keep-dense", &self.keep_dense, &layers)?;
-        layers.iter_mut().zip(keep_dense).for_each(|(layer, dense)| layer.keep_dense = dense);
-        let sparsities = layer_sparsities(&layers, self.sparsity, self.distribution)?;
-        Ok((layers, sparsities))
+        layers.iter_mut().zip(keep_dense).for_each(|(layer, dense)| layer.spec.keep_dense = dense);
+        Ok((layers, notes))
     }
+
+    /// The sparsity of each layer.
+    fn sparsities(&self, layers: &[FileLayer]) -> Result<Vec<f64>> {
+        Ok(layer_sparsities(&specs(layers), self.sparsity, self.distribution)?)
+    }
+}
+
+fn specs(layers: &[FileLayer]) -> Vec<LayerSpec> {
+    layers.iter().map(|layer| layer.spec.clone()).collect()
+}
+
+/// Says what was guessed.
+fn tell(notes: &[String]) {
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
 }
 
 /// Runs `srigl mask`.
@@ -213,11 +265,14 @@ pub fn run(args: MaskArgs) -> Result<()> {
 }
 
 fn plan(args: &PlanArgs) -> Result<()> {
-    let bytes = read_file(&args.file)?;
-    let (layers, sparsities) = args.target.layer_sparsities(&Store::parse(&args.file, &bytes)?)?;
-    let planned = layers.iter().zip(sparsities).map(|(layer, sparsity)| PlannedLayer::new(layer, sparsity));
-    let report = Report::plan(planned.collect());
+    let file = Store::open(&args.file)?;
+    let (layers, notes) = args.target.layers(&file)?;
+    let sparsities = args.target.sparsities(&layers)?;
+    let planned =
+        layers.iter().zip(sparsities).map(|(layer, sparsity)| PlannedLayer::new(&layer.spec, sparsity));
+    let report = Report::plan(planned.collect(), notes);
     table::print(&report, args.json)?;
+    tell(&report.notes);
     for layer in report.layers.iter().filter(|l| l.fan_in == 0) {
         eprintln!(
             "note: layer `{}` has fewer weights than neurons; srigl needs it dense or less sparse",
@@ -228,34 +283,117 @@ fn plan(args: &PlanArgs) -> Result<()> {
 }
 
 fn init(args: &InitArgs) -> Result<()> {
-    let bytes = read_file(&args.file)?;
-    let mut file = Store::parse(&args.file, &bytes)?;
-    let (layers, sparsities) = args.target.layer_sparsities(&file)?;
+    let mut file = Store::open(&args.file)?;
+    let (layers, mut notes) = args.target.layers(&file)?;
     let method = args.method.build()?;
+    let masks = initial_masks(args, &file, &layers, &method, &mut notes)?;
 
     let mut reports = Vec::new();
-    for (i, (layer, sparsity)) in layers.iter().zip(sparsities).enumerate() {
-        if file.has_mask(layer) {
-            return Err(file
-                .error(format!(
-                    "tensor `{}.mask` is there already; update it with `srigl mask step`, or remove it to start anew",
-                    layer.name
-                ))
-                .into());
-        }
-        let stream = Stream { seed: args.seed, layer: i as u64, step: 0 };
-        let mask = initial_mask(&*method, layer, sparsity, stream)?;
-        if sparsity == 0.0 {
+    for (i, (layer, mask)) in layers.iter().zip(masks).enumerate() {
+        if mask.nnz() == mask.positions() {
             check_dense(&file, layer)?;
+        } else if args.weight_init == WeightInit::Keep {
+            file.weight_fan_ins(layer)?;
+            file.mask_weights(layer, &mask)?;
         } else {
             let mut weights = file.weights(layer)?;
+            let stream = Stream { seed: args.seed, layer: i as u64, step: 0 };
             initialise_weights(&mut weights, &mask, args.weight_init, stream);
             file.set_weights(layer, &weights);
         }
         file.set_mask(layer, &mask, Dtype::U8);
-        reports.push(MaskedLayer::new(layer, &mask, true));
+        reports.push(MaskedLayer::new(&layer.spec, LayerStats::new(&mask), true));
     }
-    finish(&Report::masks(reports), args.json, &file, &args.output)
+    finish(&Report::masks(reports, notes), args.json, &file, &args.output)
+}
+
+/// The mask of each layer to start from; says where they come from.
+fn initial_masks(
+    args: &InitArgs,
+    file: &Store,
+    layers: &[FileLayer],
+    method: &AnyMethod,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Mask>> {
+    let keep = args.weight_init == WeightInit::Keep;
+    let has_masks = layers.iter().any(|layer| file.has_mask(layer));
+    let by_zeros = match args.initial_mask {
+        Some(InitialMaskFrom::File) | None if !has_masks && keep => masks_by_zeros(file, layers)?,
+        _ => Vec::new(),
+    };
+    let from = args.initial_mask.unwrap_or(match (has_masks || !by_zeros.is_empty(), keep) {
+        (true, _) => InitialMaskFrom::File,
+        (false, true) => InitialMaskFrom::Magnitude,
+        (false, false) => InitialMaskFrom::Random,
+    });
+    let masks = match from {
+        InitialMaskFrom::File => {
+            let mut masks = Vec::new();
+            for (i, layer) in layers.iter().enumerate() {
+                let mask = match by_zeros.iter().find(|(sparse, _)| *sparse == i) {
+                    Some((_, mask)) => mask.clone(),
+                    None => mask_of_dense(file, layer)?,
+                };
+                masks.push(mask);
+            }
+            if !has_masks {
+                ensure!(
+                    !by_zeros.is_empty(),
+                    "--initial-mask file, but the file has neither masks nor zeros"
+                );
+                let names: Vec<&str> = by_zeros.iter().map(|(i, _)| layers[*i].spec.name.as_str()).collect();
+                notes.push(format!("no mask in the file, so zeros count as inactive: {}", names.join(", ")));
+            }
+            notes.push("the masks are those of the file, whatever --sparsity says".into());
+            masks
+        }
+        InitialMaskFrom::Random => {
+            let sparsities = args.target.sparsities(layers)?;
+            let mask = |(i, sparsity): (usize, f64)| {
+                let stream = Stream { seed: args.seed, layer: i as u64, step: 0 };
+                Ok(initial_mask(&**method, &layers[i].spec, sparsity, stream)?)
+            };
+            notes.push("the masks are random".into());
+            sparsities.into_iter().enumerate().map(mask).collect::<Result<_>>()?
+        }
+        InitialMaskFrom::Magnitude | InitialMaskFrom::GlobalMagnitude => {
+            let all = from == InitialMaskFrom::GlobalMagnitude;
+            let sparsities = if all {
+                let weights = layers.iter().map(|layer| match layer.spec.keep_dense {
+                    true => Ok(Vec::new()),
+                    false => file.weights(layer),
+                });
+                let weights: Vec<Vec<f32>> = weights.collect::<Result<_, _>>()?;
+                let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+                global_magnitude_sparsities(&specs(layers), &weights, args.target.sparsity)?
+            } else {
+                args.target.sparsities(layers)?
+            };
+            notes.push(format!(
+                "the masks keep the largest weights of {}",
+                if all { "all layers" } else { "each layer" }
+            ));
+            let mask = |(layer, sparsity): (&FileLayer, f64)| match sparsity {
+                0.0 => Ok(Mask::full(layer.spec.neurons(), layer.spec.dense_fan_in())),
+                _ => Ok(initial_mask_by_magnitude(&**method, &layer.spec, &file.weights(layer)?, sparsity)?),
+            };
+            layers.iter().zip(sparsities).map(mask).collect::<Result<_>>()?
+        }
+    };
+    Ok(masks)
+}
+
+/// The masks that the zeros of weights tell, each with the index of its layer.
+fn masks_by_zeros(file: &Store, layers: &[FileLayer]) -> Result<Vec<(usize, Mask)>> {
+    let mut masks = Vec::new();
+    for (i, layer) in layers.iter().enumerate().filter(|(_, layer)| file.has_floats(layer)) {
+        let active: usize = file.weight_fan_ins(layer)?.iter().sum();
+        if zeros_tell_a_mask(layer.spec.weights() - active, layer.spec.weights()) {
+            let bytes: Vec<u8> = file.weights(layer)?.iter().map(|w| u8::from(*w != 0.0)).collect();
+            masks.push((i, Mask::from_bytes(layer.spec.neurons(), layer.spec.dense_fan_in(), &bytes)?));
+        }
+    }
+    Ok(masks)
 }
 
 fn step(args: &StepArgs) -> Result<()> {
@@ -264,19 +402,19 @@ fn step(args: &StepArgs) -> Result<()> {
     let fraction = args.drop_fraction;
     ensure!((0.0..=1.0).contains(&fraction), "drop fraction {fraction} is outside [0, 1]");
 
-    let bytes = read_file(&args.file)?;
-    let mut file = Store::parse(&args.file, &bytes)?;
-    let (layers, sparsities) = args.target.layer_sparsities(&file)?;
-    let no_ablate = matching("--no-ablate", &args.no_ablate, &layers)?;
+    let mut file = Store::open(&args.file)?;
+    let (layers, mut notes) = args.target.layers(&file)?;
+    let sparsities = args.target.sparsities(&layers)?;
+    let no_ablate = spared(&args.no_ablate, &layers, &method, &mut notes)?;
     let inputs = layers.iter().zip(&sparsities).map(|(layer, sparsity)| match sparsity {
         0.0 => check_dense(&file, layer).map(|()| None),
-        _ => SparseLayer::read(&file, layer, args.method.info()).map(Some),
+        _ => SparseLayer::read(&file, layer, method.info()).map(Some),
     });
     let inputs: Vec<Option<SparseLayer>> = inputs.collect::<Result<_>>()?;
 
     let update = |(i, input): (usize, Option<SparseLayer>)| {
         let update = |input: SparseLayer| {
-            let (name, sparsity, ablate) = (&layers[i].name, sparsities[i], !no_ablate[i]);
+            let (name, sparsity, ablate) = (&layers[i].spec.name, sparsities[i], !no_ablate[i]);
             let (weights, grads, mask) = (&input.weights, &input.grads, &input.mask);
             let layer = Layer { name, weights, grads, mask, sparsity, ablate };
             let stream = Stream { seed: args.seed, layer: i as u64, step: args.step };
@@ -291,19 +429,49 @@ fn step(args: &StepArgs) -> Result<()> {
     let mut reports = Vec::new();
     for (layer, update) in layers.iter().zip(updates) {
         file.remove_grads(layer);
-        let Some((mut input, update)) = update? else {
+        let Some((input, update)) = update? else {
             let mask = mask_of_dense(&file, layer)?;
             let change = Change { pruned: 0, grown: 0 };
-            reports.push(MaskedLayer::new(layer, &mask, file.has_mask(layer)).with_change(change));
+            let report = MaskedLayer::new(&layer.spec, LayerStats::new(&mask), file.has_mask(layer));
+            reports.push(report.with_change(change));
             continue;
         };
-        settle_weights(&mut input.weights, &input.mask, &update.mask);
-        file.set_weights(layer, &input.weights);
+        // Weights that are not in both masks are 0, grown ones too.
+        file.mask_weights(layer, &input.mask)?;
+        file.mask_weights(layer, &update.mask)?;
         file.set_mask(layer, &update.mask, input.mask_type);
         let change = Change { pruned: update.report.pruned, grown: update.report.grown };
-        reports.push(MaskedLayer::new(layer, &update.mask, true).with_change(change));
+        let report = MaskedLayer::new(&layer.spec, LayerStats::new(&update.mask), true);
+        reports.push(report.with_change(change));
     }
-    finish(&Report::masks(reports), args.json, &file, &args.output)
+    finish(&Report::masks(reports, notes), args.json, &file, &args.output)
+}
+
+/// In which layers no neuron is ablated.
+fn spared(
+    no_ablate: &[String],
+    layers: &[FileLayer],
+    method: &AnyMethod,
+    notes: &mut Vec<String>,
+) -> Result<Vec<bool>> {
+    let mut spared = vec![false; layers.len()];
+    match no_ablate {
+        [none] if none == "none" => {}
+        [] => {
+            let ablates = method.info().constant_fan_in && method.info().needs.updates;
+            if let Some(i) = Store::classifier(layers) {
+                spared[i] = true;
+                if ablates && method.variant().flag.is_none() {
+                    notes.push(format!(
+                        "`{}` is taken for the classifier and loses no neurons; --no-ablate chooses others, or `none`",
+                        layers[i].spec.name
+                    ));
+                }
+            }
+        }
+        globs => spared = matching("--no-ablate", globs, layers)?,
+    }
+    Ok(spared)
 }
 
 /// What `step` reads of a sparse layer.
@@ -315,20 +483,20 @@ struct SparseLayer {
 }
 
 impl SparseLayer {
-    fn read(file: &Store, layer: &LayerSpec, method: &MethodInfo) -> Result<Self> {
-        let name = &layer.name;
+    fn read(file: &Store, layer: &FileLayer, method: &MethodInfo) -> Result<Self> {
         let weights = file.weights(layer)?;
         let grads = match file.grads(layer)? {
             Some(grads) => grads,
             None if method.needs.dense_gradients => {
-                let missing =
-                    format!("tensor `{name}.grad` is missing; add the dense gradient of `{name}.weight`");
-                return Err(file.error(missing).into());
+                let (grad, weight) = (layer.grad(), &layer.weight);
+                return Err(file
+                    .error(format!("tensor `{grad}` is missing; add the dense gradient of `{weight}`"))
+                    .into());
             }
             None => vec![0.0; weights.len()], // unused
         };
         let Some((mask, mask_type)) = file.mask(layer)? else {
-            let missing = format!("tensor `{name}.mask` is missing; `srigl mask init` makes one");
+            let missing = format!("tensor `{}` is missing; `srigl mask init` makes one", layer.mask());
             return Err(file.error(missing).into());
         };
         Ok(Self { weights, grads, mask, mask_type })
@@ -336,31 +504,33 @@ impl SparseLayer {
 }
 
 fn inspect(args: &InspectArgs) -> Result<()> {
-    let bytes = read_file(&args.file)?;
-    let file = Store::parse(&args.file, &bytes)?;
-    let report = |layer: &LayerSpec| {
-        let weights = file.weights(layer)?;
-        let (mask, has_mask) = match file.mask(layer)? {
-            Some((mask, _)) => (mask, true),
-            None => (non_zero(layer, &weights)?, false),
-        };
-        Ok(MaskedLayer::new(layer, &mask, has_mask))
+    let file = Store::open(&args.file)?;
+    let (layers, notes) = args.names.layers(&file)?;
+    let report = |layer: &FileLayer| {
+        let non_zero = file.weight_fan_ins(layer)?;
+        let masked = file.mask_fan_ins(layer)?;
+        let has_mask = masked.is_some();
+        let stats = LayerStats::of_fan_ins(&masked.unwrap_or(non_zero), layer.spec.dense_fan_in());
+        Ok(MaskedLayer::new(&layer.spec, stats, has_mask))
     };
-    let layers = file.layers()?.iter().map(report).collect::<Result<_>>()?;
-    table::print(&Report::masks(layers), args.json)
+    let reports = layers.iter().map(report).collect::<Result<_>>()?;
+    let report = Report::masks(reports, notes);
+    table::print(&report, args.json)?;
+    tell(&report.notes);
+    Ok(())
 }
 
 /// Which layers have a name that one of the globs matches.
 ///
 /// # Errors
 /// For a glob that is malformed or matches nothing, which is a mistake more often than not.
-fn matching(option: &str, globs: &[String], layers: &[LayerSpec]) -> Result<Vec<bool>> {
+fn matching(option: &str, globs: &[String], layers: &[FileLayer]) -> Result<Vec<bool>> {
     let mut matched = vec![false; layers.len()];
     for glob in globs {
         let matcher = Glob::new(glob).with_context(|| format!("{option} {glob}"))?.compile_matcher();
-        let hits: Vec<bool> = layers.iter().map(|layer| matcher.is_match(&layer.name)).collect();
+        let hits: Vec<bool> = layers.iter().map(|layer| matcher.is_match(&layer.spec.name)).collect();
         if !hits.contains(&true) {
-            let names: Vec<String> = layers.iter().take(8).map(|l| format!("`{}`", l.name)).collect();
+            let names: Vec<String> = layers.iter().take(8).map(|l| format!("`{}`", l.spec.name)).collect();
             let more = if layers.len() > names.len() { ", …" } else { "" };
             bail!("{option} {glob}: no layer has such a name; there are {}{more}", names.join(", "));
         }
@@ -371,23 +541,17 @@ fn matching(option: &str, globs: &[String], layers: &[LayerSpec]) -> Result<Vec<
 
 /// Nothing is computed with the weights of a dense layer, so they may have any type; but no method goes on with
 /// a model that has diverged.
-fn check_dense(file: &Store, layer: &LayerSpec) -> Result<()> {
-    if file.is_f32(layer) {
-        file.weights(layer)?;
+fn check_dense(file: &Store, layer: &FileLayer) -> Result<()> {
+    if file.has_floats(layer) {
+        file.weight_fan_ins(layer)?;
     }
     Ok(())
 }
 
 /// The mask that a dense layer has in the file, or else ones.
-fn mask_of_dense(file: &Store, layer: &LayerSpec) -> Result<Mask> {
-    let full = || Mask::full(layer.neurons(), layer.dense_fan_in());
+fn mask_of_dense(file: &Store, layer: &FileLayer) -> Result<Mask> {
+    let full = || Mask::full(layer.spec.neurons(), layer.spec.dense_fan_in());
     Ok(file.mask(layer)?.map_or_else(full, |(mask, _)| mask))
-}
-
-/// The positions that are not zero.
-fn non_zero(layer: &LayerSpec, weights: &[f32]) -> Result<Mask> {
-    let bytes: Vec<u8> = weights.iter().map(|w| u8::from(*w != 0.0)).collect();
-    Ok(Mask::from_bytes(layer.neurons(), layer.dense_fan_in(), &bytes)?)
 }
 
 /// Prints the report and writes the output: both, or an error and no output.
@@ -395,6 +559,7 @@ fn finish(report: &Report<MaskedLayer>, json: bool, file: &Store, output: &Path)
     let staged = file.stage(output)?;
     table::print(report, json)?;
     staged.commit()?;
+    tell(&report.notes);
     if !json {
         print::line(&format!("wrote `{}`", output.display()))?;
     }

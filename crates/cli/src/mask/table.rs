@@ -3,7 +3,7 @@
 use anyhow::Result;
 use comfy_table::Table;
 use serde::Serialize;
-use sparsity_core::{LayerSpec, LayerStats, Mask, target_weights};
+use sparsity_core::{LayerSpec, LayerStats, target_weights};
 use srigl_run::print::{line, shape, table};
 
 /// Records of all layers of a file.
@@ -13,6 +13,9 @@ pub struct Report<L> {
     pub sparsity: f64,
     /// The layers, sorted by name.
     pub layers: Vec<L>,
+    /// What was guessed, in a sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What `plan` says of a layer.
@@ -75,14 +78,13 @@ pub struct Change {
 }
 
 impl MaskedLayer {
-    /// The statistics of a layer's mask.
-    pub fn new(layer: &LayerSpec, mask: &Mask, has_mask: bool) -> Self {
-        let stats = LayerStats::new(mask);
+    /// The statistics of a layer's topology.
+    pub fn new(layer: &LayerSpec, stats: LayerStats, has_mask: bool) -> Self {
         Self {
             name: layer.name.clone(),
             shape: layer.dims.clone(),
             has_mask,
-            density: mask.density(),
+            density: stats.nnz as f64 / layer.weights() as f64,
             constant_fan_in: stats.fan_in.is_some(),
             stats,
             change: None,
@@ -103,11 +105,11 @@ pub trait Tabular: Serialize {
 
 impl Report<PlannedLayer> {
     /// The sum of the layers.
-    pub fn plan(layers: Vec<PlannedLayer>) -> Self {
+    pub fn plan(layers: Vec<PlannedLayer>, notes: Vec<String>) -> Self {
         // Not from the counts, which are rounded down layer by layer.
         let zeros: f64 = layers.iter().map(|l| l.sparsity * l.weights as f64).sum();
         let sparsity = zeros / layers.iter().map(|l| l.weights).sum::<usize>() as f64;
-        Self { sparsity, layers }
+        Self { sparsity, layers, notes }
     }
 }
 
@@ -130,10 +132,10 @@ impl Tabular for Report<PlannedLayer> {
 
 impl Report<MaskedLayer> {
     /// The sum of the layers.
-    pub fn masks(layers: Vec<MaskedLayer>) -> Self {
+    pub fn masks(layers: Vec<MaskedLayer>, notes: Vec<String>) -> Self {
         let nnz: usize = layers.iter().map(|l| l.stats.nnz).sum();
         let weights: usize = layers.iter().map(|l| l.shape.iter().product::<usize>()).sum();
-        Self { sparsity: 1.0 - nnz as f64 / weights as f64, layers }
+        Self { sparsity: 1.0 - nnz as f64 / weights as f64, layers, notes }
     }
 }
 

@@ -8,6 +8,7 @@ mod rigl;
 mod set;
 mod srigl;
 mod static_mask;
+mod structured_static;
 mod unstructured;
 
 pub use dense::Dense;
@@ -15,8 +16,9 @@ pub use rigl::Rigl;
 pub use set::Set;
 pub use srigl::{Srigl, ThresholdBase};
 pub use static_mask::StaticMask;
+pub use structured_static::StructuredStatic;
 
-use crate::{Error, Layer, LayerSpec, Mask, Stream};
+use crate::{Error, Layer, LayerSpec, Mask, Stream, constant_fan_in_magnitude_mask, magnitude_mask};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 
 /// All methods, in the order of tables and legends.
 pub static METHODS: &[&MethodInfo] =
-    &[&dense::INFO, &static_mask::INFO, &set::INFO, &rigl::INFO, &srigl::INFO];
+    &[&dense::INFO, &static_mask::INFO, &set::INFO, &rigl::INFO, &srigl::INFO, &structured_static::INFO];
 
 /// A sparse training method: how its masks start and change.
 ///
@@ -54,6 +56,18 @@ pub trait Method: Debug + Send + Sync {
     /// # Errors
     /// [`Error::FanInZero`] if no weight would be left, [`Error::Sparsity`] outside `[0, 1)`.
     fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error>;
+
+    /// The initial mask `[N, M]` that keeps the largest of given `weights` `[N · M]`: of each neuron with constant fan-in,
+    /// otherwise of the layer.
+    ///
+    /// # Errors
+    /// As [`initial_mask`](Self::initial_mask).
+    fn magnitude_mask(&self, layer: &LayerSpec, weights: &[f32], sparsity: f64) -> Result<Mask, Error> {
+        match self.info().constant_fan_in {
+            true => Ok(constant_fan_in_magnitude_mask(layer, weights, sparsity)?.into_mask()),
+            false => magnitude_mask(layer, weights, sparsity),
+        }
+    }
 
     /// The new mask `[N, M]` of a layer, a pure function of the arguments: `alpha` is the drop fraction `α_t`, and
     /// `stream` feeds random choices. The layer has been checked. Never called unless [`Needs::updates`].
@@ -152,7 +166,6 @@ impl Setting {
         }
     }
 
-    /// Whether it may have this value; numbers are checked by [`Method::check`].
     /// Whether it may have this value; a method may still find a number out of range.
     pub fn takes(&self, value: &Value) -> bool {
         match (&self.kind, value) {

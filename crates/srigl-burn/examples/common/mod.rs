@@ -8,7 +8,7 @@ use srigl_models::Classifier;
 
 /// The images: from the Debian package `dataset-fashion-mnist`, from a download, or else generated ones.
 pub fn fashion_mnist() -> anyhow::Result<Loader> {
-    let source = srigl_data::open(DataSet::FashionMnist, None)?;
+    let source = srigl_data::open(DataSet::FashionMnist, None, false)?;
     if source.set().is_synthetic() {
         println!("SYNTHETIC images stand in for Fashion-MNIST");
     }

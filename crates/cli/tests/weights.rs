@@ -1,0 +1,276 @@
+//! `srigl train --weights` and the other commands on weights from elsewhere, through the real binary.
+
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Type, dimensions, bytes.
+type Tensor = (Dtype, Vec<usize>, Vec<u8>);
+type Tensors = BTreeMap<String, Tensor>;
+
+fn read(path: &Path) -> Tensors {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |view: TensorView| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+    file.tensors().into_iter().map(|(name, view)| (name, tensor(view))).collect()
+}
+
+fn write(path: &Path, tensors: &Tensors) {
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, data))| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+fn floats((_, _, data): &Tensor) -> Vec<f32> {
+    data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+/// A folder with runs of a perceptron on the generated data set.
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn srigl(&self, args: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+        command.args(args.split_whitespace()).current_dir(self.0.path()).output().unwrap()
+    }
+
+    /// What it says on standard error.
+    fn succeed(&self, args: &str) -> String {
+        let output = self.srigl(args);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{args}: {said}");
+        said
+    }
+
+    fn refused(&self, args: &str) -> String {
+        let output = self.srigl(args);
+        assert!(!output.status.success(), "{args}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn train(&self, flags: &str) -> String {
+        format!(
+            "train --dataset glyphs --train-limit 2048 --test-limit 500 --batch-size 64 --delta-t 5 {flags}"
+        )
+    }
+
+    fn json(&self, file: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(file)).unwrap()).unwrap()
+    }
+
+    fn layer_sparsities(&self, run: &str) -> Vec<f64> {
+        let result = self.json(&format!("{run}/result.json"));
+        result["layers"].as_array().unwrap().iter().map(|l| l["sparsity"].as_f64().unwrap()).collect()
+    }
+}
+
+#[test]
+fn a_sparse_network_keeps_its_topology_and_its_accuracy() {
+    let bench = Bench::new();
+    bench.succeed(
+        &bench.train("--method srigl --sparsity 0.95 --gamma-sal 0.9 --epochs 3 --lr 0.05 --out first"),
+    );
+    let accuracy = bench.json("first/result.json")["test_accuracy"].as_f64().unwrap();
+    let start = "--weights first/model.safetensors --epochs 1 --lr 1e-9 --weight-decay 0 --method static";
+    // The default of --sparsity is another: the file's topology stands.
+    let said = bench.succeed(&bench.train(&format!("{start} --out again")));
+    assert!(said.contains("starts from model.safetensors with a mask: that of the file"), "{said}");
+    assert!(said.contains("--sparsity 0.9 is not used"), "{said}");
+    let again = bench.json("again/result.json");
+    assert_eq!(again["started_from"]["test_accuracy"].as_f64(), Some(accuracy));
+    assert_eq!(bench.layer_sparsities("again"), bench.layer_sparsities("first"));
+    let (before, after) =
+        (read(&bench.path("first/model.safetensors")), read(&bench.path("again/model.safetensors")));
+    for layer in ["fc1", "fc2", "fc3"] {
+        // A layer that is dense has no mask of its own.
+        let mask = format!("{layer}.mask");
+        assert_eq!(before[&mask], after[&mask], "{layer}");
+    }
+
+    // The same without masks: the zeros tell them, as far as they can.
+    let mut bare = before.clone();
+    bare.retain(|name, _| !name.ends_with(".mask"));
+    write(&bench.path("bare.safetensors"), &bare);
+    let bare = "--weights bare.safetensors --epochs 1 --lr 1e-9 --weight-decay 0 --method static --out bare";
+    let said = bench.succeed(&bench.train(bare));
+    assert!(said.contains("no mask in the file, so zeros count as inactive: fc1"), "{said}");
+    let from = &bench.json("bare/result.json")["started_from"];
+    assert_eq!(from["test_accuracy"].as_f64(), Some(accuracy), "{from}");
+
+    // A random mask throws it away, and only when asked to.
+    let said =
+        bench.succeed(&bench.train(&format!("{start} --initial-mask random --sparsity 0.95 --out random")));
+    assert!(said.contains("with a mask: random"), "{said}");
+    let random = bench.json("random/result.json")["started_from"]["test_accuracy"].as_f64().unwrap();
+    assert!(random < accuracy - 0.1, "{random} of {accuracy}");
+
+    // Interrupted and resumed, it is the same run; a second start is none.
+    bench.succeed(&bench.train(&format!("{start} --out again --resume")));
+}
+
+#[test]
+fn a_dense_network_starts_with_its_largest_weights() {
+    let bench = Bench::new();
+    bench.succeed(&bench.train("--method dense --epochs 3 --lr 0.05 --out dense"));
+    let accuracy = bench.json("dense/result.json")["test_accuracy"].as_f64().unwrap();
+    let start = "--weights dense/model.safetensors --epochs 1 --lr 0.01 --sparsity 0.8";
+    let said = bench.succeed(&bench.train(&format!("{start} --out pruned")));
+    assert!(said.contains("with a mask: the largest weights of each layer, sparsity 80"), "{said}");
+    let from = |run: &str| {
+        let result = bench.json(&format!("{run}/result.json"));
+        result["started_from"]["test_accuracy"].as_f64().unwrap()
+    };
+    bench.succeed(&bench.train(&format!("{start} --initial-mask random --out random")));
+    assert!(from("pruned") > from("random") + 0.1, "{} and {}", from("pruned"), from("random"));
+    assert!(from("pruned") > accuracy / 2.0, "{} of {accuracy}", from("pruned"));
+    bench.succeed(
+        &bench.train(&format!("{start} --method rigl --initial-mask global-magnitude --out global")),
+    );
+    assert!(from("global") > from("random"));
+    let error = bench.refused(&bench.train(&format!("{start} --initial-mask file --out x")));
+    assert!(error.contains("neither masks nor zeros"), "{error}");
+    assert!(!bench.path("x").exists());
+    let error = bench.refused(&bench.train("--initial-mask magnitude --out x"));
+    assert!(error.contains("add --weights FILE"), "{error}");
+}
+
+/// A perceptron's weights under other names and in other types.
+fn perceptron(prefix: &str, classes: usize) -> Tensors {
+    let shapes = [("fc1", [300, 784]), ("fc2", [100, 300]), ("fc3", [classes, 100])];
+    let values =
+        |count: usize| (0..count).flat_map(|i| (((i * 37 + 11) % 97) as f32 / 970.0 - 0.05).to_le_bytes());
+    let tensors = shapes.into_iter().flat_map(|(name, [out, input])| {
+        let weight = (Dtype::F32, vec![out, input], values(out * input).collect());
+        let bias = (Dtype::F32, vec![out], values(out).collect());
+        [(format!("{prefix}{name}.weight"), weight), (format!("{prefix}{name}.bias"), bias)]
+    });
+    tensors.collect()
+}
+
+fn as_type(dtype: Dtype, tensors: &Tensors) -> Tensors {
+    let bytes = |value: f32| match dtype {
+        Dtype::F16 => f16::from_f32(value).to_le_bytes(),
+        _ => bf16::from_f32(value).to_le_bytes(),
+    };
+    let tensor =
+        |tensor: &Tensor| (dtype, tensor.1.clone(), floats(tensor).into_iter().flat_map(bytes).collect());
+    tensors.iter().map(|(name, t)| (name.clone(), tensor(t))).collect()
+}
+
+#[test]
+fn weights_of_any_name_and_type_are_one_network() {
+    let bench = Bench::new();
+    let input = (
+        Dtype::F32,
+        vec![3, 784],
+        (0..3 * 784).flat_map(|i| ((i % 13) as f32 / 13.0).to_le_bytes()).collect(),
+    );
+    write(&bench.path("x.safetensors"), &Tensors::from([("input".to_string(), input)]));
+    let logits = |file: &str| -> (Vec<f32>, String) {
+        let said = bench.succeed(&format!(
+            "predict --model mlp --weights {file}.safetensors --input x.safetensors -o {file}.y"
+        ));
+        (floats(&read(&bench.path(&format!("{file}.y")))["logits"]), said)
+    };
+    write(&bench.path("plain.safetensors"), &perceptron("", 10));
+    let (want, said) = logits("plain");
+    assert_eq!(said, "", "nothing was guessed");
+    for prefix in ["module.", "_orig_mod.", "model.", "module._orig_mod.", "student.backbone."] {
+        write(&bench.path("prefixed.safetensors"), &perceptron(prefix, 10));
+        let (got, said) = logits("prefixed");
+        assert_eq!(got, want, "{prefix}");
+        assert!(said.contains(&format!("the prefix `{prefix}` is taken off 6 names")), "{said}");
+        bench.succeed("condense prefixed.safetensors --model mlp -o c.safetensors");
+        let said = bench.succeed(&bench.train(&format!(
+            "--weights prefixed.safetensors --limit-steps 1 --epochs 1 --out {}run",
+            prefix.replace('.', "-")
+        )));
+        assert!(said.contains("is taken off"), "{said}");
+    }
+    for dtype in [Dtype::F16, Dtype::BF16] {
+        write(&bench.path("half.safetensors"), &as_type(dtype, &perceptron("", 10)));
+        let (got, _) = logits("half");
+        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 0.05), "{dtype}: {got:?}, not {want:?}");
+        bench.succeed("condense half.safetensors --model mlp -o c.safetensors");
+        bench.succeed("export half.safetensors -o e.safetensors");
+        assert_eq!(read(&bench.path("e.safetensors"))["fc1.weight"].0, dtype, "export keeps the type");
+    }
+
+    // Weights, their moving average and an optimizer in one file.
+    let mut several = perceptron("model.", 10);
+    several.extend(as_type(Dtype::F16, &perceptron("model_ema.module.", 10)));
+    several.insert("optimizer.state.0.exp_avg".into(), perceptron("", 10)["fc1.weight"].clone());
+    write(&bench.path("several.safetensors"), &several);
+    let (got, said) = logits("several");
+    assert_eq!(got, want);
+    assert!(
+        said.contains("6 tensors outside the network") && said.contains("1 tensors of optimizers"),
+        "{said}"
+    );
+    // Nobody can tell which of two others is meant.
+    let mut two = perceptron("teacher.", 10);
+    two.extend(perceptron("student.", 10));
+    write(&bench.path("two.safetensors"), &two);
+    let error = bench.refused("condense two.safetensors --model mlp -o c.safetensors");
+    assert!(error.contains("several networks of this kind, named `student.`, `teacher.`"), "{error}");
+
+    // What data-parallel training puts before all names is not the network's.
+    write(&bench.path("ddp.safetensors"), &perceptron("module.", 10));
+    let said = bench.succeed("export ddp.safetensors -o e.safetensors");
+    assert!(said.contains("the prefix `module.`"), "{said}");
+    assert!(read(&bench.path("e.safetensors")).contains_key("fc1.weight"));
+}
+
+#[test]
+fn other_classes_need_a_new_head() {
+    let bench = Bench::new();
+    let mut pruned = perceptron("", 7);
+    let mask = (Dtype::U8, vec![7, 100], (0..700).map(|i| u8::from(i % 10 == 0)).collect());
+    pruned.insert("fc3.mask".into(), mask);
+    for (file, tensors) in [("dense", perceptron("", 7)), ("pruned", pruned)] {
+        write(&bench.path(&format!("{file}.safetensors")), &tensors);
+        let start =
+            format!("--weights {file}.safetensors --epochs 1 --limit-steps 2 --sparsity 0.8 --out {file}");
+        let error = bench.refused(&bench.train(&start));
+        assert!(error.contains("tells 7 classes apart, but the data has 10: add --new-head"), "{error}");
+        assert!(!bench.path(file).exists(), "nothing is made");
+        let said = bench.succeed(&bench.train(&format!("{start} --new-head")));
+        assert!(said.contains("`fc3` starts anew"), "{said}");
+    }
+    // As sparse as the old one, and dense layers stay dense.
+    assert_eq!(bench.layer_sparsities("pruned"), [0.0, 0.0, 0.9]);
+}
+
+/// `torch.nn.utils.prune` before `prune.remove`.
+#[test]
+fn pairs_of_torch_prune_are_weights_and_masks() {
+    let bench = Bench::new();
+    let mut tensors = perceptron("", 10);
+    for layer in ["fc1", "fc2", "fc3"] {
+        let weight = tensors.remove(&format!("{layer}.weight")).unwrap();
+        let count = weight.1.iter().product();
+        let mask = (0..count).flat_map(|i: usize| f32::from(u8::from(i % 4 == 0)).to_le_bytes()).collect();
+        tensors.insert(format!("{layer}.weight_mask"), (Dtype::F32, weight.1.clone(), mask));
+        tensors.insert(format!("{layer}.weight_orig"), weight);
+    }
+    write(&bench.path("prune.safetensors"), &tensors);
+    let said = bench.succeed(
+        &bench.train("--weights prune.safetensors --epochs 1 --limit-steps 2 --method rigl --out run"),
+    );
+    assert!(said.contains("3 pairs NAME_orig, NAME_mask"), "{said}");
+    assert_eq!(bench.layer_sparsities("run"), [0.75; 3]);
+    bench.succeed("condense prune.safetensors --model mlp -o c.safetensors");
+}

@@ -1,0 +1,229 @@
+//! Files of tensors in every form that people have them: safetensors, in one file or sharded, and PyTorch's `torch.save`.
+
+use super::tensor::{Data, Tensor};
+use super::{MAX_HEADER, Store, mask_name, printable};
+use crate::Error;
+use pytorch_reader::{DType, PytorchReader};
+use safetensors::tensor::Dtype;
+use serde::Deserialize;
+use srigl_tensors::Index;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek};
+use std::path::{Component, Path};
+use std::sync::{Arc, Mutex};
+
+/// Training scripts keep the weights under one of these keys, beside the optimizer's state.
+const STATE_KEYS: [&str; 9] = [
+    "model_state_dict",
+    "state_dict",
+    "model",
+    "model_state",
+    "net",
+    "network",
+    "model_ema",
+    "state_dict_ema",
+    "ema_state_dict",
+];
+
+/// What training scripts keep beside the weights.
+const OTHER_KEYS: [&str; 11] = [
+    "optimizer",
+    "optim",
+    "optimizer_state_dict",
+    "optimizer_states",
+    "optimizer_state",
+    "optim_state_dict",
+    "lr_scheduler",
+    "lr_schedulers",
+    "scheduler",
+    "scaler",
+    "rng_state",
+];
+
+/// The longest `*.index.json` that is read, in bytes.
+const MAX_INDEX: u64 = 100_000_000;
+
+impl Store {
+    /// The tensors of a file: safetensors, an `*.index.json` with its shards, or what `torch.save` wrote. Only headers are
+    /// read now. Tensors of optimizers are left out, and pairs `NAME_orig`, `NAME_mask` of `torch.nn.utils.prune` become
+    /// `NAME` and its mask; [`notes`](Self::notes) say so.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if a file cannot be read; [`Error::Damaged`], [`Error::PyTorch`] or [`Error::Tensors`] if it is not
+    /// what it should be.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let mut store = if path.extension().is_some_and(|extension| extension == "json") {
+            sharded(path)?
+        } else {
+            single(path)?
+        };
+        store.leave_out_optimizers();
+        store.join_pruned();
+        Ok(store)
+    }
+
+    fn leave_out_optimizers(&mut self) {
+        let is_other = |name: &str| name.split_once('.').is_some_and(|(key, _)| OTHER_KEYS.contains(&key));
+        let before = self.tensors.len();
+        self.tensors.retain(|name, _| !is_other(name));
+        let left_out = before - self.tensors.len();
+        if left_out > 0 {
+            self.notes.push(format!("{left_out} tensors of optimizers are left out"));
+        }
+    }
+
+    /// `NAME_orig` and `NAME_mask` become `NAME` and, for a weight, its mask.
+    fn join_pruned(&mut self) {
+        let pruned: Vec<String> = (self.tensors.keys())
+            .filter_map(|name| name.strip_suffix("_orig"))
+            .filter(|name| {
+                let (values, mask) =
+                    (&self.tensors[&format!("{name}_orig")], self.tensors.get(&format!("{name}_mask")));
+                mask.is_some_and(|mask| mask.shape == values.shape) && !self.tensors.contains_key(*name)
+            })
+            .map(str::to_string)
+            .collect();
+        for name in &pruned {
+            let (Some(values), Some(mask)) =
+                (self.tensors.remove(&format!("{name}_orig")), self.tensors.remove(&format!("{name}_mask")))
+            else {
+                continue;
+            };
+            let (dtype, shape) = (values.dtype, values.shape.clone());
+            if shape.len() >= 2 && name.ends_with("weight") {
+                let data = Data::NotZero(Box::new(mask.clone()));
+                self.tensors.insert(mask_name(name), Tensor { dtype: Dtype::U8, shape: shape.clone(), data });
+            }
+            let data = Data::Masked { values: Box::new(values), mask: Box::new(mask) };
+            self.tensors.insert(name.clone(), Tensor { dtype, shape, data });
+        }
+        if !pruned.is_empty() {
+            let count = pruned.len();
+            self.notes.push(format!(
+                "{count} pairs NAME_orig, NAME_mask of torch.nn.utils.prune are weights and masks"
+            ));
+        }
+    }
+}
+
+fn regular(path: &Path) -> Result<(File, usize), Error> {
+    let open = || {
+        // Before it is opened: to open a pipe would wait for somebody to write into it.
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let file = File::open(path)?;
+        let size = file.metadata()?.len();
+        Ok((file, size as usize))
+    };
+    open().map_err(|cause| Error::Read { path: path.to_path_buf(), cause })
+}
+
+fn single(path: &Path) -> Result<Store, Error> {
+    let (mut file, size) = regular(path)?;
+    let read = |cause| Error::Read { path: path.to_path_buf(), cause };
+    let mut start = Vec::new();
+    Read::by_ref(&mut file).take(4).read_to_end(&mut start).map_err(read)?;
+    // A zip archive, or the pickled number that older files start with. A safetensors file starts with the length of its
+    // header, which these bytes would make larger than any.
+    if start == *b"PK\x03\x04" || start == [0x80, 0x02, 0x8a, 0x0a] {
+        return from_pytorch(path, size)
+            .map_err(|what| Error::PyTorch { path: path.to_path_buf(), what: printable(&what) });
+    }
+    file.rewind().map_err(read)?;
+    let index = Index::read(BufReader::new(&file), size, MAX_HEADER)
+        .map_err(|what| Error::Damaged { path: path.to_path_buf(), what })?;
+    let file = Arc::new(Mutex::new(file));
+    let tensor = |(name, place): (String, srigl_tensors::Place)| {
+        let data = Data::File { file: file.clone(), bytes: place.bytes };
+        (name, Tensor { dtype: place.dtype, shape: place.shape, data })
+    };
+    let tensors = index.tensors.into_iter().map(tensor).collect();
+    Ok(Store { metadata: index.metadata, tensors, ..Store::empty(path) })
+}
+
+/// `*.index.json` of Hugging Face's libraries.
+#[derive(Deserialize)]
+struct ShardIndex {
+    /// The file of each tensor.
+    weight_map: BTreeMap<String, String>,
+}
+
+fn sharded(path: &Path) -> Result<Store, Error> {
+    let (file, size) = regular(path)?;
+    let mut store = Store::empty(path);
+    let wrong = |what: String| Error::Tensors { path: path.to_path_buf(), what };
+    if size as u64 > MAX_INDEX {
+        return Err(wrong(format!("an index of {size} bytes is too large")));
+    }
+    let index: ShardIndex = serde_json::from_reader(BufReader::new(file)).map_err(|error| {
+        wrong(format!("it is not an index of shards (`weight_map`), or a damaged one: {}", printable(&error)))
+    })?;
+    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    let mut shards = HashMap::new();
+    for name in names {
+        // A name in the same folder, and nowhere else.
+        let mut parts = Path::new(name).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            return Err(wrong(format!("`{}` is not the name of a file beside it", printable(name))));
+        }
+        shards.insert(name, single(&path.with_file_name(name))?);
+    }
+    for (tensor, shard) in &index.weight_map {
+        let found = shards.get_mut(shard).and_then(|shard| shard.tensors.remove(tensor));
+        let found = found.ok_or_else(|| {
+            wrong(format!("tensor `{}` is not in `{}`; get both again", printable(tensor), printable(shard)))
+        })?;
+        store.tensors.insert(tensor.clone(), found);
+    }
+    store.metadata = shards.into_values().find_map(|shard| shard.metadata);
+    store.notes.push(format!(
+        "{} shards read as one file",
+        index.weight_map.values().collect::<BTreeSet<_>>().len()
+    ));
+    Ok(store)
+}
+
+fn from_pytorch(path: &Path, size: usize) -> Result<Store, String> {
+    let mut store = Store::empty(path);
+    let mut reader = PytorchReader::new(path).map_err(|error| error.to_string())?;
+    let keys: BTreeSet<String> =
+        reader.keys().iter().filter_map(|name| Some(name.split_once('.')?.0.to_string())).collect();
+    // Names of a flat dictionary may begin with `model.` as well: then there is no dictionary of that key.
+    for key in STATE_KEYS.into_iter().filter(|key| keys.contains(*key)) {
+        match PytorchReader::with_top_level_key(path, key) {
+            Ok(nested) if !nested.is_empty() => {
+                reader = nested;
+                store.notes.push(format!("the weights are those under `{key}`"));
+                break;
+            }
+            _ => {}
+        }
+    }
+    let mut total = 0_usize;
+    for (name, tensor) in reader.into_tensors() {
+        // Strides can make a small storage look huge.
+        total = total.saturating_add(tensor.byte_len());
+        if total > 4 * size {
+            return Err(format!("tensor {name:?} is larger than the file"));
+        }
+        let dtype = match tensor.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F64 => Dtype::F64,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            DType::I64 => Dtype::I64,
+            DType::I32 => Dtype::I32,
+            DType::U8 => Dtype::U8,
+            DType::Bool => Dtype::BOOL,
+            other => return Err(format!("tensor {name:?} is {other:?}; convert it to 32-bit floats first")),
+        };
+        let shape = tensor.shape().to_vec();
+        store.tensors.insert(name, Tensor { dtype, shape, data: Data::PyTorch(Arc::new(tensor)) });
+    }
+    if store.tensors.is_empty() {
+        return Err("it holds no tensors; save a state_dict".into());
+    }
+    Ok(store)
+}

@@ -1,0 +1,142 @@
+//! One tensor of a file. Its numbers stay there until they are asked for.
+
+use half::{bf16, f16};
+use safetensors::tensor::Dtype;
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// The types that hold weights and gradients. They are computed with as F32, and written back as they were.
+pub(crate) const FLOATS: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64];
+
+/// Bytes of a file that are looked at at a time; a multiple of every type's size.
+const CHUNK: usize = 1 << 22;
+
+/// Type, dimensions and, when they are asked for, numbers of a tensor.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Type of its numbers.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    pub(crate) data: Data,
+}
+
+/// Where the numbers are.
+#[derive(Clone, Debug)]
+pub(crate) enum Data {
+    /// In memory, little-endian.
+    Bytes(Vec<u8>),
+    /// In a part of a file.
+    File { file: Arc<Mutex<File>>, bytes: Range<usize> },
+    /// In a file of PyTorch's.
+    PyTorch(Arc<pytorch_reader::Tensor>),
+    /// Those of a tensor where a mask of the same shape is not 0, else 0.
+    Masked { values: Box<Tensor>, mask: Box<Tensor> },
+    /// A byte each: 1 where the numbers of a tensor are not 0.
+    NotZero(Box<Tensor>),
+}
+
+impl Tensor {
+    /// How many numbers there are.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the numbers are floating-point numbers that weights may be.
+    pub fn is_float(&self) -> bool {
+        FLOATS.contains(&self.dtype)
+    }
+
+    /// The numbers, little-endian.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or has become shorter.
+    pub fn bytes(&self) -> io::Result<Cow<'_, [u8]>> {
+        Ok(match &self.data {
+            Data::Bytes(bytes) => Cow::Borrowed(bytes),
+            Data::File { .. } => {
+                let mut all = Vec::new();
+                self.chunks(&mut |chunk| {
+                    all.extend_from_slice(chunk);
+                    Ok(())
+                })?;
+                Cow::Owned(all)
+            }
+            Data::PyTorch(tensor) => Cow::Owned(tensor.read()?),
+            Data::Masked { values, mask } => {
+                let (mut bytes, size) = (values.bytes()?.into_owned(), values.dtype.bitsize() / 8);
+                for (value, active) in bytes.chunks_exact_mut(size).zip(mask.not_zero()?) {
+                    if active == 0 {
+                        value.fill(0);
+                    }
+                }
+                Cow::Owned(bytes)
+            }
+            Data::NotZero(tensor) => Cow::Owned(tensor.not_zero()?),
+        })
+    }
+
+    /// Hands over the numbers piece by piece, so that memory does not grow with the tensor where they lie in a file.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes), or what `each` returns.
+    pub fn chunks(&self, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let Data::File { file, bytes } = &self.data else { return each(&self.bytes()?) };
+        let mut chunk = vec![0; CHUNK.min(bytes.len())];
+        for start in bytes.clone().step_by(CHUNK) {
+            let chunk = &mut chunk[..CHUNK.min(bytes.end - start)];
+            {
+                let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                file.seek(SeekFrom::Start(start as u64))?;
+                file.read_exact(chunk)?;
+            }
+            each(chunk)?;
+        }
+        Ok(())
+    }
+
+    /// The numbers as F32; `None` if they are no floats.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes).
+    pub fn floats(&self) -> io::Result<Option<Vec<f32>>> {
+        let bytes = self.bytes()?;
+        Ok(match self.dtype {
+            Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            Dtype::F16 => Some(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
+            Dtype::BF16 => {
+                Some(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect())
+            }
+            Dtype::F64 => Some(bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()),
+            _ => None,
+        })
+    }
+
+    /// 1 for each number that is not 0 (nor -0), else 0.
+    fn not_zero(&self) -> io::Result<Vec<u8>> {
+        let (bytes, size) = (self.bytes()?, (self.dtype.bitsize() / 8).max(1));
+        let sign = if self.is_float() { 0x80 } else { 0 };
+        let is_zero = |number: &[u8]| {
+            number.iter().rev().enumerate().all(|(i, b)| b & !(if i == 0 { sign } else { 0 }) == 0)
+        };
+        Ok(bytes.chunks_exact(size).map(|number| u8::from(!is_zero(number))).collect())
+    }
+}
+
+/// F32 numbers as bytes of another of the [`FLOATS`], rounded to the nearest.
+pub(crate) fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        Dtype::F64 => values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
