@@ -52,7 +52,7 @@ pub(crate) fn start<M: Module>(
         _ if !config.method.info().needs.sparsity => (sparsify(config, model, steps, None)?, "none"),
         InitialMaskFrom::File => {
             ensure!(
-                weights.is_sparse(),
+                is_sparse,
                 "--initial-mask file, but {} has neither masks nor zeros",
                 of_file()
             );
