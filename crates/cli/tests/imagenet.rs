@@ -153,7 +153,7 @@ fn the_imagenet_table_is_rendered() {
         .args(["reproduce", "imagenet", "--sparsity", "0.8", "--limit-steps", "3", "--jobs", "2", "--data"])
         .arg(dir.path().join("images"))
         .args(["--set", "model=resnet18", "--set", "batch-size=4", "--set", "image-size=64"])
-        .args(["--set", "delta-t=1", "--set", "grad-accumulation=1", "--set", "lr=0.01"])
+        .args(["--set", "lr=0.01"])
         .arg("--out")
         .arg(dir.path().join("out"))
         .env("SRIGL_BIN", env!("CARGO_BIN_EXE_srigl"))
@@ -167,6 +167,11 @@ fn the_imagenet_table_is_rendered() {
         assert!(row.contains("75.01") || row.contains("74.98"), "{row}");
     }
     assert!(table.contains("changed by --set"), "{table}");
+    assert!(table.contains("cut short after 3 steps"), "{table}");
+    // The topology changes all the same: ΔT of 800 has shrunk.
+    let updates =
+        fs::read_to_string(dir.path().join("out/runs/resnet50-srigl-80-seed0/topology.jsonl")).unwrap();
+    assert!(updates.lines().count() > 20, "{updates}");
     let runs = fs::read_dir(dir.path().join("out/runs")).unwrap();
     let finished = runs.filter(|run| run.as_ref().unwrap().path().join("result.json").exists()).count();
     assert_eq!(finished, 4, "dense, RigL, SRigL without and with ablation");

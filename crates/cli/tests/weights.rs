@@ -262,7 +262,8 @@ fn pairs_of_torch_prune_are_weights_and_masks() {
     for layer in ["fc1", "fc2", "fc3"] {
         let weight = tensors.remove(&format!("{layer}.weight")).unwrap();
         let count = weight.1.iter().product();
-        let mask = (0..count).flat_map(|i: usize| f32::from(u8::from(i % 4 == 0)).to_le_bytes()).collect();
+        let mask =
+            (0..count).flat_map(|i: usize| f32::from(u8::from(i.is_multiple_of(4))).to_le_bytes()).collect();
         tensors.insert(format!("{layer}.weight_mask"), (Dtype::F32, weight.1.clone(), mask));
         tensors.insert(format!("{layer}.weight_orig"), weight);
     }

@@ -28,7 +28,7 @@ pub struct Options {
     pub train_limit: Option<usize>,
     /// Images to test on, likewise.
     pub test_limit: Option<usize>,
-    /// Leaves out the last batch of a training epoch if it is not full.
+    /// Leaves out the last batch of a training epoch if it is not full, unless it is the only one.
     pub drop_last: bool,
 }
 
@@ -140,10 +140,10 @@ impl Loader {
         self.shared.counts[0]
     }
 
-    /// Batches in an epoch of training. 0 if [`Options::drop_last`] leaves none; then an epoch is an error.
+    /// Batches in an epoch of training, at least one.
     pub fn steps_per_epoch(&self, batch_size: usize) -> usize {
         match self.drop_last {
-            true => self.train_images() / batch_size,
+            true => (self.train_images() / batch_size).max(1),
             false => self.train_images().div_ceil(batch_size),
         }
     }
@@ -173,21 +173,11 @@ impl Loader {
     /// the seed, the epoch and its place alone.
     pub fn train_epoch(&self, seed: u64, epoch: usize, batch_size: usize, skip_batches: usize) -> Batches {
         assert!(batch_size > 0, "batches must have at least one image");
-        let steps = self.steps_per_epoch(batch_size);
-        if steps == 0 && self.drop_last {
-            let images = self.train_images();
-            return Batches(Prefetch::new(1, 0, move |_, _| {
-                bail!(
-                    "a batch of {batch_size} is more than the {images} training images, and batches that \
-                     are not full are dropped; take smaller batches, or do not drop the last one"
-                )
-            }));
-        }
         let mut order: Vec<usize> = (0..self.train_images()).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(epoch as u64);
         order.shuffle(&mut rng);
-        order.truncate(steps * batch_size);
+        order.truncate(self.steps_per_epoch(batch_size).saturating_mul(batch_size));
         let plan = Plan { part: Part::Train, random: Some((seed, epoch as u64)), order, batch_size };
         self.batches(plan, skip_batches)
     }
@@ -473,20 +463,14 @@ mod tests {
         let dropping = Options { drop_last: true, ..options(2) };
         let keeping = Loader::new(colours(), augmented(), options(2)).unwrap();
         let loader = Loader::new(colours(), augmented(), dropping).unwrap();
-        for (batch_size, kept, dropped) in [(4, 8, 7), (10, 3, 3), (30, 1, 1), (31, 1, 0)] {
+        for (batch_size, kept, dropped) in [(4, 8, 7), (10, 3, 3), (30, 1, 1), (31, 1, 1)] {
             assert_eq!(keeping.steps_per_epoch(batch_size), kept);
             assert_eq!(loader.steps_per_epoch(batch_size), dropped);
             let whole = all(keeping.train_epoch(1, 0, batch_size, 0));
             assert_eq!(whole.len(), kept);
-            if dropped > 0 {
-                assert_eq!(all(loader.train_epoch(1, 0, batch_size, 0)), whole[..dropped]);
-                assert!(all(loader.train_epoch(1, 0, batch_size, dropped)).is_empty());
-            }
+            assert_eq!(all(loader.train_epoch(1, 0, batch_size, 0)), whole[..dropped]);
+            assert!(all(loader.train_epoch(1, 0, batch_size, dropped)).is_empty());
         }
-        let mut batches = loader.train_epoch(1, 0, 31, 0);
-        let error = batches.next().unwrap().unwrap_err().to_string();
-        assert!(error.contains("more than the 30 training images"), "{error}");
-        assert!(batches.next().is_none());
         assert_eq!(all(loader.eval(4)).len(), 2, "tests lack nothing");
     }
 

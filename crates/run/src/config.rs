@@ -556,7 +556,11 @@ impl Config {
         })?;
         let total = self.limit_steps.map_or(planned, |limit| limit.min(planned));
         let share = total as f64 / planned.max(1) as f64;
-        let delta_t = ((self.delta_t as f64 * share).round() as u64).max(1);
+        let mut delta_t = ((self.delta_t as f64 * share).round() as u64).max(1);
+        if total < planned {
+            // A run that is cut short to try it changes its topology at least twice, if it has the steps.
+            delta_t = delta_t.min((self.end_step(total).saturating_sub(1) / 2).max(1));
+        }
         Ok(Steps { total, planned, delta_t, grad_accumulation: self.grad_accumulation.min(delta_t) })
     }
 
@@ -633,6 +637,7 @@ mod tests {
         let steps = |flags: &str, per_epoch| config(flags).steps(per_epoch).unwrap();
         let limited = steps("--epochs 103 --delta-t 800 --grad-accumulation 8 --limit-steps 20", 2502);
         assert_eq!(limited, Steps { total: 20, planned: 257_706, delta_t: 1, grad_accumulation: 1 });
+        assert_eq!(steps("--epochs 103 --delta-t 800 --limit-steps 20", 3).delta_t, 7);
         let half = steps("--epochs 2 --delta-t 30 --grad-accumulation 8 --limit-steps 100", 100);
         assert_eq!((half.delta_t, half.grad_accumulation), (15, 8));
         let whole = steps("--epochs 2 --delta-t 30 --limit-steps 900", 100);

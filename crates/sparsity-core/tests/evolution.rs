@@ -3,10 +3,10 @@
 //!
 //! To accept a change: `INSTA_UPDATE=always cargo test -p sparsity-core --test evolution`, then read the diff.
 
-use sparsity_core::methods::{Rigl, Set, Srigl};
+use sparsity_core::methods::{Rigl, Set, Srigl, StaticMask, StructuredStatic};
 use sparsity_core::{
     Distribution, Layer, LayerSpec, Mask, Method, Stream, UpdateReport, UpdateSchedule, initial_mask,
-    layer_sparsities, settle_weights, update_layer,
+    initial_mask_by_magnitude, layer_sparsities, settle_weights, update_layer,
 };
 use std::fmt::Write;
 
@@ -175,6 +175,29 @@ fn initial_masks() {
         }
     }
     insta::assert_snapshot!(text);
+}
+
+/// By the weights that an evolution starts with; the numbers are those of `A` and `k0`.
+#[test]
+fn initial_masks_by_magnitude() {
+    let spec = LayerSpec::new("fc", [10, 24]).unwrap();
+    let weights = signal(0, &spec, 0);
+    let mut text = String::new();
+    for (name, method) in
+        [("constant fan-in", &StructuredStatic as &dyn Method), ("unstructured", &StaticMask)]
+    {
+        let mask = initial_mask_by_magnitude(method, &spec, &weights, SPARSITY).unwrap();
+        write!(text, "{name}, nnz {}\n{}\n", mask.nnz(), draw(&mask)).unwrap();
+    }
+    insta::assert_snapshot!(text);
+}
+
+/// Static masks stay as they are.
+#[test]
+fn structured_static() {
+    let evolution = Evolution::of(&StructuredStatic);
+    assert!(evolution.masks.iter().all(|mask| *mask == evolution.masks[0]));
+    assert!((0..10).all(|neuron| evolution.masks[0].fan_in(neuron) == 6));
 }
 
 #[test]

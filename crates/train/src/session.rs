@@ -3,7 +3,7 @@
 use crate::batches::{correct, evaluate, label_tensor, tensors};
 use crate::start::start;
 use crate::{Checkpoint, Progress, device, model_spec, model_tensors};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor};
@@ -125,12 +125,6 @@ impl WithModel for Loop<'_> {
         let steps_per_epoch = loader.steps_per_epoch(config.batch_size);
         let steps = config.steps(steps_per_epoch)?;
         let total_steps = steps.total;
-        ensure!(
-            total_steps > 0,
-            "{} training images do not make a batch of {}: use a smaller --batch-size, or leave out --drop-last",
-            loader.train_images(),
-            config.batch_size
-        );
         let mut state = self.start(model, &steps)?;
         self.observer.started(state.progress.step, total_steps);
         while state.progress.step < total_steps {

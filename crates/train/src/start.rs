@@ -51,11 +51,7 @@ pub(crate) fn start<M: Module>(
     let (sparse, initial_mask) = match from {
         _ if !config.method.info().needs.sparsity => (sparsify(config, model, steps, None)?, "none"),
         InitialMaskFrom::File => {
-            ensure!(
-                is_sparse,
-                "--initial-mask file, but {} has neither masks nor zeros",
-                of_file()
-            );
+            ensure!(is_sparse, "--initial-mask file, but {} has neither masks nor zeros", of_file());
             let mut masks = masks_of(&model, &weights.tensors)?;
             masks.extend(head_mask(config, &model, info, &head)?);
             (sparsify(config, model, steps, Some(masks))?, "that of the file")

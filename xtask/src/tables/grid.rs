@@ -122,6 +122,11 @@ pub fn reproduce(name: &str, recipe: &Recipe, options: &Options) -> Result<Repor
         let changed = "changed by --set; only the recipe as it stands can be compared with published numbers";
         report.facts.push(changed.into());
     }
+    if let Some((_, Some(steps))) = options.changes.set.iter().find(|(flag, _)| flag == "limit-steps") {
+        report.facts.push(format!(
+            "cut short after {steps} steps: schedules and ΔT shrink with them, and the accuracies mean nothing"
+        ));
+    }
     let mut panels = Vec::new();
     let mut grids = Vec::new();
     for grid in &recipe.grids {

@@ -9,6 +9,9 @@ use sparsity_core::{Error as Refused, LayerSpec};
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+/// A number that may not be in a tensor, with its position.
+type Bad = (usize, f64);
+
 /// A layer of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FileLayer {
@@ -48,7 +51,7 @@ impl FileLayer {
     }
 
     /// Values in the order of the file as `[N · M]`.
-    pub(super) fn to_rows<T: Copy>(&self, values: &[T]) -> Vec<T> {
+    pub(super) fn as_rows<T: Copy>(&self, values: &[T]) -> Vec<T> {
         match self.transposed {
             true => turned(values, self.spec.neurons()),
             false => values.to_vec(),
@@ -56,7 +59,7 @@ impl FileLayer {
     }
 
     /// Values `[N · M]` in the order of the file.
-    pub(super) fn from_rows<'v, T: Copy>(&self, values: &'v [T]) -> Cow<'v, [T]> {
+    pub(super) fn in_file_order<'v, T: Copy>(&self, values: &'v [T]) -> Cow<'v, [T]> {
         match self.transposed {
             true => Cow::Owned(turned(values, self.spec.dense_fan_in())),
             false => Cow::Borrowed(values),
@@ -225,7 +228,7 @@ impl Store {
 
     /// For each neuron how many numbers are not 0, and the first that may not be, with its position in the
     /// file.
-    fn tally(&self, layer: &FileLayer, tensor: &Tensor) -> Result<(Vec<usize>, Option<(usize, f64)>), Error> {
+    fn tally(&self, layer: &FileLayer, tensor: &Tensor) -> Result<(Vec<usize>, Option<Bad>), Error> {
         let (n, m) = (layer.spec.neurons(), layer.spec.dense_fan_in());
         let size = tensor.dtype.bitsize() / 8;
         let (mut fan_ins, mut at, mut bad) = (vec![0; n], 0, None);
@@ -251,14 +254,14 @@ impl Store {
 
 /// How many numbers are not 0, and the first that may not be, with its place: a float that is NaN or infinite, or a byte of
 /// a mask above 1.
-fn scan(dtype: Dtype, bytes: &[u8]) -> (usize, Option<(usize, f64)>) {
+fn scan(dtype: Dtype, bytes: &[u8]) -> (usize, Option<Bad>) {
     /// Numbers by their bits, with what a float's exponent is where it is not finite.
     fn of<const SIZE: usize>(
         bytes: &[u8],
         bits: impl Fn([u8; SIZE]) -> u64,
         exponent: u64,
         value: impl Fn([u8; SIZE]) -> f64,
-    ) -> (usize, Option<(usize, f64)>) {
+    ) -> (usize, Option<Bad>) {
         let sign = 1_u64 << (8 * SIZE - 1);
         let (words, _) = bytes.as_chunks::<SIZE>();
         let count = words.iter().filter(|word| bits(**word) & !sign != 0).count();
@@ -346,8 +349,10 @@ fn list(names: &[&str]) -> String {
 mod tests {
     use super::*;
 
-    fn layers(shapes: &[(&str, &[usize])]) -> Vec<FileLayer> {
-        let layer = |(name, dims): &(&str, &[usize])| FileLayer {
+    type Named<'a> = (&'a str, &'a [usize]);
+
+    fn layers(shapes: &[Named]) -> Vec<FileLayer> {
+        let layer = |(name, dims): &Named| FileLayer {
             spec: LayerSpec::new(*name, *dims).unwrap(),
             weight: format!("{name}.weight"),
             transposed: false,
@@ -357,7 +362,7 @@ mod tests {
 
     #[test]
     fn the_classifier_is_told_by_shapes_and_names() {
-        let cases: [(&[(&str, &[usize])], &str); 5] = [
+        let cases: [(&[Named], &str); 5] = [
             (&[("fc1", &[300, 784]), ("fc2", &[100, 300]), ("fc3", &[10, 100])], "fc3"),
             (&[("conv1", &[64, 3, 7, 7]), ("fc", &[1000, 512]), ("layer1.0.conv1", &[512, 64, 3, 3])], "fc"),
             (
@@ -405,9 +410,9 @@ mod tests {
     fn a_turned_layer_comes_back() {
         let mut layer = layers(&[("a", &[3, 2])]).remove(0);
         layer.transposed = true;
-        let rows = layer.to_rows(&[1, 2, 3, 4, 5, 6]);
+        let rows = layer.as_rows(&[1, 2, 3, 4, 5, 6]);
         assert_eq!(rows, [1, 4, 2, 5, 3, 6]);
-        assert_eq!(&*layer.from_rows(&rows), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(&*layer.in_file_order(&rows), [1, 2, 3, 4, 5, 6]);
         assert_eq!((layer.file_shape(), layer.row_position(1)), (vec![2, 3], 2));
     }
 }

@@ -163,7 +163,7 @@ impl Store {
     pub fn mask(&self, layer: &FileLayer) -> Result<Option<(Mask, Dtype)>, Error> {
         let name = layer.mask();
         let Some(tensor) = self.of_layer(layer, &name, &[Dtype::U8, Dtype::BOOL])? else { return Ok(None) };
-        let bytes = layer.to_rows(&self.bytes(tensor)?);
+        let bytes = layer.as_rows(&self.bytes(tensor)?);
         let mask = Mask::from_bytes(layer.spec.neurons(), layer.spec.dense_fan_in(), &bytes)
             .map_err(|e| self.error(format!("tensor `{name}`: {e}")))?;
         Ok(Some((mask, tensor.dtype)))
@@ -177,7 +177,7 @@ impl Store {
     /// Replaces the layer's weights, in the type that they have.
     pub fn set_weights(&mut self, layer: &FileLayer, weights: &[f32]) {
         if let Some(tensor) = self.tensors.get_mut(&layer.weight) {
-            tensor.data = Data::Bytes(encode(tensor.dtype, &layer.from_rows(weights)));
+            tensor.data = Data::Bytes(encode(tensor.dtype, &layer.in_file_order(weights)));
         }
     }
 
@@ -189,7 +189,7 @@ impl Store {
         let Some(tensor) = self.tensors.get(&layer.weight) else { return Ok(()) };
         let (mut bytes, size) = (self.bytes(tensor)?.into_owned(), (tensor.dtype.bitsize() / 8).max(1));
         let active = mask.to_bytes();
-        let active = layer.from_rows(&active);
+        let active = layer.in_file_order(&active);
         bytes
             .chunks_exact_mut(size)
             .zip(&*active)
@@ -202,7 +202,12 @@ impl Store {
 
     /// Adds or replaces the layer's mask, as U8 or BOOL.
     pub fn set_mask(&mut self, layer: &FileLayer, mask: &Mask, dtype: Dtype) {
-        self.insert(layer.mask(), dtype, layer.file_shape(), layer.from_rows(&mask.to_bytes()).into_owned());
+        self.insert(
+            layer.mask(),
+            dtype,
+            layer.file_shape(),
+            layer.in_file_order(&mask.to_bytes()).into_owned(),
+        );
     }
 
     /// Renames all tensors, and drops those for which `name` has none.
@@ -252,7 +257,7 @@ impl Store {
     fn floats(&self, layer: &FileLayer, name: &str, what: &'static str) -> Result<Option<Vec<f32>>, Error> {
         let Some(tensor) = self.of_layer(layer, name, &FLOATS)? else { return Ok(None) };
         let values = tensor.floats().map_err(|cause| self.cannot_read(cause))?;
-        let values = layer.to_rows(&values.expect("of a type of floats"));
+        let values = layer.as_rows(&values.expect("of a type of floats"));
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             let (neuron, input) = (i / layer.spec.dense_fan_in(), i % layer.spec.dense_fan_in());
             let (layer, value) = (layer.spec.name.clone(), values[i]);
