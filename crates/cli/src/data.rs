@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 use srigl_data::fetch::{self, Outcome, Remote};
 use srigl_data::{DataSet, Images, Source, cache_dir, load, open};
+use srigl_run::printable;
 
 /// Examples of each class on a contact sheet.
 const EXAMPLES: usize = 12;
@@ -80,7 +81,7 @@ pub fn run(args: DataArgs) -> Result<()> {
             let images = load(set, data.as_deref())?;
             write_sheet(&images, &output)?;
             println!("wrote `{}`: {}, top to bottom:", output.display(), images.set);
-            println!("{}", images.class_names.join(", "));
+            println!("{}", printable(&images.class_names.join(", ")));
             Ok(())
         }
     }
@@ -136,7 +137,12 @@ fn info(source: &Source, as_json: bool) -> Result<()> {
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(["label", "class", "train", "test"]);
     for (label, name) in names.iter().enumerate() {
-        table.add_row([label.to_string(), name.clone(), train[label].to_string(), test[label].to_string()]);
+        table.add_row([
+            label.to_string(),
+            printable(name),
+            train[label].to_string(),
+            test[label].to_string(),
+        ]);
     }
     let sum = |counts: &[usize]| counts.iter().sum::<usize>().to_string();
     table.add_row([String::new(), "all".to_string(), sum(&train), sum(&test)]);

@@ -171,7 +171,7 @@ fn the_imagenet_table_is_rendered() {
     // The topology changes all the same: ΔT of 800 has shrunk.
     let updates =
         fs::read_to_string(dir.path().join("out/runs/resnet50-srigl-80-seed0/topology.jsonl")).unwrap();
-    assert!(updates.lines().count() > 20, "{updates}");
+    assert!(updates.lines().count() > 3, "{updates}");
     let runs = fs::read_dir(dir.path().join("out/runs")).unwrap();
     let finished = runs.filter(|run| run.as_ref().unwrap().path().join("result.json").exists()).count();
     assert_eq!(finished, 4, "dense, RigL, SRigL without and with ablation");

@@ -22,7 +22,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::printable::{printable, shown};
+use super::printable::shown;
+use srigl_tensors::printable;
 
 /// How the names of pictures end, in small letters: those of torchvision's `ImageFolder`, and `gif`.
 pub const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "gif"];

@@ -48,7 +48,6 @@ pub use auto_augment::AutoAugment;
 pub use folder::ImageFolder;
 pub use loader::{Batch, Batches, Loader, OnBroken, Options};
 pub use mix::{Mix, Mixing};
-pub use printable::printable;
 
 use fetch::Remote;
 

@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::printable::printable;
+use srigl_tensors::printable;
 
 /// The most values that a file may hold; CIFAR-100 has 150 000.
 pub const MAX_VALUES: usize = 1 << 20;

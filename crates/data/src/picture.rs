@@ -19,7 +19,8 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
 use super::palette_tiff;
-use super::printable::{printable, shown};
+use super::printable::shown;
+use srigl_tensors::printable;
 
 /// The largest picture that is decoded, in pixels; ImageNet's largest has 72 million.
 pub const MAX_PIXELS: usize = 1 << 27;

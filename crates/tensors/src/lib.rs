@@ -183,9 +183,25 @@ pub fn write_header<'t>(
     Ok(ordered.into_iter().map(|(name, ..)| name).collect())
 }
 
-/// Text without control characters: nothing that a file says may steer the terminal.
+/// Text whose control characters, and those that change the direction of writing, are escapes such as `\u{1b}`: nothing that
+/// a file or a name says may steer the terminal.
+///
+/// ```
+/// assert_eq!(srigl_tensors::printable(&"a\u{1b}[31m\u{202e}ä"), "a\\u{1b}[31m\\u{202e}ä");
+/// ```
 pub fn printable(text: &dyn fmt::Display) -> String {
-    text.to_string().replace(char::is_control, "\u{fffd}")
+    let is_odd = |c: char| {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        c.is_control() || turns
+    };
+    let mut shown = String::new();
+    for c in text.to_string().chars() {
+        match is_odd(c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// The JSON at the start of a file.
