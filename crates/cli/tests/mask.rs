@@ -715,6 +715,17 @@ fn initial_masks_come_from_the_file_or_from_magnitudes() {
     assert_eq!(told["fc1.mask"].data, largest(&weights, 180));
     assert_eq!(told["conv.mask"].data, [1; 288]);
     bench.refuse("no masks", "init in -o x --sparsity 0.5 --initial-mask file", "neither masks nor zeros");
+    // Masks and zeros, each where it is; what is kept dense is dense. The weights may be drawn anew all the same.
+    let mut both = sparse.clone();
+    both.insert("conv.mask".into(), masked_model()["conv.mask"].clone());
+    bench.put("both", &both);
+    let nnz = |args: &str| {
+        let report = bench.json(&format!("init both -o o --sparsity 0.9 {args}"));
+        [0, 1].map(|i| report["layers"][i]["nnz"].as_u64().unwrap())
+    };
+    assert_eq!(nnz(""), [144, 180]);
+    assert_eq!(nnz("--keep-dense conv"), [288, 180]);
+    assert_eq!(nnz("--weight-init kaiming-normal"), [144, 180]);
     let anew = bench.json("init told -o anew --sparsity 0.8 --initial-mask random --distribution uniform");
     assert_eq!(anew["layers"][1]["fan_in"], 5);
 }

@@ -116,9 +116,56 @@ fn a_sparse_network_keeps_its_topology_and_its_accuracy() {
     assert!(said.contains("with a mask: random"), "{said}");
     let random = bench.json("random/result.json")["started_from"]["test_accuracy"].as_f64().unwrap();
     assert!(random < accuracy - 0.1, "{random} of {accuracy}");
+}
 
-    // Interrupted and resumed, it is the same run; a second start is none.
-    bench.succeed(&bench.train(&format!("{start} --out again --resume")));
+/// Killed and resumed without the file it started from, a run is the same as in one go.
+#[test]
+fn a_run_from_weights_resumes_without_them() {
+    let bench = Bench::new();
+    bench.succeed(&bench.train("--method rigl --sparsity 0.9 --epochs 1 --out first"));
+    fs::copy(bench.path("first/model.safetensors"), bench.path("w.safetensors")).unwrap();
+    let flags = bench.train("--weights w.safetensors --sparsity 0.5 --method rigl --epochs 8 --seed 5 --out");
+    bench.succeed(&format!("{flags} whole"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+    let mut child = command
+        .args(format!("{flags} parts").split_whitespace())
+        .current_dir(bench.0.path())
+        .spawn()
+        .unwrap();
+    let started = std::time::Instant::now();
+    while !bench.path("parts/checkpoint.safetensors").exists() {
+        assert!(started.elapsed().as_secs() < 120, "it writes a checkpoint");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!bench.path("parts/result.json").exists(), "it was killed in time");
+    fs::remove_file(bench.path("w.safetensors")).unwrap();
+    bench.succeed(&format!("{flags} parts --resume"));
+    for file in ["model.safetensors", "topology.jsonl"] {
+        let read = |run: &str| fs::read(bench.path(&format!("{run}/{file}"))).unwrap();
+        assert!(read("whole") == read("parts"), "{file}");
+    }
+    let started_from = |run: &str| bench.json(&format!("{run}/result.json"))["started_from"].clone();
+    assert_eq!(started_from("whole"), started_from("parts"));
+    assert_eq!(started_from("parts")["sparsity"].as_f64().map(|s| (s * 10.0).round()), Some(9.0));
+}
+
+/// Masks without constant fan-in, for methods that need it.
+#[test]
+fn masks_that_do_not_fit_the_method_are_said_or_refused() {
+    let bench = Bench::new();
+    bench.succeed(&bench.train("--method rigl --sparsity 0.9 --epochs 1 --out first"));
+    let start = "--weights first/model.safetensors --epochs 1";
+    let error = bench.refused(&bench.train(&format!("{start} --method structured-static --out x")));
+    assert!(error.contains("needs constant fan-in") && error.contains("--initial-mask magnitude"), "{error}");
+    let said = bench.succeed(&bench.train(&format!("{start} --out srigl")));
+    assert!(said.contains("no constant fan-in in fc1, fc2"), "{said}");
+    let layers = bench.json("srigl/result.json")["layers"].clone();
+    assert!(layers.as_array().unwrap().iter().all(|layer| layer["fan_in"].is_u64()), "{layers}");
+    bench.succeed(
+        &bench.train(&format!("{start} --method structured-static --initial-mask magnitude --out y")),
+    );
 }
 
 #[test]

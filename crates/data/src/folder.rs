@@ -150,7 +150,7 @@ impl Listing {
     }
 }
 
-/// Files of a split that are not listed, for people: `left out 12 files that are no pictures: 10 .txt, 2 .svg`.
+/// Files of a split that are not listed, for people: `left out 2 files that are no pictures: 2 .txt (a/x.txt, a/y.txt)`.
 /// Hidden ones do not count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
@@ -172,6 +172,12 @@ pub struct Counted {
 impl Counted {
     /// How many are named.
     pub const NAMED: usize = 3;
+
+    /// The names, for people.
+    fn named(&self) -> String {
+        let names = self.names.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
+        if self.count > self.names.len() { names + ", …" } else { names }
+    }
 
     fn add(&mut self, path: PathBuf) {
         self.count += 1;
@@ -216,8 +222,8 @@ impl fmt::Display for LeftOut {
                 .iter()
                 .take(SHOWN)
                 .map(|(name, kind)| match name.is_empty() {
-                    true => format!("{} without extension", kind.count),
-                    false => format!("{} {}", kind.count, printable(name)),
+                    true => format!("{} without extension ({})", kind.count, kind.named()),
+                    false => format!("{} {} ({})", kind.count, printable(name), kind.named()),
                 })
                 .collect();
             let others: usize = kinds.iter().skip(SHOWN).map(|(_, kind)| kind.count).sum();
@@ -232,8 +238,11 @@ impl fmt::Display for LeftOut {
         }
         match self.unclassed.count {
             0 => {}
-            1 => parts.push("1 picture outside the folders of classes".to_string()),
-            count => parts.push(format!("{count} pictures outside the folders of classes")),
+            1 => parts.push(format!("1 picture outside the folders of classes ({})", self.unclassed.named())),
+            count => parts.push(format!(
+                "{count} pictures outside the folders of classes ({})",
+                self.unclassed.named()
+            )),
         }
         match parts.is_empty() {
             true => f.write_str("left out nothing"),
@@ -546,7 +555,10 @@ mod tests {
         assert_eq!(folder.train.labels, [0, 0, 1]);
         assert_eq!(folder.train.class_counts(2), [2, 1]);
         assert_eq!(folder.test.labels, [0, 1]);
-        assert_eq!(folder.train.left_out.to_string(), "left out 1 file that is no picture: 1 .txt");
+        assert_eq!(
+            folder.train.left_out.to_string(),
+            "left out 1 file that is no picture: 1 .txt (train/a/notes.txt)"
+        );
         assert_eq!(folder.train.left_out.kinds[".txt"].names, [Path::new("train/a/notes.txt")]);
         assert!(folder.test.left_out.is_empty());
         assert_eq!(folder.test_folder, "val");

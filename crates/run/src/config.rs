@@ -202,11 +202,11 @@ pub struct Config {
     pub random_erase: Option<f64>,
     /// Mix images and labels of each batch by mixup, with shares from Beta(A, A). Beside --cutmix-alpha, one of both at
     /// random.
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", conflicts_with = "no_augment")]
     #[serde(default)]
     pub mixup_alpha: Option<f64>,
     /// Paste rectangles of other images into those of a batch by CutMix, with areas from Beta(A, A).
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", conflicts_with = "no_augment")]
     #[serde(default)]
     pub cutmix_alpha: Option<f64>,
     /// Image folders: resize the shorter side to one of these sizes at random and crop anywhere, instead of random resized
@@ -474,8 +474,12 @@ impl Config {
             ensure!(folder, "--resize-from is for image folders; images of {} have their size", source.set());
             transform.train.crop = Crop::Scaled { sides, size };
         }
-        if let Crop::Pad { mode, .. } = &mut transform.train.crop {
-            *mode = self.pad_mode;
+        match &mut transform.train.crop {
+            Crop::Pad { mode, .. } => *mode = self.pad_mode,
+            _ => ensure!(
+                self.pad_mode == PadMode::Black,
+                "--pad-mode is for CIFAR, whose images are cropped within a border"
+            ),
         }
         if let Some(strength) = self.color_jitter {
             let jitter = Jitter { brightness: strength, contrast: strength, saturation: strength };

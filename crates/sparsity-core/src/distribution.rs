@@ -148,6 +148,10 @@ fn erdos_renyi(layers: &[LayerSpec], sparsity: f64, scores: &[f64]) -> Result<Ve
             return Err(Error::TooManyDense { sparsity, dense: dense_weights, total });
         }
         let epsilon = budget / sparse.iter().map(|&i| scores[i] * layers[i].weights() as f64).sum::<f64>();
+        if !(epsilon * scores[largest]).is_finite() {
+            // Scores that underflow, or overflow.
+            return Err(Error::Setting { name: "ERK power", value: scores[largest], allowed: "nearer to 0" });
+        }
         if epsilon * scores[largest] > 1.0 {
             dense[largest] = true;
             continue;
@@ -217,8 +221,10 @@ mod tests {
         for sparsity in [-0.1, 1.0, f64::NAN] {
             assert!(matches!(layer_sparsities(&mlp(), sparsity, Distribution::Er), Err(Error::Sparsity(_))));
         }
-        let erk = layer_sparsities(&mlp(), 0.9, Distribution::Erk { power: f64::NAN });
-        assert!(matches!(erk, Err(Error::Setting { .. })));
+        for power in [f64::NAN, 1e4, -1e4] {
+            let erk = layer_sparsities(&mlp(), 0.9, Distribution::Erk { power });
+            assert!(matches!(erk, Err(Error::Setting { .. })), "{power}: {erk:?}");
+        }
         assert!(LayerSpec::new("x", [3]).is_err());
         assert!(LayerSpec::new("x", [3, 0]).is_err());
         assert!(matches!(LayerSpec::new("x", [usize::MAX, 2]), Err(Error::TooLarge { .. })));

@@ -2,6 +2,7 @@
 
 use crate::random::{Purpose, Stream};
 use crate::select::{Candidates, Scores, add_largest_to_row, magnitude};
+use crate::topology::check_values;
 use crate::{ConstantFanInMask, Error, LayerSpec, Mask};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
@@ -54,10 +55,12 @@ impl InitialMask {
 /// The mask of the `A` largest |W| of a layer with `weights` `[N · M]`.
 ///
 /// # Errors
-/// [`Error::FanInZero`] if `A = 0`, [`Error::Sparsity`] outside `[0, 1)`.
+/// [`Error::FanInZero`] if `A = 0`, [`Error::Sparsity`] outside `[0, 1)`, [`Error::Length`] and [`Error::NotFinite`] for
+/// weights that do not fit or have diverged.
 pub fn magnitude_mask(layer: &LayerSpec, weights: &[f32], sparsity: f64) -> Result<Mask, Error> {
     check_sparsity(sparsity)?;
     let (n, m) = (layer.neurons(), layer.dense_fan_in());
+    check_values(&layer.name, [n, m], "weight", weights)?;
     let target = target_weights(n * m, sparsity);
     if target == 0 {
         return Err(Error::FanInZero { layer: layer.name.clone(), sparsity, target, active: n });
@@ -70,7 +73,7 @@ pub fn magnitude_mask(layer: &LayerSpec, weights: &[f32], sparsity: f64) -> Resu
 /// The mask of the `k0 = ⌊A/N⌋` largest |W| of each neuron of a layer with `weights` `[N · M]`.
 ///
 /// # Errors
-/// [`Error::FanInZero`] if `k0 = 0`, [`Error::Sparsity`] outside `[0, 1)`.
+/// [`Error::FanInZero`] if `k0 = 0`; otherwise as [`magnitude_mask`].
 pub fn constant_fan_in_magnitude_mask(
     layer: &LayerSpec,
     weights: &[f32],
@@ -78,6 +81,7 @@ pub fn constant_fan_in_magnitude_mask(
 ) -> Result<ConstantFanInMask, Error> {
     check_sparsity(sparsity)?;
     let (n, m) = (layer.neurons(), layer.dense_fan_in());
+    check_values(&layer.name, [n, m], "weight", weights)?;
     let fan_in = initial_fan_in(layer, sparsity)?;
     let mut mask = Mask::empty(n, m);
     let (words, width) = mask.rows_mut();
@@ -88,7 +92,7 @@ pub fn constant_fan_in_magnitude_mask(
 }
 
 /// The sparsities of all layers that keep the largest |W| over all of them: `weights` are those of each layer,
-/// `[N · M]`. Layers with `keep_dense` get 0, and the others make up for them. Among equal magnitudes the earlier
+/// `[N · M]`, which are not read where a layer is kept dense. Layers with `keep_dense` get 0, and the others make up for them. Among equal magnitudes the earlier
 /// layer and the lower index come first.
 ///
 /// # Errors
@@ -96,10 +100,13 @@ pub fn constant_fan_in_magnitude_mask(
 /// ones, and [`Error::FanInZero`] for a layer that would be left without weights.
 pub fn global_magnitude_sparsities(
     layers: &[LayerSpec],
-    weights: &[&[f32]],
+    weights: &[Vec<f32>],
     sparsity: f64,
 ) -> Result<Vec<f64>, Error> {
     check_sparsity(sparsity)?;
+    for (layer, values) in layers.iter().zip(weights).filter(|(layer, _)| !layer.keep_dense) {
+        check_values(&layer.name, [layer.neurons(), layer.dense_fan_in()], "weight", values)?;
+    }
     let total: usize = layers.iter().map(LayerSpec::weights).sum();
     let dense: usize = layers.iter().filter(|layer| layer.keep_dense).map(LayerSpec::weights).sum();
     let target = target_weights(total, sparsity).saturating_sub(dense);
@@ -110,7 +117,7 @@ pub fn global_magnitude_sparsities(
     }
     let (larger, &mut boundary, _) = all.select_nth_unstable_by(target - 1, |a, b| b.cmp(a));
     let mut ties = target - larger.iter().filter(|value| **value > boundary).count();
-    let sparsity_of = |(layer, values): (&LayerSpec, &&[f32])| {
+    let sparsity_of = |(layer, values): (&LayerSpec, &Vec<f32>)| {
         if layer.keep_dense {
             return Ok(0.0);
         }
@@ -285,7 +292,8 @@ mod tests {
         let spec = |name: &str| LayerSpec::new(name, [2, 3]).unwrap();
         let (a, b) = ([5.0, 4.0, 3.0, 2.0, 1.0, 1.0], [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]);
         let counts = |layers: &[LayerSpec], weights: &[&[f32]], sparsity| -> Result<Vec<usize>, Error> {
-            let sparsities = global_magnitude_sparsities(layers, weights, sparsity)?;
+            let weights: Vec<Vec<f32>> = weights.iter().map(|values| values.to_vec()).collect();
+            let sparsities = global_magnitude_sparsities(layers, &weights, sparsity)?;
             Ok(sparsities.iter().map(|s| target_weights(6, *s)).collect())
         };
         let layers = [spec("a"), spec("b")];

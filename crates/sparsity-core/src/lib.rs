@@ -82,6 +82,6 @@ pub use methods::{AnyMethod, METHODS, Method};
 pub use random::{Purpose, Stream};
 pub use schedule::UpdateSchedule;
 pub use topology::{
-    Layer, LayerStats, Update, UpdateReport, initial_mask, initial_mask_by_magnitude, itop_rate,
-    settle_weights, update_layer, update_topology,
+    Layer, LayerStats, Update, UpdateReport, initial_mask, initial_mask_by_magnitude, initial_masks,
+    itop_rate, settle_weights, update_layer, update_topology,
 };

@@ -1,6 +1,9 @@
 //! Topology updates of layers and models by any method, and what to report of them.
 
-use crate::{Error, LayerSpec, Mask, Method, Stream};
+use crate::{
+    Distribution, Error, InitialMask, LayerSpec, Mask, Method, Stream, global_magnitude_sparsities,
+    layer_sparsities,
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -140,6 +143,37 @@ pub fn initial_mask(
     Ok(mask)
 }
 
+/// Sparsity and initial mask `[N, M]` of every layer: how `sparsity` is shared and where masks come from. `weights` are those
+/// of each layer, `[N · M]`; they are not read for random masks, nor where a layer is kept dense. A layer's random stream
+/// depends on its place.
+///
+/// # Errors
+/// As [`layer_sparsities`], [`global_magnitude_sparsities`], [`initial_mask`] and [`initial_mask_by_magnitude`].
+pub fn initial_masks(
+    method: &dyn Method,
+    layers: &[LayerSpec],
+    weights: &[Vec<f32>],
+    from: InitialMask,
+    (sparsity, distribution): (f64, Distribution),
+    seed: u64,
+) -> Result<Vec<(f64, Mask)>, Error> {
+    let sparsities = match from {
+        InitialMask::GlobalMagnitude => global_magnitude_sparsities(layers, weights, sparsity)?,
+        InitialMask::Random | InitialMask::Magnitude => layer_sparsities(layers, sparsity, distribution)?,
+    };
+    let mask = |(i, sparsity): (usize, f64)| {
+        let mask = match from {
+            InitialMask::Random => {
+                initial_mask(method, &layers[i], sparsity, Stream { seed, layer: i as u64, step: 0 })?
+            }
+            _ if sparsity == 0.0 => Mask::full(layers[i].neurons(), layers[i].dense_fan_in()),
+            _ => initial_mask_by_magnitude(method, &layers[i], &weights[i], sparsity)?,
+        };
+        Ok((sparsity, mask))
+    };
+    sparsities.into_iter().enumerate().map(mask).collect()
+}
+
 /// The initial mask `[N, M]` of one layer by a method that keeps the largest of given `weights` `[N · M]`; all ones where
 /// the sparsity is 0.
 ///
@@ -161,7 +195,12 @@ pub fn initial_mask_by_magnitude(
 }
 
 /// Refuses values that are not one finite number for each of `[N, M]`.
-fn check_values(layer: &str, [n, m]: [usize; 2], what: &'static str, values: &[f32]) -> Result<(), Error> {
+pub(crate) fn check_values(
+    layer: &str,
+    [n, m]: [usize; 2],
+    what: &'static str,
+    values: &[f32],
+) -> Result<(), Error> {
     let (expected, got) = (n * m, values.len());
     if got != expected {
         return Err(Error::Length { layer: layer.into(), what, expected, got });

@@ -13,8 +13,8 @@ use burn::tensor::Tensor;
 use globset::{Glob, GlobMatcher};
 use sparsity_core::methods::{AnyMethod, Srigl};
 use sparsity_core::{
-    Distribution, LayerSpec, Mask, Stream, UpdateSchedule, global_magnitude_sparsities, initial_mask,
-    initial_mask_by_magnitude, initialise_weights, layer_sparsities, sparsity_of_count,
+    Distribution, LayerSpec, Mask, Stream, UpdateSchedule, initial_masks, initialise_weights,
+    sparsity_of_count,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -243,25 +243,10 @@ impl SparsityConfig {
             InitialMask::Random => HashMap::new(),
             InitialMask::Magnitude | InitialMask::GlobalMagnitude => Rows::of(module, found),
         };
-        let mut rows_of = |found: &Found| rows.remove(&found.parameter_path()).unwrap_or_default();
-        let weights: Vec<Vec<f32>> = found.iter().map(&mut rows_of).collect();
-        let sparsities = match initial {
-            InitialMask::GlobalMagnitude => {
-                let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
-                global_magnitude_sparsities(&specs, &weights, self.sparsity)?
-            }
-            _ => layer_sparsities(&specs, self.sparsity, self.distribution)?,
-        };
-        let mask = |(index, sparsity): (usize, f64)| {
-            let stream = Stream { seed: self.seed, layer: index as u64, step: 0 };
-            let (spec, weights) = (&specs[index], &weights[index]);
-            let mask = match initial {
-                InitialMask::Random => initial_mask(&*self.method, spec, sparsity, stream)?,
-                _ => initial_mask_by_magnitude(&*self.method, spec, weights, sparsity)?,
-            };
-            Ok((sparsity, mask))
-        };
-        sparsities.into_iter().enumerate().map(mask).collect()
+        let rows_of = |found: &Found| rows.remove(&found.parameter_path()).unwrap_or_default();
+        let weights: Vec<Vec<f32>> = found.iter().map(rows_of).collect();
+        let target = (self.sparsity, self.distribution);
+        Ok(initial_masks(&*self.method, &specs, &weights, initial, target, self.seed)?)
     }
 }
 

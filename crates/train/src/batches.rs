@@ -70,11 +70,19 @@ pub fn evaluate<M: Classifier>(model: &M, loader: &Loader, device: &Device) -> R
     Ok(Accuracy { loss: loss_sum / images as f64, top1: share(hits), top5: five.then(|| share(hits5)) })
 }
 
-/// In how many rows of logits fewer than five others are larger than that of the label, `[1]`.
+/// In how many rows of logits fewer than five others come before that of the label, `[1]`: larger ones, and of equal ones
+/// those of lower classes, as `argmax` has it. NaN comes after nothing.
 fn among_five(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1, Int> {
-    let of_label = logits.clone().gather(1, labels.unsqueeze_dim(1));
-    let larger: Tensor<1, Int> = logits.greater(of_label).int().sum_dim(1).squeeze_dim(1);
-    larger.lower_elem(5).int().sum()
+    let [rows, classes] = logits.dims();
+    let labels: Tensor<2, Int> = labels.unsqueeze_dim(1);
+    let of_label = logits.clone().gather(1, labels.clone());
+    let class = Tensor::<1, Int>::arange(0..classes as i64, &logits.device()).unsqueeze::<2>();
+    let lower_class = class.expand([rows, classes]).lower(labels);
+    let equal = logits.clone().equal(of_label.clone());
+    let not_larger = logits.lower(of_label).bool_or(equal.clone());
+    let before = not_larger.bool_not().bool_or(equal.bool_and(lower_class));
+    let before: Tensor<1, Int> = before.int().sum_dim(1).squeeze_dim(1);
+    before.lower_elem(5).int().sum()
 }
 
 #[cfg(test)]
@@ -89,5 +97,10 @@ mod tests {
         let labels = Tensor::<1, Int>::from_data([5, 0, 1], &device);
         assert_eq!(among_five(logits.clone(), labels.clone()).into_scalar::<i64>(), 2);
         assert_eq!(correct(logits, labels).into_scalar::<i64>(), 1);
+        // Equal logits are no knowledge, and NaN is none at all.
+        let labels = || Tensor::<1, Int>::from_data([0, 4, 5, 6], &device);
+        let equal = Tensor::<2>::zeros([4, 7], &device);
+        assert_eq!(among_five(equal.clone(), labels()).into_scalar::<i64>(), 2);
+        assert_eq!(among_five(equal / 0.0, labels()).into_scalar::<i64>(), 0);
     }
 }

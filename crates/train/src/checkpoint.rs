@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use srigl_burn::Sparsified;
 use srigl_run::StartedFrom;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// Where a run stands, and the records of its model and optimizer (which holds masks and topology state).
@@ -42,6 +42,9 @@ pub struct Progress {
     /// What the run started from, if from weights of a file.
     #[serde(default)]
     pub started_from: Option<StartedFrom>,
+    /// Target weights `A` of each sparse layer where they come from that file: going on does not need it.
+    #[serde(default)]
+    pub targets: BTreeMap<String, usize>,
     /// Seconds spent in training so far, over all interruptions.
     pub seconds: f64,
     /// The data set in use.

@@ -1,7 +1,7 @@
 //! The training loop.
 
 use crate::batches::{correct, evaluate, label_tensor, tensors};
-use crate::start::start;
+use crate::start::{start, start_again};
 use crate::{Checkpoint, Progress, device, model_spec, model_tensors};
 use anyhow::{Result, bail};
 use burn::nn::loss::CrossEntropyLossConfig;
@@ -160,11 +160,9 @@ impl Loop<'_> {
     /// A new run, or the state of the last checkpoint.
     fn start<M: Classifier>(&mut self, model: M, steps: &Steps) -> Result<State<M>> {
         let Session { config, folder, loader, .. } = self.session;
-        let (mut sparse, started_from) = start(config, model, loader.classes(), steps, self.device)?;
-        let lock = folder.create(config)?;
         let path = folder.file("checkpoint.safetensors");
         let data = loader.source().set().to_string();
-        let mut progress = Progress { data: data.clone(), started_from, ..Default::default() };
+        let (sparse, progress, lock);
         if path.exists() {
             let checkpoint = Checkpoint::read(&path)?;
             if checkpoint.progress.data != data {
@@ -173,10 +171,18 @@ impl Loop<'_> {
                     "the run was started on {before}, but the data is {data} now: provide {before} with --data"
                 );
             }
-            sparse = checkpoint.load(sparse)?;
+            let again = start_again(config, model, steps, &checkpoint.progress.targets)?;
+            lock = folder.create(config)?;
+            sparse = checkpoint.load(again)?;
             progress = checkpoint.progress;
         } else {
-            self.tell_start(&sparse, &mut progress, steps)?;
+            let start = start(config, model, loader.classes(), steps, self.device)?;
+            lock = folder.create(config)?;
+            sparse = start.sparse;
+            let (started_from, targets) = (start.from, start.targets);
+            let mut new = Progress { data, started_from, targets, ..Default::default() };
+            self.tell_start(&sparse, &mut new, steps)?;
+            progress = new;
         }
         let Sparsified { model, optim, topology } = sparse;
         let metrics = JsonLines::open(folder.file("metrics.jsonl"), progress.metrics_bytes)?;
@@ -273,7 +279,10 @@ impl Loop<'_> {
             let (step, layer, itop) = (event.step, event.layer, event.itop);
             match event.report {
                 Ok(report) => state.updates.write(&TopologyLine { step, layer, report, itop })?,
-                Err(error) => bail!("step {step}: {error}; training has diverged, try a lower --lr"),
+                Err(error @ sparsity_core::Error::NotFinite { .. }) => {
+                    bail!("step {step}: {error}; training has diverged, try a lower --lr")
+                }
+                Err(error) => bail!("step {step}: {error}"),
             }
         }
         if self.session.config.is_pictured(step, steps) {

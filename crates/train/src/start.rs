@@ -4,25 +4,37 @@ use crate::{NamedTensor, Weights, fill_module, masks_of, sparsify};
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
-use sparsity_core::{LayerSpec, Stream, initial_mask, sparsity_of_count};
+use sparsity_core::{LayerSpec, LayerStats, Mask, Stream, initial_mask, sparsity_of_count, target_weights};
 use srigl_burn::{Sparsified, sparse_layers};
 use srigl_models::{ModelInfo, torchvision_name};
 use srigl_run::{Config, InitialMaskFrom, StartedFrom, Steps};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A network made sparse as a run wants it, and what it started from if from a file; its accuracy is still to be measured.
+/// A network that a run starts with.
+pub(crate) struct Start<M> {
+    /// Made sparse, with its optimizer.
+    pub sparse: Sparsified<M>,
+    /// The file it came from, if from one; its accuracy is still to be measured.
+    pub from: Option<StartedFrom>,
+    /// Target weights `A` of each sparse layer, if they come from that file.
+    pub targets: BTreeMap<String, usize>,
+}
+
+/// A network made sparse as a run wants it.
 ///
 /// # Errors
-/// If the file cannot be read or does not fit the network, and as [`sparsify`].
+/// If a file of weights cannot be read or does not fit the network, and as [`sparsify`].
 pub(crate) fn start<M: Module>(
     config: &Config,
     model: M,
     classes: usize,
     steps: &Steps,
     device: &Device,
-) -> Result<(Sparsified<M>, Option<StartedFrom>)> {
+) -> Result<Start<M>> {
     let Some(path) = &config.weights else {
-        return Ok((sparsify(config, model, steps, None)?, None));
+        let sparse = sparsify(config, model, steps, None)?;
+        return Ok(Start { sparse, from: None, targets: BTreeMap::new() });
     };
     let info = ModelInfo::named(&config.model.name)?;
     let mut weights = Weights::open(path, info)?;
@@ -34,7 +46,7 @@ pub(crate) fn start<M: Module>(
         bail!(
             "{} tells {other} classes apart, but the data has {classes}: add --new-head to start with a new `{}`",
             of_file(),
-            info.head.trim_end_matches(".bias")
+            head_layer(info)
         );
     }
     let model = fill_module(model, &weights.tensors, &fresh, device).with_context(of_file)?;
@@ -44,20 +56,33 @@ pub(crate) fn start<M: Module>(
         notes.push(format!("no mask in the file, so zeros count as inactive: {names}"));
     }
     if config.new_head {
-        notes.push(format!("`{}` starts anew", info.head.trim_end_matches(".bias")));
+        notes.push(format!("`{}` starts anew", head_layer(info)));
     }
     let by_default = if is_sparse { InitialMaskFrom::File } else { InitialMaskFrom::Magnitude };
-    let from = config.initial_mask.unwrap_or(by_default);
-    let (sparse, initial_mask) = match from {
-        _ if !config.method.info().needs.sparsity => (sparsify(config, model, steps, None)?, "none"),
+    let (sparse, initial_mask) = match config.initial_mask.unwrap_or(by_default) {
+        _ if !config.method.info().needs.sparsity => {
+            if is_sparse {
+                notes.push("dense training does not keep the masks of the file".into());
+            }
+            (sparsify(config, model, steps, None)?, "none")
+        }
         InitialMaskFrom::File => {
             ensure!(is_sparse, "--initial-mask file, but {} has neither masks nor zeros", of_file());
             let mut masks = masks_of(&model, &weights.tensors)?;
             masks.extend(head_mask(config, &model, info, &head)?);
-            (sparsify(config, model, steps, Some(masks))?, "that of the file")
+            notes.extend(check_structure(config, &masks)?);
+            let sparse = sparsify(config, model, steps, Some(masks))?;
+            let sparsity = sparse.topology.sparsity();
+            if (sparsity - config.sparsity).abs() > 0.005 {
+                notes.push(format!(
+                    "the topology has a sparsity of {:.2} %, and keeps it; --sparsity {} is not used",
+                    100.0 * sparsity,
+                    config.sparsity
+                ));
+            }
+            (sparse, "that of the file")
         }
         from => {
-            // Said by the flag; what the flag stands for by default must be the same.
             let config = Config { initial_mask: Some(from), ..config.clone() };
             let what = match from {
                 InitialMaskFrom::Magnitude => "the largest weights of each layer",
@@ -67,29 +92,82 @@ pub(crate) fn start<M: Module>(
             (sparsify(&config, model, steps, None)?, what)
         }
     };
-    let sparsity = sparse.topology.sparsity();
-    if config.method.info().needs.sparsity && (sparsity - config.sparsity).abs() > 0.005 {
-        notes.push(format!(
-            "the topology has a sparsity of {:.2} %, and keeps it; --sparsity {} is not used",
-            100.0 * sparsity,
-            config.sparsity
-        ));
-    }
-    if !config.method.info().needs.sparsity && is_sparse {
-        notes.push("dense training does not keep the masks of the file".into());
-    }
-    let file = file_name(path);
+    let (file, sparsity) = (file_name(path), sparse.topology.sparsity());
+    let targets = sparse.topology.layers().into_iter().filter(|layer| layer.sparsity > 0.0);
+    let targets = targets.map(|layer| {
+        let target = target_weights(layer.mask.positions(), layer.sparsity);
+        (layer.name, target)
+    });
     let initial_mask = initial_mask.into();
-    Ok((sparse, Some(StartedFrom { file, initial_mask, sparsity, test_accuracy: 0.0, notes })))
+    let from = StartedFrom { file, initial_mask, sparsity, test_accuracy: 0.0, notes };
+    Ok(Start { targets: targets.collect(), sparse, from: Some(from) })
+}
+
+/// A network that is about to get the records of a checkpoint: with the target weights of its layers, and any masks. The
+/// file that the run started from is not needed.
+///
+/// # Errors
+/// As [`sparsify`].
+pub(crate) fn start_again<M: Module>(
+    config: &Config,
+    model: M,
+    steps: &Steps,
+    targets: &BTreeMap<String, usize>,
+) -> Result<Sparsified<M>> {
+    if config.weights.is_none() || !config.method.info().needs.sparsity {
+        return Ok(sparsify(config, model, steps, None)?);
+    }
+    if targets.is_empty() {
+        // A run of an earlier version: it shared its sparsity by the settings, with random masks.
+        let config = Config { initial_mask: Some(InitialMaskFrom::Random), ..config.clone() };
+        return Ok(sparsify(&config, model, steps, None)?);
+    }
+    let mut masks = Vec::new();
+    for layer in sparse_layers(&model)? {
+        if let Some(target) = targets.get(&layer.name) {
+            let bytes: Vec<u8> = (0..layer.weights()).map(|i| u8::from(i < *target)).collect();
+            let mask = Mask::from_bytes(layer.neurons(), layer.dense_fan_in(), &bytes)?;
+            masks.push((layer.name, mask));
+        }
+    }
+    Ok(sparsify(config, model, steps, Some(masks))?)
+}
+
+/// Checks that masks of a file are such that the method can go on with them; says what is not as it should be.
+fn check_structure(config: &Config, masks: &[(String, Mask)]) -> Result<Option<String>> {
+    let info = config.method.info();
+    if !info.constant_fan_in {
+        return Ok(None);
+    }
+    let varies = |(_, mask): &&(String, Mask)| LayerStats::new(mask).fan_in.is_none();
+    let names: Vec<&str> = masks.iter().filter(varies).map(|(name, _)| name.as_str()).collect();
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let names = names.join(", ");
+    ensure!(
+        info.needs.updates,
+        "--method {} needs constant fan-in, which the masks of the file do not have in {names}; use --method static, or \
+         --initial-mask magnitude",
+        info.name
+    );
+    Ok(Some(format!(
+        "the masks of the file have no constant fan-in in {names}; the first update gives it to them"
+    )))
 }
 
 fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Weight and bias of a network's classifier, in torchvision's names.
+/// The name of a network's classifier, in torchvision's names.
+fn head_layer(info: &ModelInfo) -> &str {
+    info.head.trim_end_matches(".bias")
+}
+
+/// Its weight and bias.
 fn head_names(info: &ModelInfo) -> Vec<String> {
-    vec![info.head.replace(".bias", ".weight"), info.head.to_string()]
+    vec![format!("{}.weight", head_layer(info)), info.head.to_string()]
 }
 
 /// A random mask for a new classifier, as sparse as that of the file was; none if that was dense.
@@ -98,7 +176,7 @@ fn head_mask<M: Module>(
     model: &M,
     info: &ModelInfo,
     old: &[NamedTensor],
-) -> Result<Option<(String, sparsity_core::Mask)>> {
+) -> Result<Option<(String, Mask)>> {
     let Some(mask) = old.iter().find_map(|tensor| tensor.mask.as_ref()) else { return Ok(None) };
     let layers = sparse_layers(model)?;
     let weight = &head_names(info)[0];

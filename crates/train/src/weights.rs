@@ -80,7 +80,7 @@ impl Weights {
         }
         if let Some(name) = masks.values().next() {
             return Err(file
-                .error(format!("`{name}` is the mask of no tensor; add the weight or remove it"))
+                .error(format!("`{}` is the mask of no tensor; add the weight or remove it", printable(name)))
                 .into());
         }
         Ok(Self { tensors, masks_from_zeros, notes })
@@ -139,11 +139,13 @@ fn fitting_names<'f>(
             return Err(file.error(message).into());
         }
     };
-    let of_others = |name: &str| prefixes.iter().any(|other| *other != chosen && name.starts_with(other));
+    // Other networks of this kind, beside the chosen one or within its prefix.
+    let is_inside = |other: &str| other.len() > chosen.len() && other.starts_with(chosen);
+    let of_others = |name: &str| prefixes.iter().any(|other| is_inside(other) && name.starts_with(other));
     let (mut names, mut left_out) = (BTreeMap::new(), Vec::new());
     for (name, _) in file.tensors() {
         match name.strip_prefix(chosen) {
-            Some(stripped) if !(chosen.is_empty() && of_others(name)) => {
+            Some(stripped) if !of_others(name) => {
                 names.insert(stripped, name);
             }
             _ => left_out.push(name),
@@ -237,7 +239,7 @@ pub fn fill_module<M: Module>(
     let unused = tensors.keys().map(String::as_str).collect();
     let mut loader = Loader { tensors, fresh, device, path: vec![], unused, problems: vec![] };
     let module = module.map(&mut loader);
-    let unexpected = loader.unused.iter().map(|name| format!("`{name}` is unexpected"));
+    let unexpected = loader.unused.iter().map(|name| format!("`{}` is unexpected", printable(name)));
     let problems: Vec<String> = loader.problems.into_iter().chain(unexpected).collect();
     ensure!(problems.is_empty(), "the tensors do not fit the model: {}", problems.join(", "));
     Ok(module)
@@ -294,7 +296,7 @@ pub fn masks_of<M: Module>(
         }
     }
     if let Some(name) = masked.pop_first() {
-        bail!("`{name}` has a mask, but only weights of layers can be sparse");
+        bail!("`{}` has a mask, but only weights of layers can be sparse", printable(&name));
     }
     Ok(masks)
 }

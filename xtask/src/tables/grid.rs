@@ -280,8 +280,10 @@ fn accuracy_table(grid: &Grid, runs: &[&Run], published: &[Accuracies]) -> Table
         let methods = grid.methods.iter().filter(|method| published.has(**method));
         table.header.extend(methods.map(|method| format!("{mark} {}", method.label())));
         table.notes.push(format!(
-            "{mark} Another task: {} (± {}). Compare the order of the methods, not the numbers.",
-            published.label, published.spread
+            "{mark} Another task: {}, {} (± {}). Compare the order of the methods, not the numbers.",
+            published.label,
+            published.epoch.words(),
+            published.spread
         ));
     }
     for sparsity in row_sparsities(grid) {
@@ -310,9 +312,9 @@ fn best_table(grid: &Grid, runs: &[&Run]) -> Table {
         row.extend(grid.methods.iter().map(|&method| text(method)));
         table.rows.push(row);
     }
-    table.notes.push(
-        "The best epoch is chosen by the test images themselves, so its accuracy is too high; the paper's are such.".into(),
-    );
+    table
+        .notes
+        .push("The best epoch is chosen by the test images themselves, so its accuracy is too high.".into());
     table
 }
 

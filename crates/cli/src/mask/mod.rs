@@ -15,8 +15,8 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use sparsity_core::methods::{AnyMethod, MethodInfo};
 use sparsity_core::{
-    Distribution, Layer, LayerSpec, LayerStats, Mask, Stream, WeightInit, global_magnitude_sparsities,
-    initial_mask, initial_mask_by_magnitude, initialise_weights, layer_sparsities, update_layer,
+    Distribution, InitialMask, Layer, LayerSpec, LayerStats, Mask, Stream, WeightInit, initial_masks,
+    initialise_weights, layer_sparsities, update_layer,
 };
 use srigl_run::{
     FileLayer, InitialMaskFrom, LayerNames, MethodArgs, Store, named_parser, print, zeros_tell_a_mask,
@@ -174,7 +174,7 @@ struct StepArgs {
 
 /// Show shapes, densities, fan-ins and active neurons
 ///
-/// Where a layer has no mask, its non-zero weights count as active. Memory does not grow with the file.
+/// Where a layer has no mask, its non-zero weights count as active. Memory does not grow with a safetensors file.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -286,7 +286,7 @@ fn init(args: &InitArgs) -> Result<()> {
     let mut file = Store::open(&args.file)?;
     let (layers, mut notes) = args.target.layers(&file)?;
     let method = args.method.build()?;
-    let masks = initial_masks(args, &file, &layers, &method, &mut notes)?;
+    let masks = starting_masks(args, &file, &layers, &method, &mut notes)?;
 
     let mut reports = Vec::new();
     for (i, (layer, mask)) in layers.iter().zip(masks).enumerate() {
@@ -308,92 +308,73 @@ fn init(args: &InitArgs) -> Result<()> {
 }
 
 /// The mask of each layer to start from; says where they come from.
-fn initial_masks(
+fn starting_masks(
     args: &InitArgs,
     file: &Store,
     layers: &[FileLayer],
     method: &AnyMethod,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Mask>> {
-    let keep = args.weight_init == WeightInit::Keep;
-    let has_masks = layers.iter().any(|layer| file.has_mask(layer));
-    let by_zeros = match args.initial_mask {
-        Some(InitialMaskFrom::File) | None if !has_masks && keep => masks_by_zeros(file, layers)?,
-        _ => Vec::new(),
+    let of_file = match args.initial_mask {
+        None | Some(InitialMaskFrom::File) => masks_of_file(file, layers, notes)?,
+        Some(_) => None,
     };
-    let from = args.initial_mask.unwrap_or(match (has_masks || !by_zeros.is_empty(), keep) {
-        (true, _) => InitialMaskFrom::File,
-        (false, true) => InitialMaskFrom::Magnitude,
-        (false, false) => InitialMaskFrom::Random,
-    });
-    let masks = match from {
-        InitialMaskFrom::File => {
-            let mut masks = Vec::new();
-            for (i, layer) in layers.iter().enumerate() {
-                let mask = match by_zeros.iter().find(|(sparse, _)| *sparse == i) {
-                    Some((_, mask)) => mask.clone(),
-                    None => mask_of_dense(file, layer)?,
-                };
-                masks.push(mask);
-            }
-            if !has_masks {
-                ensure!(
-                    !by_zeros.is_empty(),
-                    "--initial-mask file, but the file has neither masks nor zeros"
-                );
-                let names: Vec<&str> = by_zeros.iter().map(|(i, _)| layers[*i].spec.name.as_str()).collect();
-                notes.push(format!("no mask in the file, so zeros count as inactive: {}", names.join(", ")));
-            }
+    let by_default = match args.weight_init {
+        WeightInit::Keep => InitialMask::Magnitude,
+        _ => InitialMask::Random,
+    };
+    let from = match (args.initial_mask, of_file) {
+        (None | Some(InitialMaskFrom::File), Some(masks)) => {
             notes.push("the masks are those of the file, whatever --sparsity says".into());
-            masks
+            return Ok(masks);
         }
-        InitialMaskFrom::Random => {
-            let sparsities = args.target.sparsities(layers)?;
-            let mask = |(i, sparsity): (usize, f64)| {
-                let stream = Stream { seed: args.seed, layer: i as u64, step: 0 };
-                Ok(initial_mask(&**method, &layers[i].spec, sparsity, stream)?)
-            };
-            notes.push("the masks are random".into());
-            sparsities.into_iter().enumerate().map(mask).collect::<Result<_>>()?
+        (Some(InitialMaskFrom::File), None) => {
+            bail!("--initial-mask file, but the file has neither masks nor zeros")
         }
-        InitialMaskFrom::Magnitude | InitialMaskFrom::GlobalMagnitude => {
-            let all = from == InitialMaskFrom::GlobalMagnitude;
-            let sparsities = if all {
-                let weights = layers.iter().map(|layer| match layer.spec.keep_dense {
-                    true => Ok(Vec::new()),
-                    false => file.weights(layer),
-                });
-                let weights: Vec<Vec<f32>> = weights.collect::<Result<_, _>>()?;
-                let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
-                global_magnitude_sparsities(&specs(layers), &weights, args.target.sparsity)?
-            } else {
-                args.target.sparsities(layers)?
-            };
-            notes.push(format!(
-                "the masks keep the largest weights of {}",
-                if all { "all layers" } else { "each layer" }
-            ));
-            let mask = |(layer, sparsity): (&FileLayer, f64)| match sparsity {
-                0.0 => Ok(Mask::full(layer.spec.neurons(), layer.spec.dense_fan_in())),
-                _ => Ok(initial_mask_by_magnitude(&**method, &layer.spec, &file.weights(layer)?, sparsity)?),
-            };
-            layers.iter().zip(sparsities).map(mask).collect::<Result<_>>()?
-        }
+        (Some(InitialMaskFrom::Random), _) => InitialMask::Random,
+        (Some(InitialMaskFrom::Magnitude), _) => InitialMask::Magnitude,
+        (Some(InitialMaskFrom::GlobalMagnitude), _) => InitialMask::GlobalMagnitude,
+        (None, None) => by_default,
     };
-    Ok(masks)
+    notes.push(match from {
+        InitialMask::Random => "the masks are random".into(),
+        InitialMask::Magnitude => "the masks keep the largest weights of each layer".into(),
+        InitialMask::GlobalMagnitude => "the masks keep the largest weights of all layers".into(),
+    });
+    let weights = layers.iter().map(|layer| match from == InitialMask::Random || layer.spec.keep_dense {
+        true => Ok(Vec::new()),
+        false => file.weights(layer),
+    });
+    let weights: Vec<Vec<f32>> = weights.collect::<Result<_, _>>()?;
+    let target = (args.target.sparsity, args.target.distribution);
+    let masks = initial_masks(&**method, &specs(layers), &weights, from, target, args.seed)?;
+    Ok(masks.into_iter().map(|(_, mask)| mask).collect())
 }
 
-/// The masks that the zeros of weights tell, each with the index of its layer.
-fn masks_by_zeros(file: &Store, layers: &[FileLayer]) -> Result<Vec<(usize, Mask)>> {
-    let mut masks = Vec::new();
-    for (i, layer) in layers.iter().enumerate().filter(|(_, layer)| file.has_floats(layer)) {
-        let active: usize = file.weight_fan_ins(layer)?.iter().sum();
-        if zeros_tell_a_mask(layer.spec.weights() - active, layer.spec.weights()) {
-            let bytes: Vec<u8> = file.weights(layer)?.iter().map(|w| u8::from(*w != 0.0)).collect();
-            masks.push((i, Mask::from_bytes(layer.spec.neurons(), layer.spec.dense_fan_in(), &bytes)?));
+/// The masks that the file has, or that its zeros tell; ones for other layers and those kept dense. `None` if it has none.
+fn masks_of_file(file: &Store, layers: &[FileLayer], notes: &mut Vec<String>) -> Result<Option<Vec<Mask>>> {
+    let (mut masks, mut by_zeros, mut found) = (Vec::new(), Vec::new(), false);
+    for layer in layers {
+        let (n, m) = (layer.spec.neurons(), layer.spec.dense_fan_in());
+        let mut mask = Mask::full(n, m);
+        if !layer.spec.keep_dense {
+            if let Some((given, _)) = file.mask(layer)? {
+                (mask, found) = (given, true);
+            } else if file.has_floats(layer) {
+                let active: usize = file.weight_fan_ins(layer)?.iter().sum();
+                if zeros_tell_a_mask(n * m - active, n * m) {
+                    let bytes: Vec<u8> = file.weights(layer)?.iter().map(|w| u8::from(*w != 0.0)).collect();
+                    (mask, found) = (Mask::from_bytes(n, m, &bytes)?, true);
+                    by_zeros.push(layer.spec.name.as_str());
+                }
+            }
         }
+        masks.push(mask);
     }
-    Ok(masks)
+    if !by_zeros.is_empty() {
+        notes.push(format!("no mask in the file, so zeros count as inactive: {}", by_zeros.join(", ")));
+    }
+    Ok(found.then_some(masks))
 }
 
 fn step(args: &StepArgs) -> Result<()> {

@@ -304,7 +304,10 @@ fn last_part(name: &str) -> &str {
 /// Whether a layer with two dimensions is called as embeddings are (GPT-2, BERT, T5, Llama and others).
 fn is_embedding(name: &str) -> bool {
     let part = last_part(name);
-    matches!(part, "wte" | "wpe" | "shared" | "relative_attention_bias") || part.contains("embed")
+    let is_word = |word: &str| word == "emb" || word.starts_with("embed");
+    let is_known = matches!(part, "wte" | "wpe" | "shared" | "relative_attention_bias");
+    // The layer after the last of GPT-NeoX.
+    part != "embed_out" && (is_known || part.split('_').any(is_word))
 }
 
 /// Whether a layer is called as GPT-2's, whose class Conv1D stores `[in, out]`.
@@ -386,12 +389,17 @@ mod tests {
             (layer_name("fc.weight"), layer_name("weight"), layer_name("fc.bias")),
             (Some("fc"), None, None)
         );
-        for name in
-            ["wte", "embeddings.word_embeddings", "model.embed_tokens", "h.0.attn.relative_attention_bias"]
-        {
+        for name in [
+            "wte",
+            "embeddings.word_embeddings",
+            "model.embed_tokens",
+            "tok_emb",
+            "emb",
+            "h.0.attn.relative_attention_bias",
+        ] {
             assert!(is_embedding(name), "{name}");
         }
-        assert!(!is_embedding("patch_embed.proj"));
+        assert!(!is_embedding("patch_embed.proj") && !is_embedding("embed_out"));
         assert!(is_conv1d(&layers(&[("h.0.attn.c_attn", &[4, 12])])[0]));
     }
 

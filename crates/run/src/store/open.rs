@@ -7,7 +7,7 @@ use pytorch_reader::{DType, PytorchReader};
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use srigl_tensors::Index;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek};
 use std::path::{Component, Path};
@@ -26,20 +26,9 @@ const STATE_KEYS: [&str; 9] = [
     "ema_state_dict",
 ];
 
-/// What training scripts keep beside the weights.
-const OTHER_KEYS: [&str; 11] = [
-    "optimizer",
-    "optim",
-    "optimizer_state_dict",
-    "optimizer_states",
-    "optimizer_state",
-    "optim_state_dict",
-    "lr_scheduler",
-    "lr_schedulers",
-    "scheduler",
-    "scaler",
-    "rng_state",
-];
+/// Under which keys training scripts keep the state of optimizers, beside the weights.
+const OPTIMIZER_KEYS: [&str; 6] =
+    ["optimizer", "optim", "optimizer_state_dict", "optimizer_states", "optimizer_state", "optim_state_dict"];
 
 /// The longest `*.index.json` that is read, in bytes.
 const MAX_INDEX: u64 = 100_000_000;
@@ -64,7 +53,12 @@ impl Store {
     }
 
     fn leave_out_optimizers(&mut self) {
-        let is_other = |name: &str| name.split_once('.').is_some_and(|(key, _)| OTHER_KEYS.contains(&key));
+        // As in `optimizer.state.0.exp_avg`: a module may be called so, too.
+        let is_other = |name: &str| {
+            name.split_once('.').is_some_and(|(key, rest)| {
+                OPTIMIZER_KEYS.contains(&key) && rest.split('.').any(|part| part == "state")
+            })
+        };
         let before = self.tensors.len();
         self.tensors.retain(|name, _| !is_other(name));
         let left_out = before - self.tensors.len();
@@ -80,7 +74,8 @@ impl Store {
             .filter(|name| {
                 let (values, mask) =
                     (&self.tensors[&format!("{name}_orig")], self.tensors.get(&format!("{name}_mask")));
-                mask.is_some_and(|mask| mask.shape == values.shape) && !self.tensors.contains_key(*name)
+                mask.is_some_and(|mask| mask.shape == values.shape && values.is_float())
+                    && !self.tensors.contains_key(*name)
             })
             .map(str::to_string)
             .collect();
@@ -161,7 +156,7 @@ fn sharded(path: &Path) -> Result<Store, Error> {
         wrong(format!("it is not an index of shards (`weight_map`), or a damaged one: {}", printable(&error)))
     })?;
     let names: BTreeSet<&String> = index.weight_map.values().collect();
-    let mut shards = HashMap::new();
+    let mut shards = BTreeMap::new();
     for name in names {
         // A name in the same folder, and nowhere else.
         let mut parts = Path::new(name).components();

@@ -108,6 +108,9 @@ impl Tensor {
     /// # Errors
     /// As [`bytes`](Self::bytes).
     pub fn floats(&self) -> io::Result<Option<Vec<f32>>> {
+        if !self.is_float() {
+            return Ok(None);
+        }
         let bytes = self.bytes()?;
         Ok(match self.dtype {
             Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
