@@ -54,13 +54,18 @@ pub fn run(args: ExportArgs) -> Result<()> {
         args.source
     };
     let mut file = Store::open(&path)?;
+    ensure!(
+        !file.metadata().is_some_and(condensed::file::is_condensed),
+        "`{}` is a condensed network; export the weights that it was made from",
+        path.display()
+    );
+    file.apply_masks()?;
     let mut notes = file.notes().to_vec();
     let prefix = wrapper_prefix(&file).to_string();
     if !prefix.is_empty() {
         notes.push(format!("the prefix `{prefix}` is taken off all names"));
+        file.rename(|name| Some(name.strip_prefix(&prefix)?.to_string()));
     }
-    let (prefix, kept) = (prefix.len(), |name: &str| !name.ends_with(".mask") && !name.ends_with(".grad"));
-    file.rename(|name| kept(name).then(|| name[prefix..].to_string()));
     let count = file.tensors().count();
     ensure!(count > 0, "`{}` holds no weights", path.display());
     let staged = file.stage(&args.output)?;
@@ -69,12 +74,14 @@ pub fn run(args: ExportArgs) -> Result<()> {
     Ok(print::line(&format!("wrote `{}`: {count} tensors", args.output.display()))?)
 }
 
-/// What data-parallel and compiled modules put before all names; no module has it in its own.
+/// What data-parallel and compiled modules put before all names; no module has it in its own. Counters such as `n_averaged`
+/// of averaged models stand beside it.
 fn wrapper_prefix(file: &Store) -> &str {
-    let Some((first, _)) = file.tensors().next() else { return "" };
+    let named = || file.tensors().filter(|(_, tensor)| !tensor.shape.is_empty()).map(|(name, _)| name);
+    let Some(first) = named().next() else { return "" };
     let mut end = 0;
     while let Some(wrapper) = ["module.", "_orig_mod."].iter().find(|w| first[end..].starts_with(**w)) {
-        if !file.tensors().all(|(name, _)| name.starts_with(&first[..end + wrapper.len()])) {
+        if !named().all(|name| name.starts_with(&first[..end + wrapper.len()])) {
             break;
         }
         end += wrapper.len();

@@ -80,8 +80,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
             let source =
                 srigl_data::open(args.config.dataset, args.data.as_deref(), args.config.allow_empty)?;
             if let Source::Folder(images) = &source {
-                let left_out = [&images.train.left_out, &images.test.left_out];
-                left_out.iter().filter(|l| !l.is_empty() && !args.quiet).for_each(|l| eprintln!("note: {l}"));
+                for (split, listing) in [("train", &images.train), ("test", &images.test)] {
+                    if !listing.left_out.is_empty() && !args.quiet {
+                        eprintln!("note: {split}: {}", listing.left_out);
+                    }
+                }
             }
             let workers = args.workers.unwrap_or_else(|| data_workers(&source));
             let loader = args.config.loader(source, workers)?;

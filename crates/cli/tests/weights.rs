@@ -87,7 +87,7 @@ fn a_sparse_network_keeps_its_topology_and_its_accuracy() {
     let start = "--weights first/model.safetensors --epochs 1 --lr 1e-9 --weight-decay 0 --method static";
     // The default of --sparsity is another: the file's topology stands.
     let said = bench.succeed(&bench.train(&format!("{start} --out again")));
-    assert!(said.contains("starts from model.safetensors with a mask: that of the file"), "{said}");
+    assert!(said.contains("starts from model.safetensors, mask: that of the file"), "{said}");
     assert!(said.contains("--sparsity 0.9 is not used"), "{said}");
     let again = bench.json("again/result.json");
     assert_eq!(again["started_from"]["test_accuracy"].as_f64(), Some(accuracy));
@@ -113,7 +113,7 @@ fn a_sparse_network_keeps_its_topology_and_its_accuracy() {
     // A random mask throws it away, and only when asked to.
     let said =
         bench.succeed(&bench.train(&format!("{start} --initial-mask random --sparsity 0.95 --out random")));
-    assert!(said.contains("with a mask: random"), "{said}");
+    assert!(said.contains(", mask: random"), "{said}");
     let random = bench.json("random/result.json")["started_from"]["test_accuracy"].as_f64().unwrap();
     assert!(random < accuracy - 0.1, "{random} of {accuracy}");
 }
@@ -175,7 +175,7 @@ fn a_dense_network_starts_with_its_largest_weights() {
     let accuracy = bench.json("dense/result.json")["test_accuracy"].as_f64().unwrap();
     let start = "--weights dense/model.safetensors --epochs 1 --lr 0.01 --sparsity 0.8";
     let said = bench.succeed(&bench.train(&format!("{start} --out pruned")));
-    assert!(said.contains("with a mask: the largest weights of each layer, sparsity 80"), "{said}");
+    assert!(said.contains(", mask: the largest weights of each neuron, sparsity 80"), "{said}");
     let from = |run: &str| {
         let result = bench.json(&format!("{run}/result.json"));
         result["started_from"]["test_accuracy"].as_f64().unwrap()

@@ -87,7 +87,9 @@ pub(crate) static INFO: ModelInfo = ModelInfo {
     dropout: false,
     check: |spec| match spec.images {
         [_, 28, 28] => Ok(()),
-        [_, height, width] => Err(format!("takes images of 28×28 pixels, not {height}×{width}")),
+        [_, height, width] => Err(format!(
+            "takes images of 28×28 pixels, not {height}×{width}; --image-size sets that of image folders"
+        )),
     },
 };
 

@@ -1,12 +1,18 @@
+use srigl_tensors::printable;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// A path without characters that steer a terminal.
+fn shown(path: &Path) -> String {
+    printable(&path.display())
+}
 
 /// Why a file of a run was not read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file of a run cannot be read.
-    #[error("cannot read {}: {cause}; is this a run folder of `srigl train`?", path.display())]
+    #[error("cannot read {}: {cause}; is this a run folder of `srigl train`?", shown(path))]
     Run {
         /// The file.
         path: PathBuf,
@@ -14,7 +20,7 @@ pub enum Error {
         cause: io::Error,
     },
     /// A file of a run does not hold what it should.
-    #[error("{}: {what}; restore the file or train the run again", path.display())]
+    #[error("{}: {what}; restore the file or train the run again", shown(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -22,7 +28,7 @@ pub enum Error {
         what: String,
     },
     /// A line of a log of a run does not hold what it should.
-    #[error("{}, line {line}: {what}; remove the line or train the run again", path.display())]
+    #[error("{}, line {line}: {what}; remove the line or train the run again", shown(path))]
     Line {
         /// The log.
         path: PathBuf,
@@ -32,7 +38,7 @@ pub enum Error {
         what: String,
     },
     /// Any other file cannot be read.
-    #[error("cannot read `{}`: {cause}", path.display())]
+    #[error("cannot read `{}`: {cause}", shown(path))]
     Read {
         /// The file.
         path: PathBuf,
@@ -40,7 +46,7 @@ pub enum Error {
         cause: io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write `{}`: {cause}", path.display())]
+    #[error("cannot write `{}`: {cause}", shown(path))]
     Write {
         /// The file.
         path: PathBuf,
@@ -48,7 +54,7 @@ pub enum Error {
         cause: io::Error,
     },
     /// A file is no safetensors file, or a tensor in it is not what it should be.
-    #[error("`{}`: {what}", path.display())]
+    #[error("`{}`: {what}", shown(path))]
     Tensors {
         /// The file.
         path: PathBuf,
@@ -56,7 +62,7 @@ pub enum Error {
         what: String,
     },
     /// A file of `torch.save` cannot be used.
-    #[error("`{}` is a PyTorch file that cannot be used: {what}", path.display())]
+    #[error("`{}` is a PyTorch file that cannot be used: {what}", shown(path))]
     PyTorch {
         /// The file.
         path: PathBuf,
@@ -64,7 +70,7 @@ pub enum Error {
         what: String,
     },
     /// A file is no safetensors file.
-    #[error("`{}` is not a safetensors file, or a damaged one: {what}", path.display())]
+    #[error("`{}` is not a safetensors file, or a damaged one: {what}", shown(path))]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -72,13 +78,13 @@ pub enum Error {
         what: String,
     },
     /// The folder holds a run already.
-    #[error("{} holds a run already: add --resume to continue it, or choose another --out", path.display())]
+    #[error("{} holds a run already: add --resume to continue it, or choose another --out", shown(path))]
     Exists {
         /// The folder.
         path: PathBuf,
     },
     /// Another process writes into the folder.
-    #[error("{} is being written by {holder}: wait until it ends, or choose another --out", path.display())]
+    #[error("{} is being written by {holder}: wait until it ends, or choose another --out", shown(path))]
     Locked {
         /// The folder.
         path: PathBuf,
@@ -86,7 +92,7 @@ pub enum Error {
         holder: String,
     },
     /// The folder holds something else.
-    #[error("{} exists and is not a run folder: choose another --out", path.display())]
+    #[error("{} exists and is not a run folder: choose another --out", shown(path))]
     Foreign {
         /// The folder.
         path: PathBuf,
@@ -94,7 +100,7 @@ pub enum Error {
     /// A run is to go on with other settings.
     #[error(
         "{} was trained with another --{key}: resume with the same settings, or choose another --out",
-        path.display()
+        shown(path)
     )]
     OtherSettings {
         /// The folder.

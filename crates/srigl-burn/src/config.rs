@@ -269,13 +269,13 @@ fn given_masks(found: &[Found], mut masks: BTreeMap<String, Mask>) -> Result<Vec
             None => Ok((0.0, Mask::full(expected[0], expected[1]))),
         }
     };
-    let result = found.iter().map(mask).collect();
+    let result = found.iter().map(mask).collect::<Result<_, _>>()?;
     match masks.pop_first() {
         Some((layer, _)) => Err(Error::GivenMask {
             layer,
             what: "there is a mask for it, but no such layer can be sparse".into(),
         }),
-        None => result,
+        None => Ok(result),
     }
 }
 

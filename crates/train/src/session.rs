@@ -228,11 +228,13 @@ impl Loop<'_> {
                 self.observer.note(&format!("{}: {note}", from.file));
             }
             from.test_accuracy = evaluate(&sparse.model.valid(), loader, self.device)?.top1;
+            let mask = match config.method.info().needs.sparsity {
+                true => format!(", mask: {}, sparsity {:.2} %", from.initial_mask, 100.0 * from.sparsity),
+                false => String::new(),
+            };
             self.observer.note(&format!(
-                "starts from {} with a mask: {}, sparsity {:.2} %, test accuracy {:.2} % before the first step",
+                "starts from {}{mask}, test accuracy {:.2} % before the first step",
                 from.file,
-                from.initial_mask,
-                100.0 * from.sparsity,
                 100.0 * from.test_accuracy
             ));
         }

@@ -5,10 +5,10 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
 use sparsity_core::{LayerSpec, LayerStats, Mask, Stream, initial_mask, sparsity_of_count, target_weights};
-use srigl_burn::{Sparsified, sparse_layers};
+use srigl_burn::{Sparsified, sparse_layers, state_dict};
 use srigl_models::{ModelInfo, torchvision_name};
-use srigl_run::{Config, InitialMaskFrom, StartedFrom, Steps};
-use std::collections::BTreeMap;
+use srigl_run::{Config, InitialMaskFrom, StartedFrom, Steps, printable};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A network that a run starts with.
@@ -36,6 +36,7 @@ pub(crate) fn start<M: Module>(
         let sparse = sparsify(config, model, steps, None)?;
         return Ok(Start { sparse, from: None, targets: BTreeMap::new() });
     };
+    ensure!(!path.is_dir(), "`{}` is a folder; of a run, give its model.safetensors", path.display());
     let info = ModelInfo::named(&config.model.name)?;
     let mut weights = Weights::open(path, info)?;
     let of_file = || format!("`{}`", path.display());
@@ -49,8 +50,19 @@ pub(crate) fn start<M: Module>(
             head_layer(info)
         );
     }
-    let model = fill_module(model, &weights.tensors, &fresh, device).with_context(of_file)?;
     let mut notes = std::mem::take(&mut weights.notes);
+    if config.new_head {
+        // The file may call its classifier otherwise.
+        let own: BTreeSet<String> =
+            state_dict(&model).iter().map(|tensor| torchvision_name(&tensor.name)).collect();
+        let others: Vec<&String> = weights.tensors.keys().filter(|name| !own.contains(*name)).collect();
+        if !others.is_empty() {
+            let names: Vec<String> = others.iter().map(|name| printable(name)).collect();
+            notes.push(format!("left out with the old classifier: {}", names.join(", ")));
+        }
+        weights.tensors.retain(|name, _| own.contains(name));
+    }
+    let model = fill_module(model, &weights.tensors, &fresh, device).with_context(of_file)?;
     if !weights.masks_from_zeros.is_empty() {
         let names = weights.masks_from_zeros.join(", ");
         notes.push(format!("no mask in the file, so zeros count as inactive: {names}"));
@@ -75,7 +87,8 @@ pub(crate) fn start<M: Module>(
             let sparsity = sparse.topology.sparsity();
             if (sparsity - config.sparsity).abs() > 0.005 {
                 notes.push(format!(
-                    "the topology has a sparsity of {:.2} %, and keeps it; --sparsity {} is not used",
+                    "the topology has a sparsity of {:.2} %, and keeps it; --sparsity {} is not used (--initial-mask magnitude \
+                     would start another)",
                     100.0 * sparsity,
                     config.sparsity
                 ));
@@ -85,6 +98,9 @@ pub(crate) fn start<M: Module>(
         from => {
             let config = Config { initial_mask: Some(from), ..config.clone() };
             let what = match from {
+                InitialMaskFrom::Magnitude if config.method.info().constant_fan_in => {
+                    "the largest weights of each neuron"
+                }
                 InitialMaskFrom::Magnitude => "the largest weights of each layer",
                 InitialMaskFrom::GlobalMagnitude => "the largest weights of all layers",
                 _ => "random",

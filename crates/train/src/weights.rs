@@ -47,6 +47,15 @@ impl Weights {
     pub fn of(file: &Store, info: &ModelInfo) -> Result<Self> {
         let mut notes = file.notes().to_vec();
         let names = fitting_names(file, info, &mut notes)?;
+        // Before anything is read: the file may be of another network, and huge.
+        if !names.contains_key(info.stem) {
+            let (model, stem) = (info.name, info.stem);
+            return Err(file
+                .error(format!(
+                    "the tensors do not fit `{model}`: `{stem}` is missing; is it of another --model?"
+                ))
+                .into());
+        }
         let is_mask = |name: &str| name.ends_with(".mask");
         let mut masks: BTreeMap<&str, &str> =
             names.iter().filter(|(name, _)| is_mask(name)).map(|(name, stored)| (*name, *stored)).collect();
@@ -223,13 +232,16 @@ impl Model {
     }
 }
 
+/// Tensors that do not fit, as many as are named.
+const SHOWN: usize = 6;
+
 /// Replaces all parameters of a Burn module by tensors in torchvision's names and PyTorch's layout: the inverse of
 /// `srigl_burn::state_dict`.
 ///
 /// Parameters named in `fresh` stay as they are.
 ///
 /// # Errors
-/// If tensors are missing, unexpected or have another shape: it names them all.
+/// If tensors are missing, unexpected or have another shape: it names the first of them.
 pub fn fill_module<M: Module>(
     module: M,
     tensors: &BTreeMap<String, NamedTensor>,
@@ -240,7 +252,12 @@ pub fn fill_module<M: Module>(
     let mut loader = Loader { tensors, fresh, device, path: vec![], unused, problems: vec![] };
     let module = module.map(&mut loader);
     let unexpected = loader.unused.iter().map(|name| format!("`{}` is unexpected", printable(name)));
-    let problems: Vec<String> = loader.problems.into_iter().chain(unexpected).collect();
+    let mut problems: Vec<String> = loader.problems.into_iter().chain(unexpected).collect();
+    if problems.len() > SHOWN {
+        let more = problems.len() - SHOWN;
+        problems.truncate(SHOWN);
+        problems.push(format!("and {more} more; is it of another --model, or another --width?"));
+    }
     ensure!(problems.is_empty(), "the tensors do not fit the model: {}", problems.join(", "));
     Ok(module)
 }

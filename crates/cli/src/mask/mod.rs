@@ -338,6 +338,9 @@ fn starting_masks(
     };
     notes.push(match from {
         InitialMask::Random => "the masks are random".into(),
+        InitialMask::Magnitude if method.info().constant_fan_in => {
+            "the masks keep the largest weights of each neuron".into()
+        }
         InitialMask::Magnitude => "the masks keep the largest weights of each layer".into(),
         InitialMask::GlobalMagnitude => "the masks keep the largest weights of all layers".into(),
     });

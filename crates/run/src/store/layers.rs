@@ -31,8 +31,7 @@ impl FileLayer {
 
     /// Name of the tensor with the dense gradient.
     pub fn grad(&self) -> String {
-        let mask = self.mask();
-        format!("{}.grad", mask.strip_suffix(".mask").unwrap_or(&mask))
+        super::grad_name(&self.weight)
     }
 
     /// The dimensions that its tensors have in the file.
@@ -127,7 +126,8 @@ impl Store {
                 }
                 dims.reverse();
             }
-            let spec = LayerSpec::new(name, dims).map_err(|e| self.error(e))?;
+            let spec = LayerSpec::new(name, dims)
+                .map_err(|e| self.error(format!("{e}; --exclude leaves it out")))?;
             layers.push(FileLayer { spec, weight: tensor.clone(), transposed: turned });
         }
         self.check_globs("--exclude", &names.exclude, &seen)?;
@@ -182,7 +182,7 @@ impl Store {
     }
 
     /// Index of the layer that is most likely the classifier, if one is: it has two dimensions, and no other layer reads
-    /// its outputs. Of several, one that is called like a classifier, or else the last by natural order of names.
+    /// its outputs, or it is called like one. Of several the last by natural order of names.
     pub fn classifier(layers: &[FileLayer]) -> Option<usize> {
         let inputs: HashSet<usize> = layers.iter().map(|layer| layer.spec.dims[1]).collect();
         let is_read = |layer: &FileLayer| inputs.contains(&layer.spec.neurons());
@@ -190,10 +190,11 @@ impl Store {
         let candidates: Vec<usize> = (0..layers.len()).filter(flat).collect();
         let named: Vec<usize> =
             candidates.iter().copied().filter(|i| is_classifier(&layers[*i].spec.name)).collect();
-        let unread: Vec<usize> = candidates.iter().copied().filter(|i| !is_read(&layers[*i])).collect();
+        let is_end = |i: &usize| !is_read(&layers[*i]) && !is_attention(&layers[*i].spec.name);
+        let unread: Vec<usize> = candidates.iter().copied().filter(is_end).collect();
         let last = |found: &[usize]| found.iter().copied().max_by_key(|i| natural(&layers[*i].spec.name));
         let both: Vec<usize> = named.iter().copied().filter(|i| unread.contains(i)).collect();
-        last(&both).or_else(|| last(&named)).or_else(|| last(&unread)).or_else(|| last(&candidates))
+        last(&both).or_else(|| last(&named)).or_else(|| last(&unread))
     }
 
     /// How many weights of each neuron are not 0, `[N]`. Memory does not grow with the layer.
@@ -323,6 +324,12 @@ fn is_classifier(name: &str) -> bool {
     name.split('.').any(known)
 }
 
+/// Whether a layer is called as attention's input projections, whose outputs no layer reads as they are.
+fn is_attention(name: &str) -> bool {
+    let part = last_part(name);
+    ["qkv", "in_proj", "c_attn", "query_key_value"].iter().any(|known| part.contains(known))
+}
+
 /// Sorts `layer.10` after `layer.9`.
 fn natural(name: &str) -> Vec<(bool, usize, &str)> {
     let mut parts = Vec::new();
@@ -372,7 +379,7 @@ mod tests {
                 &[("classifier.0", &[512, 256]), ("classifier.3", &[512, 512]), ("proj", &[7, 256])],
                 "classifier.3",
             ),
-            (&[("block.9", &[8, 8]), ("block.10", &[8, 8])], "block.10"),
+            (&[("head.9", &[8, 8]), ("head.10", &[8, 8])], "head.10"),
             (&[("h.0.mlp", &[8, 8]), ("lm_head", &[99, 8]), ("x", &[5, 8])], "lm_head"),
         ];
         for (shapes, name) in cases {
@@ -380,6 +387,7 @@ mod tests {
             assert_eq!(layers[Store::classifier(&layers).unwrap()].spec.name, name);
         }
         assert_eq!(Store::classifier(&layers(&[("conv", &[4, 3, 2, 2])])), None);
+        assert_eq!(Store::classifier(&layers(&[("l.in_proj", &[24, 8]), ("l.out_proj", &[8, 8])])), None);
     }
 
     #[test]

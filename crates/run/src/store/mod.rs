@@ -37,6 +37,11 @@ pub fn mask_name(weight: &str) -> String {
     format!("{}.mask", weight.strip_suffix(".weight").unwrap_or(weight))
 }
 
+/// Name of the dense gradient of a weight.
+fn grad_name(weight: &str) -> String {
+    format!("{}.grad", weight.strip_suffix(".weight").unwrap_or(weight))
+}
+
 /// Whether so many zeros among the values of a weight tell its mask: half of them or more, but not all, which is a weight
 /// that has not been trained yet, as torchvision's heads.
 pub fn zeros_tell_a_mask(zeros: usize, values: usize) -> bool {
@@ -208,6 +213,34 @@ impl Store {
             layer.file_shape(),
             layer.in_file_order(&mask.to_bytes()).into_owned(),
         );
+    }
+
+    /// Makes weights 0 outside their masks, and takes the masks and gradients out. A tensor without a weight that it
+    /// belongs to is neither.
+    ///
+    /// # Errors
+    /// If a mask is neither U8 nor BOOL, or has another shape than its weight.
+    pub fn apply_masks(&mut self) -> Result<(), Error> {
+        let names: Vec<String> = self.tensors.keys().cloned().collect();
+        for name in names {
+            let (mask, grad) = (mask_name(&name), grad_name(&name));
+            if self.tensors.get(&name).is_none_or(|tensor| tensor.shape.len() < 2) {
+                continue;
+            }
+            self.tensors.remove(&grad);
+            let Some(mask_tensor) = self.tensors.remove(&mask) else { continue };
+            let weight = self.tensors.get_mut(&name).expect("one of the names");
+            if !matches!(mask_tensor.dtype, Dtype::U8 | Dtype::BOOL) || mask_tensor.shape != weight.shape {
+                let (dtype, got, want) = (mask_tensor.dtype, mask_tensor.shape, weight.shape.clone());
+                return Err(self.error(format!(
+                    "tensor `{}` is {dtype} {got:?}, but must be U8 or BOOL {want:?}, as its weight is",
+                    printable(&mask)
+                )));
+            }
+            let values = Box::new(weight.clone());
+            weight.data = Data::Masked { values, mask: Box::new(mask_tensor) };
+        }
+        Ok(())
     }
 
     /// Renames all tensors, and drops those for which `name` has none.

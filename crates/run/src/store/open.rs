@@ -3,7 +3,7 @@
 use super::tensor::{Data, Tensor};
 use super::{MAX_HEADER, Store, mask_name, printable};
 use crate::Error;
-use pytorch_reader::{DType, PytorchReader};
+use pytorch_reader::{DType, PytorchError, PytorchReader};
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use srigl_tensors::Index;
@@ -87,7 +87,7 @@ impl Store {
             };
             let (dtype, shape) = (values.dtype, values.shape.clone());
             if shape.len() >= 2 && name.ends_with("weight") {
-                let data = Data::NotZero(Box::new(mask.clone()));
+                let data = Data::Bits(Box::new(mask.clone()));
                 self.tensors.insert(mask_name(name), Tensor { dtype: Dtype::U8, shape: shape.clone(), data });
             }
             let data = Data::Masked { values: Box::new(values), mask: Box::new(mask) };
@@ -182,7 +182,13 @@ fn sharded(path: &Path) -> Result<Store, Error> {
 
 fn from_pytorch(path: &Path, size: usize) -> Result<Store, String> {
     let mut store = Store::empty(path);
-    let mut reader = PytorchReader::new(path).map_err(|error| error.to_string())?;
+    // Its messages may be several sentences.
+    let advice = |error: PytorchError| {
+        let error = error.to_string();
+        let first = error.lines().next().unwrap_or_default().trim_end_matches('.');
+        format!("{first}; if something else than weights is in it, save `model.state_dict()` alone")
+    };
+    let mut reader = PytorchReader::new(path).map_err(advice)?;
     let keys: BTreeSet<String> =
         reader.keys().iter().filter_map(|name| Some(name.split_once('.')?.0.to_string())).collect();
     // Names of a flat dictionary may begin with `model.` as well: then there is no dictionary of that key.
@@ -210,9 +216,13 @@ fn from_pytorch(path: &Path, size: usize) -> Result<Store, String> {
             DType::BF16 => Dtype::BF16,
             DType::I64 => Dtype::I64,
             DType::I32 => Dtype::I32,
+            DType::I16 => Dtype::I16,
+            DType::I8 => Dtype::I8,
+            DType::U64 => Dtype::U64,
+            DType::U32 => Dtype::U32,
+            DType::U16 => Dtype::U16,
             DType::U8 => Dtype::U8,
             DType::Bool => Dtype::BOOL,
-            other => return Err(format!("tensor {name:?} is {other:?}; convert it to 32-bit floats first")),
         };
         let shape = tensor.shape().to_vec();
         store.tensors.insert(name, Tensor { dtype, shape, data: Data::PyTorch(Arc::new(tensor)) });

@@ -35,8 +35,8 @@ pub(crate) enum Data {
     PyTorch(Arc<pytorch_reader::Tensor>),
     /// Those of a tensor where a mask of the same shape is not 0, else 0.
     Masked { values: Box<Tensor>, mask: Box<Tensor> },
-    /// A byte each: 1 where the numbers of a tensor are not 0.
-    NotZero(Box<Tensor>),
+    /// A byte each for the numbers of a mask of any type.
+    Bits(Box<Tensor>),
 }
 
 impl Tensor {
@@ -73,14 +73,14 @@ impl Tensor {
             Data::PyTorch(tensor) => Cow::Owned(tensor.read()?),
             Data::Masked { values, mask } => {
                 let (mut bytes, size) = (values.bytes()?.into_owned(), values.dtype.bitsize() / 8);
-                for (value, active) in bytes.chunks_exact_mut(size).zip(mask.not_zero()?) {
+                for (value, active) in bytes.chunks_exact_mut(size).zip(mask.zeros_and_ones()?) {
                     if active == 0 {
                         value.fill(0);
                     }
                 }
                 Cow::Owned(bytes)
             }
-            Data::NotZero(tensor) => Cow::Owned(tensor.not_zero()?),
+            Data::Bits(tensor) => Cow::Owned(tensor.zeros_and_ones()?),
         })
     }
 
@@ -123,15 +123,26 @@ impl Tensor {
         })
     }
 
-    /// 1 for each number that is not 0 (nor -0), else 0.
-    fn not_zero(&self) -> io::Result<Vec<u8>> {
-        let (bytes, size) = (self.bytes()?, (self.dtype.bitsize() / 8).max(1));
-        let sign = if self.is_float() { 0x80 } else { 0 };
-        let is_zero = |number: &[u8]| {
-            number.iter().rev().enumerate().all(|(i, b)| b & !(if i == 0 { sign } else { 0 }) == 0)
+    /// The numbers of a mask, whatever their type, as bytes 0 and 1.
+    fn zeros_and_ones(&self) -> io::Result<Vec<u8>> {
+        let numbers = match self.floats()? {
+            Some(floats) => floats,
+            None if matches!(self.dtype, Dtype::U8 | Dtype::BOOL) => {
+                self.bytes()?.iter().map(|byte| f32::from(*byte)).collect()
+            }
+            None => return Err(invalid(format!("a mask is {}, but must be U8, BOOL or floats", self.dtype))),
         };
-        Ok(bytes.chunks_exact(size).map(|number| u8::from(!is_zero(number))).collect())
+        match numbers.iter().position(|number| *number != 0.0 && *number != 1.0) {
+            Some(i) => {
+                Err(invalid(format!("a mask has {} at position {i}; only 0 and 1 may be", numbers[i])))
+            }
+            None => Ok(numbers.into_iter().map(|number| number as u8).collect()),
+        }
     }
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 /// F32 numbers as bytes of another of the [`FLOATS`], rounded to the nearest.
