@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
 /// The types that hold weights and gradients. They are computed with as F32, and written back as they were.
 pub(crate) const FLOATS: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64];
@@ -84,23 +84,31 @@ impl Tensor {
         })
     }
 
-    /// Hands over the numbers piece by piece, so that memory does not grow with the tensor where they lie in a file.
+    /// Hands over the numbers piece by piece, so that memory does not grow with the tensor where they lie in a file. The
+    /// next pieces are read meanwhile.
     ///
     /// # Errors
     /// As [`bytes`](Self::bytes), or what `each` returns.
     pub fn chunks(&self, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let Data::File { file, bytes } = &self.data else { return each(&self.bytes()?) };
-        let mut chunk = vec![0; CHUNK.min(bytes.len())];
-        for start in bytes.clone().step_by(CHUNK) {
-            let chunk = &mut chunk[..CHUNK.min(bytes.end - start)];
-            {
-                let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                file.seek(SeekFrom::Start(start as u64))?;
-                file.read_exact(chunk)?;
-            }
-            each(chunk)?;
+        let read = |start: usize| {
+            let mut chunk = vec![0; CHUNK.min(bytes.end - start)];
+            let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            file.seek(SeekFrom::Start(start as u64))?;
+            file.read_exact(&mut chunk)?;
+            Ok(chunk)
+        };
+        if bytes.len() <= CHUNK {
+            return if bytes.is_empty() { Ok(()) } else { each(&read(bytes.start)?) };
         }
-        Ok(())
+        std::thread::scope(|scope| {
+            let (send, receive) = mpsc::sync_channel::<io::Result<Vec<u8>>>(2);
+            scope.spawn(move || {
+                // Nobody receives any more once something has failed.
+                bytes.clone().step_by(CHUNK).map(read).try_for_each(|chunk| send.send(chunk)).ok();
+            });
+            receive.into_iter().try_for_each(|chunk| each(&chunk?))
+        })
     }
 
     /// The numbers as F32; `None` if they are no floats.
