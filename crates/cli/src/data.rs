@@ -157,7 +157,10 @@ fn info(source: &Source, as_json: bool) -> Result<()> {
 
 fn fetch_files(set: DataSet, dir: Option<PathBuf>) -> Result<()> {
     let Some(remote) = Remote::of(set) else {
-        bail!("nothing to fetch: glyphs are generated, and an image folder is your own");
+        bail!(
+            "nothing to fetch for {set}: glyphs are generated, an image folder is your own, and EMNIST comes from \
+             torchvision.datasets.EMNIST(DIR, split, download=True), whose folder --data DIR reads"
+        );
     };
     let dir = dir
         .or_else(|| cache_dir(set))

@@ -124,7 +124,8 @@ fn a_run_from_weights_resumes_without_them() {
     let bench = Bench::new();
     bench.succeed(&bench.train("--method rigl --sparsity 0.9 --epochs 1 --out first"));
     fs::copy(bench.path("first/model.safetensors"), bench.path("w.safetensors")).unwrap();
-    let flags = bench.train("--weights w.safetensors --sparsity 0.5 --method rigl --epochs 16 --seed 5 --out");
+    let flags =
+        bench.train("--weights w.safetensors --sparsity 0.5 --method rigl --epochs 16 --seed 5 --out");
     bench.succeed(&format!("{flags} whole"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
     let mut child = command
