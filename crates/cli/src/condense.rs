@@ -72,7 +72,7 @@ pub fn run(args: CondenseArgs) -> Result<()> {
     };
 
     let staged = atomic::stage(&args.output, |file| file.write_all(&condensed))?;
-    weights.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    print::notes(&weights.notes);
     print::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })?;
     staged.commit()?;
     if !args.json {

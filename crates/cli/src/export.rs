@@ -69,7 +69,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
     let count = file.tensors().count();
     ensure!(count > 0, "`{}` holds no weights", path.display());
     let staged = file.stage(&args.output)?;
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    print::notes(&notes);
     staged.commit()?;
     Ok(print::line(&format!("wrote `{}`: {count} tensors", args.output.display()))?)
 }

@@ -83,7 +83,7 @@ pub fn run(args: PredictArgs) -> Result<()> {
                 )
             })?;
             let weights = Weights::of(&file, ModelInfo::named(name)?)?;
-            weights.notes.iter().for_each(|note| eprintln!("note: {note}"));
+            print::notes(&weights.notes);
             let wrong = || format!("`{}`", path.display());
             let spec = crate::condense::spec(name, &weights.tensors, input.image())?;
             if args.condensed {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use sparsity_core::{Distribution, WeightInit};
+use sparsity_core::{Distribution, InitialMask, WeightInit};
 use srigl_data::{
     Augment, AutoAugment, Crop, DataSet, Erase, Jitter, Loader, Mixing, Normalise, OnBroken, Options,
     PadMode, Source, Transform,
@@ -301,6 +301,29 @@ pub enum InitialMaskFrom {
     Random,
     /// The masks of the file, or its exact zeros.
     File,
+}
+
+impl InitialMaskFrom {
+    /// How masks are made, unless they are the file's.
+    pub fn drawn(self) -> Option<InitialMask> {
+        match self {
+            Self::Magnitude => Some(InitialMask::Magnitude),
+            Self::GlobalMagnitude => Some(InitialMask::GlobalMagnitude),
+            Self::Random => Some(InitialMask::Random),
+            Self::File => None,
+        }
+    }
+
+    /// What is active, in a few words, for a method with or without constant fan-in.
+    pub fn words(self, constant_fan_in: bool) -> &'static str {
+        match self {
+            Self::Magnitude if constant_fan_in => "the largest weights of each neuron",
+            Self::Magnitude => "the largest weights of each layer",
+            Self::GlobalMagnitude => "the largest weights of all layers",
+            Self::Random => "random",
+            Self::File => "that of the file",
+        }
+    }
 }
 
 /// How many steps a run takes, and when its topology changes.

@@ -27,3 +27,8 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table 
 pub fn shape(dims: &[usize]) -> String {
     dims.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
 }
+
+/// Says what was guessed, on standard error, so that it is not taken for a result.
+pub fn notes(notes: &[String]) {
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
+}

@@ -43,15 +43,6 @@ pub enum InitialMask {
     GlobalMagnitude,
 }
 
-impl InitialMask {
-    /// All by the names of command lines and files, each with what it does.
-    pub const NAMES: [(&'static str, &'static str, Self); 3] = [
-        ("random", "At random", Self::Random),
-        ("magnitude", "The largest weights of each layer", Self::Magnitude),
-        ("global-magnitude", "The largest weights of all layers together", Self::GlobalMagnitude),
-    ];
-}
-
 /// The mask of the `A` largest |W| of a layer with `weights` `[N · M]`.
 ///
 /// # Errors

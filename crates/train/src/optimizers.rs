@@ -6,7 +6,7 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, AdamWConfig, Optimizer, RmsPropConfig, SgdConfig};
 use burn::tensor::Tensor;
-use srigl_burn::{InitialMask, Mask, Sparsified, SparsityConfig, WeightInit};
+use srigl_burn::{Mask, Sparsified, SparsityConfig, WeightInit};
 use srigl_models::{ModelInfo, ModelSpec};
 use srigl_run::{Config, InitialMaskFrom, ModelArgs, OptimizerName, Steps};
 
@@ -50,16 +50,8 @@ pub fn sparsity_config(config: &Config, steps: &Steps) -> Result<SparsityConfig,
         .with_drop_fraction(config.drop_fraction)
         .with_grad_accumulation(steps.grad_accumulation)
         .with_weight_init(config.weight_init.unwrap_or(by_default))
-        .with_initial_mask(match config.initial_mask {
-            Some(InitialMaskFrom::Magnitude) => Some(InitialMask::Magnitude),
-            Some(InitialMaskFrom::GlobalMagnitude) => Some(InitialMask::GlobalMagnitude),
-            Some(InitialMaskFrom::Random) => Some(InitialMask::Random),
-            Some(InitialMaskFrom::File) => None,
-            None => Some(match config.weights {
-                Some(_) => InitialMask::Magnitude,
-                None => InitialMask::Random,
-            }),
-        })
+        // What is not said is decided where weights are read, or random.
+        .with_initial_mask(config.initial_mask.and_then(InitialMaskFrom::drawn))
         .with_seed(config.seed))
 }
 

@@ -71,7 +71,9 @@ pub(crate) fn start<M: Module>(
         notes.push(format!("`{}` starts anew", head_layer(info)));
     }
     let by_default = if is_sparse { InitialMaskFrom::File } else { InitialMaskFrom::Magnitude };
-    let (sparse, initial_mask) = match config.initial_mask.unwrap_or(by_default) {
+    let from = config.initial_mask.unwrap_or(by_default);
+    let words = from.words(config.method.info().constant_fan_in);
+    let (sparse, initial_mask) = match from {
         _ if !config.method.info().needs.sparsity => {
             if is_sparse {
                 notes.push("dense training does not keep the masks of the file".into());
@@ -93,19 +95,11 @@ pub(crate) fn start<M: Module>(
                     config.sparsity
                 ));
             }
-            (sparse, "that of the file")
+            (sparse, words)
         }
         from => {
             let config = Config { initial_mask: Some(from), ..config.clone() };
-            let what = match from {
-                InitialMaskFrom::Magnitude if config.method.info().constant_fan_in => {
-                    "the largest weights of each neuron"
-                }
-                InitialMaskFrom::Magnitude => "the largest weights of each layer",
-                InitialMaskFrom::GlobalMagnitude => "the largest weights of all layers",
-                _ => "random",
-            };
-            (sparsify(&config, model, steps, None)?, what)
+            (sparsify(&config, model, steps, None)?, words)
         }
     };
     let (file, sparsity) = (file_name(path), sparse.topology.sparsity());

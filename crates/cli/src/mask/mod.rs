@@ -246,11 +246,6 @@ fn specs(layers: &[FileLayer]) -> Vec<LayerSpec> {
     layers.iter().map(|layer| layer.spec.clone()).collect()
 }
 
-/// Says what was guessed.
-fn tell(notes: &[String]) {
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
-}
-
 /// Runs `srigl mask`.
 ///
 /// # Errors
@@ -272,7 +267,7 @@ fn plan(args: &PlanArgs) -> Result<()> {
         layers.iter().zip(sparsities).map(|(layer, sparsity)| PlannedLayer::new(&layer.spec, sparsity));
     let report = Report::plan(planned.collect(), notes);
     table::print(&report, args.json)?;
-    tell(&report.notes);
+    print::notes(&report.notes);
     for layer in report.layers.iter().filter(|l| l.fan_in == 0) {
         eprintln!(
             "note: layer `{}` has fewer weights than neurons; srigl needs it dense or less sparse",
@@ -294,7 +289,7 @@ fn init(args: &InitArgs) -> Result<()> {
             check_dense(&file, layer)?;
         } else if args.weight_init == WeightInit::Keep {
             file.weight_fan_ins(layer)?;
-            file.mask_weights(layer, &mask)?;
+            file.mask_weights(layer, &[&mask])?;
         } else {
             let mut weights = file.weights(layer)?;
             let stream = Stream { seed: args.seed, layer: i as u64, step: 0 };
@@ -319,38 +314,29 @@ fn starting_masks(
         None | Some(InitialMaskFrom::File) => masks_of_file(file, layers, notes)?,
         Some(_) => None,
     };
+    if let Some(masks) = of_file {
+        notes.push("the masks are those of the file, whatever --sparsity says".into());
+        return Ok(masks);
+    }
     let by_default = match args.weight_init {
-        WeightInit::Keep => InitialMask::Magnitude,
-        _ => InitialMask::Random,
+        WeightInit::Keep => InitialMaskFrom::Magnitude,
+        _ => InitialMaskFrom::Random,
     };
-    let from = match (args.initial_mask, of_file) {
-        (None | Some(InitialMaskFrom::File), Some(masks)) => {
-            notes.push("the masks are those of the file, whatever --sparsity says".into());
-            return Ok(masks);
-        }
-        (Some(InitialMaskFrom::File), None) => {
-            bail!("--initial-mask file, but the file has neither masks nor zeros")
-        }
-        (Some(InitialMaskFrom::Random), _) => InitialMask::Random,
-        (Some(InitialMaskFrom::Magnitude), _) => InitialMask::Magnitude,
-        (Some(InitialMaskFrom::GlobalMagnitude), _) => InitialMask::GlobalMagnitude,
-        (None, None) => by_default,
+    let from = args.initial_mask.unwrap_or(by_default);
+    let Some(drawn) = from.drawn() else {
+        bail!("--initial-mask file, but the file has neither masks nor zeros");
     };
-    notes.push(match from {
+    notes.push(match drawn {
         InitialMask::Random => "the masks are random".into(),
-        InitialMask::Magnitude if method.info().constant_fan_in => {
-            "the masks keep the largest weights of each neuron".into()
-        }
-        InitialMask::Magnitude => "the masks keep the largest weights of each layer".into(),
-        InitialMask::GlobalMagnitude => "the masks keep the largest weights of all layers".into(),
+        _ => format!("the masks keep {}", from.words(method.info().constant_fan_in)),
     });
-    let weights = layers.iter().map(|layer| match from == InitialMask::Random || layer.spec.keep_dense {
+    let weights = layers.iter().map(|layer| match drawn == InitialMask::Random || layer.spec.keep_dense {
         true => Ok(Vec::new()),
         false => file.weights(layer),
     });
     let weights: Vec<Vec<f32>> = weights.collect::<Result<_, _>>()?;
     let target = (args.target.sparsity, args.target.distribution);
-    let masks = initial_masks(&**method, &specs(layers), &weights, from, target, args.seed)?;
+    let masks = initial_masks(&**method, &specs(layers), &weights, drawn, target, args.seed)?;
     Ok(masks.into_iter().map(|(_, mask)| mask).collect())
 }
 
@@ -421,8 +407,7 @@ fn step(args: &StepArgs) -> Result<()> {
             continue;
         };
         // Weights that are not in both masks are 0, grown ones too.
-        file.mask_weights(layer, &input.mask)?;
-        file.mask_weights(layer, &update.mask)?;
+        file.mask_weights(layer, &[&input.mask, &update.mask])?;
         file.set_mask(layer, &update.mask, input.mask_type);
         let change = Change { pruned: update.report.pruned, grown: update.report.grown };
         let report = MaskedLayer::new(&layer.spec, LayerStats::new(&update.mask), true);
@@ -500,7 +485,7 @@ fn inspect(args: &InspectArgs) -> Result<()> {
     let reports = layers.iter().map(report).collect::<Result<_>>()?;
     let report = Report::masks(reports, notes);
     table::print(&report, args.json)?;
-    tell(&report.notes);
+    print::notes(&report.notes);
     Ok(())
 }
 
@@ -543,7 +528,7 @@ fn finish(report: &Report<MaskedLayer>, json: bool, file: &Store, output: &Path)
     let staged = file.stage(output)?;
     table::print(report, json)?;
     staged.commit()?;
-    tell(&report.notes);
+    print::notes(&report.notes);
     if !json {
         print::line(&format!("wrote `{}`", output.display()))?;
     }

@@ -15,11 +15,10 @@ use sparsity_core::{Error as Refused, Mask};
 pub use srigl_tensors::printable;
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 pub use tensor::Tensor;
-use tensor::{Data, FLOATS, encode};
+use tensor::{Data, FLOATS, encode, zero_inactive};
 
 /// Longest header that readers accept, in bytes.
 const MAX_HEADER: usize = 100_000_000;
@@ -53,13 +52,12 @@ pub fn zeros_tell_a_mask(zeros: usize, values: usize) -> bool {
 /// # Errors
 /// [`Error::Read`] if it cannot be read, or is something that may have no end, such as a device.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    let read = || {
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        fs::read(path)
-    };
-    read().map_err(|cause| Error::Read { path: path.to_path_buf(), cause })
+    let (mut file, _) = open::regular(path)?;
+    let mut bytes = Vec::new();
+    match file.read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(cause) => Err(Error::Read { path: path.to_path_buf(), cause }),
+    }
 }
 
 /// The tensors of one file, by name.
@@ -75,11 +73,6 @@ impl Store {
     /// A file without tensors, to be filled and written.
     pub fn empty(path: &Path) -> Self {
         Self { path: path.to_path_buf(), metadata: None, tensors: BTreeMap::new(), notes: Vec::new() }
-    }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// What was guessed when it was read, in a few words each.
@@ -104,12 +97,7 @@ impl Store {
 
     /// Adds or replaces a tensor with these bytes.
     pub fn insert(&mut self, name: impl Into<String>, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) {
-        self.put(name, Tensor { dtype, shape, data: Data::Bytes(bytes) });
-    }
-
-    /// Adds or replaces a tensor, of this file or another.
-    pub fn put(&mut self, name: impl Into<String>, tensor: Tensor) {
-        self.tensors.insert(name.into(), tensor);
+        self.tensors.insert(name.into(), Tensor { dtype, shape, data: Data::Bytes(bytes) });
     }
 
     /// The numbers of a tensor, little-endian.
@@ -186,20 +174,16 @@ impl Store {
         }
     }
 
-    /// Makes the layer's weights 0 where the mask is 0. The others stay as they are, bit for bit.
+    /// Makes the layer's weights 0 where any of the masks is 0. The others stay as they are, bit for bit.
     ///
     /// # Errors
     /// [`Error::Read`] if the file cannot be read any more.
-    pub fn mask_weights(&mut self, layer: &FileLayer, mask: &Mask) -> Result<(), Error> {
+    pub fn mask_weights(&mut self, layer: &FileLayer, masks: &[&Mask]) -> Result<(), Error> {
         let Some(tensor) = self.tensors.get(&layer.weight) else { return Ok(()) };
-        let (mut bytes, size) = (self.bytes(tensor)?.into_owned(), (tensor.dtype.bitsize() / 8).max(1));
-        let active = mask.to_bytes();
-        let active = layer.in_file_order(&active);
-        bytes
-            .chunks_exact_mut(size)
-            .zip(&*active)
-            .filter(|(_, active)| **active == 0)
-            .for_each(|(v, _)| v.fill(0));
+        let mut bytes = self.bytes(tensor)?.into_owned();
+        for mask in masks {
+            zero_inactive(&mut bytes, tensor.dtype, &layer.in_file_order(&mask.to_bytes()));
+        }
         let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
         self.insert(layer.weight.clone(), dtype, shape, bytes);
         Ok(())

@@ -102,7 +102,8 @@ impl Store {
     }
 }
 
-fn regular(path: &Path) -> Result<(File, usize), Error> {
+/// A regular file, opened, and its size.
+pub(super) fn regular(path: &Path) -> Result<(File, usize), Error> {
     let open = || {
         // Before it is opened: to open a pipe would wait for somebody to write into it.
         if !fs::metadata(path)?.is_file() {

@@ -72,12 +72,8 @@ impl Tensor {
             }
             Data::PyTorch(tensor) => Cow::Owned(tensor.read()?),
             Data::Masked { values, mask } => {
-                let (mut bytes, size) = (values.bytes()?.into_owned(), values.dtype.bitsize() / 8);
-                for (value, active) in bytes.chunks_exact_mut(size).zip(mask.zeros_and_ones()?) {
-                    if active == 0 {
-                        value.fill(0);
-                    }
-                }
+                let mut bytes = values.bytes()?.into_owned();
+                zero_inactive(&mut bytes, values.dtype, &mask.zeros_and_ones()?);
                 Cow::Owned(bytes)
             }
             Data::Bits(tensor) => Cow::Owned(tensor.zeros_and_ones()?),
@@ -147,6 +143,13 @@ impl Tensor {
             None => Ok(numbers.into_iter().map(|number| number as u8).collect()),
         }
     }
+}
+
+/// Makes the numbers 0 that a mask of as many bytes has 0 for.
+pub(crate) fn zero_inactive(bytes: &mut [u8], dtype: Dtype, active: &[u8]) {
+    let size = (dtype.bitsize() / 8).max(1);
+    let inactive = bytes.chunks_exact_mut(size).zip(active).filter(|(_, active)| **active == 0);
+    inactive.for_each(|(number, _)| number.fill(0));
 }
 
 fn invalid(what: String) -> io::Error {
