@@ -19,6 +19,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod memory;
+
 pub use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
