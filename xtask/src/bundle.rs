@@ -123,11 +123,11 @@ impl LockFile {
     }
 
     fn restore(mut self) -> Result<()> {
-        self.write().with_context(|| format!("cannot restore {}", self.path.display()))
+        Ok(self.write()?)
     }
 
-    fn write(&mut self) -> std::io::Result<()> {
-        self.text.take().map_or(Ok(()), |text| std::fs::write(&self.path, text))
+    fn write(&mut self) -> Result<(), srigl_run::Error> {
+        self.text.take().map_or(Ok(()), |text| srigl_run::atomic::write(&self.path, &text))
     }
 }
 

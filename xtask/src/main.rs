@@ -40,8 +40,8 @@ enum Command {
     /// Compute a table and write it beside the published numbers.
     ///
     /// Training tables are made of cells, one run of `srigl train` each. A rerun keeps finished cells and
-    /// resumes unfinished ones; a cell whose settings have changed starts again. Delete OUT/runs to start over,
-    /// for instance after a change of `srigl` itself.
+    /// resumes unfinished ones, wherever they were made. A cell of other settings is refused, or with --fresh trained
+    /// again. Delete OUT/runs to start over, for instance after a change of `srigl` itself.
     Reproduce(Box<Reproduce>),
     /// Build `srigl`, the GPU tests and the GPU benchmarks for CUDA into one file for another machine.
     ///
@@ -95,6 +95,10 @@ struct Reproduce {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
+    /// Remove runs in OUT/runs that are of other settings, and train them again.
+    #[arg(long)]
+    fresh: bool,
+
     /// Lift the limits that keep the recipe short.
     #[arg(long)]
     full: bool,
@@ -131,6 +135,7 @@ impl Reproduce {
             ("--data", self.data.is_some()),
             ("--seeds", self.seeds.is_some()),
             ("--full", self.full),
+            ("--fresh", self.fresh),
             ("--jobs", self.jobs.is_some()),
             ("--device", self.device.is_some()),
             ("--model", self.model.is_some()),
@@ -166,6 +171,7 @@ impl Reproduce {
             jobs: self.jobs.map_or(jobs, usize::from),
             device: self.device.clone(),
             runs: self.folder(recipe)?.join("runs"),
+            fresh: self.fresh,
         })
     }
 

@@ -81,8 +81,7 @@ impl Environment {
             errors.extend(succeed(&mut pip).err());
         }
         match errors.pop() {
-            None => std::fs::write(&marker, wanted)
-                .with_context(|| format!("cannot write {}", marker.display()))?,
+            None => srigl_run::atomic::write(&marker, wanted.as_bytes())?,
             Some(error) if errors.len() + 1 == self.packages().len() => return Err(error),
             // Asking for the engine says which module is missing.
             Some(error) => eprintln!("{error:#}"),

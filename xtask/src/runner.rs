@@ -2,7 +2,7 @@
 //!
 //! Each cell has a run folder `RUNS/CELL`, which belongs to `srigl` alone. Beside it lie `RUNS/CELL.log`, its
 //! error output, and `RUNS/CELL.cell.json`, the flags, written before the run starts. Whether a run folder can
-//! be reused is decided by comparing those flags with the ones wanted now.
+//! be reused is decided by comparing those flags with the ones wanted now. A run of others is never removed unasked.
 
 use crate::recipe::Cell;
 use anyhow::{Context, Result, bail, ensure};
@@ -25,6 +25,8 @@ pub struct Runner {
     pub jobs: usize,
     /// Threads of each child. Results do not depend on it.
     pub threads: usize,
+    /// Remove runs of other flags that are in the way.
+    pub fresh: bool,
 }
 
 /// A cell without a result.
@@ -43,9 +45,12 @@ enum Step {
     Reuse,
     /// Nothing yet, or an interrupted run of exactly these flags: `srigl train --resume` does the right thing.
     Run,
-    /// A run of other flags is in the way.
-    Restart,
+    /// A run is in the way that is not of these flags; says what differs.
+    Refuse(String),
 }
+
+/// Flags that say where and how fast a run is made. What it comes to does not depend on them, or says so itself.
+const WHERE: [&str; 3] = ["--data", "--device", "--workers"];
 
 /// The contents of `CELL.cell.json`.
 #[derive(Serialize, Deserialize)]
@@ -54,6 +59,26 @@ struct CellFile {
 }
 
 impl Runner {
+    /// Checks that no run of other flags is in the way, unless they are to be removed.
+    ///
+    /// # Errors
+    /// Names the first that is, and what differs.
+    pub fn check(&self, cells: &[Cell]) -> Result<()> {
+        let mut refused = Vec::new();
+        for cell in cells.iter().filter(|_| !self.fresh) {
+            let folder = self.runs.join(cell.to_string());
+            if let Step::Refuse(what) = next_step(&folder, cell)? {
+                refused.push(format!("{} {what}", folder.display()));
+            }
+        }
+        let Some(first) = refused.first() else { return Ok(()) };
+        let more = match refused.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        bail!("{first}{more}: add --fresh to remove such runs and train them again, or choose another --out")
+    }
+
     /// Runs all cells that have no result yet. A failing cell does not stop the others.
     ///
     /// Results are in the order of `cells`. Progress goes to standard error.
@@ -93,7 +118,8 @@ impl Runner {
     fn try_cell(&self, cell: &Cell) -> Result<(RunResult, Step)> {
         let folder = self.runs.join(cell.to_string());
         let step = next_step(&folder, cell)?;
-        if step == Step::Restart {
+        if let Step::Refuse(what) = &step {
+            ensure!(self.fresh, "{} {what}", folder.display());
             std::fs::remove_dir_all(&folder)
                 .with_context(|| format!("cannot remove {}", folder.display()))?;
         }
@@ -152,11 +178,39 @@ fn next_step(folder: &Path, cell: &Cell) -> Result<Step> {
         flags.display()
     );
     let text = std::fs::read_to_string(&flags).with_context(|| format!("cannot read {}", flags.display()))?;
-    Ok(match serde_json::from_str::<CellFile>(&text) {
-        Ok(file) if file.args == cell.args && folder.join("result.json").exists() => Step::Reuse,
-        Ok(file) if file.args == cell.args => Step::Run,
-        _ => Step::Restart,
+    let Ok(before) = serde_json::from_str::<CellFile>(&text) else {
+        return Ok(Step::Refuse(format!("is of unknown flags, since {} is damaged", flags.display())));
+    };
+    Ok(match (identity(&before.args), identity(&cell.args)) {
+        (before, now) if before != now => {
+            let only = |these: &[String], those: &[String]| {
+                let missing = these.iter().filter(|flag| !those.contains(flag));
+                missing.cloned().collect::<Vec<_>>().join(" ")
+            };
+            let (before, now) = (only(&before, &now), only(&now, &before));
+            let no_flag = |flags: String| if flags.is_empty() { "nothing".into() } else { flags };
+            Step::Refuse(format!("was trained with {} instead of {}", no_flag(before), no_flag(now)))
+        }
+        _ if folder.join("result.json").exists() => Step::Reuse,
+        _ => Step::Run,
     })
+}
+
+/// The flags, each with its values, but for those that say [`WHERE`].
+fn identity(args: &[String]) -> Vec<String> {
+    let mut flags: Vec<String> = Vec::new();
+    for word in args {
+        match flags.last_mut() {
+            Some(flag) if !word.starts_with("--") => {
+                flag.push(' ');
+                flag.push_str(word);
+            }
+            _ => flags.push(word.clone()),
+        }
+    }
+    let name = |flag: &String| flag.split([' ', '=']).next().unwrap_or_default().to_string();
+    flags.retain(|flag| !WHERE.contains(&name(flag).as_str()));
+    flags
 }
 
 /// `RUNS/CELL` → `RUNS/CELL.extension`. Not `Path::with_extension`: names of cells may have dots (93.75).
@@ -386,9 +440,17 @@ mod tests {
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run);
         std::fs::write(folder.join("result.json"), "{}").unwrap();
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Reuse);
-        assert_eq!(next_step(&folder, &cell(&["--lr", "0.2"])).unwrap(), Step::Restart);
+        let elsewhere = cell(&["--lr", "0.1", "--data", "/other", "--device", "cuda", "--workers=3"]);
+        assert_eq!(next_step(&folder, &elsewhere).unwrap(), Step::Reuse);
+        let refused = |wanted: &Cell| match next_step(&folder, wanted).unwrap() {
+            Step::Refuse(what) => what,
+            step => panic!("{step:?}"),
+        };
+        assert_eq!(refused(&cell(&["--lr", "0.2"])), "was trained with --lr 0.1 instead of --lr 0.2");
+        let more = refused(&cell(&["--lr", "0.1", "--nesterov"]));
+        assert_eq!(more, "was trained with nothing instead of --nesterov");
         std::fs::write(beside(&folder, "cell.json"), "{ torn").unwrap();
-        assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Restart);
+        assert!(refused(&wanted).contains("is damaged"));
         std::fs::remove_file(beside(&folder, "cell.json")).unwrap();
         let error = next_step(&folder, &wanted).unwrap_err().to_string();
         assert!(error.contains("not made by this command"), "{error}");

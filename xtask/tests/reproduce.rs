@@ -163,7 +163,7 @@ fn synthetic_data_are_named_and_not_compared() {
 }
 
 #[test]
-fn a_rerun_keeps_finished_cells_resumes_unfinished_ones_and_restarts_changed_ones() {
+fn a_rerun_keeps_finished_cells_resumes_unfinished_ones_and_refuses_changed_ones() {
     let stage = Stage::new();
     assert!(stage.reproduce(&["quick"]).status.success());
     assert_eq!(stage.calls().len(), 21);
@@ -182,11 +182,22 @@ fn a_rerun_keeps_finished_cells_resumes_unfinished_ones_and_restarts_changed_one
     assert_eq!(calls.len(), 2, "{calls:?}");
     assert!(calls[1].starts_with("continued"), "{calls:?}");
 
-    // Other settings: nothing of the old runs is used, not even the checkpoint.
+    // Made elsewhere, they are the same runs.
     assert!(stage.reproduce(&["quick", "--device", "other"]).status.success());
+    assert_eq!(stage.calls(), Vec::<String>::new());
+
+    // Other settings: nothing is removed unasked, and nothing is trained.
+    let output = stage.reproduce(&["quick", "--set", "lr=0.2"]);
+    let error = stderr(&output);
+    assert!(!output.status.success());
+    assert!(error.contains("instead of --lr 0.2 (and 20 more): add --fresh"), "{error}");
+    assert_eq!(stage.calls(), Vec::<String>::new());
+    assert!(run.join("result.json").exists());
+    // Then nothing of the old runs is used, not even the checkpoint.
+    assert!(stage.reproduce(&["quick", "--set", "lr=0.2", "--fresh"]).status.success());
     let calls = stage.calls();
     assert_eq!(calls.len(), 21, "{calls:?}");
-    assert!(calls.iter().all(|call| call.contains("--device other")));
+    assert!(calls.iter().all(|call| call.contains("--lr 0.2")));
 }
 
 #[test]
@@ -225,7 +236,7 @@ fn fashion_mnist_has_two_grids() {
     let calls = stage.calls();
     assert_eq!(calls.len(), 21 + 11);
     assert_eq!(calls.iter().filter(|call| call.contains("--model mnist-cnn")).count(), 11);
-    let full = stage.reproduce(&["fashion-mnist", "--seeds", "1", "--full"]);
+    let full = stage.reproduce(&["fashion-mnist", "--seeds", "1", "--full", "--fresh"]);
     assert!(full.status.success(), "{}", stderr(&full));
     assert!(stage.calls().iter().all(|call| !call.contains("limit")));
 }

@@ -369,7 +369,7 @@ fn compare(case: Case, args: &MeasureArgs, contenders: Vec<Contender>) -> Result
         results,
         skipped,
     };
-    Ok(print::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })?)
+    Ok(if args.json { print::json(&report)? } else { print::line(&report.text())? })
 }
 
 /// A contender and what is known of it.

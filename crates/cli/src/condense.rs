@@ -73,7 +73,11 @@ pub fn run(args: CondenseArgs) -> Result<()> {
 
     let staged = atomic::stage(&args.output, |file| file.write_all(&condensed))?;
     print::notes(&weights.notes);
-    print::line(&if args.json { serde_json::to_string_pretty(&report)? } else { report.text() })?;
+    if args.json {
+        print::json(&report)?
+    } else {
+        print::line(&report.text())?
+    }
     staged.commit()?;
     if !args.json {
         print::line(&format!("wrote `{}`", args.output.display()))?;

@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 use srigl_data::fetch::{self, Outcome, Remote};
 use srigl_data::{DataSet, Images, Source, cache_dir, load, open};
-use srigl_run::printable;
+use srigl_run::{print, printable};
 
 /// Examples of each class on a contact sheet.
 const EXAMPLES: usize = 12;
@@ -80,9 +80,8 @@ pub fn run(args: DataArgs) -> Result<()> {
         DataCommand::Sheet { set, output, data } => {
             let images = load(set, data.as_deref())?;
             write_sheet(&images, &output)?;
-            println!("wrote `{}`: {}, top to bottom:", output.display(), images.set);
-            println!("{}", printable(&images.class_names.join(", ")));
-            Ok(())
+            print::line(&format!("wrote `{}`: {}, top to bottom:", output.display(), images.set))?;
+            Ok(print::line(&images.class_names.join(", "))?)
         }
     }
 }
@@ -111,24 +110,25 @@ fn info(source: &Source, as_json: bool) -> Result<()> {
                 value[split]["left_out"] = json!(listing.left_out.count());
             }
         }
-        println!("{}", serde_json::to_string_pretty(&value)?);
-        return Ok(());
+        return Ok(print::json(&value)?);
     }
 
-    println!("set       {set}");
-    println!("source    {origin}");
+    print::line(&format!("set       {set}"))?;
+    print::line(&format!("source    {origin}"))?;
     match source {
         Source::Memory(images) => {
             let Images { channels, height, width, .. } = images;
             let (mean, std) = images.mean_std();
-            println!("shape     {channels} x {height} x {width} (channels, height, width)");
-            println!("pixels    mean {mean:.4}, std {std:.4} (training images, scaled to [0, 1])");
+            print::line(&format!("shape     {channels} x {height} x {width} (channels, height, width)"))?;
+            print::line(&format!(
+                "pixels    mean {mean:.4}, std {std:.4} (training images, scaled to [0, 1])"
+            ))?;
         }
         Source::Folder(folder) => {
-            println!("shape     pictures of various sizes, read when they are needed");
+            print::line(&format!("shape     pictures of various sizes, read when they are needed"))?;
             for (split, listing) in [("train", &folder.train), ("test", &folder.test)] {
                 if !listing.left_out.is_empty() {
-                    println!("{split:9} {}", listing.left_out);
+                    print::line(&format!("{split:9} {}", listing.left_out))?;
                 }
             }
         }
@@ -151,8 +151,7 @@ fn info(source: &Source, as_json: bool) -> Result<()> {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    println!("{table}");
-    Ok(())
+    Ok(print::line(&table.to_string())?)
 }
 
 fn fetch_files(set: DataSet, dir: Option<PathBuf>) -> Result<()> {
@@ -171,7 +170,7 @@ fn fetch_files(set: DataSet, dir: Option<PathBuf>) -> Result<()> {
             Outcome::Intact => "already there and intact",
             Outcome::Downloaded => "downloaded, checksum right",
         };
-        println!("{}  {done}", dir.join(file.name).display());
+        print::line(&format!("{}  {done}", dir.join(file.name).display()))?;
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use burn::tensor::Device;
 use clap::Args;
 use srigl_data::Loader;
 use srigl_models::{Classifier, WithModel};
-use srigl_run::RunFolder;
-use srigl_train::{Accuracy, Checkpoint, device, evaluate, model_spec};
+use srigl_run::{RunFolder, print};
+use srigl_train::{Accuracy, Checkpoint, Latest, device, evaluate, model_spec};
 use std::path::PathBuf;
 
 /// Arguments of `srigl eval`.
@@ -34,9 +34,13 @@ pub struct EvalArgs {
 pub fn run(args: EvalArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let (folder, config) = RunFolder::existing(&args.run)?;
-    let path = folder.file("checkpoint.safetensors");
-    ensure!(path.exists(), "{} has no checkpoint yet: train it first", args.run.display());
-    let checkpoint = Checkpoint::read(&path)?;
+    let latest = Checkpoint::latest(&folder)?;
+    let run = args.run.display();
+    let Latest { checkpoint, lost } =
+        latest.with_context(|| format!("{run} has no checkpoint yet: train it first"))?;
+    if let Some(lost) = lost {
+        print::note(&lost);
+    }
     let source = srigl_data::open(config.dataset, args.data.as_deref(), config.allow_empty)?;
     let (trained_on, data) = (&checkpoint.progress.data, source.set().to_string());
     ensure!(
@@ -51,7 +55,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let spec = model_spec(&config.model, loader.shape(), loader.classes())?;
     let Accuracy { loss, top1, top5 } = spec
         .with(&device, evaluation)?
-        .with_context(|| format!("{} does not hold this model", path.display()))?;
+        .with_context(|| format!("the checkpoint of {run} does not hold this model"))?;
     let epoch = checkpoint.progress.epoch;
     if args.json {
         let count = loader.test_images();
@@ -59,15 +63,15 @@ pub fn run(args: EvalArgs) -> Result<()> {
             "epoch": epoch, "test_loss": loss, "test_accuracy": top1, "test_top5": top5, "test_images": count, "data": data,
             "synthetic": synthetic,
         });
-        println!("{result:#}");
+        print::json(&result)?;
     } else {
-        println!(
+        print::line(&format!(
             "{} after epoch {epoch}: test loss {loss:.4}, test accuracy {:.2} %{} on {} images of {data}",
             config.title(),
             100.0 * top1,
             top5.map_or(String::new(), |top5| format!(" (top 5: {:.2} %)", 100.0 * top5)),
             loader.test_images()
-        );
+        ))?;
     }
     Ok(())
 }

@@ -11,8 +11,10 @@ mod report;
 mod train;
 
 use anyhow::{Context, Result, ensure};
+use bytesize::ByteSize;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use srigl_run::print;
 
 /// Train networks that are 80–99 % sparse from the first step (SRigL, RigL, SET), and edit sparsity masks of
 /// any framework's safetensors files.
@@ -21,6 +23,19 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+
+    /// Most memory that a size in a file or an option may ask for, such as 8GB [default: three quarters of what is free].
+    #[arg(long, global = true, value_name = "SIZE", value_parser = size)]
+    max_memory: Option<u64>,
+}
+
+/// `8GB`, `512MiB`, or bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let size: Result<ByteSize, _> = text.parse();
+    match size.map(|size| size.as_u64()) {
+        Ok(bytes @ 1..) => Ok(bytes),
+        _ => Err("must be a size, such as 8GB, 512MiB or a number of bytes".into()),
+    }
 }
 
 const EXAMPLES: &str = "Examples:
@@ -67,9 +82,12 @@ fn parse() -> Cli {
     Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
+/// More threads than any machine this runs on has; each takes some megabytes.
+const MAX_THREADS: usize = 1024;
+
 /// Runs everything on so many threads.
 fn use_threads(threads: usize) -> Result<()> {
-    ensure!(threads > 0, "--threads must be at least 1");
+    ensure!((1..=MAX_THREADS).contains(&threads), "--threads is {threads}, but must be 1 to {MAX_THREADS}");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global().context("cannot start threads")
 }
@@ -77,7 +95,11 @@ fn use_threads(threads: usize) -> Result<()> {
 fn main() {
     #[cfg(feature = "cuda")]
     srigl_train::device::explain_panics();
-    let result = match parse().command {
+    let Cli { command, max_memory } = parse();
+    if let Some(bytes) = max_memory {
+        srigl_tensors::memory::set_limit(bytes);
+    }
+    let result = match command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Mask(args) => mask::run(args),
@@ -90,7 +112,8 @@ fn main() {
         Command::Data(args) => data::run(args),
     };
     if let Err(error) = result {
-        eprintln!("srigl: {error:#}");
+        // Whatever names are in it.
+        eprintln!("srigl: {}", print::lines(&format!("{error:#}")));
         std::process::exit(1);
     }
 }

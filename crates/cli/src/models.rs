@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use sparsity_core::counting::{CountedLayer, inference_cost};
 use srigl_models::{MODELS, ModelInfo};
 use srigl_run::print;
@@ -29,8 +29,8 @@ Examples:
 
 /// Lists the models, or the layers of one.
 pub fn run(args: ModelsArgs) -> Result<()> {
-    let text = match &args.name {
-        None if args.json => serde_json::to_string_pretty(&MODELS.iter().map(facts).collect::<Vec<_>>())?,
+    match &args.name {
+        None if args.json => print::json(&MODELS.iter().map(facts).collect::<Vec<_>>())?,
         None => {
             let rows = MODELS.iter().map(|info| {
                 vec![
@@ -40,27 +40,31 @@ pub fn run(args: ModelsArgs) -> Result<()> {
                     info.classes.to_string(),
                 ]
             });
-            print::table(&["model", "what", "image", "classes"], rows).to_string()
+            print::line(&print::table(&["model", "what", "image", "classes"], rows).to_string())?;
         }
         Some(name) => {
             let info = ModelInfo::named(name)?;
             let layers = info.usual().layers()?;
-            if args.json { layers_json(info, &layers)? } else { layers_text(info, &layers)? }
+            if args.json {
+                print::json(&layers_json(info, &layers)?)?;
+            } else {
+                print::line(&layers_text(info, &layers)?)?;
+            }
         }
-    };
-    Ok(print::line(&text)?)
+    }
+    Ok(())
 }
 
-fn facts(info: &&ModelInfo) -> serde_json::Value {
+fn facts(info: &&ModelInfo) -> Value {
     json!({ "model": info.name, "about": info.about, "image": info.images, "classes": info.classes })
 }
 
-fn layers_json(info: &ModelInfo, layers: &[CountedLayer]) -> Result<String> {
+fn layers_json(info: &ModelInfo, layers: &[CountedLayer]) -> Result<Value> {
     let mut value = facts(&info);
     let layer = |layer: &CountedLayer| json!({ "name": layer.name, "dims": layer.dims, "positions": layer.out_positions });
     value["layers"] = layers.iter().map(layer).collect();
     value["flops"] = inference_cost(layers, &vec![0.0; layers.len()])?.flops().into();
-    Ok(serde_json::to_string_pretty(&value)?)
+    Ok(value)
 }
 
 fn layers_text(info: &ModelInfo, layers: &[CountedLayer]) -> Result<String> {
@@ -95,7 +99,8 @@ mod tests {
     #[test]
     fn resnet50_is_printed_as_it_was() {
         let info = ModelInfo::named("resnet50").unwrap();
-        let text = layers_json(info, &info.usual().layers().unwrap()).unwrap();
+        let layers = layers_json(info, &info.usual().layers().unwrap()).unwrap();
+        let text = serde_json::to_string_pretty(&layers).unwrap();
         assert!(
             text + "\n" == include_str!("../tests/fixtures/resnet50.json"),
             "`srigl models resnet50 --json` > it"

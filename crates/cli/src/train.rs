@@ -5,7 +5,7 @@ use clap::Args;
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use indicatif::{ProgressBar, ProgressStyle};
 use srigl_data::Source;
-use srigl_run::{Config, Epoch, LayerResult, RunFolder, RunResult};
+use srigl_run::{Config, Epoch, LayerResult, RunFolder, RunResult, print};
 use srigl_train::{Observer, Session, Silent, Standing, device};
 use std::path::PathBuf;
 
@@ -33,6 +33,11 @@ pub struct TrainArgs {
     #[arg(long)]
     resume: bool,
 
+    /// Train the run in --out so many epochs in all, instead of its --epochs. Schedules stretch over them from its last
+    /// checkpoint on.
+    #[arg(long, value_name = "EPOCHS", requires = "resume")]
+    extend_to: Option<usize>,
+
     /// flex, ndarray, cuda or cuda:N.
     #[arg(long, default_value = "flex")]
     device: String,
@@ -56,7 +61,8 @@ const EXAMPLES: &str = "Examples:
   srigl train --model mlp --method dense --out runs/dense
   srigl train --model mlp --weights runs/dense/model.safetensors --sparsity 0.9 --out runs/pruned
   srigl train --model resnet18 --dataset image-folder --data DIR --weights resnet18.pth --new-head --out runs/tuned
-  srigl train … --out runs/srigl95 --resume        (after an interruption: continues bit for bit)";
+  srigl train … --out runs/srigl95 --resume        (after an interruption: continues bit for bit)
+  srigl train … --out runs/srigl95 --resume --extend-to 20                             (more epochs)";
 
 /// Trains, or continues a training.
 ///
@@ -70,36 +76,39 @@ pub fn run(args: TrainArgs) -> Result<()> {
         crate::use_threads(threads)?;
     }
     device::parse(&args.device)?;
-    let folder = RunFolder::open(&args.out, &args.config, args.resume)?;
+    let (folder, config) = RunFolder::open(&args.out, &args.config, args.resume)?;
+    // A run that has been extended so far is only to be resumed.
+    let extend_to = args.extend_to.filter(|epochs| config.extended.is_empty() || *epochs != config.epochs);
     let result = match folder.result()? {
-        Some(finished) => {
-            eprintln!("{} is finished already", args.out.display());
+        Some(finished) if extend_to.is_none() => {
+            print::note(&format!("{} is finished already", args.out.display()));
             finished
         }
-        None => {
-            let source =
-                srigl_data::open(args.config.dataset, args.data.as_deref(), args.config.allow_empty)?;
+        _ => {
+            let source = srigl_data::open(config.dataset, args.data.as_deref(), config.allow_empty)?;
             if let Source::Folder(images) = &source {
                 for (split, listing) in [("train", &images.train), ("test", &images.test)] {
                     if !listing.left_out.is_empty() && !args.quiet {
-                        eprintln!("note: {split}: {}", listing.left_out);
+                        print::note(&format!("{split}: {}", listing.left_out));
                     }
                 }
             }
             let workers = args.workers.unwrap_or_else(|| data_workers(&source));
-            let loader = args.config.loader(source, workers)?;
+            let loader = config.loader(source, workers)?;
             let device = &args.device;
-            let session = Session { config: &args.config, folder: &folder, loader: &loader, device };
+            let session = Session { config: &config, folder: &folder, loader: &loader, device, extend_to };
             match args.quiet {
                 true => session.train(&mut Silent)?,
-                false => session.train(&mut Progress { bar: None, epochs: args.config.epochs })?,
+                false => {
+                    session.train(&mut Progress { bar: None, epochs: extend_to.unwrap_or(config.epochs) })?
+                }
             }
         }
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&result)?);
+        print::json(&result)?;
     } else if !args.quiet {
-        print_summary(&args.config, &result);
+        print_summary(&config, &result)?;
     }
     Ok(())
 }
@@ -120,7 +129,7 @@ struct Progress {
 
 impl Observer for Progress {
     fn note(&mut self, text: &str) {
-        eprintln!("note: {text}");
+        print::note(text);
     }
 
     fn started(&mut self, step: u64, steps: u64) {
@@ -163,9 +172,9 @@ impl Observer for Progress {
     }
 }
 
-fn print_summary(config: &Config, result: &RunResult) {
-    println!("{}", layer_table(&result.layers));
-    println!(
+fn print_summary(config: &Config, result: &RunResult) -> Result<()> {
+    print::line(&layer_table(&result.layers).to_string())?;
+    print::line(&format!(
         "{} on {}: test accuracy {:.2} % (best {:.2} %{}), sparsity {:.2} %, {} epochs in {:.1} s",
         config.title(),
         result.data.describe(),
@@ -175,7 +184,8 @@ fn print_summary(config: &Config, result: &RunResult) {
         100.0 * result.sparsity,
         result.epochs,
         result.seconds
-    );
+    ))?;
+    Ok(())
 }
 
 /// One row per sparse layer.

@@ -256,6 +256,11 @@ impl Source {
         }
     }
 
+    /// STUB
+    pub fn digest(&self) -> anyhow::Result<String> {
+        Ok(format!("{:?}", self.class_counts()))
+    }
+
     /// What each label stands for: `[classes]`.
     pub fn class_names(&self) -> &[String] {
         match self {

@@ -273,6 +273,20 @@ pub struct Config {
     /// Also write a checkpoint every so many steps, not only after each epoch.
     #[arg(long, value_name = "STEPS")]
     pub checkpoint_every: Option<u64>,
+    /// When the run got more epochs than it was started with, oldest first.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extended: Vec<Extension>,
+}
+
+/// One `--extend-to`. Its schedules are those of the longer run from then on, so the run is another than one that had the
+/// epochs from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extension {
+    /// Epochs that the run had before.
+    pub epochs: usize,
+    /// Optimizer steps taken until then.
+    pub step: u64,
 }
 
 /// `--optimizer`.
@@ -404,6 +418,12 @@ impl Config {
         ensure!(self.batch_size > 0, "--batch-size must be at least 1");
         ensure!(self.delta_t > 0, "--delta-t must be at least 1");
         ensure!(self.micro_batch != Some(0), "--micro-batch must be at least 1");
+        ensure!(
+            self.warmup_epochs <= self.epochs,
+            "--warmup-epochs {} is longer than the run of --epochs {}",
+            self.warmup_epochs,
+            self.epochs
+        );
         ensure!(
             self.clip_norm.is_none_or(|norm| norm.is_finite() && norm > 0.0),
             "--clip-norm must be positive"
@@ -542,13 +562,52 @@ impl Config {
         format!("{} {}", self.model.name, self.method.variant().label)
     }
 
-    /// The first setting that differs in another configuration and may change the result, as a flag without its dashes.
-    pub fn differing_key(&self, other: &Self) -> Option<String> {
-        let (before, now) = (serde_json::to_value(self).ok()?, serde_json::to_value(other).ok()?);
-        let keys = now.as_object()?.keys();
-        // When checkpoints are written does not change the result.
-        let mut different = keys.filter(|key| *key != "checkpoint_every" && before[*key] != now[*key]);
-        different.next().map(|key| key.replace('_', "-"))
+    /// The first setting, as a flag without its dashes, by which a run of these settings cannot go on with what a run of
+    /// `before` has left. Where the weights of the start lie, and when checkpoints are written, does not count.
+    pub fn differing_key(&self, before: &Self) -> Option<String> {
+        const ELSEWHERE: [&str; 4] = ["checkpoint_every", "epochs", "extended", "weights"];
+        let settings = |config: &Self| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(settings)) => settings,
+            _ => serde_json::Map::new(),
+        };
+        let (before_all, now_all) = (settings(before), settings(self));
+        // A setting that is not there has its default.
+        let keys = now_all.keys().chain(before_all.keys()).filter(|key| !ELSEWHERE.contains(&key.as_str()));
+        if let Some(key) = keys.into_iter().find(|key| before_all.get(*key) != now_all.get(*key)) {
+            return Some(key.replace('_', "-"));
+        }
+        if self.weights.is_some() != before.weights.is_some() {
+            return Some("weights".into());
+        }
+        let same = self.epochs == before.epochs && self.extended == before.extended;
+        (!same).then(|| "epochs".into())
+    }
+
+    /// These settings with as many epochs as a run of `before` has by now, if it was started with this command line: it may
+    /// have been extended since.
+    pub fn going_on_with(&self, before: &Self) -> Self {
+        let (mut config, extended) = (self.clone(), before.extended.clone());
+        if extended.iter().any(|extension| extension.epochs == self.epochs) || self.epochs == before.epochs {
+            (config.epochs, config.extended) = (before.epochs, extended);
+        }
+        config
+    }
+
+    /// The settings of this run from step `step` on with more epochs.
+    ///
+    /// # Errors
+    /// If they are not more, or the run is limited in its steps.
+    pub fn extended_to(&self, epochs: usize, step: u64) -> Result<Self> {
+        ensure!(
+            epochs > self.epochs,
+            "--extend-to {epochs}, but the run has {} epochs already: give a larger number",
+            self.epochs
+        );
+        ensure!(self.limit_steps.is_none(), "--extend-to has no effect on a run with --limit-steps");
+        let mut config = self.clone();
+        config.extended.push(Extension { epochs: self.epochs, step });
+        config.epochs = epochs;
+        Ok(config)
     }
 
     /// Learning rate of step `step` (from 1) of `total`.

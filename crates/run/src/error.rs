@@ -97,6 +97,14 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A run is to go on with other images, or from other weights.
+    #[error("{} {what}: provide the same as before, or choose another --out", shown(path))]
+    OtherInputs {
+        /// The folder.
+        path: PathBuf,
+        /// What is other, in a sentence of which the folder is the subject.
+        what: String,
+    },
     /// A run is to go on with other settings.
     #[error(
         "{} was trained with another --{key}: resume with the same settings, or choose another --out",

@@ -2,7 +2,7 @@
 
 use crate::lines::{LOG_LINES, json, json_lines};
 use crate::lock::{self, Lock};
-use crate::{Config, Error, RunResult, TopologyLine, atomic};
+use crate::{Config, Epoch, Error, Inputs, RunResult, TopologyLine, atomic};
 use serde::de::DeserializeOwned;
 use std::fs;
 use std::io;
@@ -20,58 +20,131 @@ impl RunFolder {
         Self { path: path.to_path_buf() }
     }
 
-    /// The folder of a new run, which [`create`](Self::create) makes, or of one to resume.
+    /// The folder of a new run, which [`create`](Self::create) makes, or of one to resume, with the settings to go on with:
+    /// a run may have been extended since it was started.
     ///
     /// # Errors
     /// [`Error::Exists`] if it holds a run that is not to be resumed, [`Error::OtherSettings`] if that has other settings,
     /// [`Error::Foreign`] if it holds something else.
-    pub fn open(path: &Path, config: &Config, resume: bool) -> Result<Self, Error> {
+    pub fn open(path: &Path, config: &Config, resume: bool) -> Result<(Self, Config), Error> {
         let folder = Self { path: path.to_path_buf() };
-        if folder.file("config.json").exists() {
+        if folder.has_run() {
             if !resume {
                 return Err(Error::Exists { path: folder.path });
             }
-            folder.compare(config)?;
-        } else if path.exists() && !(path.is_dir() && folder.entries()?.iter().all(|entry| is_ours(entry))) {
+            let before: Config = folder.read(CONFIG)?;
+            let config = config.going_on_with(&before);
+            folder.compare(&config, &before)?;
+            return Ok((folder, config));
+        }
+        if path.exists() && !(path.is_dir() && folder.entries()?.iter().all(|entry| is_ours(entry))) {
             return Err(Error::Foreign { path: folder.path });
         }
-        Ok(folder)
+        Ok((folder, config.clone()))
     }
 
-    /// The folder of an existing run with its settings.
+    /// The folder of an existing run with its settings, which are checked as those of a new run.
     ///
     /// # Errors
-    /// [`Error::Run`] if there is none, [`Error::File`] if its settings are damaged.
+    /// [`Error::Run`] if there is none, [`Error::File`] if its settings are damaged or out of range.
     pub fn existing(path: &Path) -> Result<(Self, Config), Error> {
         let folder = Self { path: path.to_path_buf() };
-        let config = folder.read("config.json")?;
-        Ok((folder, config))
+        let config: Config = folder.read(CONFIG)?;
+        match config.validate() {
+            Ok(()) => Ok((folder, config)),
+            Err(what) => Err(Error::File { path: folder.file(CONFIG), what: what.to_string() }),
+        }
     }
 
-    /// Makes the folder, takes it and writes its `config.json`, once the settings are known to work. Nobody else can write
-    /// into it until the lock is dropped.
+    /// Checks that a run that is to go on has the inputs it had; one of an earlier version does not say which.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another process writes into it, [`Error::OtherSettings`] if one has started another run since
-    /// [`open`](Self::open), [`Error::Write`] if writing fails.
-    pub fn create(&self, config: &Config) -> Result<Lock, Error> {
-        fs::create_dir_all(&self.path).map_err(|cause| Error::Write { path: self.path.clone(), cause })?;
-        let lock = Lock::take(&self.path)?;
-        self.remove_temporary_files()?;
-        if self.file("config.json").exists() {
-            self.compare(config)?;
-        } else {
-            self.write_json("config.json", config)?;
+    /// [`Error::OtherInputs`] if not, [`Error::File`] if the file about them is damaged.
+    pub fn check_inputs(&self, inputs: &Inputs) -> Result<(), Error> {
+        let before: Option<Inputs> = json(&self.file(INPUTS))?;
+        match before.and_then(|before| inputs.differs(&before)) {
+            Some(what) => Err(Error::OtherInputs { path: self.path.clone(), what }),
+            None => Ok(()),
         }
-        Ok(lock)
     }
 
-    /// Whether the run in the folder has these settings.
-    fn compare(&self, config: &Config) -> Result<(), Error> {
-        let before: Config = self.read("config.json")?;
-        match before.differing_key(config) {
+    /// Makes the folder, takes it, and writes its `inputs.json` and `config.json`, once both are known to work. Nobody else
+    /// can write into it until the lock is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process writes into it; [`Error::OtherSettings`] or [`Error::OtherInputs`] if one has
+    /// started another run since [`open`](Self::open); [`Error::Write`] if writing fails. Nothing is left behind then.
+    pub fn create(&self, config: &Config, inputs: &Inputs) -> Result<Lock, Error> {
+        let missing =
+            self.path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let mut made: Vec<PathBuf> = missing.map(Path::to_path_buf).collect();
+        let taken = fs::create_dir_all(&self.path)
+            .map_err(|cause| Error::Write { path: self.path.clone(), cause })
+            .and_then(|()| Lock::take(&self.path));
+        let mut lock = match taken {
+            Ok(lock) => lock,
+            Err(error) => {
+                made.iter().for_each(|folder| _ = fs::remove_dir(folder));
+                return Err(error);
+            }
+        };
+        if !self.has_run() {
+            let files = [CONFIG, INPUTS].into_iter().chain(LOGS);
+            made.splice(0..0, files.map(|name| self.file(name)));
+            lock.abandons(made);
+        }
+        match self.fill(config, inputs) {
+            Ok(()) => Ok(lock),
+            Err(error) => {
+                lock.abandon();
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&self, config: &Config, inputs: &Inputs) -> Result<(), Error> {
+        self.remove_temporary_files()?;
+        if !self.has_run() {
+            self.write_json(INPUTS, inputs)?;
+            return self.write_json(CONFIG, config);
+        }
+        let before: Config = self.read(CONFIG)?;
+        self.compare(config, &before)?;
+        self.check_inputs(inputs)?;
+        if !self.file(INPUTS).exists() {
+            self.write_json(INPUTS, inputs)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a run the settings of a longer one. It loses its result: it is not finished any more.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if that fails.
+    pub fn extend(&self, _lock: &Lock, config: &Config) -> Result<(), Error> {
+        // In this order: between the two, the run is as it was, but for the result, which it would make again.
+        self.remove("result.json")?;
+        self.write_json(CONFIG, config)
+    }
+
+    /// Whether there is a run in it.
+    pub fn has_run(&self) -> bool {
+        self.file(CONFIG).exists()
+    }
+
+    /// Whether a run with the settings `before` can go on with these.
+    fn compare(&self, config: &Config, before: &Config) -> Result<(), Error> {
+        match config.differing_key(before) {
             Some(key) => Err(Error::OtherSettings { path: self.path.clone(), key }),
             None => Ok(()),
+        }
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        let path = self.file(name);
+        match fs::remove_file(&path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::Write { path, cause }),
+            _ => Ok(()),
         }
     }
 
@@ -103,6 +176,19 @@ impl RunFolder {
             Ok(()) => Ok(result),
             Err(what) => Err(Error::File { path, what }),
         }
+    }
+
+    /// The epochs so far; none if there is no log.
+    ///
+    /// # Errors
+    /// [`Error::Line`] names a line that is damaged.
+    pub fn metrics(&self) -> Result<Vec<Epoch>, Error> {
+        let mut lines = Vec::new();
+        json_lines(&self.file("metrics.jsonl"), LOG_LINES, |line: Epoch| {
+            lines.push(line);
+            Ok(())
+        })?;
+        Ok(lines)
     }
 
     /// The topology updates so far; none if there is no log.
@@ -138,13 +224,19 @@ impl RunFolder {
     }
 }
 
+const CONFIG: &str = "config.json";
+const INPUTS: &str = "inputs.json";
+
+/// Files that grow.
+const LOGS: [&str; 3] = ["metrics.jsonl", "topology.jsonl", "masks.jsonl"];
+
 /// Files that are written at once.
-const WHOLE_FILES: [&str; 5] =
-    ["config.json", "checkpoint.safetensors", "best.safetensors", "model.safetensors", "result.json"];
+const WHOLE_FILES: [&str; 6] =
+    [CONFIG, INPUTS, "checkpoint.safetensors", "best.safetensors", "model.safetensors", "result.json"];
 
 /// Whether a file may lie in the folder of a run that has not got its settings yet.
 fn is_ours(path: &Path) -> bool {
-    is_temporary(path) || path.file_name().is_some_and(|name| name == lock::FILE)
+    is_temporary(path) || path.file_name().is_some_and(|name| name == lock::FILE || name == INPUTS)
 }
 
 /// Whether a file is one of an atomic write that has not got its name yet, by this version or an earlier one.

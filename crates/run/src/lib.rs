@@ -2,11 +2,12 @@
 //!
 //! | file | what | type |
 //! |---|---|---|
-//! | `config.json` | settings: same settings and data, same result | [`Config`] |
+//! | `config.json` | settings: same settings and inputs, same result | [`Config`] |
+//! | `inputs.json` | which images and weights it reads, by digest | [`Inputs`] |
 //! | `metrics.jsonl` | a line per epoch | [`Epoch`] |
 //! | `topology.jsonl` | a line per topology update and layer | [`TopologyLine`] |
 //! | `masks.jsonl` | a line per picture of a layer's mask | [`MaskLine`] |
-//! | `checkpoint.safetensors` | all that a training needs to go on | the crate `srigl-train` |
+//! | `checkpoint.safetensors`, `checkpoint.previous.safetensors` | all that a training needs to go on, twice | the crate `srigl-train` |
 //! | `best.safetensors`, `model.safetensors` | weights with masks, in PyTorch's names | [`Store`] |
 //! | `result.json` | the outcome of a finished run | [`RunResult`] |
 //!
@@ -19,6 +20,7 @@ pub mod atomic;
 mod config;
 mod error;
 mod folder;
+mod inputs;
 mod lines;
 mod lock;
 mod masks;
@@ -28,13 +30,18 @@ mod read;
 mod schema;
 mod store;
 
-pub use config::{Config, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, named_parser};
+pub use config::{
+    Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, named_parser,
+};
 pub use error::Error;
 pub use folder::RunFolder;
+pub use inputs::Inputs;
 pub use lines::JsonLines;
 pub use lock::Lock;
 pub use masks::mask_line;
 pub use method::MethodArgs;
 pub use read::{Layer, Run};
 pub use schema::{DataUsed, Epoch, LayerResult, MaskLine, Picture, RunResult, StartedFrom, TopologyLine};
-pub use store::{FileLayer, LayerNames, Store, Tensor, mask_name, printable, read_file, zeros_tell_a_mask};
+pub use store::{
+    FileLayer, LayerNames, Store, Tensor, mask_name, printable, read_file, weights_digest, zeros_tell_a_mask,
+};

@@ -18,6 +18,8 @@ const TRIES: usize = 100;
 pub struct Lock {
     file: File,
     path: PathBuf,
+    /// What to remove if the run never takes a step: see [`abandon`](Self::abandon).
+    made: Vec<PathBuf>,
 }
 
 impl Lock {
@@ -52,10 +54,26 @@ impl Lock {
                 file.write_all(whoami().as_bytes())
             };
             write(&mut file).map_err(failed)?;
-            return Ok(Self { file, path });
+            return Ok(Self { file, path, made: Vec::new() });
         }
         let cause = io::Error::other("it is replaced again and again");
         Err(Error::Write { path, cause })
+    }
+
+    /// Has [`abandon`](Self::abandon) remove these files and, afterwards, folders.
+    pub(crate) fn abandons(&mut self, made: Vec<PathBuf>) {
+        self.made = made;
+    }
+
+    /// Gives the folder back as it was before [`RunFolder::create`](crate::RunFolder::create) made or filled it, so that a
+    /// start that is refused leaves nothing behind. A run that had begun before stays as it is.
+    pub fn abandon(mut self) {
+        let made = std::mem::take(&mut self.made);
+        drop(self);
+        for path in made {
+            // Folders go if they are empty; what cannot be removed stays.
+            _ = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+        }
     }
 }
 

@@ -1,13 +1,33 @@
 //! What programs print of runs: lines and tables on standard output.
 
 use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use srigl_tensors::printable;
+use std::fmt::Display;
 use std::io::{self, Write};
 
-/// Prints one line. Unlike `println!`, which panics, it returns an error.
+/// Text whose lines are [`printable`].
+pub fn lines(text: &dyn Display) -> String {
+    text.to_string().split('\n').map(|line| printable(&line)).collect::<Vec<_>>().join("\n")
+}
+
+/// Prints a line, or several. Unlike `println!`, which panics, it returns an error. Nothing in it can steer the terminal.
 ///
 /// # Errors
 /// If standard output cannot be written, for example because it is closed.
 pub fn line(text: &str) -> Result<(), io::Error> {
+    write(&lines(&text))
+}
+
+/// Prints a value as JSON, for programs.
+///
+/// # Errors
+/// As [`line`].
+pub fn json(value: &impl Serialize) -> Result<(), io::Error> {
+    write(&serde_json::to_string_pretty(value)?)
+}
+
+fn write(text: &str) -> Result<(), io::Error> {
     let mut stdout = io::stdout().lock();
     let cannot = |error| io::Error::other(format!("cannot write to standard output: {error}"));
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(cannot)
@@ -30,5 +50,10 @@ pub fn shape(dims: &[usize]) -> String {
 
 /// Says what was guessed, on standard error, so that it is not taken for a result.
 pub fn notes(notes: &[String]) {
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    notes.iter().for_each(|text| note(text));
+}
+
+/// Says one thing on standard error.
+pub fn note(text: &str) {
+    eprintln!("note: {}", printable(&text));
 }

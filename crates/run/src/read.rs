@@ -1,6 +1,6 @@
 //! What a run folder says, checked.
 
-use crate::lines::{LOG_LINES, json, json_lines};
+use crate::lines::{json, json_lines};
 use crate::{Config, Epoch, Error, MaskLine, RunFolder, RunResult, TopologyLine};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -48,18 +48,8 @@ impl Run {
     /// If it has no `config.json`, or a file in it does not hold what it should.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let (files, config) = RunFolder::existing(folder)?;
-        let path = files.file("config.json");
-        let settings: Map<String, Value> = json(&path)?.unwrap_or_default();
-        if !(0.0..1.0).contains(&config.sparsity) {
-            let what = format!("sparsity is {:e}, but must be in [0, 1)", config.sparsity);
-            return Err(Error::File { path, what });
-        }
-
-        let mut epochs = Vec::new();
-        json_lines(&folder.join("metrics.jsonl"), LOG_LINES, |line: Epoch| {
-            epochs.push(sane(line));
-            Ok(())
-        })?;
+        let settings: Map<String, Value> = json(&files.file("config.json"))?.unwrap_or_default();
+        let epochs = files.metrics()?.into_iter().map(sane).collect();
         // Masks first: their first snapshot names the layers in the network's order.
         let mut layers = Layers::default();
         let has_masks = json_lines(&folder.join("masks.jsonl"), PICTURE_LINES, |line| layers.snapshot(line))?;
@@ -262,7 +252,7 @@ mod tests {
             |from: &str, to: &str| read(&[("config.json", &config().replace(from, to))]).unwrap_err();
         assert!(
             changed("\"sparsity\":0.9", "\"sparsity\":1.5")
-                .contains("sparsity is 1.5e0, but must be in [0, 1)")
+                .contains("sparsity is 1.5, but must be in [0, 1)")
         );
         assert!(changed("srigl", "magic").contains("no method `magic`"));
         assert!(read(&[]).unwrap_err().contains("is this a run folder of `srigl train`?"));

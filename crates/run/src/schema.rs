@@ -32,6 +32,9 @@ pub struct Epoch {
     pub images_per_second: Option<f64>,
     /// Seconds the epoch took.
     pub seconds: Option<f64>,
+    /// On which device its last step was taken.
+    #[serde(default)]
+    pub device: Option<String>,
 }
 
 /// One line of `topology.jsonl`: a topology update of one layer.

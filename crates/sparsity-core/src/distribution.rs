@@ -87,7 +87,7 @@ impl Default for Distribution {
 
 /// The sparsity of every layer, in order, such that all layers together have the global `sparsity`.
 ///
-/// Layers with `keep_dense` get 0, and the others make up for them.
+/// Layers with `keep_dense` get 0, and the others make up for them, whatever the distribution.
 ///
 /// # Errors
 /// [`Error::Sparsity`] outside `[0, 1)`; [`Error::TooManyDense`] if the other layers cannot make up for the dense ones;
@@ -105,7 +105,7 @@ pub fn layer_sparsities(
         return Err(Error::TooManyDense { sparsity, dense: total, total });
     }
     match distribution {
-        Distribution::Uniform => Ok(uniform(layers, sparsity)),
+        Distribution::Uniform => uniform(layers, sparsity),
         Distribution::Er => {
             let score = |l: &LayerSpec| (l.dims[0] + l.dims[1]) as f64 / (l.dims[0] * l.dims[1]) as f64;
             erdos_renyi(layers, sparsity, &layers.iter().map(score).collect::<Vec<_>>())
@@ -121,14 +121,16 @@ pub fn layer_sparsities(
     }
 }
 
-/// The same sparsity everywhere, raised for the layers kept dense; the plain value if that would exceed 1.
-fn uniform(layers: &[LayerSpec], sparsity: f64) -> Vec<f64> {
+/// The same sparsity everywhere, raised for the layers kept dense.
+fn uniform(layers: &[LayerSpec], sparsity: f64) -> Result<Vec<f64>, Error> {
     let total: usize = layers.iter().map(LayerSpec::weights).sum();
     let sparse: usize = layers.iter().filter(|l| !l.keep_dense).map(LayerSpec::weights).sum();
     // With nothing kept dense `raised` may differ from the plain value in the last bit, and the floors would move.
-    let raised = if sparse == total { sparsity } else { sparsity * total as f64 / sparse.max(1) as f64 };
-    let sparsity = if raised < 1.0 { raised } else { sparsity };
-    layers.iter().map(|l| if l.keep_dense { 0.0 } else { sparsity }).collect()
+    let raised = if sparse == total { sparsity } else { sparsity * total as f64 / sparse as f64 };
+    if raised >= 1.0 {
+        return Err(Error::TooManyDense { sparsity, dense: total - sparse, total });
+    }
+    Ok(layers.iter().map(|l| if l.keep_dense { 0.0 } else { raised }).collect())
 }
 
 /// Density `ε·score`, with `ε` solving for the global count; layers that would exceed density 1 become
@@ -195,19 +197,22 @@ mod tests {
     }
 
     #[test]
-    fn uniform_makes_up_for_dense_layers_or_gives_up() {
-        let mut layers = mlp();
-        layers[2].keep_dense = true;
-        let s = layer_sparsities(&layers, 0.9, Distribution::Uniform).unwrap();
-        assert!((global(&layers, &s) - 0.9).abs() < 1e-12);
-        assert_eq!((s[2], s[0] > 0.9), (0.0, true));
-        layers[0].keep_dense = true;
-        assert_eq!(layer_sparsities(&layers, 0.9, Distribution::Uniform).unwrap(), [0.0, 0.9, 0.0]);
-        let erk = layer_sparsities(&layers, 0.9, Distribution::default());
-        assert!(matches!(erk, Err(Error::TooManyDense { .. })));
-        layers[1].keep_dense = true;
-        let all = layer_sparsities(&layers, 0.9, Distribution::Uniform);
-        assert!(matches!(all, Err(Error::TooManyDense { .. })));
+    fn every_distribution_makes_up_for_dense_layers_or_says_that_it_cannot() {
+        for distribution in Distribution::NAMES.map(|(.., distribution)| distribution) {
+            let mut layers = mlp();
+            let refused = |layers: &[LayerSpec]| {
+                let result = layer_sparsities(layers, 0.9, distribution);
+                assert!(matches!(result, Err(Error::TooManyDense { .. })), "{result:?}");
+            };
+            layers[2].keep_dense = true;
+            let s = layer_sparsities(&layers, 0.9, distribution).unwrap();
+            assert!((global(&layers, &s) - 0.9).abs() < 1e-12);
+            assert_eq!((s[2], s[0] > 0.9), (0.0, true));
+            layers[0].keep_dense = true;
+            refused(&layers);
+            layers[1].keep_dense = true;
+            refused(&layers);
+        }
     }
 
     #[test]

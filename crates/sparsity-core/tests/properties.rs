@@ -468,7 +468,8 @@ proptest! {
         let sparsities = match layer_sparsities(&specs, sparsity, distribution) {
             Ok(sparsities) => sparsities,
             Err(Error::TooManyDense { dense, total: all, .. }) => {
-                prop_assert!(sparse.is_empty() || budget <= 0.0 && distribution != Distribution::Uniform);
+                // The two sides of the edge may round differently.
+                prop_assert!(sparse.is_empty() || budget <= 1e-9 * total as f64);
                 prop_assert_eq!((dense, all), (kept_dense, total));
                 return Ok(());
             }
@@ -479,12 +480,7 @@ proptest! {
             prop_assert!(!spec.keep_dense || *s == 0.0);
         }
         let zeros: f64 = specs.iter().zip(&sparsities).map(|(spec, s)| spec.weights() as f64 * s).sum();
-        if !sparse.is_empty() && budget > 0.0 {
-            prop_assert!((zeros / total as f64 - sparsity).abs() < 1e-9, "global {}", zeros / total as f64);
-        } else {
-            // Uniform gives up on the sum and uses the plain value.
-            prop_assert!(sparse.iter().all(|&i| sparsities[i] == sparsity));
-        }
+        prop_assert!(sparse.is_empty() || (zeros / total as f64 - sparsity).abs() < 1e-9, "global {}", zeros / total as f64);
 
         // The densities are ε times the scores, and a layer is only made dense if ε times its score exceeds 1.
         let score = |i: usize| -> f64 {

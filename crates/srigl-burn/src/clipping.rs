@@ -5,12 +5,12 @@ use crate::layout::Layout;
 use crate::topology::Topology;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 use std::collections::HashMap;
 
 /// Scales all gradients by the same factor so that their joint norm is at most a given one, as PyTorch's
 /// `clip_grad_norm_` does; Burn's own clipping looks at one parameter at a time. Sparse weights count with their
-/// masked gradients.
+/// masked gradients. The norm is taken in f32, whatever the gradients are in.
 ///
 /// For training loops that hold the gradients: call [`clip`](Self::clip) between the backward pass and the
 /// optimizer's step. Nothing is copied from the device. The dense gradients that topology updates gather are those before
@@ -20,7 +20,7 @@ pub struct NormClipping {
     topology: Topology,
     /// Version of the topology that `inactive` shows.
     version: Option<u64>,
-    /// By parameter path: true where the mask is 0, in the order of the parameter's values.
+    /// By layer: true where the mask is 0, in the order of the parameter's values.
     inactive: HashMap<String, Tensor<1, Bool>>,
 }
 
@@ -47,19 +47,19 @@ impl NormClipping {
         scale.scaled
     }
 
-    /// The mask of the layer `module`, unless it is dense.
+    /// Where the layer `name` is inactive, unless it is dense.
     fn inactive<const D: usize>(
         &mut self,
-        module: &str,
+        name: &str,
         layout: Layout,
         grad: &Tensor<D>,
     ) -> Option<Tensor<1, Bool>> {
-        if !self.inactive.contains_key(module) {
-            let mask = self.topology.sparse_mask(module)?;
+        if !self.inactive.contains_key(name) {
+            let mask = self.topology.sparse_mask(name)?;
             let inactive = layout.inactive(&mask, [mask.positions()], &grad.device());
-            self.inactive.insert(module.to_string(), inactive);
+            self.inactive.insert(name.to_string(), inactive);
         }
-        self.inactive.get(module).cloned()
+        self.inactive.get(name).cloned()
     }
 }
 
@@ -81,12 +81,11 @@ impl ModuleVisitor for SquaredNorm<'_> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(grad) = self.grads.get::<D>(param.id) else { return };
-        let mask = match self.path.field() {
-            Some((module, _, Some(layout))) => self.clipping.inactive(&module.join("."), layout, &grad),
-            _ => None,
-        };
+        let layer = self.path.layer();
+        let mask = layer.and_then(|(layer, layout)| self.clipping.inactive(&layer, layout, &grad));
         let values = grad.shape().num_elements();
-        let mut grad: Tensor<1> = grad.reshape([values]);
+        // The squares of half-precision numbers would overflow, or vanish.
+        let mut grad: Tensor<1> = grad.reshape([values]).cast(DType::F32);
         if let Some(inactive) = mask {
             grad = grad.mask_fill(inactive, 0.0);
         }
@@ -107,7 +106,8 @@ struct Scale {
 impl ModuleVisitor for Scale {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.grads.remove::<D>(param.id) {
-            self.scaled.register(param.id, grad * self.factor.clone().reshape([1; D]));
+            let factor = self.factor.clone().cast(grad.dtype()).reshape([1; D]);
+            self.scaled.register(param.id, grad * factor);
         }
     }
 }

@@ -317,29 +317,90 @@ impl<M: Module> Sparsified<M> {
     /// parameter ids in it. The topology shows the record's masks at once.
     ///
     /// # Errors
-    /// [`Error::ModelRecord`] if the model's does not fit, [`Error::OptimizerRecord`] if the optimizer's has no masks,
-    /// or others than a layer's weight has room for.
+    /// [`Error::ModelRecord`] if the model's does not fit; [`Error::OptimizerRecord`] if the optimizer's has no masks,
+    /// or others than a layer's weight has room for; [`Error::OptimizerRecordParts`] if a part of it fits nothing;
+    /// [`Error::OtherMask`] if the weights are not those of the masks: no topology starts anew in silence.
     pub fn load_records(self, model: ModuleRecord, optim: OptimizerRecord) -> Result<Self, Error> {
+        self.load(model, optim, None)
+    }
+
+    /// The same with a schedule of topology updates that takes the place of the record's, for a training that gets more
+    /// steps than it was started with.
+    ///
+    /// # Errors
+    /// As [`load_records`](Self::load_records), and for a schedule out of range.
+    pub fn load_records_and_reschedule(
+        self,
+        model: ModuleRecord,
+        optim: OptimizerRecord,
+        schedule: UpdateSchedule,
+    ) -> Result<Self, Error> {
+        schedule.validate()?;
+        self.load(model, optim, Some(schedule))
+    }
+
+    fn load(
+        self,
+        model: ModuleRecord,
+        optim: OptimizerRecord,
+        schedule: Option<UpdateSchedule>,
+    ) -> Result<Self, Error> {
         let Self { model: module, optim: optimizer, topology } = self;
         let model = module.try_load_record(model).map_err(|e| Error::ModelRecord(e.to_string()))?;
-        // So is a record from before the first step.
-        let empty = optim.is_empty();
-        let (optim, masks) = loaded_masks(|| optimizer.load_record(optim));
+        let all = optim.len();
+        let (optim, masks) = loaded_masks(schedule, || optimizer.load_record(optim));
         let mut ids = ParamIds::default();
         model.visit(&mut ids);
-        let layers = topology.layers();
-        for (index, layer) in layers.iter().enumerate().filter(|(_, layer)| layer.sparsity > 0.0) {
+        for (index, layer) in topology.layers().iter().enumerate().filter(|(_, layer)| layer.sparsity > 0.0) {
             let id = ids.found.get(&crate::discover::parameter_path(&layer.name));
             match id.and_then(|id| masks.get(id)) {
                 Some((mask, ever_active)) if mask.shape() == layer.mask.shape() => {
                     topology.publish(index, mask, ever_active);
                 }
-                // A layer without gradients has no state.
-                None if empty || !masks.is_empty() => {}
+                // Before its first gradient a layer has no state, only its first mask. Its weights will tell.
+                None if all == 0 || !masks.is_empty() => {}
                 _ => return Err(Error::OptimizerRecord { layer: layer.name.clone() }),
             }
         }
-        Ok(Self { model, optim, topology })
+        let loaded = optim.to_record().len();
+        if loaded < all {
+            return Err(Error::OptimizerRecordParts { lost: all - loaded, all });
+        }
+        let mut alive = Alive { path: ModulePath::default(), topology: &topology, found: None };
+        model.visit(&mut alive);
+        match alive.found {
+            Some(layer) => Err(Error::OtherMask { layer }),
+            None => Ok(Self { model, optim, topology }),
+        }
+    }
+}
+
+/// The first layer with weights that are not 0 where its mask is.
+struct Alive<'a> {
+    path: ModulePath,
+    topology: &'a Topology,
+    found: Option<String>,
+}
+
+impl ModuleVisitor for Alive<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some((layer, layout)) = self.path.layer() else { return };
+        let Some(mask) = self.topology.sparse_mask(&layer).filter(|_| self.found.is_none()) else { return };
+        let rows = layout.to_rows(param.val());
+        let mut masked = rows.clone();
+        mask.apply(&mut masked);
+        // NaN is not equal to itself, but active.
+        if rows.iter().zip(&masked).any(|(value, kept)| value.to_bits() != kept.to_bits() && *value != 0.0) {
+            self.found = Some(layer);
+        }
     }
 }
 

@@ -69,6 +69,13 @@ impl ModulePath {
         let layout = Layout::of_container(self.containers.last()?).filter(|_| field == "weight");
         Some((module, field, layout))
     }
+
+    /// The name of the layer whose weight this is, and its layout. `None` elsewhere.
+    pub fn layer(&self) -> Option<(String, Layout)> {
+        let (module, _, layout) = self.field()?;
+        let module = module.join(".");
+        Some((if module.is_empty() { BARE.to_string() } else { module }, layout?))
+    }
 }
 
 #[derive(Default)]
@@ -87,11 +94,7 @@ impl ModuleVisitor for Visitor {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some((module, _, Some(layout))) = self.path.field() else {
-            return;
-        };
-        let module = module.join(".");
-        let name = if module.is_empty() { BARE.to_string() } else { module };
+        let Some((name, layout)) = self.path.layer() else { return };
         let weight = param.val();
         let frozen = weight.device().is_autodiff() && !weight.is_require_grad();
         let spec = LayerSpec::new(name, layout.out_in_dims(&weight.dims()));

@@ -48,6 +48,27 @@ pub enum Error {
     #[error("the record does not fit the model: {0}")]
     ModelRecord(String),
 
+    /// Burn left out a part of an optimizer's record, since it does not fit.
+    #[error(
+        "{lost} of {all} tensors of the optimizer's record fit nothing: it was saved for another model or optimizer"
+    )]
+    OptimizerRecordParts {
+        /// Tensors left out.
+        lost: usize,
+        /// All tensors of the record.
+        all: usize,
+    },
+
+    /// A model's weights are not 0 where the masks that come with them are.
+    #[error(
+        "layer `{layer}` has weights where its mask has none: the optimizer's record is missing, or of another moment than \
+         the model's; load both of one checkpoint"
+    )]
+    OtherMask {
+        /// The layer.
+        layer: String,
+    },
+
     /// An optimizer's record does not have a sparse layer's masks.
     #[error(
         "the optimizer's record has no masks that fit layer `{layer}`; it was saved for another model or optimizer"

@@ -87,14 +87,18 @@ impl<O: Optimizer> Optimizer for SparseOptimizer<O> {
         grad: Tensor<D>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let is_new = state.is_none();
         let mut state = state.unwrap_or_else(|| self.initial_state());
         let OnDevice { inactive, frozen } = self.on_device(&mut state, &tensor);
+        if is_new {
+            self.check_start(&tensor, &inactive);
+        }
         let needs = self.weight.method.info().needs;
         state.step += 1;
         let clipped_by = self.topology.take_clipped(self.weight.index);
         if needs.dense_gradients && state.schedule.gathers_gradient(state.step) {
             let grad = match clipped_by {
-                Some(factor) => grad.clone() / factor.reshape([1; D]),
+                Some(factor) => grad.clone() / factor.cast(grad.dtype()).reshape([1; D]),
                 None => grad.clone(),
             };
             state.dense_grad = Some(match state.dense_grad.take() {
@@ -158,6 +162,21 @@ impl<O: Optimizer> SparseOptimizer<O> {
             gradient: None,
             on_device: None,
         }
+    }
+
+    /// Checks that a weight without a state is one that has been sparsified, and not trained since.
+    ///
+    /// # Panics
+    /// If not: its masks are lost, and those that it would get now have nothing to do with its values. Burn's `Learner` and
+    /// `ModuleOptimizer` leave out records that do not fit, and go on without a word.
+    fn check_start<const D: usize>(&self, tensor: &Tensor<D>, inactive: &Tensor<D, Bool>) {
+        let alive = tensor.clone().not_equal_elem(0.0).bool_and(inactive.clone()).any();
+        assert!(
+            !alive.into_scalar::<bool>(),
+            "layer `{}` has weights where its mask has none, and no state: the optimizer's record of this model was not loaded \
+             or does not fit; to start from trained weights, load them before `sparsify`, with `WeightInit::Keep`",
+            self.weight.name
+        );
     }
 
     /// The masks on the weight's device.
@@ -295,20 +314,31 @@ impl<O: Optimizer> SparseOptimizer<O> {
     }
 }
 
-/// Masks that records have brought, by parameter: what [`loaded_masks`] collects.
-type Loaded = HashMap<String, (Arc<Mask>, Arc<Mask>)>;
+/// Masks and ever-active positions by parameter id.
+type LoadedMasks = HashMap<String, (Arc<Mask>, Arc<Mask>)>;
+
+/// A loading of records, for `state_unflatten`: Burn hands it neither the optimizer nor the layer.
+#[derive(Default)]
+struct Loading {
+    /// Those that the records have brought.
+    masks: LoadedMasks,
+    /// The schedule that takes the place of the record's.
+    schedule: Option<UpdateSchedule>,
+}
 
 thread_local! {
-    /// Filled by `state_unflatten` where somebody listens: Burn hands it neither the optimizer nor the layer.
-    static LOADED: RefCell<Option<Loaded>> = const { RefCell::new(None) };
+    static LOADING: RefCell<Option<Loading>> = const { RefCell::new(None) };
 }
 
 /// Calls `load`, which loads records into optimizers on this thread, and returns its result with the masks and
-/// ever-active positions that the records have, by parameter id.
-pub(crate) fn loaded_masks<T>(load: impl FnOnce() -> T) -> (T, Loaded) {
-    LOADED.set(Some(Loaded::new()));
+/// ever-active positions that the records have. A `schedule` takes the place of theirs.
+pub(crate) fn loaded_masks<T>(
+    schedule: Option<UpdateSchedule>,
+    load: impl FnOnce() -> T,
+) -> (T, LoadedMasks) {
+    LOADING.set(Some(Loading { masks: LoadedMasks::new(), schedule }));
     let result = load();
-    (result, LOADED.take().unwrap_or_default())
+    (result, LOADING.take().unwrap_or_default().masks)
 }
 
 /// Zeroes every tensor of an optimizer state that has the weight's shape where the mask is 0.
@@ -415,7 +445,7 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             let data = src.take_tensor(prefix, leaf).filter(|data| data.rank() == D)?;
             Some(Tensor::from_data(data, device))
         };
-        let state = Self {
+        let mut state = Self {
             inner,
             mask: Arc::new(mask(src, "mask")?),
             ever_active: Arc::new(mask(src, "ever_active")?),
@@ -427,9 +457,11 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             gradient: mask(src, "gradient").map(GradientPositions::Superset),
             on_device: None,
         };
-        LOADED.with_borrow_mut(|loaded| {
-            if let Some(loaded) = loaded {
-                loaded.insert(prefix.to_string(), (state.mask.clone(), state.ever_active.clone()));
+        LOADING.with_borrow_mut(|loading| {
+            if let Some(loading) = loading {
+                let masks = (state.mask.clone(), state.ever_active.clone());
+                loading.masks.insert(prefix.to_string(), masks);
+                state.schedule = loading.schedule.unwrap_or(state.schedule);
             }
         });
         Some(state)

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use sparsity_core::{Error, LayerStats, Mask, UpdateReport, itop_rate};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Follows the topology while the optimizer updates it: a cheap handle, shared by all its clones.
@@ -19,6 +20,8 @@ struct State {
     version: u64,
     /// By which factor the gradients of the step under way were clipped, for each layer until its optimizer has it.
     clipped_by: Vec<Option<Tensor<1>>>,
+    /// Layers whose failed updates have been told.
+    warned: BTreeSet<String>,
 }
 
 /// One sparse layer.
@@ -73,10 +76,11 @@ pub struct TopologyEvent {
 impl Topology {
     pub(crate) fn new(layers: Vec<TopologyLayer>) -> Self {
         let clipped_by = vec![None; layers.len()];
-        Self(Arc::new(Mutex::new(State { layers, observers: Vec::new(), version: 0, clipped_by })))
+        let (observers, warned) = (Vec::new(), BTreeSet::new());
+        Self(Arc::new(Mutex::new(State { layers, observers, version: 0, clipped_by, warned })))
     }
 
-    /// The updates from now on, for as long as the result lives.
+    /// The updates from now on, for as long as the result lives. Without it, updates that fail are told on standard error.
     ///
     /// ```
     /// # fn main() -> Result<(), srigl_burn::Error> {
@@ -147,12 +151,21 @@ impl Topology {
         self.lock().clipped_by[index].take()
     }
 
+    /// Tells all observers. A failed update that nobody observes is told on standard error, once for each layer: a training
+    /// whose topology stands still should not look like one that works.
     pub(crate) fn record(&self, event: TopologyEvent) {
-        self.lock().observers.retain(|observer| {
+        let mut state = self.lock();
+        state.observers.retain(|observer| {
             let Some(events) = observer.upgrade() else { return false };
             events.lock().unwrap_or_else(PoisonError::into_inner).push(event.clone());
             true
         });
+        if let Err(error) = &event.report
+            && state.observers.is_empty()
+            && state.warned.insert(event.layer.clone())
+        {
+            eprintln!("warning: step {}: {error}; the layer keeps its mask", event.step);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

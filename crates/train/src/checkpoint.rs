@@ -1,4 +1,4 @@
-//! One file with all a run needs to go on exactly where it stopped.
+//! Files with all a run needs to go on exactly where it stopped: the last, and the one before it.
 
 use anyhow::{Context, Result, ensure};
 use burn::module::Module;
@@ -8,9 +8,11 @@ use burn::tensor::Bytes;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use sparsity_core::UpdateSchedule;
 use srigl_burn::Sparsified;
-use srigl_run::StartedFrom;
+use srigl_run::{RunFolder, StartedFrom, printable, read_file};
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::path::Path;
 
 /// Where a run stands, and the records of its model and optimizer (which holds masks and topology state).
@@ -19,6 +21,14 @@ pub struct Checkpoint {
     pub progress: Progress,
     model: Vec<u8>,
     optimizer: Vec<u8>,
+}
+
+/// The checkpoint that a run goes on from.
+pub struct Latest {
+    /// The last one that is whole.
+    pub checkpoint: Checkpoint,
+    /// If it is not the last one that was written: what became of that, in a sentence.
+    pub lost: Option<String>,
 }
 
 /// Position of a run.
@@ -71,11 +81,12 @@ impl Checkpoint {
         Ok(Self { progress, model: model.to_vec(), optimizer: optimizer.to_vec() })
     }
 
-    /// Writes the checkpoint in one go: a reader sees the old file or the new one.
+    /// Writes the checkpoint into a run folder, where the last one becomes the one before. Whenever the process ends, one of
+    /// the two is whole.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub fn save(&self, folder: &RunFolder) -> Result<()> {
         let state = serde_json::to_string(&self.progress)?;
         let digest = digest(&state, self.parts());
         let metadata = HashMap::from([("state".into(), state), ("sha256".into(), digest)]);
@@ -84,7 +95,52 @@ impl Checkpoint {
             tensors.push((name, TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?));
         }
         let bytes = safetensors::serialize(tensors, Some(metadata))?;
-        Ok(srigl_run::atomic::write(path, &bytes)?)
+        let (last, previous) = (folder.file(LAST), folder.file(PREVIOUS));
+        let staged = srigl_run::atomic::stage(&last, |file| file.write_all(&bytes))?;
+        if last.exists() {
+            fs::rename(&last, &previous)
+                .with_context(|| format!("cannot rename {} to {PREVIOUS}", last.display()))?;
+        }
+        Ok(staged.commit()?)
+    }
+
+    /// The last checkpoint of a run folder that is whole; `None` if there never was one.
+    ///
+    /// # Errors
+    /// If all that there are are damaged.
+    pub fn latest(folder: &RunFolder) -> Result<Option<Latest>> {
+        let [last, previous] = [LAST, PREVIOUS].map(|name| folder.file(name));
+        let damage = match last.exists().then(|| Self::read(&last)) {
+            Some(Ok(checkpoint)) => return Ok(Some(Latest { checkpoint, lost: None })),
+            Some(Err(damage)) => Some(damage),
+            None => None,
+        };
+        match (damage, previous.exists().then(|| Self::read(&previous))) {
+            (None, None) => Ok(None),
+            (damage, Some(Ok(checkpoint))) => {
+                let what = damage.map_or(format!("{LAST} is missing"), |damage| format!("{damage:#}"));
+                let Progress { step, epoch, .. } = checkpoint.progress;
+                let lost = format!("{what}: going on from the checkpoint before it, after step {step} (epoch {epoch})");
+                Ok(Some(Latest { checkpoint, lost: Some(lost) }))
+            }
+            (Some(damage), None) => Err(damage.context(format!(
+                "the only checkpoint of the run cannot be used: remove {LAST} to start again from the first step"
+            ))),
+            (Some(damage), Some(Err(_))) | (None, Some(Err(damage))) => Err(damage.context(format!(
+                "no checkpoint of the run can be used: remove {LAST} and {PREVIOUS} to start again from the first step"
+            ))),
+        }
+    }
+
+    /// Removes a last checkpoint that is damaged, so that it never takes the place of the one before.
+    pub(crate) fn drop_damaged(folder: &RunFolder) -> Result<()> {
+        let path = folder.file(LAST);
+        match fs::remove_file(&path) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+                Err(cause).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads a checkpoint and checks that it is whole.
@@ -93,7 +149,7 @@ impl Checkpoint {
     /// If it cannot be read, or is damaged.
     pub fn read(path: &Path) -> Result<Self> {
         let read = || -> Result<Self> {
-            let bytes = std::fs::read(path)?;
+            let bytes = read_file(path)?;
             let (_, header) = SafeTensors::read_metadata(&bytes)?;
             let metadata = header.metadata().clone().unwrap_or_default();
             let field = |name: &str| metadata.get(name).with_context(|| format!("it has no {name}"));
@@ -111,10 +167,11 @@ impl Checkpoint {
             ensure!(digest(state, parts) == *expected, "its checksum does not match");
             Ok(checkpoint)
         };
-        read().with_context(|| {
-            format!(
-                "checkpoint {} is damaged or foreign; delete the run folder to start over",
-                path.display()
+        read().map_err(|error| {
+            anyhow::anyhow!(
+                "checkpoint {} is damaged or foreign: {}",
+                path.display(),
+                printable(&format!("{error:#}"))
             )
         })
     }
@@ -128,20 +185,33 @@ impl Checkpoint {
         Ok(model.try_load_record(record)?)
     }
 
-    /// Loads model and optimizer, with masks, step, schedule and random state.
+    /// Loads model and optimizer, with masks, step, schedule and random state; `schedule` takes the place of that of a run
+    /// that has been extended.
     ///
     /// # Errors
-    /// If a record does not fit, or has no masks for a sparse layer.
-    pub fn load<M: Module>(&self, sparse: Sparsified<M>) -> Result<Sparsified<M>> {
+    /// If a record does not fit, or a part of the optimizer's has found no place.
+    pub fn load<M: Module>(
+        &self,
+        sparse: Sparsified<M>,
+        schedule: Option<UpdateSchedule>,
+    ) -> Result<Sparsified<M>> {
         let bytes = |bytes: &Vec<u8>| Bytes::from_bytes_vec(bytes.clone());
         let model = ModuleRecord::from_bytes(bytes(&self.model))?;
-        Ok(sparse.load_records(model, OptimizerRecord::from_bytes(bytes(&self.optimizer))?)?)
+        let optim = OptimizerRecord::from_bytes(bytes(&self.optimizer))?;
+        Ok(match schedule {
+            Some(schedule) => sparse.load_records_and_reschedule(model, optim, schedule)?,
+            None => sparse.load_records(model, optim)?,
+        })
     }
 
     fn parts(&self) -> [&[u8]; 2] {
         [&self.model, &self.optimizer]
     }
 }
+
+/// The last checkpoint in a run folder, and the one before it.
+const LAST: &str = "checkpoint.safetensors";
+const PREVIOUS: &str = "checkpoint.previous.safetensors";
 
 /// Names of the parts in the file.
 const PARTS: [&str; 2] = ["model", "optimizer"];

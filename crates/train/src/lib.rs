@@ -13,8 +13,9 @@
 //! let (_, config) = RunFolder::existing(folder)?;
 //! let source = srigl_data::open(config.dataset, None, false)?;
 //! let loader = config.loader(source, 0)?;
-//! let folder = RunFolder::open(folder, &config, true)?;
-//! let session = Session { config: &config, folder: &folder, loader: &loader, device: "flex" };
+//! let (folder, config) = RunFolder::open(folder, &config, true)?;
+//! let session =
+//!     Session { config: &config, folder: &folder, loader: &loader, device: "flex", extend_to: None };
 //! let result = session.train(&mut Silent)?;
 //! println!("{:.2} %", 100.0 * result.test_accuracy);
 //! # Ok(())
@@ -26,13 +27,14 @@
 mod batches;
 mod checkpoint;
 pub mod device;
+mod memory;
 mod optimizers;
 mod session;
 mod start;
 mod weights;
 
 pub use batches::{Accuracy, evaluate};
-pub use checkpoint::{Checkpoint, Progress};
+pub use checkpoint::{Checkpoint, Latest, Progress};
 pub use optimizers::{model_spec, sparsify, sparsity_config};
 pub use session::{Observer, Session, Silent, Standing};
 pub use weights::{Model, NamedTensor, Weights, condense, fill_module, masks_of, model_tensors};

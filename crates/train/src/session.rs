@@ -1,9 +1,10 @@
 //! The training loop.
 
 use crate::batches::{correct, evaluate, label_tensor, tensors};
+use crate::memory::{check_results, check_weights};
 use crate::start::{start, start_again};
-use crate::{Checkpoint, Progress, device, model_spec, model_tensors};
-use anyhow::{Result, bail};
+use crate::{Checkpoint, Latest, Progress, device, model_spec, model_tensors, sparsity_config};
+use anyhow::{Result, bail, ensure};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor};
@@ -11,7 +12,7 @@ use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
 use srigl_models::{Classifier, WithModel};
 use srigl_run::{
-    Config, DataUsed, Epoch, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, TopologyLine,
+    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, TopologyLine,
     mask_line,
 };
 use std::time::Instant;
@@ -30,6 +31,8 @@ pub struct Session<'a> {
     pub loader: &'a Loader,
     /// `flex`, `ndarray`, `cuda` or `cuda:N`.
     pub device: &'a str,
+    /// So many epochs instead of the configuration's, from the last checkpoint on.
+    pub extend_to: Option<usize>,
 }
 
 /// What is told of a training while it runs.
@@ -88,15 +91,77 @@ impl Session<'_> {
         let device = device::parse(self.device)?;
         device.seed(self.config.seed);
         let spec = model_spec(&self.config.model, self.loader.shape(), self.loader.classes())?;
-        let loop_ = Loop { session: *self, device: &device, observer };
-        spec.with(&device.clone().autodiff(), loop_)?
+        let inputs = Inputs::new(self.loader, self.config.weights.as_deref())?;
+        // Nobody may move a run on between reading its checkpoint and going on from it. The folder of a new run is made when
+        // its start is known to work.
+        let lock = match self.folder.has_run() {
+            true => Some(self.folder.create(self.config, &inputs)?),
+            false => None,
+        };
+        let latest = Checkpoint::latest(self.folder)?;
+        let config = match (self.extend_to, &latest) {
+            (None, _) => self.config.clone(),
+            (Some(epochs), Some(latest)) => {
+                self.config.extended_to(epochs, latest.checkpoint.progress.step)?
+            }
+            (Some(epochs), None) => {
+                bail!("--extend-to: the run has no checkpoint yet; start it with --epochs {epochs}")
+            }
+        };
+        let session = Session { config: &config, ..*self };
+        let loop_ = Loop { session, before: self.config, inputs, device: &device, observer, moved: false };
+        spec.with(&device.clone().autodiff(), Training { loop_, lock, latest })?
     }
+}
+
+/// A training that is about to begin or to go on.
+struct Training<'a> {
+    loop_: Loop<'a>,
+    /// Of a run that has begun.
+    lock: Option<Lock>,
+    latest: Option<Latest>,
+}
+
+impl WithModel for Training<'_> {
+    type Output = Result<RunResult>;
+
+    fn run<M: Classifier>(self, model: M) -> Result<RunResult> {
+        let Self { mut loop_, lock, latest } = self;
+        let Session { config, folder, loader, .. } = loop_.session;
+        let steps = config.steps(loader.steps_per_epoch(config.batch_size))?;
+        check_weights(&model, config)?;
+        let start = match latest {
+            Some(latest) => loop_.go_on(model, &steps, latest)?,
+            None => loop_.begin(model, &steps)?,
+        };
+        check_results(&start.sparse.model, loader, config)?;
+        let lock = match lock {
+            Some(lock) => lock,
+            None => folder.create(config, &loop_.inputs)?,
+        };
+        let result = loop_.train(start, &steps, &lock);
+        if result.is_err() && !loop_.moved {
+            lock.abandon();
+        }
+        result
+    }
+}
+
+/// Where a training starts.
+struct Start<M> {
+    sparse: Sparsified<M>,
+    progress: Progress,
 }
 
 struct Loop<'a> {
     session: Session<'a>,
+    /// The settings of the run so far.
+    before: &'a Config,
+    inputs: Inputs,
     device: &'a Device,
     observer: &'a mut dyn Observer,
+    /// Whether a step has been taken.
+    moved: bool,
 }
 
 /// What changes while training.
@@ -113,19 +178,115 @@ struct State<M> {
     /// Loss `[1]`, correct predictions `[1]` and size of batches not read back yet.
     unread: Vec<(Tensor<1>, Tensor<1, Int>, usize)>,
     started: Instant,
-    /// Nobody else writes into the folder.
-    _lock: Lock,
 }
 
-impl WithModel for Loop<'_> {
-    type Output = Result<RunResult>;
+impl Loop<'_> {
+    /// A new run, or one that has not come to its first checkpoint.
+    fn begin<M: Classifier>(&mut self, model: M, steps: &Steps) -> Result<Start<M>> {
+        let Session { config, folder, loader, .. } = self.session;
+        let logged = folder.metrics().unwrap_or_default().len();
+        if logged > 0 {
+            self.observer.note(&format!(
+                "the run has no checkpoint any more: it starts again, and the {logged} epochs of metrics.jsonl with it"
+            ));
+        }
+        let start = start(config, model, loader.classes(), steps, self.device)?;
+        let data = loader.source().set().to_string();
+        let mut progress =
+            Progress { data, started_from: start.from, targets: start.targets, ..Default::default() };
+        self.tell_start(&start.sparse, &mut progress, steps)?;
+        Ok(Start { sparse: start.sparse, progress })
+    }
 
-    fn run<M: Classifier>(mut self, model: M) -> Result<RunResult> {
-        let Session { config, loader, .. } = self.session;
-        let steps_per_epoch = loader.steps_per_epoch(config.batch_size);
-        let steps = config.steps(steps_per_epoch)?;
-        let total_steps = steps.total;
-        let mut state = self.start(model, &steps)?;
+    /// The state of the last checkpoint.
+    fn go_on<M: Classifier>(&mut self, model: M, steps: &Steps, latest: Latest) -> Result<Start<M>> {
+        let Session { config, folder, loader, .. } = self.session;
+        let Latest { checkpoint, lost } = latest;
+        let (before, data) = (&checkpoint.progress.data, loader.source().set().to_string());
+        ensure!(
+            *before == data,
+            "the run was started on {before}, but the data is {data} now: provide {before} with --data"
+        );
+        let logged = folder.metrics().unwrap_or_default();
+        if let Some(lost) = &lost {
+            let again = logged.iter().filter(|line| line.epoch > checkpoint.progress.epoch).count();
+            self.observer.note(&match again {
+                0 => lost.clone(),
+                1 => format!("{lost}; the epoch logged since is trained again"),
+                epochs => format!("{lost}; the {epochs} epochs logged since are trained again"),
+            });
+        }
+        let last_device = logged.iter().rev().find_map(|line| line.device.as_deref());
+        if let Some(other) = last_device.filter(|other| *other != self.session.device) {
+            self.observer.note(&format!(
+                "the run goes on with --device {} and was trained on {other} so far: it is not the run of either (each line \
+                 of metrics.jsonl says its device)",
+                self.session.device
+            ));
+        }
+        let again = start_again(config, model, steps, &checkpoint.progress.targets)?;
+        let schedule = match config.extended[..] {
+            [] => None,
+            _ => Some(sparsity_config(config, steps)?.schedule()),
+        };
+        let sparse = checkpoint.load(again, schedule)?;
+        if lost.is_some() {
+            Checkpoint::drop_damaged(folder)?;
+        }
+        Ok(Start { sparse, progress: checkpoint.progress })
+    }
+
+    /// What more epochs do to the schedules.
+    fn tell_extension(&mut self, step: u64, steps: &Steps) -> Result<()> {
+        let (before, now) = (self.before, self.session.config);
+        let before_steps = before.steps((steps.planned / now.epochs as u64) as usize)?;
+        let rate = |config: &Config, steps: &Steps| config.lr_at((step + 1).min(steps.total), steps.total);
+        let mut note = format!(
+            "{} epochs instead of {}, from step {step} on: the learning rate goes on at {:.3e} instead of {:.3e}",
+            now.epochs,
+            before.epochs,
+            rate(now, steps),
+            rate(before, &before_steps)
+        );
+        if now.method.info().needs.updates {
+            let [was, is] = [before.end_step(before_steps.total), now.end_step(steps.total)];
+            let again = if was <= step { ", so it changes again" } else { "" };
+            note += &format!("; the topology changes until step {is} instead of {was}{again}");
+        }
+        note += "; a run with as many epochs from the start would differ";
+        self.observer.note(&note);
+        Ok(())
+    }
+
+    fn train<M: Classifier>(&mut self, start: Start<M>, steps: &Steps, lock: &Lock) -> Result<RunResult> {
+        let Session { config, folder, loader, .. } = self.session;
+        let Start { sparse: Sparsified { model, optim, topology }, progress } = start;
+        if config.extended != self.before.extended {
+            self.tell_extension(progress.step, steps)?;
+            folder.extend(lock, config)?;
+        }
+        let metrics = JsonLines::open(folder.file("metrics.jsonl"), progress.metrics_bytes)?;
+        let updates = JsonLines::open(folder.file("topology.jsonl"), progress.topology_bytes)?;
+        let mut masks = JsonLines::open(folder.file("masks.jsonl"), progress.masks_bytes)?;
+        if progress.step == 0 {
+            write_pictures(&mut masks, 0, &topology)?;
+        }
+        let (unread, started, events) = (Vec::new(), Instant::now(), topology.updates());
+        let clipping = config.clip_norm.map(|norm| NormClipping::new(norm, topology.clone()));
+        let mut state = State {
+            model,
+            optim,
+            topology,
+            events,
+            clipping,
+            progress,
+            metrics,
+            updates,
+            masks,
+            unread,
+            started,
+        };
+        let (steps_per_epoch, total_steps) = (loader.steps_per_epoch(config.batch_size), steps.total);
         self.observer.started(state.progress.step, total_steps);
         while state.progress.step < total_steps {
             let epoch = state.progress.epoch;
@@ -134,7 +295,8 @@ impl WithModel for Loop<'_> {
             let (epoch_started, first_step) = (Instant::now(), state.progress.step);
             let left = (total_steps - state.progress.step) as usize;
             for batch in batches.take(left) {
-                state = self.step(state, &batch?, &steps)?;
+                state = self.step(state, &batch?, steps)?;
+                self.moved = true;
                 if state.unread.len() >= READ_EVERY {
                     state.read_back()?;
                     let standing = self.standing(&state, epoch_started, first_step);
@@ -153,60 +315,6 @@ impl WithModel for Loop<'_> {
         }
         self.observer.finished();
         self.finish(&state)
-    }
-}
-
-impl Loop<'_> {
-    /// A new run, or the state of the last checkpoint.
-    fn start<M: Classifier>(&mut self, model: M, steps: &Steps) -> Result<State<M>> {
-        let Session { config, folder, loader, .. } = self.session;
-        let path = folder.file("checkpoint.safetensors");
-        let data = loader.source().set().to_string();
-        let (sparse, progress, lock);
-        if path.exists() {
-            let checkpoint = Checkpoint::read(&path)?;
-            if checkpoint.progress.data != data {
-                let before = &checkpoint.progress.data;
-                bail!(
-                    "the run was started on {before}, but the data is {data} now: provide {before} with --data"
-                );
-            }
-            let again = start_again(config, model, steps, &checkpoint.progress.targets)?;
-            lock = folder.create(config)?;
-            sparse = checkpoint.load(again)?;
-            progress = checkpoint.progress;
-        } else {
-            let start = start(config, model, loader.classes(), steps, self.device)?;
-            lock = folder.create(config)?;
-            sparse = start.sparse;
-            let (started_from, targets) = (start.from, start.targets);
-            let mut new = Progress { data, started_from, targets, ..Default::default() };
-            self.tell_start(&sparse, &mut new, steps)?;
-            progress = new;
-        }
-        let Sparsified { model, optim, topology } = sparse;
-        let metrics = JsonLines::open(folder.file("metrics.jsonl"), progress.metrics_bytes)?;
-        let updates = JsonLines::open(folder.file("topology.jsonl"), progress.topology_bytes)?;
-        let mut masks = JsonLines::open(folder.file("masks.jsonl"), progress.masks_bytes)?;
-        if progress.step == 0 {
-            write_pictures(&mut masks, 0, &topology)?;
-        }
-        let (unread, started, events) = (Vec::new(), Instant::now(), topology.updates());
-        let clipping = config.clip_norm.map(|norm| NormClipping::new(norm, topology.clone()));
-        Ok(State {
-            model,
-            optim,
-            topology,
-            events,
-            clipping,
-            progress,
-            metrics,
-            updates,
-            masks,
-            unread,
-            started,
-            _lock: lock,
-        })
     }
 
     /// Says where a new run starts and what its settings do not say.
@@ -306,7 +414,7 @@ impl Loop<'_> {
         let progress = &mut state.progress;
         progress.epoch += 1;
         progress.step_in_epoch = 0;
-        let best = test_accuracy > progress.best_test_accuracy;
+        let best = progress.epoch == 1 || test_accuracy > progress.best_test_accuracy;
         progress.best_test_accuracy = progress.best_test_accuracy.max(test_accuracy);
         let line = Epoch {
             epoch: progress.epoch,
@@ -320,6 +428,7 @@ impl Loop<'_> {
             sparsity: Some(state.topology.sparsity()),
             images_per_second: Some(images / seconds),
             seconds: Some(seconds),
+            device: Some(self.session.device.to_string()),
         };
         (progress.loss_sum, progress.correct, progress.images) = (0.0, 0, 0);
         state.metrics.write(&line)?;
@@ -338,7 +447,7 @@ impl Loop<'_> {
         let mut progress = state.progress.clone();
         progress.seconds += state.started.elapsed().as_secs_f64();
         let checkpoint = Checkpoint::new(progress, &state.model, &state.optim)?;
-        checkpoint.save(&self.session.folder.file("checkpoint.safetensors"))
+        checkpoint.save(self.session.folder)
     }
 
     /// The model in PyTorch's layout with its masks.

@@ -56,6 +56,7 @@ impl Weights {
                 ))
                 .into());
         }
+        file.check_memory(names.values().copied())?;
         let is_mask = |name: &str| name.ends_with(".mask");
         let mut masks: BTreeMap<&str, &str> =
             names.iter().filter(|(name, _)| is_mask(name)).map(|(name, stored)| (*name, *stored)).collect();

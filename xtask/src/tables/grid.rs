@@ -24,6 +24,8 @@ pub struct Options {
     pub device: Option<String>,
     /// Folder of the run folders.
     pub runs: PathBuf,
+    /// Remove runs of other settings.
+    pub fresh: bool,
 }
 
 /// A cell and what came of it.
@@ -58,7 +60,9 @@ pub fn run(grids: &[Grid], options: &Options) -> Result<(Vec<Run>, Vec<String>)>
         runs: options.runs.clone(),
         jobs: options.jobs,
         threads: (crate::available_cores() / options.jobs).max(1),
+        fresh: options.fresh,
     };
+    runner.check(&cells)?;
     let outcomes = runner.run_all(&cells);
     let runs: Vec<Run> =
         cells.into_iter().zip(outcomes).map(|(cell, outcome)| Run { cell, outcome }).collect();

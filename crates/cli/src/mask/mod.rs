@@ -269,10 +269,10 @@ fn plan(args: &PlanArgs) -> Result<()> {
     table::print(&report, args.json)?;
     print::notes(&report.notes);
     for layer in report.layers.iter().filter(|l| l.fan_in == 0) {
-        eprintln!(
-            "note: layer `{}` has fewer weights than neurons; srigl needs it dense or less sparse",
+        print::note(&format!(
+            "layer `{}` has fewer weights than neurons; srigl needs it dense or less sparse",
             layer.name
-        );
+        ));
     }
     Ok(())
 }
@@ -280,6 +280,7 @@ fn plan(args: &PlanArgs) -> Result<()> {
 fn init(args: &InitArgs) -> Result<()> {
     let mut file = Store::open(&args.file)?;
     let (layers, mut notes) = args.target.layers(&file)?;
+    file.check_memory(layers.iter().map(|layer| layer.weight.as_str()))?;
     let method = args.method.build()?;
     let masks = starting_masks(args, &file, &layers, &method, &mut notes)?;
 
@@ -374,6 +375,7 @@ fn step(args: &StepArgs) -> Result<()> {
 
     let mut file = Store::open(&args.file)?;
     let (layers, mut notes) = args.target.layers(&file)?;
+    file.check_memory(layers.iter().map(|layer| layer.weight.as_str()))?;
     let sparsities = args.target.sparsities(&layers)?;
     let no_ablate = spared(&args.no_ablate, &layers, &method, &mut notes)?;
     let inputs = layers.iter().zip(&sparsities).map(|(layer, sparsity)| match sparsity {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use comfy_table::Table;
 use serde::Serialize;
 use sparsity_core::{LayerSpec, LayerStats, target_weights};
-use srigl_run::print::{line, shape, table};
+use srigl_run::print::{self, shape, table};
 
 /// Records of all layers of a file.
 #[derive(Serialize)]
@@ -178,8 +178,7 @@ pub fn print<L>(report: &Report<L>, json: bool) -> Result<()>
 where
     Report<L>: Tabular,
 {
-    let text = if json { serde_json::to_string_pretty(report)? } else { report.table().to_string() };
-    Ok(line(&text)?)
+    Ok(if json { print::json(report)? } else { print::line(&report.table().to_string())? })
 }
 
 fn share(sparsity: f64) -> String {

@@ -5,13 +5,16 @@
 
 mod layers;
 mod open;
+mod pickle;
 mod tensor;
 
 use crate::Error;
 use crate::atomic::{self, Staged};
 pub use layers::{FileLayer, LayerNames};
+pub use open::weights_digest;
 use safetensors::tensor::Dtype;
 use sparsity_core::{Error as Refused, Mask};
+use srigl_tensors::memory;
 pub use srigl_tensors::printable;
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -50,14 +53,17 @@ pub fn zeros_tell_a_mask(zeros: usize, values: usize) -> bool {
 /// All bytes of a file.
 ///
 /// # Errors
-/// [`Error::Read`] if it cannot be read, or is something that may have no end, such as a device.
+/// [`Error::Read`] if it cannot be read, is something that may have no end, such as a device, or takes more memory than the
+/// [budget](srigl_tensors::memory).
 pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    let (mut file, _) = open::regular(path)?;
-    let mut bytes = Vec::new();
-    match file.read_to_end(&mut bytes) {
-        Ok(_) => Ok(bytes),
-        Err(cause) => Err(Error::Read { path: path.to_path_buf(), cause }),
-    }
+    let (file, size) = open::regular(path)?;
+    let read = || {
+        let mut bytes = memory::with_capacity(size).map_err(io::Error::other)?;
+        // What is appended meanwhile stays out.
+        file.take(size as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(|cause| Error::Read { path: path.to_path_buf(), cause })
 }
 
 /// The tensors of one file, by name.
@@ -88,6 +94,17 @@ impl Store {
     /// The tensor of this name.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
+    }
+
+    /// Checks that these tensors may be in memory at the same time, each with its numbers as F32.
+    ///
+    /// # Errors
+    /// [`Error::Tensors`] if they take more than the [budget](srigl_tensors::memory).
+    pub fn check_memory<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Result<(), Error> {
+        let numbers = names.into_iter().filter_map(|name| self.get(name)).map(|tensor| tensor.len() as u64);
+        let bytes = numbers.fold(Some(0u64), |sum, count| sum?.checked_add(count.checked_mul(4)?));
+        memory::check(bytes)
+            .map_err(|error| self.error(format!("its tensors are too large together: {error}")))
     }
 
     /// The file's metadata.

@@ -1,15 +1,16 @@
 //! Files of tensors in every form that people have them: safetensors, in one file or sharded, and PyTorch's `torch.save`.
 
 use super::tensor::{Data, Tensor};
-use super::{MAX_HEADER, Store, mask_name, printable};
-use crate::Error;
+use super::{MAX_HEADER, Store, mask_name, pickle, printable};
+use crate::{Error, lines};
 use pytorch_reader::{DType, PytorchError, PytorchReader};
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use srigl_tensors::Index;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Seek};
+use std::fs::File;
+use std::io::{BufReader, Read, Seek};
 use std::path::{Component, Path};
 use std::sync::{Arc, Mutex};
 
@@ -42,11 +43,7 @@ impl Store {
     /// [`Error::Read`] if a file cannot be read; [`Error::Damaged`], [`Error::PyTorch`] or [`Error::Tensors`] if it is not
     /// what it should be.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let mut store = if path.extension().is_some_and(|extension| extension == "json") {
-            sharded(path)?
-        } else {
-            single(path)?
-        };
+        let mut store = if is_index(path) { sharded(path)? } else { single(path)? };
         store.leave_out_optimizers();
         store.join_pruned();
         Ok(store)
@@ -104,16 +101,8 @@ impl Store {
 
 /// A regular file, opened, and its size.
 pub(super) fn regular(path: &Path) -> Result<(File, usize), Error> {
-    let open = || {
-        // Before it is opened: to open a pipe would wait for somebody to write into it.
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        let file = File::open(path)?;
-        let size = file.metadata()?.len();
-        Ok((file, size as usize))
-    };
-    open().map_err(|cause| Error::Read { path: path.to_path_buf(), cause })
+    let opened = lines::regular(path).map_err(|cause| Error::Read { path: path.to_path_buf(), cause })?;
+    Ok((opened.0, opened.1 as usize))
 }
 
 fn single(path: &Path) -> Result<Store, Error> {
@@ -124,7 +113,10 @@ fn single(path: &Path) -> Result<Store, Error> {
     // A zip archive, or the pickled number that older files start with. A safetensors file starts with the length of its
     // header, which these bytes would make larger than any.
     if start == *b"PK\x03\x04" || start == [0x80, 0x02, 0x8a, 0x0a] {
-        return from_pytorch(path, size)
+        let zipped = start[0] == b'P';
+        file.rewind().map_err(read)?;
+        return pickle::check(file, zipped)
+            .and_then(|()| from_pytorch(path, size))
             .map_err(|what| Error::PyTorch { path: path.to_path_buf(), what: printable(&what) });
     }
     file.rewind().map_err(read)?;
@@ -146,24 +138,71 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
+impl ShardIndex {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let (file, size) = regular(path)?;
+        let wrong = |what: String| Error::Tensors { path: path.to_path_buf(), what };
+        if size as u64 > MAX_INDEX {
+            return Err(wrong(format!("an index of {size} bytes is too large")));
+        }
+        let index: Self = serde_json::from_reader(BufReader::new(file)).map_err(|error| {
+            wrong(format!(
+                "it is not an index of shards (`weight_map`), or a damaged one: {}",
+                printable(&error)
+            ))
+        })?;
+        for name in index.weight_map.values() {
+            // A name in the same folder, and nowhere else.
+            let mut parts = Path::new(name).components();
+            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+                return Err(wrong(format!("`{}` is not the name of a file beside it", printable(name))));
+            }
+        }
+        Ok(index)
+    }
+
+    /// The names of the shards.
+    fn files(&self) -> BTreeSet<&String> {
+        self.weight_map.values().collect()
+    }
+}
+
+/// SHA-256 of a file of weights, in hexadecimal digits. An `*.index.json` counts with its shards.
+///
+/// # Errors
+/// [`Error::Read`] if a file cannot be read, [`Error::Tensors`] if an index is none.
+pub fn weights_digest(path: &Path) -> Result<String, Error> {
+    let mut sha = Sha256::new();
+    let mut add = |path: &Path| -> Result<(), Error> {
+        let (mut file, _) = regular(path)?;
+        let mut part = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut part) {
+                Ok(0) => return Ok(()),
+                Ok(bytes) => sha.update(&part[..bytes]),
+                Err(cause) => return Err(Error::Read { path: path.to_path_buf(), cause }),
+            }
+        }
+    };
+    add(path)?;
+    if is_index(path) {
+        for shard in ShardIndex::read(path)?.files() {
+            add(&path.with_file_name(shard))?;
+        }
+    }
+    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn is_index(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "json")
+}
+
 fn sharded(path: &Path) -> Result<Store, Error> {
-    let (file, size) = regular(path)?;
     let mut store = Store::empty(path);
     let wrong = |what: String| Error::Tensors { path: path.to_path_buf(), what };
-    if size as u64 > MAX_INDEX {
-        return Err(wrong(format!("an index of {size} bytes is too large")));
-    }
-    let index: ShardIndex = serde_json::from_reader(BufReader::new(file)).map_err(|error| {
-        wrong(format!("it is not an index of shards (`weight_map`), or a damaged one: {}", printable(&error)))
-    })?;
-    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    let index = ShardIndex::read(path)?;
     let mut shards = BTreeMap::new();
-    for name in names {
-        // A name in the same folder, and nowhere else.
-        let mut parts = Path::new(name).components();
-        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-            return Err(wrong(format!("`{}` is not the name of a file beside it", printable(name))));
-        }
+    for name in index.files() {
         shards.insert(name, single(&path.with_file_name(name))?);
     }
     for (tensor, shard) in &index.weight_map {
@@ -174,10 +213,7 @@ fn sharded(path: &Path) -> Result<Store, Error> {
         store.tensors.insert(tensor.clone(), found);
     }
     store.metadata = shards.into_values().find_map(|shard| shard.metadata);
-    store.notes.push(format!(
-        "{} shards read as one file",
-        index.weight_map.values().collect::<BTreeSet<_>>().len()
-    ));
+    store.notes.push(format!("{} shards read as one file", index.files().len()));
     Ok(store)
 }
 

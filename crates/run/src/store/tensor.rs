@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
+use srigl_tensors::memory;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -55,15 +56,21 @@ impl Tensor {
         FLOATS.contains(&self.dtype)
     }
 
+    /// How many bytes the numbers take.
+    pub fn size(&self) -> u64 {
+        self.len() as u64 * self.dtype.bitsize() as u64 / 8
+    }
+
     /// The numbers, little-endian.
     ///
     /// # Errors
-    /// If the file cannot be read, or has become shorter.
+    /// If the file cannot be read, or has become shorter, or the numbers take more memory than the [budget](memory).
     pub fn bytes(&self) -> io::Result<Cow<'_, [u8]>> {
+        memory::check(Some(self.size())).map_err(io::Error::other)?;
         Ok(match &self.data {
             Data::Bytes(bytes) => Cow::Borrowed(bytes),
-            Data::File { .. } => {
-                let mut all = Vec::new();
+            Data::File { bytes, .. } => {
+                let mut all = memory::with_capacity(bytes.len()).map_err(io::Error::other)?;
                 self.chunks(&mut |chunk| {
                     all.extend_from_slice(chunk);
                     Ok(())
@@ -116,6 +123,7 @@ impl Tensor {
             return Ok(None);
         }
         let bytes = self.bytes()?;
+        memory::check(memory::product(&[self.len(), size_of::<f32>()])).map_err(io::Error::other)?;
         Ok(match self.dtype {
             Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
             Dtype::F16 => Some(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),

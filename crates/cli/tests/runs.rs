@@ -1,0 +1,438 @@
+//! Runs that cannot be lost: checkpoints that are damaged, inputs that change, starts that are refused, runs that are extended.
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn srigl(&self, line: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+        command.current_dir(self.0.path()).args(line.split_whitespace()).output().unwrap()
+    }
+
+    /// A small run on the generated data set: 16 steps an epoch.
+    fn train(&self, line: &str) -> Output {
+        let common =
+            "train --dataset glyphs --train-limit 512 --test-limit 100 --batch-size 32 --delta-t 5 --lr 0.05";
+        self.srigl(&format!("{common} {line}"))
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
+    }
+
+    fn lines(&self, name: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// As if it had been killed after its last checkpoint.
+    fn unfinish(&self, run: &str) {
+        for file in ["result.json", "model.safetensors"] {
+            fs::remove_file(self.path(run).join(file)).unwrap();
+        }
+    }
+
+    fn assert_same_model(&self, a: &str, b: &str) {
+        let model = |run: &str| fs::read(self.path(run).join("model.safetensors")).unwrap();
+        assert!(model(a) == model(b), "{a} and {b} differ");
+    }
+}
+
+fn said(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+/// The one sentence of a command that fails.
+fn refused(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}: {text}", output.status);
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+fn flip_a_bit(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_checkpoint_costs_what_came_after_the_one_before() {
+    let bench = Bench::new();
+    said(&bench.train("--epochs 3 --out straight"));
+    said(&bench.train("--epochs 3 --out run"));
+    bench.unfinish("run");
+    let (last, previous) =
+        (bench.path("run/checkpoint.safetensors"), bench.path("run/checkpoint.previous.safetensors"));
+    flip_a_bit(&last);
+    let text = said(&bench.srigl("eval run"));
+    assert!(text.contains("checksum") && text.contains("after step 32 (epoch 2)"), "{text}");
+    let text = said(&bench.train("--epochs 3 --out run --resume"));
+    assert!(text.contains("after step 32 (epoch 2); the epoch logged since is trained again"), "{text}");
+    bench.assert_same_model("straight", "run");
+    assert_eq!(bench.lines("run/metrics.jsonl").len(), 3);
+
+    // The damaged one has not taken the place of the good one.
+    bench.unfinish("run");
+    fs::remove_file(&last).unwrap();
+    let text = said(&bench.train("--epochs 3 --out run --resume"));
+    assert!(text.contains("checkpoint.safetensors is missing: going on"), "{text}");
+    bench.assert_same_model("straight", "run");
+
+    // Without a whole one, nothing is begun anew in silence.
+    bench.unfinish("run");
+    flip_a_bit(&last);
+    fs::write(&previous, "").unwrap();
+    for command in ["eval run", "train --dataset glyphs --out run --resume"] {
+        let flags = if command.starts_with("train") {
+            " --train-limit 512 --test-limit 100 --batch-size 32 --delta-t 5 --lr 0.05 --epochs 3"
+        } else {
+            ""
+        };
+        let text = refused(&bench.srigl(&format!("{command}{flags}")));
+        assert!(text.contains("no checkpoint of the run can be used: remove"), "{text}");
+    }
+    fs::remove_file(&previous).unwrap();
+    let text = refused(&bench.train("--epochs 3 --out run --resume"));
+    assert!(text.contains("the only checkpoint of the run cannot be used: remove"), "{text}");
+    fs::remove_file(&last).unwrap();
+    let text = said(&bench.train("--epochs 3 --out run --resume"));
+    assert!(text.contains("it starts again, and the 3 epochs of metrics.jsonl with it"), "{text}");
+    bench.assert_same_model("straight", "run");
+}
+
+#[test]
+fn a_run_is_extended_and_says_what_that_does() {
+    let bench = Bench::new();
+    let text = refused(&bench.train("--epochs 2 --out run --extend-to 4"));
+    assert!(text.contains("--resume"), "{text}");
+    let text = refused(&bench.train("--epochs 2 --out run --resume --extend-to 4"));
+    assert!(text.contains("no checkpoint yet; start it with --epochs 4"), "{text}");
+    assert!(!bench.path("run").exists());
+    said(&bench.train("--epochs 2 --out run"));
+    let text = refused(&bench.train("--epochs 2 --out run --resume --extend-to 2"));
+    assert!(text.contains("has 2 epochs already"), "{text}");
+    assert!(bench.path("run/result.json").exists());
+
+    let text = said(&bench.train("--epochs 2 --out run --resume --extend-to 4"));
+    assert!(
+        text.contains("4 epochs instead of 2, from step 32 on: the learning rate goes on at 2.5"),
+        "{text}"
+    );
+    assert!(text.contains("the topology changes until step 48 instead of 24, so it changes again"), "{text}");
+    let config = bench.json("run/config.json");
+    assert_eq!((&config["epochs"], &config["extended"][0]["epochs"]), (&4.into(), &2.into()));
+    assert_eq!(config["extended"][0]["step"], 32);
+    assert_eq!(bench.json("run/result.json")["epochs"], 4);
+    let steps: Vec<u64> = bench
+        .lines("run/topology.jsonl")
+        .iter()
+        .filter(|line| line["layer"] == "fc1")
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [5, 10, 15, 20, 35, 40, 45]);
+    let rates: Vec<f64> =
+        bench.lines("run/metrics.jsonl").iter().map(|line| line["lr"].as_f64().unwrap()).collect();
+    assert!(rates[1] < 1e-3 && rates[2] > 5e-3 && rates[3] < 1e-3, "{rates:?}");
+
+    // The command line it was started with still fits, as does that which extended it.
+    for line in ["--epochs 2 --out run --resume", "--epochs 2 --out run --resume --extend-to 4"] {
+        assert!(said(&bench.train(line)).contains("is finished already"));
+    }
+    refused(&bench.train("--epochs 3 --out run --resume"));
+    // It resumes as any run.
+    let model = fs::read(bench.path("run/model.safetensors")).unwrap();
+    bench.unfinish("run");
+    fs::remove_file(bench.path("run/checkpoint.safetensors")).unwrap();
+    said(&bench.train("--epochs 2 --out run --resume"));
+    assert!(fs::read(bench.path("run/model.safetensors")).unwrap() == model);
+    said(&bench.srigl("report run -o page.html"));
+}
+
+#[test]
+fn weights_may_be_gone_or_elsewhere_but_not_others() {
+    let bench = Bench::new();
+    said(&bench.train("--epochs 1 --method dense --out dense"));
+    fs::copy(bench.path("dense/model.safetensors"), bench.path("w.safetensors")).unwrap();
+    said(&bench.train("--epochs 2 --weights w.safetensors --out straight"));
+
+    said(&bench.train("--epochs 2 --weights w.safetensors --out run"));
+    let absolute = bench.path("w.safetensors");
+    let again = format!("--epochs 2 --weights {} --out run --resume", absolute.display());
+    bench.unfinish("run");
+    said(&bench.train(&again));
+    // Other contents are noticed, wherever they come from.
+    bench.unfinish("run");
+    fs::copy(bench.path("straight/model.safetensors"), &absolute).unwrap();
+    assert!(refused(&bench.train(&again)).contains("was started from other --weights"));
+    fs::remove_file(&absolute).unwrap();
+    said(&bench.train("--epochs 2 --weights w.safetensors --out run --resume"));
+    bench.assert_same_model("straight", "run");
+    bench.unfinish("run");
+    assert!(refused(&bench.train("--epochs 2 --out run --resume")).contains("another --weights"));
+}
+
+#[test]
+fn settings_that_are_left_out_and_other_devices_are_noticed() {
+    let bench = Bench::new();
+    let vit = "--model vit-tiny --epochs 2 --train-limit 64 --out run";
+    let common = "train --dataset glyphs --test-limit 20 --batch-size 32 --lr 0.01";
+    said(&bench.srigl(&format!("{common} {vit} --width 16 --patch 4")));
+    bench.unfinish("run");
+    for flags in ["--width 16", "--patch 4", "--width 16 --patch 4 --dropout 0.1"] {
+        let text = refused(&bench.srigl(&format!("{common} {vit} {flags} --resume")));
+        assert!(text.contains("was trained with another --"), "{flags}: {text}");
+    }
+    fs::remove_file(bench.path("run/checkpoint.safetensors")).unwrap();
+    let text = said(&bench.srigl(&format!("{common} {vit} --width 16 --patch 4 --resume --device ndarray")));
+    assert!(text.contains("with --device ndarray and was trained on flex so far"), "{text}");
+    let devices: Vec<Value> =
+        bench.lines("run/metrics.jsonl").into_iter().map(|line| line["device"].clone()).collect();
+    assert_eq!(devices, ["flex", "ndarray"]);
+}
+
+/// Writes a folder of pictures in two classes; the picture `broken` of the first class is none.
+fn write_images(root: &Path, per_class: u32, broken: Option<u32>) {
+    for (split, class) in [("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")] {
+        let folder = root.join(split).join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for number in 0..per_class {
+            let path = folder.join(format!("{number}.png"));
+            if broken == Some(number) && split == "train" {
+                fs::write(path, "no picture").unwrap();
+                continue;
+            }
+            let mut encoder = png::Encoder::new(fs::File::create(path).unwrap(), 40, 40);
+            encoder.set_color(png::ColorType::Rgb);
+            let pixels: Vec<u8> = (0..40 * 40 * 3).map(|i| (i * (number + 3) % 251) as u8).collect();
+            encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
+        }
+    }
+}
+
+#[test]
+fn another_folder_of_images_is_noticed_and_a_moved_one_is_the_same() {
+    let bench = Bench::new();
+    write_images(&bench.path("images"), 4, None);
+    let train = |more: &str| {
+        bench.srigl(&format!(
+            "train --dataset image-folder --model resnet18-small --width 4 --image-size 32 --batch-size 4 --epochs 2 --sparsity 0.5 \
+             --quiet --out run {more}"
+        ))
+    };
+    said(&train("--data images"));
+    bench.unfinish("run");
+    fs::rename(bench.path("images"), bench.path("moved")).unwrap();
+    said(&train("--data moved --resume"));
+    bench.unfinish("run");
+    fs::rename(bench.path("moved/train/a/0.png"), bench.path("moved/train/a/zero.png")).unwrap();
+    let text = refused(&train("--data moved --resume"));
+    assert!(text.contains("was started on other images of image-folder, though as many"), "{text}");
+    fs::remove_file(bench.path("moved/train/a/zero.png")).unwrap();
+    let text = refused(&train("--data moved --resume"));
+    assert!(text.contains("(8 training and 8 test images, 2 classes)"), "{text}");
+    assert!(text.contains("(7 training and 8 test images, 2 classes) now"), "{text}");
+}
+
+#[test]
+fn a_start_that_is_refused_leaves_nothing_behind() {
+    let bench = Bench::new();
+    write_images(&bench.path("images"), 4, Some(1));
+    fs::write(bench.path("file"), "not a folder").unwrap();
+    let before = fs::read_dir(bench.path("")).unwrap().count();
+    for (line, part) in [
+        ("--model mnist-cnn --dataset image-folder --data images --image-size 1 --epochs 1", "image"),
+        ("--warmup-epochs 5 --epochs 4", "longer than the run"),
+        ("--model resnet50 --dataset glyphs --epochs 1", "resnet50"),
+        ("--weights none.safetensors --epochs 1", "none.safetensors"),
+        ("--no-ablation-layers nothing --epochs 1", "nothing"),
+        ("--data nowhere --dataset cifar10 --epochs 1", "nowhere"),
+        // A picture of the first epoch is broken: the folder has been made by then.
+        (
+            "--dataset image-folder --data images --model resnet18-small --width 4 --image-size 32 --batch-size 8 --epochs 1 --sparsity 0.5",
+            "1.png",
+        ),
+    ] {
+        let text = refused(&bench.srigl(&format!("train {line} --quiet --out deep/er/run")));
+        assert!(text.contains(part), "{line}: {text}");
+        assert!(!bench.path("deep").exists(), "{line}");
+    }
+    let text = refused(&bench.train("--epochs 1 --out file/run"));
+    assert!(text.contains("file"), "{text}");
+    assert_eq!(fs::read_dir(bench.path("")).unwrap().count(), before);
+    // A folder that was there stays.
+    fs::create_dir(bench.path("mine")).unwrap();
+    refused(&bench.train("--epochs 1 --weights none --out mine"));
+    assert_eq!(fs::read_dir(bench.path("mine")).unwrap().count(), 0);
+}
+
+#[test]
+fn the_best_model_is_there_after_the_first_epoch_however_bad() {
+    let bench = Bench::new();
+    let accuracy_of = |seed| {
+        let out = format!("run{seed}");
+        let line = "train --dataset glyphs --train-limit 32 --test-limit 1 --epochs 1 --lr 1e-9 --quiet";
+        said(&bench.srigl(&format!("{line} --seed {seed} --out {out}")));
+        assert!(bench.path(&out).join("best.safetensors").exists(), "seed {seed}");
+        bench.json(&format!("{out}/result.json"))["test_accuracy"].as_f64().unwrap()
+    };
+    assert!((0..20).any(|seed| accuracy_of(seed) == 0.0), "one that is never right");
+}
+
+#[test]
+fn numbers_at_their_extremes_give_a_sentence() {
+    let bench = Bench::new();
+    let most = u64::MAX.to_string();
+    let counts = [
+        "epochs",
+        "batch-size",
+        "micro-batch",
+        "delta-t",
+        "grad-accumulation",
+        "warmup-epochs",
+        "lr-every",
+        "image-size",
+        "limit-steps",
+        "train-limit",
+        "test-limit",
+        "checkpoint-every",
+        "threads",
+        "workers",
+        "width",
+        "patch",
+        "seed",
+        "extend-to",
+        "max-memory",
+        "lr-milestones",
+    ];
+    let shares = [
+        "lr",
+        "momentum",
+        "weight-decay",
+        "sparsity",
+        "drop-fraction",
+        "end-fraction",
+        "clip-norm",
+        "label-smoothing",
+        "gamma-sal",
+        "erk-power",
+        "lr-factor",
+        "dropout",
+        "random-erase",
+        "mixup-alpha",
+        "cutmix-alpha",
+        "color-jitter",
+    ];
+    let pairs = ["betas", "resize-from"];
+    let of = |flags: &'static [&'static str], values: Vec<String>| {
+        flags.iter().flat_map(move |flag| values.clone().into_iter().map(move |value| (*flag, value)))
+    };
+    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let all = of(counts.to_vec().leak(), words(&["0", &most, "-1", "99999999999999999999"]))
+        .chain(of(shares.to_vec().leak(), words(&["0", "-1", "1e308", "nan", "inf"])))
+        .chain(of(pairs.to_vec().leak(), words(&["0,0", &format!("{most},{most}"), "nan,nan", ","])));
+    for (flag, value) in all {
+        let mut flags =
+            vec![("train-limit", "64"), ("test-limit", "20"), ("batch-size", "32"), ("epochs", "1")];
+        // As `--delta-t 0` of a method that has none.
+        flags.push(("method", if flag == "delta-t" { "dense" } else { "srigl" }));
+        if matches!(flag, "width" | "patch") {
+            flags.push(("model", "vit-tiny"));
+        }
+        flags.retain(|(name, _)| *name != flag);
+        let line: Vec<String> = flags.iter().map(|(name, value)| format!("--{name} {value}")).collect();
+        let out = format!("{flag}={value}").replace('/', "");
+        let output = bench.srigl(&format!(
+            "train --dataset glyphs --quiet {} --{flag}={value} --out {out}",
+            line.join(" ")
+        ));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(matches!(output.status.code(), Some(0..=2)), "--{flag}={value}: {:?} {text}", output.status);
+        assert!(!text.contains("panicked"), "--{flag}={value}: {text}");
+        assert!(output.status.success() || !text.trim().is_empty(), "--{flag}={value} says nothing");
+    }
+}
+
+/// `eval` looks at an edited `config.json` as `train` would have looked at the flags.
+#[test]
+fn an_edited_configuration_gives_a_sentence() {
+    let bench = Bench::new();
+    said(&bench.train("--epochs 1 --out run"));
+    let config = bench.json("run/config.json");
+    let most = Value::from(u64::MAX);
+    for (key, value) in [
+        ("sparsity", Value::from(2.0)),
+        ("epochs", 0.into()),
+        ("epochs", most.clone()),
+        ("batch_size", 0.into()),
+        ("batch_size", most.clone()),
+        ("delta_t", 0.into()),
+        ("image_size", most.clone()),
+        ("micro_batch", 0.into()),
+        ("warmup_epochs", most.clone()),
+        ("lr_every", 0.into()),
+        ("train_limit", 0.into()),
+        ("test_limit", most.clone()),
+        ("width", 0.into()),
+        ("patch", 0.into()),
+        ("lr", Value::from(-1.0)),
+        ("gamma_sal", Value::from(7.0)),
+        ("betas", serde_json::json!([2.0, -1.0])),
+        ("dropout", Value::from(1.5)),
+        ("model", "\u{1b}[31mred".into()),
+        ("extended", serde_json::json!([{ "epochs": u64::MAX, "step": u64::MAX }])),
+    ] {
+        let mut edited = config.clone();
+        edited[key] = value.clone();
+        fs::write(bench.path("run/config.json"), edited.to_string()).unwrap();
+        for command in [
+            "eval run",
+            "condense run -o c.safetensors",
+            "export run -o e.safetensors",
+            "report run -o r.html",
+        ] {
+            let output = bench.srigl(command);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                matches!(output.status.code(), Some(0..=2)),
+                "{key} {value}, {command}: {:?}",
+                output.status
+            );
+            assert!(
+                !text.contains("panicked") && !text.contains('\u{1b}'),
+                "{key} {value}, {command}: {text}"
+            );
+        }
+    }
+}
+
+#[test]
+fn memory_has_a_limit() {
+    let bench = Bench::new();
+    let text = refused(&bench.train("--epochs 1 --max-memory 2MB --out run"));
+    assert!(text.contains("of memory, but 2.0 MB are allowed"), "{text}");
+    let text = refused(
+        &bench.train("--model vit-tiny --width 1024 --patch 2 --epochs 1 --max-memory 300MB --out run"),
+    );
+    assert!(text.contains("--max-memory") && text.contains("weights of `vit-tiny`"), "{text}");
+    assert!(!bench.path("run").exists());
+    said(&bench.train("--epochs 1 --max-memory 1GiB --quiet --out run"));
+    let text = refused(&bench.srigl("mask init run/model.safetensors -o out.safetensors --max-memory 100kB"));
+    assert!(text.contains("100.0 kB are allowed"), "{text}");
+    assert!(!bench.path("out.safetensors").exists());
+}

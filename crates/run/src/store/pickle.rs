@@ -1,0 +1,133 @@
+//! How much a file of PyTorch would take to read, before it is read.
+
+use srigl_tensors::memory;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use zip::ZipArchive;
+
+/// The most instructions that pickles of weights may have: a tensor takes about 40, so this is for 200 000 tensors.
+const MAX_INSTRUCTIONS: u64 = 1 << 23;
+
+/// Bytes that an instruction of a single byte can take when it has been read, about.
+const BYTES_EACH: u64 = 128;
+
+/// Pickles at the start of a file of PyTorch before 1.6: a number, the version, the system, the object, names of storages.
+const LEGACY_PICKLES: usize = 5;
+
+/// Checks that the pickles in a file of `torch.save` are not out of all proportion: a few kilobytes can hold a hundred million
+/// values.
+///
+/// # Errors
+/// If they are; what else is wrong is for the reader to find.
+pub fn check(mut file: File, zipped: bool) -> Result<(), String> {
+    let mut left = MAX_INSTRUCTIONS.min(memory::limit() / BYTES_EACH);
+    let result = if zipped {
+        let Ok(mut archive) = ZipArchive::new(&mut file) else { return Ok(()) };
+        let entries = archive.len();
+        (0..entries).try_for_each(|index| match archive.by_index(index) {
+            Ok(entry) if entry.name().is_ok_and(|name| name.ends_with("data.pkl")) => {
+                count(&mut BufReader::new(entry), &mut left)
+            }
+            _ => Ok(()),
+        })
+    } else {
+        let mut from = BufReader::new(file);
+        (0..LEGACY_PICKLES).try_for_each(|_| count(&mut from, &mut left))
+    };
+    match result {
+        Err(Count::TooMany) => {
+            Err(format!("its pickle holds more than {MAX_INSTRUCTIONS} values; save a state_dict alone"))
+        }
+        Err(Count::Unreadable) | Ok(()) => Ok(()),
+    }
+}
+
+enum Count {
+    TooMany,
+    Unreadable,
+}
+
+impl From<io::Error> for Count {
+    fn from(_: io::Error) -> Self {
+        Self::Unreadable
+    }
+}
+
+/// Takes the instructions of a pickle, up to its end, off `left`.
+fn count(from: &mut impl BufRead, left: &mut u64) -> Result<(), Count> {
+    loop {
+        let mut opcode = [0];
+        from.read_exact(&mut opcode)?;
+        *left = left.checked_sub(1).ok_or(Count::TooMany)?;
+        match opcode[0] {
+            b'.' => return Ok(()),
+            // Numbers and references of fixed size.
+            b'K' | b'h' | b'q' | 0x80 | 0x82 => skip(from, 1)?,
+            b'M' | 0x83 => skip(from, 2)?,
+            b'J' | b'j' | b'r' | 0x84 => skip(from, 4)?,
+            b'G' | 0x95 => skip(from, 8)?,
+            // Texts, bytes and long numbers after their lengths.
+            b'U' | b'C' | 0x8a | 0x8c => skip_counted::<1>(from)?,
+            b'T' | b'X' | b'B' | 0x8b => skip_counted::<4>(from)?,
+            0x8d | 0x8e | 0x96 => skip_counted::<8>(from)?,
+            // Lines.
+            b'I' | b'F' | b'L' | b'S' | b'V' | b'g' | b'p' | b'P' => skip_line(from)?,
+            b'c' | b'i' => {
+                skip_line(from)?;
+                skip_line(from)?;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Passes over so many bytes.
+fn skip(from: &mut impl BufRead, bytes: u64) -> Result<(), Count> {
+    match io::copy(&mut from.take(bytes), &mut io::sink())? {
+        skipped if skipped == bytes => Ok(()),
+        _ => Err(Count::Unreadable),
+    }
+}
+
+/// Passes over bytes after their number, which has `N` bytes itself.
+fn skip_counted<const N: usize>(from: &mut impl BufRead) -> Result<(), Count> {
+    let mut length = [0; 8];
+    from.read_exact(&mut length[..N])?;
+    skip(from, u64::from_le_bytes(length))
+}
+
+fn skip_line(from: &mut impl BufRead) -> Result<(), Count> {
+    loop {
+        let part = from.fill_buf()?;
+        if part.is_empty() {
+            return Err(Count::Unreadable);
+        }
+        let end = part.iter().position(|byte| *byte == b'\n');
+        let taken = end.map_or(part.len(), |end| end + 1);
+        from.consume(taken);
+        if end.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instructions(pickle: &[u8]) -> Option<u64> {
+        let mut left = 100;
+        count(&mut &pickle[..], &mut left).ok().map(|()| 100 - left)
+    }
+
+    #[test]
+    fn instructions_are_counted_and_what_belongs_to_them_is_not() {
+        // {'.': (1, 2.5), 300: b'..', 'x': None}, by Python's protocols 0 and 4.
+        let text = b"(dp0\nV.\np1\n(I1\nF2.5\ntp2\nsI300\nc_codecs\nencode\np3\n(g1\nVlatin1\np4\ntp5\nRp6\nsVx\np7\nNs.";
+        assert_eq!(instructions(text), Some(31));
+        let framed = b"\x80\x04\x95\x1e\x00\x00\x00\x00\x00\x00\x00}\x94(\x8c\x01.\x94K\x01G@\x04\x00\x00\x00\x00\x00\x00\x86\x94M,\x01C\x02..\x94u.";
+        assert_eq!(instructions(framed), Some(16));
+        assert_eq!(instructions(b"\x80\x04X\xff\xff\xff\xff."), None, "a text that is not there");
+        assert_eq!(instructions(&[b'N'; 200]), None, "too many");
+    }
+}
