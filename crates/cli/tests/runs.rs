@@ -258,7 +258,7 @@ fn a_start_that_is_refused_leaves_nothing_behind() {
     for (line, part) in [
         ("--model mnist-cnn --dataset image-folder --data images --image-size 1 --epochs 1", "image"),
         ("--warmup-epochs 5 --epochs 4", "longer than the run"),
-        ("--model resnet50 --dataset glyphs --epochs 1", "resnet50"),
+        ("--model vit-tiny --patch 5 --dataset glyphs --epochs 1", "patch"),
         ("--weights none.safetensors --epochs 1", "none.safetensors"),
         ("--no-ablation-layers nothing --epochs 1", "nothing"),
         ("--data nowhere --dataset cifar10 --epochs 1", "nowhere"),
