@@ -5,8 +5,10 @@
 //! transparency is dropped, orientation tags are ignored, and of an animation the first frame is taken. Of
 //! 16-bit samples the upper byte is kept, where Pillow makes nearly all of them white.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -169,7 +171,10 @@ pub(crate) fn decode_any(bytes: &[u8], picture: &mut Picture, budget: u64) -> Re
             decode_by(PnmDecoder::new(reader), picture, budget)
         }
         [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => decode_tiff(bytes, picture, budget),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
+        [b'R', b'I', b'F', b'F', a, b, c, d, b'W', b'E', b'B', b'P', ..] => {
+            if bytes.len() - 8 < u32::from_le_bytes([*a, *b, *c, *d]) as usize {
+                return Err("it is cut short".into());
+            }
             decode_by(WebPDecoder::new(reader), picture, budget)
         }
         [] => Err("it is empty".into()),
@@ -201,11 +206,12 @@ fn decode_jpeg(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), F
         return Err("it is cut short".into());
     }
     // Being strict, the decoder fails where it would make up what it cannot decode.
-    let options = DecoderOptions::new_fast().jpeg_set_out_colorspace(ColorSpace::RGB).set_strict_mode(true);
+    let mut options =
+        DecoderOptions::new_fast().jpeg_set_out_colorspace(ColorSpace::RGB).set_strict_mode(true);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     if decoder.decode_headers().is_err() {
         // Stray bytes between the headers are common and harmless.
-        let options = options.set_strict_mode(false);
+        options = options.set_strict_mode(false);
         decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
         decoder.decode_headers().map_err(|error| error.to_string())?;
     }
@@ -223,7 +229,18 @@ fn decode_jpeg(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), F
         return Err(format!("it claims {height}x{width} pixels, for which it is too short").into());
     }
     picture.reshape(height, width, RGB);
-    Ok(decoder.decode_into(&mut picture.pixels).map_err(|error| error.to_string())?)
+    // At a scan that begins in the middle of another the decoder stops, and calls it done: the end would show the picture
+    // that was here before. A mark there may be what is decoded by chance, but not a second one as well.
+    for mark in [[0x5a, 0xc3, 0x96], [0xa5, 0x3c, 0x69]] {
+        let start = picture.pixels.len() - RGB;
+        picture.pixels[start..].copy_from_slice(&mark);
+        decoder.decode_into(&mut picture.pixels).map_err(|error| error.to_string())?;
+        if !picture.pixels.ends_with(&mark) {
+            return Ok(());
+        }
+        decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    }
+    Err("it has a scan in the middle of another".into())
 }
 
 /// Whether an end marker follows the last start of a scan. In between the bytes of either are escaped.
@@ -238,8 +255,9 @@ fn is_complete_jpeg(bytes: &[u8]) -> bool {
 fn decode_png(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), Flaw> {
     let mut options = png::DecodeOptions::default();
     options.set_ignore_adler32(false); // the checksum of the pixels
-    options.set_skip_ancillary_crc_failures(false); // as in Pillow, any damage is damage
-    let mut decoder = png::Decoder::new_with_options(Cursor::new(bytes), options);
+    options.set_ignore_crc(true); // those of the chunks are checked here
+    let bytes = checked_png(bytes)?;
+    let mut decoder = png::Decoder::new_with_options(Cursor::new(&bytes), options);
     // Unpacking them takes time and memory, and nobody looks at them.
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
@@ -254,6 +272,49 @@ fn decode_png(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), Fl
     picture.reshape(height, width, RGB);
     fill_rgb(picture, pixels.chunks_exact(samples));
     Ok(())
+}
+
+/// The file, if its chunks have the right checksums, with all pixels in one chunk: of several, the decoder would not look at
+/// those after the last pixel, which have the checksum of all.
+fn checked_png(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Flaw> {
+    const PIXELS: &[u8] = b"IDAT";
+    let mut at = 8; // behind what tells the format
+    let mut pixels: Vec<Range<usize>> = Vec::new();
+    while let Some(&[a, b, c, d]) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let body = at + 8..(at + 8).saturating_add(u32::from_be_bytes([a, b, c, d]) as usize);
+        let kind = bytes.get(at + 4..at + 8).unwrap_or_default();
+        let sum = bytes.get(body.end..).and_then(|rest| rest.first_chunk());
+        let Some(&sum) = sum else {
+            // As in Pillow, there must be no end once there are pixels.
+            if kind == PIXELS || pixels.is_empty() {
+                return Err("it is cut short".into());
+            }
+            break;
+        };
+        let mut crc = flate2::Crc::new();
+        crc.update(&bytes[at + 4..body.end]);
+        if crc.sum() != u32::from_be_bytes(sum) {
+            return Err(format!("the checksum of its {} is wrong", String::from_utf8_lossy(kind)).into());
+        }
+        at = body.end + 4;
+        match kind {
+            b"IEND" => break,
+            PIXELS => pixels.push(body),
+            _ => {}
+        }
+    }
+    let [first, .., last] = &pixels[..] else { return Ok(bytes.into()) };
+    if pixels.windows(2).any(|pair| pair[0].end + 12 != pair[1].start) {
+        return Err("its pixels are interrupted".into());
+    }
+    let mut whole = memory::with_capacity(bytes.len())?;
+    whole.extend_from_slice(&bytes[..first.start - 8]);
+    let length: usize = pixels.iter().map(Range::len).sum(); // less than of the file
+    whole.extend((length as u32).to_be_bytes());
+    whole.extend(PIXELS);
+    pixels.iter().for_each(|part| whole.extend_from_slice(&bytes[part.clone()]));
+    whole.extend_from_slice(&bytes[last.end..]);
+    Ok(whole.into())
 }
 
 /// The first frame. What it leaves blank has its transparent colour, or else the first one, as in Pillow.
@@ -506,6 +567,58 @@ pub(crate) mod tests {
                 assert!(try_decode(&bytes).is_err(), "bit {bit} of byte {at}");
             }
         }
+    }
+
+    /// Of any size, in one chunk or several, the checksum of the pixels is looked at.
+    #[test]
+    fn the_checksum_of_the_pixels_counts() {
+        for side in (1..64).chain([100, 300, 500]) {
+            let rows: Vec<u8> = (0_u32..side * (3 * side + 1))
+                .map(|i| if i % (3 * side + 1) == 0 { 0 } else { (i.wrapping_mul(i) >> 3) as u8 })
+                .collect();
+            for level in
+                [flate2::Compression::none(), flate2::Compression::fast(), flate2::Compression::best()]
+            {
+                let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), level);
+                io::Write::write_all(&mut packed, &rows).unwrap();
+                let mut packed = packed.finish().unwrap();
+                for part in [packed.len(), 4, 1000] {
+                    try_decode(&png_of(side, &packed, part)).unwrap();
+                }
+                *packed.last_mut().unwrap() ^= 1;
+                for part in [packed.len(), 4, 1000] {
+                    assert!(try_decode(&png_of(side, &packed, part)).is_err(), "{side} {level:?} {part}");
+                }
+            }
+        }
+    }
+
+    /// A square of RGB, its pixels `packed` in chunks of `part` bytes.
+    fn png_of(side: u32, packed: &[u8], part: usize) -> Vec<u8> {
+        let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+        let mut chunk = |kind: &[u8], body: &[u8]| {
+            let (mut crc, named) = (flate2::Crc::new(), [kind, body].concat());
+            crc.update(&named);
+            bytes.extend((body.len() as u32).to_be_bytes());
+            bytes.extend(named);
+            bytes.extend(crc.sum().to_be_bytes());
+        };
+        let [a, b, c, d] = side.to_be_bytes();
+        chunk(b"IHDR", &[a, b, c, d, a, b, c, d, 8, 2, 0, 0, 0]);
+        packed.chunks(part).for_each(|part| chunk(b"IDAT", part));
+        chunk(b"IEND", b"");
+        bytes
+    }
+
+    /// The decoder leaves off, and the picture before would show.
+    #[test]
+    fn a_scan_in_the_middle_of_another_is_broken() {
+        let jpeg = fs::read(fixture_path("jpeg-420.jpg")).unwrap();
+        let scan = jpeg.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+        let (head, body) = jpeg.split_at(scan + 14);
+        let bytes = [head, &body[..200], &jpeg[scan..]].concat();
+        let error = try_decode(&bytes).unwrap_err();
+        assert!(error.contains("in the middle"), "{error}");
     }
 
     /// With a palette, a gamma value, and pixels in several chunks.

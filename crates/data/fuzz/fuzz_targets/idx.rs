@@ -9,7 +9,7 @@ use srigl_data::{DataSet, fuzzing};
 const SETS: [DataSet; 2] = [DataSet::Mnist, DataSet::EmnistLetters];
 
 fuzz_target!(|bytes: &[u8]| {
-    srigl_tensors::memory::set_limit(1 << 24);
+    srigl_tensors::memory::set_limit(1 << 16);
     if let [set, bytes @ ..] = bytes {
         fuzzing::idx(SETS[usize::from(*set) % SETS.len()], bytes);
     }
