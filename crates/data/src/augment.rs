@@ -17,6 +17,7 @@ use super::Source;
 use super::auto_augment::AutoAugment;
 use super::mix::Mixing;
 use super::picture::Picture;
+use srigl_tensors::memory::{self, TooLarge};
 
 /// Mean of each channel of ImageNet's training pixels, scaled to [0, 1], as torchvision has it.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -317,7 +318,10 @@ impl Normalise {
             );
             ensure!(values.iter().all(|value| value.is_finite()), "`{name}` must be finite");
         }
-        ensure!(self.std.iter().all(|&std| std > 0.0), "`std` must be positive");
+        ensure!(
+            self.std.iter().all(|&std| std > 0.0),
+            "`std` must be positive; where it is that of the images, they are all alike"
+        );
         Ok(())
     }
 
@@ -392,9 +396,10 @@ pub(crate) struct Rest {
 }
 
 /// Memory that is kept from image to image.
-#[derive(Default)]
 pub(crate) struct Workspace {
     resizer: Resizer,
+    /// The most bytes that a step may take.
+    budget: u64,
     /// The image that is worked on.
     pub(crate) picture: Picture,
     /// What the next step makes of it.
@@ -402,6 +407,12 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
+    /// One whose steps take `budget` bytes at most.
+    pub(crate) fn new(budget: u64) -> Self {
+        let (picture, next) = Default::default();
+        Self { resizer: Resizer::default(), budget, picture, next }
+    }
+
     /// Changes [`Workspace::picture`] at random.
     ///
     /// New settings draw last, so that a seed means the same where they are not used.
@@ -522,6 +533,17 @@ impl Workspace {
     /// Makes the image `part` of it, resized to `[height, width]`; pixels outside the part do not count.
     fn resize(&mut self, part: Part, size: [usize; 2]) -> Result<()> {
         let (from, to) = (&self.picture, &mut self.next);
+        // What comes out, the image between resizing its columns and its rows, and the weights of its pixels.
+        let pixels = size[0].saturating_mul(size[1].saturating_add(from.width));
+        let weights = WEIGHT_BYTES * (from.height + from.width) as u64;
+        let bytes = memory::product(&[pixels, from.channels]).and_then(|bytes| bytes.checked_add(weights));
+        if bytes.is_none_or(|bytes| bytes > self.budget) {
+            let [height, width] = size;
+            let error = TooLarge { bytes, limit: self.budget };
+            return Err(error).with_context(|| {
+                format!("{}x{} pixels cannot become {height}x{width}", from.height, from.width)
+            });
+        }
         to.reshape(size[0], size[1], from.channels);
         // With types of pixels named: `resize`, which looks at them as it runs, compiles code for every type.
         match from.channels {
@@ -532,6 +554,9 @@ impl Workspace {
         Ok(())
     }
 }
+
+/// Bytes that resizing takes for each row and column of an image: two weights, in two forms.
+const WEIGHT_BYTES: u64 = 32;
 
 fn resize<P: PixelTrait>(resizer: &mut Resizer, from: &Picture, part: Part, to: &mut Picture) -> Result<()> {
     let side = |side: usize| side as u32; // pictures have at most 2^27 pixels
@@ -716,8 +741,20 @@ pub(crate) mod tests {
         Sha256::digest(&picture.pixels).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
+    #[test]
+    fn resizing_keeps_to_the_budget() {
+        let long = || Picture { height: 1, width: 1 << 20, channels: 3, pixels: vec![0; 3 << 20] };
+        let mut small = Workspace { picture: long(), ..Workspace::new(1 << 26) };
+        let whole = Part { top: 0, left: 0, height: 1, width: 1 << 20 };
+        // Its rows are made first: 4096 times as wide as it is.
+        let error = format!("{:#}", small.resize(whole, [4096; 2]).unwrap_err());
+        assert!(error.contains("1x1048576 pixels cannot become 4096x4096: it would take 13.0 GB"), "{error}");
+        small.resize(whole, [4, 4]).unwrap();
+        assert_eq!(small.picture.pixels, [0; 48]);
+    }
+
     fn workspace(picture: Picture) -> Workspace {
-        Workspace { picture, ..Default::default() }
+        Workspace { picture, ..Workspace::new(u64::MAX) }
     }
 
     #[test]

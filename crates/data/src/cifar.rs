@@ -14,6 +14,8 @@ use flate2::bufread::MultiGzDecoder;
 use super::pickle::{Pickle, PickleError};
 use super::printable::shown;
 use super::{DataSet, Split};
+use srigl_tensors::memory::{self, TooLarge};
+use srigl_tensors::printable;
 
 /// Height and width of every image, in pixels.
 pub const SIDE: usize = 32;
@@ -76,6 +78,14 @@ pub enum CifarError {
         path: PathBuf,
         /// The most bytes that are read, decompressed.
         limit: u64,
+    },
+    /// The set takes more memory than there is.
+    #[error("the files of `{}` do not fit: {source}", shown(place))]
+    Memory {
+        /// The folder or archive.
+        place: PathBuf,
+        /// What they would take.
+        source: TooLarge,
     },
     /// A pickle cannot be read.
     #[error("`{}` is broken ({source}); get it again", shown(path))]
@@ -252,14 +262,23 @@ impl Layout {
             let archives = self.forms.map(|form| form.archive);
             return Err(CifarError::Missing { dir: dir.into(), archives, file: self.forms[0].train[0] });
         };
+        self.splits(form, place, &files)
+    }
+
+    fn splits(
+        &self,
+        form: &Form,
+        place: PathBuf,
+        files: &Files,
+    ) -> Result<(Split, Split, Vec<String>), CifarError> {
         for file in form.train.iter().chain([&form.test]) {
             if !files.contains_key(file) {
                 return Err(CifarError::Incomplete { place, file });
             }
         }
-        let train = self.split(form, &files, form.train, self.images[0])?;
-        let test = self.split(form, &files, &[form.test], self.images[1])?;
-        Ok((train, test, self.class_names(form, &files)?))
+        let train = self.split(form, &place, files, form.train, self.images[0])?;
+        let test = self.split(form, &place, files, &[form.test], self.images[1])?;
+        Ok((train, test, self.class_names(form, files)?))
     }
 
     /// The names to read, each with the most bytes that it may have.
@@ -270,7 +289,16 @@ impl Layout {
         limits
     }
 
+    /// Whether there is memory for the files, and for what becomes of them. Both are there for a while.
+    fn check_memory(&self, form: &Form, place: &Path) -> Result<(), CifarError> {
+        let files: u64 = self.limits(form).iter().map(|(_, limit)| limit).sum();
+        let images = form.train.len() * self.images[0] + self.images[1];
+        let bytes = memory::product(&[images, PIXELS + 1]).and_then(|split| split.checked_add(files));
+        memory::check(bytes).map_err(|source| CifarError::Memory { place: place.into(), source })
+    }
+
     fn loose_files(&self, form: &Form, folder: &Path) -> Result<Files, CifarError> {
+        self.check_memory(form, folder)?;
         let mut files = Files::new();
         for (name, limit) in self.limits(form) {
             let path = folder.join(name);
@@ -291,16 +319,22 @@ impl Layout {
     /// The files of the published folder; whatever else the archive holds is passed over, and nothing is
     /// unpacked to disk.
     fn archived_files(&self, form: &Form, path: &Path) -> Result<Files, CifarError> {
+        if !fs::metadata(path).map_err(read_error(path))?.is_file() {
+            return Err(CifarError::NoFile(path.into()));
+        }
+        self.check_memory(form, path)?;
+        let file = File::open(path).map_err(read_error(path))?;
+        self.unpacked(form, path, MultiGzDecoder::new(BufReader::new(file)))
+    }
+
+    /// As [`Layout::archived_files`], from the decompressed archive.
+    fn unpacked(&self, form: &Form, path: &Path, tar: impl Read) -> Result<Files, CifarError> {
         let limits = self.limits(form);
         // Twice what it should hold, and something for a read-me.
         let total = 2 * limits.iter().map(|(_, limit)| limit).sum::<u64>() + (1 << 20);
         let too_long = || CifarError::TooLong { path: path.into(), limit: total };
         let read_error = || read_error(path);
-        if !fs::metadata(path).map_err(read_error())?.is_file() {
-            return Err(CifarError::NoFile(path.into()));
-        }
-        let file = File::open(path).map_err(read_error())?;
-        let mut archive = tar::Archive::new(MultiGzDecoder::new(BufReader::new(file)).take(total));
+        let mut archive = tar::Archive::new(tar.take(total));
         let mut files = Files::new();
         // Raw, as otherwise the name of an entry may be of any length, and is read into memory.
         for entry in archive.entries().map_err(read_error())?.raw(true) {
@@ -321,8 +355,17 @@ impl Layout {
         if stream.limit() == 0 { Err(too_long()) } else { Ok(files) }
     }
 
-    fn split(&self, form: &Form, files: &Files, names: &[&str], images: usize) -> Result<Split, CifarError> {
-        let mut split = Split { images: Vec::new(), labels: Vec::new() };
+    fn split(
+        &self,
+        form: &Form,
+        place: &Path,
+        files: &Files,
+        names: &[&str],
+        images: usize,
+    ) -> Result<Split, CifarError> {
+        let memory_error = |source| CifarError::Memory { place: place.into(), source };
+        let pixels = memory::with_capacity(names.len() * images * PIXELS).map_err(memory_error)?;
+        let mut split = Split { images: pixels, labels: Vec::new() };
         for name in names {
             let (path, bytes) = &files[name];
             match form.kind {
@@ -441,6 +484,32 @@ impl Kind {
     }
 }
 
+/// Reads `bytes` as all files of a set cut to two images, as its names, and as an archive, for the fuzz target. `choice` is
+/// the set and its form.
+#[doc(hidden)]
+pub fn fuzz(choice: u8, bytes: &[u8]) {
+    let layout = [CIFAR10, CIFAR100][usize::from(choice) % 2];
+    let layout = Layout { images: [2, 2], ..layout };
+    let form = &layout.forms[usize::from(choice) / 2 % 2];
+    let read = |files: &Files| {
+        if let Ok((train, test, names)) = layout.splits(form, PathBuf::new(), files) {
+            assert_eq!(names.len(), layout.classes);
+            for split in [train, test] {
+                assert_eq!(split.images.len(), split.len() * PIXELS);
+                assert!(split.labels.iter().all(|&label| usize::from(label) < layout.classes));
+            }
+        }
+    };
+    let files = form.train.iter().chain([&form.test]);
+    let mut files: Files = files.map(|name| (*name, (PathBuf::new(), bytes.to_vec()))).collect();
+    read(&files);
+    files.insert(form.names, (PathBuf::new(), bytes.to_vec()));
+    _ = layout.class_names(form, &files);
+    if let Ok(files) = layout.unpacked(form, Path::new("archive"), bytes) {
+        read(&files);
+    }
+}
+
 /// Opens a pickle of which no more than one byte above the limit was read.
 fn open_pickle<'a>(path: &Path, bytes: &'a [u8], limit: u64) -> Result<Pickle<'a>, CifarError> {
     if bytes.len() as u64 > limit {
@@ -461,7 +530,11 @@ fn read_up_to(reader: impl Read, limit: u64) -> io::Result<Vec<u8>> {
 }
 
 fn read_error(path: &Path) -> impl FnOnce(io::Error) -> CifarError {
-    move |source| CifarError::Read { path: path.into(), source }
+    // An archive's errors have names that are in it.
+    move |source| CifarError::Read {
+        path: path.into(),
+        source: io::Error::new(source.kind(), printable(&source)),
+    }
 }
 
 #[cfg(test)]

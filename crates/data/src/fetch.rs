@@ -109,7 +109,8 @@ impl Remote {
 pub fn fetch(remote: &Remote, dir: &Path) -> Result<Vec<Outcome>> {
     let fetch_one = |file: &RemoteFile| {
         let path = dir.join(file.name);
-        if path.exists() {
+        // A link that leads nowhere is there, too.
+        if path.symlink_metadata().is_ok() {
             check_intact(file, &path)?;
             return Ok(Outcome::Intact);
         }
@@ -181,7 +182,8 @@ fn progress_bar(file: &RemoteFile) -> ProgressBar {
     ProgressBar::new(file.bytes).with_style(style).with_message(file.name)
 }
 
-fn hex(bytes: impl AsRef<[u8]>) -> String {
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
     let digits = bytes.as_ref().iter().map(|byte| format!("{byte:02x}"));
     digits.collect()
 }
@@ -261,6 +263,14 @@ pub(crate) mod tests {
         fs::create_dir(&path).unwrap();
         let error = fetch(&remote, dir.path()).unwrap_err().to_string();
         assert!(error.contains("no regular file"), "{error}");
+        #[cfg(unix)]
+        for target in ["/dev/null", "/no/such/file"] {
+            fs::remove_dir(&path).or_else(|_| fs::remove_file(&path)).unwrap();
+            std::os::unix::fs::symlink(target, &path).unwrap();
+            let error = fetch(&remote, dir.path()).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+            assert!(path.is_symlink());
+        }
     }
 
     #[test]

@@ -7,13 +7,14 @@
 //! it promises is ever held in memory, and every way a file can be wrong is an [`IdxError`].
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
 use super::printable::shown;
 use super::{DataSet, Split};
+use srigl_tensors::memory::{self, TooLarge};
 
 /// Height and width of every image, in pixels.
 pub const SIDE: usize = 28;
@@ -61,6 +62,14 @@ pub enum IdxError {
         path: PathBuf,
         /// The declared dimensions.
         dims: Vec<u32>,
+    },
+    /// The header declares more bytes than there is memory for.
+    #[error("`{}` does not fit: {source}", shown(path))]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// What it would take.
+        source: TooLarge,
     },
     /// It ends early.
     #[error("`{}` ends after {found} of {expected} bytes; it is cut short, get it again", shown(path))]
@@ -206,7 +215,7 @@ pub fn locate(dir: &Path, name: &str) -> Result<PathBuf, IdxError> {
 /// # Errors
 /// Any but [`IdxError::Missing`].
 pub fn read_split(set: DataSet, images: &Path, labels: &Path) -> Result<Split, IdxError> {
-    let split = Split { images: read_images(images)?, labels: read_labels(set, labels)? };
+    let split = Split { images: images_of(Idx::open(images)?)?, labels: labels_of(set, Idx::open(labels)?)? };
     let image_count = split.images.len() / (SIDE * SIDE);
     if image_count != split.labels.len() {
         return Err(IdxError::Counts {
@@ -219,17 +228,17 @@ pub fn read_split(set: DataSet, images: &Path, labels: &Path) -> Result<Split, I
     Ok(split)
 }
 
-fn read_images(path: &Path) -> Result<Vec<u8>, IdxError> {
-    let idx = Idx::<3>::open(path)?;
+fn images_of(idx: Idx<3>) -> Result<Vec<u8>, IdxError> {
     let [_, height, width] = idx.dims;
     if [height, width] != [SIDE as u32; 2] {
-        return Err(IdxError::ImageSize { path: path.into(), height, width });
+        return Err(IdxError::ImageSize { path: idx.path.into(), height, width });
     }
     idx.body()
 }
 
-fn read_labels(set: DataSet, path: &Path) -> Result<Vec<u8>, IdxError> {
-    let mut labels = Idx::<1>::open(path)?.body()?;
+fn labels_of(set: DataSet, idx: Idx<1>) -> Result<Vec<u8>, IdxError> {
+    let path = idx.path;
+    let mut labels = idx.body()?;
     let (first, classes) = (first_label(set), classes(set));
     for (index, label) in labels.iter_mut().enumerate() {
         let class = label.checked_sub(first).filter(|&class| usize::from(class) < classes);
@@ -238,24 +247,43 @@ fn read_labels(set: DataSet, path: &Path) -> Result<Vec<u8>, IdxError> {
     Ok(labels)
 }
 
+/// Reads `bytes` as a file of images and as one of labels of `set`, for the fuzz target.
+#[doc(hidden)]
+pub fn fuzz(set: DataSet, bytes: &[u8]) {
+    for path in ["plain", "packed.gz"].map(Path::new) {
+        if let Ok(images) = Idx::read(path, bytes).and_then(images_of) {
+            assert!(!images.is_empty() && images.len() % (SIDE * SIDE) == 0);
+        }
+        if let Ok(labels) = Idx::read(path, bytes).and_then(|idx| labels_of(set, idx)) {
+            assert!(labels.iter().all(|&label| usize::from(label) < classes(set)));
+        }
+    }
+}
+
 /// A file whose header, with `D` dimensions, has been read.
 struct Idx<'a, const D: usize> {
     path: &'a Path,
-    reader: Box<dyn Read>,
+    reader: Box<dyn Read + 'a>,
     dims: [u32; D],
 }
 
 impl<'a, const D: usize> Idx<'a, D> {
     fn open(path: &'a Path) -> Result<Self, IdxError> {
         let file = BufReader::new(File::open(path).map_err(read_error(path))?);
+        Self::read(path, file)
+    }
+
+    /// Reads the header. `path` is what the file is called; that tells whether it is compressed.
+    fn read(path: &'a Path, file: impl BufRead + 'a) -> Result<Self, IdxError> {
         let is_gzip = path.extension().is_some_and(|extension| extension == "gz");
-        let mut reader: Box<dyn Read> = match is_gzip {
+        let mut reader: Box<dyn Read + 'a> = match is_gzip {
             true => Box::new(MultiGzDecoder::new(file)),
             false => Box::new(file),
         };
         // Two zeros, 8 for unsigned bytes, the number of dimensions.
         let magic = [0, 0, 8, D as u8];
-        let header = read_up_to(&mut reader, Self::HEADER).map_err(read_error(path))?;
+        let mut header = Vec::new();
+        reader.by_ref().take(Self::HEADER).read_to_end(&mut header).map_err(read_error(path))?;
         if let Some(&found) = header.first_chunk::<4>()
             && found != magic
         {
@@ -289,8 +317,10 @@ impl<'a, const D: usize> Idx<'a, D> {
                 return Err(IdxError::TooLarge { path: path.into(), dims: self.dims.to_vec() });
             }
         };
+        let memory_error = |source| IdxError::Memory { path: path.into(), source };
         // One byte more tells a longer file, and takes gzip to its checksum.
-        let body = read_up_to(&mut self.reader, size + 1).map_err(read_error(path))?;
+        let mut body = memory::with_capacity(size as usize + 1).map_err(memory_error)?;
+        self.reader.by_ref().take(size + 1).read_to_end(&mut body).map_err(read_error(path))?;
         let found = Self::HEADER + body.len() as u64;
         let expected = Self::HEADER + size;
         if found < expected {
@@ -301,13 +331,6 @@ impl<'a, const D: usize> Idx<'a, D> {
         }
         Ok(body)
     }
-}
-
-/// Reads `limit` bytes, or fewer at the end. Grows with what is there, whatever `limit` claims.
-fn read_up_to(reader: &mut dyn Read, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    reader.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn read_error(path: &Path) -> impl FnOnce(io::Error) -> IdxError {
@@ -346,6 +369,14 @@ mod tests {
         let path = dir.path().join(name);
         fs::write(&path, bytes).unwrap();
         read(&path)
+    }
+
+    fn read_images(path: &Path) -> Result<Vec<u8>, IdxError> {
+        images_of(Idx::open(path)?)
+    }
+
+    fn read_labels(set: DataSet, path: &Path) -> Result<Vec<u8>, IdxError> {
+        labels_of(set, Idx::open(path)?)
     }
 
     fn mnist_labels(path: &Path) -> Result<Vec<u8>, IdxError> {

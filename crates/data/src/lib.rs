@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 pub mod augment;
 pub mod auto_augment;
@@ -43,10 +44,18 @@ pub mod picture;
 mod prefetch;
 mod printable;
 
+/// What the fuzz targets call: the readers of files, over bytes.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use super::cifar::fuzz as cifar;
+    pub use super::idx::fuzz as idx;
+    pub use super::picture::fuzz as picture;
+}
+
 pub use augment::{Augment, CentreCrop, Crop, Erase, Jitter, Normalise, PadMode, Transform};
 pub use auto_augment::AutoAugment;
 pub use folder::ImageFolder;
-pub use loader::{Batch, Batches, Loader, OnBroken, Options};
+pub use loader::{Batch, BatchSizeError, Batches, Loader, OnBroken, Options};
 pub use mix::{Mix, Mixing};
 
 use fetch::Remote;
@@ -276,6 +285,50 @@ impl Source {
             Self::Memory(images) => (images.train.class_counts(classes), images.test.class_counts(classes)),
             Self::Folder(folder) => (folder.train.class_counts(classes), folder.test.class_counts(classes)),
         }
+    }
+
+    /// What these images are, wherever they lie: 64 hexadecimal digits, the SHA-256 of the class names and, in their
+    /// order, of all pixels and labels, or in a folder of the names below it, labels and sizes of all files. A run that is
+    /// resumed with another digest has other images.
+    ///
+    /// Files are not opened, so one that is changed for another of the same size goes unnoticed, and one that is not there
+    /// has no size.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut add = |part: &[u8]| {
+            // With its length, so that no two lists of parts are alike.
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        };
+        add(self.set().name().as_bytes());
+        add(&(self.class_names().len() as u64).to_le_bytes());
+        self.class_names().iter().for_each(|name| add(name.as_bytes()));
+        match self {
+            Self::Memory(images) => {
+                for number in [images.channels, images.height, images.width] {
+                    add(&(number as u64).to_le_bytes());
+                }
+                for split in [&images.train, &images.test] {
+                    add(&split.labels);
+                    add(&split.images);
+                }
+            }
+            Self::Folder(folder) => {
+                for listing in [&folder.train, &folder.test] {
+                    add(&(listing.len() as u64).to_le_bytes());
+                    for (path, label) in listing.paths.iter().zip(&listing.labels) {
+                        let file = std::fs::metadata(folder.root.join(path)).ok();
+                        add(path.as_os_str().as_encoded_bytes());
+                        add(&label.to_le_bytes());
+                        add(&file
+                            .filter(|file| file.is_file())
+                            .map_or(u64::MAX, |file| file.len())
+                            .to_le_bytes());
+                    }
+                }
+            }
+        }
+        fetch::hex(hash.finalize())
     }
 }
 
@@ -586,6 +639,48 @@ mod tests {
         assert!(load(DataSet::ImageFolder, None).is_err());
         let error = open(DataSet::ImageFolder, None, false).err().unwrap().to_string();
         assert!(error.contains("--data"), "{error}");
+    }
+
+    #[test]
+    fn a_digest_tells_other_images() {
+        let dir = TempDir::new().unwrap();
+        write_set(dir.path());
+        let digest = || open(DataSet::Mnist, Some(dir.path()), false).unwrap().digest();
+        let first = digest();
+        assert_eq!(first.len(), 64);
+        assert_eq!(digest(), first);
+        fs::write(dir.path().join(idx::NAMES[3]), idx_bytes(&[1], &[4])).unwrap();
+        let label = digest();
+        fs::write(dir.path().join(idx::NAMES[2]), idx_bytes(&[1, 28, 28], &[52; 784])).unwrap();
+        let digests = [first, label, digest()];
+        assert!(digests[0] != digests[1] && digests[1] != digests[2] && digests[0] != digests[2]);
+    }
+
+    #[test]
+    fn a_digest_tells_another_listing() {
+        let made = |files: &[(&str, usize)]| {
+            let dir = TempDir::new().unwrap();
+            for (file, size) in files {
+                let path = dir.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, vec![0; *size]).unwrap();
+            }
+            dir
+        };
+        let digest = |files: &[(&str, usize)]| {
+            open(DataSet::ImageFolder, Some(made(files).path()), false).unwrap().digest()
+        };
+        let files = [("train/a/1.png", 5), ("train/a/2.png", 5), ("val/a/1.png", 5)];
+        // Not where the folder is, nor what is beside the pictures.
+        assert_eq!(digest(&files), digest(&[&files[..], &[("train/a/x.txt", 1)]].concat()));
+        for other in [
+            [("train/a/1.png", 6), files[1], files[2]],
+            [("train/a/3.png", 5), files[1], files[2]],
+            [("train/b/1.png", 5), ("train/b/2.png", 5), ("val/b/1.png", 5)],
+            [files[0], ("val/a/2.png", 5), files[2]],
+        ] {
+            assert_ne!(digest(&files), digest(&other));
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -15,11 +15,16 @@ use super::mix::Mix;
 use super::picture::{self, Picture, PictureError};
 use super::prefetch::Prefetch;
 use super::{Augment, ImageFolder, Images, Source, Transform};
+use srigl_tensors::memory::{self, TooLarge};
+
+/// The most threads that make batches.
+pub const MAX_WORKERS: usize = 1024;
 
 /// How a [`Loader`] works. None of it changes what the images look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Threads that make batches ahead; with 0, each is made by who asks for it. Batches are the same.
+    /// Threads that make batches ahead, at most [`MAX_WORKERS`]; with 0, each is made by who asks for it. Batches are the
+    /// same.
     pub workers: usize,
     /// What to do about a picture that cannot be read.
     pub on_broken: OnBroken,
@@ -65,6 +70,30 @@ pub struct Batch {
     pub mix: Option<Mix>,
 }
 
+/// A size that batches cannot have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchSizeError {
+    /// It is 0.
+    #[error("the batch size (`--batch-size`) is 0, but must be at least 1")]
+    Zero,
+    /// So many batches as are made ahead do not fit into memory.
+    #[error(
+        "{batches} batches of {size} images of {}x{}x{} values at once do not fit ({source}); \
+         lower `--batch-size`, `--image-size` or `--workers`",
+        shape[0], shape[1], shape[2]
+    )]
+    TooLarge {
+        /// How many there are at once: one in use, one waiting, and one in the making by each worker.
+        batches: usize,
+        /// Images in each.
+        size: usize,
+        /// Channels, height, width.
+        shape: [usize; 3],
+        /// What they would take.
+        source: TooLarge,
+    },
+}
+
 /// Batches in order, made ahead. Ends after the first error. Dropping it ends its threads.
 pub struct Batches(Prefetch<Batch>);
 
@@ -90,6 +119,8 @@ struct Shared {
     /// Normalised value of each pixel, `[channels, 256]`.
     table: Vec<[f32; 256]>,
     on_broken: OnBroken,
+    /// The most bytes that making one picture may take: each worker makes one at a time.
+    picture_budget: u64,
     /// Images in use, to train on and to test on.
     counts: [usize; 2],
     reported: Mutex<HashSet<(Part, usize)>>,
@@ -116,10 +147,14 @@ impl Loader {
     /// Makes batches of `source` with `transform`.
     ///
     /// # Errors
-    /// The transform does not fit the images, see [`Transform::check`]; a limit is 0.
+    /// The transform does not fit the images, see [`Transform::check`]; a limit is 0; more workers than [`MAX_WORKERS`].
     pub fn new(source: Source, transform: Transform, options: Options) -> Result<Self> {
         let Options { workers, on_broken, train_limit, test_limit, drop_last } = options;
         ensure!(train_limit != Some(0) && test_limit != Some(0), "image limits must be at least 1");
+        ensure!(
+            workers <= MAX_WORKERS,
+            "{workers} workers (`--workers`), but there can be {MAX_WORKERS} at most"
+        );
         let (channels, size, counts) = match &source {
             Source::Memory(Images { channels, height, width, train, test, .. }) => {
                 (*channels, Some([*height, *width]), [train.len(), test.len()])
@@ -130,8 +165,9 @@ impl Loader {
         let table = transform.normalise.table(channels);
         let limit = |count: usize, limit: Option<usize>| limit.unwrap_or(count).min(count);
         let counts = [limit(counts[0], train_limit), limit(counts[1], test_limit)];
+        let picture_budget = memory::limit() / workers.max(1) as u64;
         let reported = Mutex::default();
-        let shared = Shared { source, transform, shape, table, on_broken, counts, reported };
+        let shared = Shared { source, transform, shape, table, on_broken, picture_budget, counts, reported };
         Ok(Self { shared: Arc::new(shared), workers, drop_last })
     }
 
@@ -140,8 +176,31 @@ impl Loader {
         self.shared.counts[0]
     }
 
-    /// Batches in an epoch of training, at least one.
+    /// Whether batches may have this size: [`Loader::train_epoch`] and [`Loader::eval`] give nothing but this error
+    /// otherwise.
+    ///
+    /// # Errors
+    /// Any [`BatchSizeError`].
+    pub fn check(&self, batch_size: usize) -> Result<(), BatchSizeError> {
+        if batch_size == 0 {
+            return Err(BatchSizeError::Zero);
+        }
+        let shape = self.shape();
+        let images = self.train_images().max(self.test_images());
+        let size = batch_size.min(images);
+        let batches = (self.workers + 2).min(images.div_ceil(size));
+        let values = [batches, size, shape[0], shape[1], shape[2], size_of::<f32>()];
+        memory::check(memory::product(&values)).map_err(|source| BatchSizeError::TooLarge {
+            batches,
+            size,
+            shape,
+            source,
+        })
+    }
+
+    /// Batches in an epoch of training, at least one. For a size of 0 they are those of 1.
     pub fn steps_per_epoch(&self, batch_size: usize) -> usize {
+        let batch_size = batch_size.max(1);
         match self.drop_last {
             true => (self.train_images() / batch_size).max(1),
             false => self.train_images().div_ceil(batch_size),
@@ -170,9 +229,9 @@ impl Loader {
 
     /// One epoch of training images, shuffled and augmented, without its first `skip_batches` batches. The
     /// last batch may be smaller, unless [`Options::drop_last`] leaves it out. What a batch holds depends on
-    /// the seed, the epoch and its place alone.
+    /// the seed, the epoch and its place alone. If [`Loader::check`] refuses their size, there is that error in place of
+    /// the first batch, and no other.
     pub fn train_epoch(&self, seed: u64, epoch: usize, batch_size: usize, skip_batches: usize) -> Batches {
-        assert!(batch_size > 0, "batches must have at least one image");
         let mut order: Vec<usize> = (0..self.train_images()).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(epoch as u64);
@@ -182,7 +241,8 @@ impl Loader {
         self.batches(plan, skip_batches)
     }
 
-    /// The test images in order, as the transform's `eval` has them. The last batch may be smaller.
+    /// The test images in order, as the transform's `eval` has them. The last batch may be smaller. A size that
+    /// [`Loader::check`] refuses gives its error, as in [`Loader::train_epoch`].
     pub fn eval(&self, batch_size: usize) -> Batches {
         let order = (0..self.test_images()).collect();
         self.batches(Plan { part: Part::Test, random: None, order, batch_size }, 0)
@@ -205,7 +265,9 @@ impl Loader {
     }
 
     fn batches(&self, plan: Plan, skip: usize) -> Batches {
-        assert!(plan.batch_size > 0, "batches must have at least one image");
+        if let Err(error) = self.check(plan.batch_size) {
+            return Batches(Prefetch::new(1, 0, move |_, _| Err(error.into())));
+        }
         let count = plan.order.len().div_ceil(plan.batch_size).saturating_sub(skip);
         let shared = self.shared.clone();
         Batches(Prefetch::new(count, self.workers, move |i, stop| shared.batch(&plan, i + skip, stop)))
@@ -224,7 +286,7 @@ impl Shared {
             indices: Vec::with_capacity(chosen.len()),
             mix: None,
         };
-        let (mut workspace, mut file) = (Workspace::default(), Vec::new());
+        let (mut workspace, mut file) = (Workspace::new(self.picture_budget), Vec::new());
         for &choice in chosen {
             if stop.load(Ordering::Relaxed) {
                 bail!("nobody wants this batch");
@@ -248,11 +310,15 @@ impl Shared {
                     let listing = if plan.part == Part::Train { &folder.train } else { &folder.test };
                     let index = choice * listing.len() / self.counts[plan.part as usize];
                     let path = folder.root.join(&listing.paths[index]);
-                    match picture::read(&path, &mut file, &mut workspace.picture) {
+                    let read = picture::read(&path, &mut file, &mut workspace.picture, self.picture_budget);
+                    // A picture may be whole, and yet too narrow to be cropped.
+                    let done = read.and_then(|()| {
+                        let finished = self.finish(index, plan.random, &mut workspace, to);
+                        finished.map_err(|error| PictureError::Broken { path, what: format!("{error:#}") })
+                    });
+                    match done {
                         Err(error) => self.broken(error, plan.part, index)?,
                         Ok(()) => {
-                            self.finish(index, plan.random, &mut workspace, to)
-                                .with_context(|| format!("`{}`", path.display()))?;
                             batch.labels.push(listing.labels[index]);
                             batch.indices.push(index);
                         }
@@ -631,6 +697,69 @@ mod tests {
         indices.sort_unstable();
         assert_eq!(indices, [0, 3, 6, 9]);
         assert!(Loader::new(colours(), augmented(), Options { test_limit: Some(0), ..limits }).is_err());
+    }
+
+    /// Too narrow to be cropped, but whole.
+    #[test]
+    fn a_picture_that_does_not_fit_is_left_out() {
+        let dir = pictures();
+        let mut encoded = Vec::new();
+        let mut encoder = png::Encoder::new(&mut encoded, 1 << 16, 1);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.write_header().unwrap().write_image_data(&[7; 1 << 16]).unwrap();
+        fs::write(dir.path().join("val/one/narrow.png"), encoded).unwrap();
+        for on_broken in [OnBroken::Fail, OnBroken::Skip] {
+            let loader =
+                Loader::new(folder(dir.path()), augmented(), Options { on_broken, ..options(2) }).unwrap();
+            let count = loader.test_images();
+            let images: Result<Vec<Batch>> = loader.eval(3).collect();
+            match on_broken {
+                OnBroken::Fail => {
+                    let error = images.unwrap_err().to_string();
+                    assert!(error.contains("narrow.png") && error.contains("too narrow"), "{error}");
+                }
+                OnBroken::Skip => {
+                    let images: usize = images.unwrap().iter().map(|batch| batch.labels.len()).sum();
+                    assert_eq!(images, count - 1);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_at_their_extremes() {
+        let most = usize::MAX;
+        let error = Loader::new(colours(), augmented(), options(most)).err().unwrap().to_string();
+        assert!(error.contains("18446744073709551615 workers"), "{error}");
+        let limits = Options { train_limit: Some(most), test_limit: Some(most), ..options(MAX_WORKERS) };
+        let loader = Loader::new(colours(), augmented(), limits).unwrap();
+        assert_eq!((loader.steps_per_epoch(0), loader.steps_per_epoch(most)), (30, 1));
+        assert_eq!(loader.check(0), Err(BatchSizeError::Zero));
+        for mut batches in [loader.train_epoch(u64::MAX, most, 0, most), loader.eval(0)] {
+            let error = batches.next().unwrap().unwrap_err().to_string();
+            assert!(error.contains("`--batch-size`"), "{error}");
+            assert!(batches.next().is_none());
+        }
+        assert_eq!(loader.train_epoch(u64::MAX, most, 7, most).count(), 0);
+        assert_eq!(all(loader.train_epoch(u64::MAX, most, most, 0))[0].labels.len(), 30);
+        assert_eq!(all(loader.eval(most)).len(), 1);
+    }
+
+    #[test]
+    fn batches_that_do_not_fit_are_refused() {
+        let crop = Transform::imagenet(4096, 4096);
+        let mut source = ImageFolder::open(pictures().path(), false).unwrap();
+        let count = 1 << 16;
+        source.train.paths.resize(count, "x".into());
+        source.train.labels.resize(count, 0);
+        let loader = Loader::new(Source::Folder(source), crop, options(2)).unwrap();
+        let error = loader.check(1 << 14).unwrap_err();
+        let BatchSizeError::TooLarge { batches: 4, size, shape: [3, 4096, 4096], source } = error else {
+            panic!("{error}")
+        };
+        assert_eq!((size, source.bytes), (1 << 14, Some(4 * (3 << 40))));
+        let error = error.to_string();
+        assert!(error.contains("13.2 TB") && error.contains("`--batch-size`"), "{error}");
     }
 
     #[test]

@@ -5,8 +5,10 @@
 //! transparency is dropped, orientation tags are ignored, and of an animation the first frame is taken. Of
 //! 16-bit samples the upper byte is kept, where Pillow makes nearly all of them white.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +22,7 @@ use zune_jpeg::JpegDecoder;
 
 use super::palette_tiff;
 use super::printable::shown;
+use srigl_tensors::memory::{self, TooLarge};
 use srigl_tensors::printable;
 
 /// The largest picture that is decoded, in pixels; ImageNet's largest has 72 million.
@@ -45,6 +48,14 @@ pub enum PictureError {
     /// There is a folder, pipe or device in its place, which is not opened.
     #[error("`{}` is no regular file but a folder, pipe or device; remove it", shown(.0))]
     NoFile(PathBuf),
+    /// It would take more memory than there is for a picture, by its own words or by its length.
+    #[error("`{}` is too large ({source}); make it smaller, or remove it", shown(path))]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// What it would take.
+        source: TooLarge,
+    },
     /// It is no picture, or a broken one.
     #[error("`{}` is broken ({}); get it again, or remove it", shown(path), printable(what))]
     Broken {
@@ -53,6 +64,41 @@ pub enum PictureError {
         /// What is wrong with it.
         what: String,
     },
+}
+
+/// Why bytes are no picture.
+#[derive(Debug)]
+pub(crate) enum Flaw {
+    TooLarge(TooLarge),
+    Broken(String),
+}
+
+impl From<String> for Flaw {
+    fn from(what: String) -> Self {
+        Self::Broken(what)
+    }
+}
+
+impl From<&str> for Flaw {
+    fn from(what: &str) -> Self {
+        Self::Broken(what.to_string())
+    }
+}
+
+impl From<TooLarge> for Flaw {
+    fn from(source: TooLarge) -> Self {
+        Self::TooLarge(source)
+    }
+}
+
+impl PictureError {
+    fn new(path: &Path, flaw: Flaw) -> Self {
+        let path = path.into();
+        match flaw {
+            Flaw::TooLarge(source) => Self::TooLarge { path, source },
+            Flaw::Broken(what) => Self::Broken { path, what },
+        }
+    }
 }
 
 /// A picture in memory.
@@ -77,88 +123,124 @@ impl Picture {
 }
 
 /// Reads the picture in file `path` into `picture`, with `bytes` to hold the file; both keep their memory
-/// from call to call.
+/// from call to call. Decoding takes `budget` bytes at most.
 ///
 /// # Errors
 /// Any [`PictureError`].
-pub fn read(path: &Path, bytes: &mut Vec<u8>, picture: &mut Picture) -> Result<(), PictureError> {
+pub fn read(
+    path: &Path,
+    bytes: &mut Vec<u8>,
+    picture: &mut Picture,
+    budget: u64,
+) -> Result<(), PictureError> {
     let read_error = |source| PictureError::Read { path: path.into(), source };
     // A pipe would keep its reader waiting, and a device may act when it is opened.
-    if !fs::metadata(path).map_err(read_error)?.is_file() {
+    let metadata = fs::metadata(path).map_err(read_error)?;
+    if !metadata.is_file() {
         return Err(PictureError::NoFile(path.into()));
     }
+    within(Some(metadata.len()), MAX_BYTES.min(budget)).map_err(|flaw| PictureError::new(path, flaw))?;
     bytes.clear();
+    // It may have grown since.
     let file = File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(bytes));
     file.map_err(read_error)?;
-    guarded(picture, |picture| decode(bytes, picture))
-        .map_err(|what| PictureError::Broken { path: path.into(), what })
+    decode(bytes, picture, budget).map_err(|flaw| PictureError::new(path, flaw))
 }
 
-/// Has a picture decoded. If the decoder panics, the picture is broken; the program goes on.
-fn guarded(
-    picture: &mut Picture,
-    decode: impl FnOnce(&mut Picture) -> Result<(), String>,
-) -> Result<(), String> {
+/// Decodes a file. If its decoder panics, the picture is broken; the program goes on.
+fn decode(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), Flaw> {
+    guarded(picture, |picture| decode_any(bytes, picture, budget))
+}
+
+fn guarded(picture: &mut Picture, decode: impl FnOnce(&mut Picture) -> Result<(), Flaw>) -> Result<(), Flaw> {
     catch_unwind(AssertUnwindSafe(|| decode(picture))).unwrap_or_else(|_| {
         *picture = Picture::default(); // it may be half done
-        Err("its decoder stumbled over it".to_string())
+        Err("its decoder stumbled over it".into())
     })
 }
 
 /// Decodes a file of any of the formats, or says what is wrong with it.
-fn decode(bytes: &[u8], picture: &mut Picture) -> Result<(), String> {
+pub(crate) fn decode_any(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), Flaw> {
     let reader = Cursor::new(bytes);
     match bytes {
-        [0xff, 0xd8, ..] => decode_jpeg(bytes, picture),
-        [0x89, b'P', b'N', b'G', ..] => decode_png(bytes, picture),
-        [b'G', b'I', b'F', b'8', ..] => decode_gif(bytes, picture),
-        [b'B', b'M', ..] => decode_by(BmpDecoder::new(reader), picture),
+        [0xff, 0xd8, ..] => decode_jpeg(bytes, picture, budget),
+        [0x89, b'P', b'N', b'G', ..] => decode_png(bytes, picture, budget),
+        [b'G', b'I', b'F', b'8', ..] => decode_gif(bytes, picture, budget),
+        [b'B', b'M', ..] => decode_by(BmpDecoder::new(reader), picture, budget),
         [b'P', b'1'..=b'6', b'\t' | b'\n' | b'\r' | b' ' | b'#', ..] => {
-            decode_by(PnmDecoder::new(reader), picture)
+            decode_by(PnmDecoder::new(reader), picture, budget)
         }
-        [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => decode_tiff(bytes, picture),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
-            decode_by(WebPDecoder::new(reader), picture)
+        [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => decode_tiff(bytes, picture, budget),
+        [b'R', b'I', b'F', b'F', a, b, c, d, b'W', b'E', b'B', b'P', ..] => {
+            if bytes.len() - 8 < u32::from_le_bytes([*a, *b, *c, *d]) as usize {
+                return Err("it is cut short".into());
+            }
+            decode_by(WebPDecoder::new(reader), picture, budget)
         }
-        [] => Err("it is empty".to_string()),
-        _ => Err("it is no JPEG, PNG, BMP, GIF, PNM, TIFF or WebP file".to_string()),
+        [] => Err("it is empty".into()),
+        _ => Err("it is no JPEG, PNG, BMP, GIF, PNM, TIFF or WebP file".into()),
     }
 }
 
-fn check_size(height: usize, width: usize) -> Result<(), String> {
+/// Bytes of a pixel of the picture that comes out.
+const RGB: usize = 3;
+
+/// Whether a picture may have this size, with so many bytes for each pixel while it is decoded.
+fn check_size(height: usize, width: usize, pixel_bytes: usize, budget: u64) -> Result<(), Flaw> {
     match height.checked_mul(width) {
-        Some(1..=MAX_PIXELS) => Ok(()),
-        _ => Err(format!("it claims {height}x{width} pixels")),
+        Some(pixels @ 1..=MAX_PIXELS) => within(memory::product(&[pixels, pixel_bytes]), budget),
+        _ => Err(format!("it claims {height}x{width} pixels").into()),
     }
 }
 
-fn decode_jpeg(bytes: &[u8], picture: &mut Picture) -> Result<(), String> {
+fn within(bytes: Option<u64>, limit: u64) -> Result<(), Flaw> {
+    match bytes {
+        Some(bytes) if bytes <= limit => Ok(()),
+        bytes => Err(TooLarge { bytes, limit }.into()),
+    }
+}
+
+fn decode_jpeg(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), Flaw> {
     // What is missing would be decoded as grey without a word.
     if !is_complete_jpeg(bytes) {
-        return Err("it is cut short".to_string());
+        return Err("it is cut short".into());
     }
     // Being strict, the decoder fails where it would make up what it cannot decode.
-    let options = DecoderOptions::new_fast().jpeg_set_out_colorspace(ColorSpace::RGB).set_strict_mode(true);
+    let mut options =
+        DecoderOptions::new_fast().jpeg_set_out_colorspace(ColorSpace::RGB).set_strict_mode(true);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     if decoder.decode_headers().is_err() {
         // Stray bytes between the headers are common and harmless.
-        let options = options.set_strict_mode(false);
+        options = options.set_strict_mode(false);
         decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
         decoder.decode_headers().map_err(|error| error.to_string())?;
     }
     let info = decoder.info().ok_or("it has no header")?;
     // As in Pillow; the decoder panics at some of the others.
-    if ![1, 3, 4].contains(&info.components) {
-        return Err(format!("it has {} colour components, not 1, 3 or 4", info.components));
+    let components = usize::from(info.components);
+    if ![1, 3, 4].contains(&components) {
+        return Err(format!("it has {components} colour components, not 1, 3 or 4").into());
     }
     let (height, width) = (usize::from(info.height), usize::from(info.width));
-    check_size(height, width)?;
+    // Progressive ones are held as coefficients of two bytes until their last scan.
+    check_size(height, width, RGB + 2 * components, budget)?;
     // Each block of 8x8 pixels takes a bit at least; what is missing would be decoded as grey.
     if height * width / 64 > 8 * bytes.len() {
-        return Err(format!("it claims {height}x{width} pixels, for which it is too short"));
+        return Err(format!("it claims {height}x{width} pixels, for which it is too short").into());
     }
-    picture.reshape(height, width, 3);
-    decoder.decode_into(&mut picture.pixels).map_err(|error| error.to_string())
+    picture.reshape(height, width, RGB);
+    // At a scan that begins in the middle of another the decoder stops, and calls it done: the end would show the picture
+    // that was here before. A mark there may be what is decoded by chance, but not a second one as well.
+    for mark in [[0x5a, 0xc3, 0x96], [0xa5, 0x3c, 0x69]] {
+        let start = picture.pixels.len() - RGB;
+        picture.pixels[start..].copy_from_slice(&mark);
+        decoder.decode_into(&mut picture.pixels).map_err(|error| error.to_string())?;
+        if !picture.pixels.ends_with(&mark) {
+            return Ok(());
+        }
+        decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    }
+    Err("it has a scan in the middle of another".into())
 }
 
 /// Whether an end marker follows the last start of a scan. In between the bytes of either are escaped.
@@ -170,35 +252,85 @@ fn is_complete_jpeg(bytes: &[u8]) -> bool {
     bytes.ends_with(&END) || last(END).is_some_and(|end| last(SCAN).is_some_and(|scan| end > scan))
 }
 
-fn decode_png(bytes: &[u8], picture: &mut Picture) -> Result<(), String> {
+fn decode_png(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), Flaw> {
     let mut options = png::DecodeOptions::default();
     options.set_ignore_adler32(false); // the checksum of the pixels
-    let mut decoder = png::Decoder::new_with_options(Cursor::new(bytes), options);
+    options.set_ignore_crc(true); // those of the chunks are checked here
+    let bytes = checked_png(bytes)?;
+    let mut decoder = png::Decoder::new_with_options(Cursor::new(&bytes), options);
+    // Unpacking them takes time and memory, and nobody looks at them.
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
     decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
     let mut reader = decoder.read_info().map_err(|error| error.to_string())?;
     let (height, width) = (reader.info().height as usize, reader.info().width as usize);
-    check_size(height, width)?;
-    let size = reader.output_buffer_size().ok_or("it is too large")?;
-    let mut pixels = vec![0; size];
-    reader.next_frame(&mut pixels).map_err(|error| error.to_string())?;
     let samples = reader.output_color_type().0.samples();
-    picture.reshape(height, width, 3);
+    check_size(height, width, samples + RGB, budget)?;
+    let size = reader.output_buffer_size().ok_or("it is too large")?;
+    let mut pixels = memory::filled(0, size)?;
+    reader.next_frame(&mut pixels).map_err(|error| error.to_string())?;
+    picture.reshape(height, width, RGB);
     fill_rgb(picture, pixels.chunks_exact(samples));
     Ok(())
 }
 
+/// The file, if its chunks have the right checksums, with all pixels in one chunk: of several, the decoder would not look at
+/// those after the last pixel, which have the checksum of all.
+fn checked_png(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Flaw> {
+    const PIXELS: &[u8] = b"IDAT";
+    let mut at = 8; // behind what tells the format
+    let mut pixels: Vec<Range<usize>> = Vec::new();
+    while let Some(&[a, b, c, d]) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let body = at + 8..(at + 8).saturating_add(u32::from_be_bytes([a, b, c, d]) as usize);
+        let kind = bytes.get(at + 4..at + 8).unwrap_or_default();
+        let sum = bytes.get(body.end..).and_then(|rest| rest.first_chunk());
+        let Some(&sum) = sum else {
+            // As in Pillow, there must be no end once there are pixels.
+            if kind == PIXELS || pixels.is_empty() {
+                return Err("it is cut short".into());
+            }
+            break;
+        };
+        let mut crc = flate2::Crc::new();
+        crc.update(&bytes[at + 4..body.end]);
+        if crc.sum() != u32::from_be_bytes(sum) {
+            return Err(format!("the checksum of its {} is wrong", String::from_utf8_lossy(kind)).into());
+        }
+        at = body.end + 4;
+        match kind {
+            b"IEND" => break,
+            PIXELS => pixels.push(body),
+            _ => {}
+        }
+    }
+    let [first, .., last] = &pixels[..] else { return Ok(bytes.into()) };
+    if pixels.windows(2).any(|pair| pair[0].end + 12 != pair[1].start) {
+        return Err("its pixels are interrupted".into());
+    }
+    let mut whole = memory::with_capacity(bytes.len())?;
+    whole.extend_from_slice(&bytes[..first.start - 8]);
+    let length: usize = pixels.iter().map(Range::len).sum(); // less than of the file
+    whole.extend((length as u32).to_be_bytes());
+    whole.extend(PIXELS);
+    pixels.iter().for_each(|part| whole.extend_from_slice(&bytes[part.clone()]));
+    whole.extend_from_slice(&bytes[last.end..]);
+    Ok(whole.into())
+}
+
 /// The first frame. What it leaves blank has its transparent colour, or else the first one, as in Pillow.
-fn decode_gif(bytes: &[u8], picture: &mut Picture) -> Result<(), String> {
+fn decode_gif(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), Flaw> {
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
-    options.set_memory_limit(MemoryLimit::Bytes((MAX_PIXELS as u64).try_into().expect("is not 0")));
+    options.set_memory_limit(MemoryLimit::Bytes(
+        budget.min(MAX_PIXELS as u64).max(1).try_into().expect("is not 0"),
+    ));
     let mut decoder = options.read_info(bytes).map_err(|error| error.to_string())?;
     let screen = [decoder.height(), decoder.width()].map(usize::from);
     let frame = decoder.next_frame_info().map_err(|error| error.to_string())?.ok_or("it has no frame")?;
     let [top, left, rows, columns] = [frame.top, frame.left, frame.height, frame.width].map(usize::from);
     let (height, width) = (screen[0].max(top + rows), screen[1].max(left + columns));
-    check_size(height, width)?;
-    check_size(rows, columns)?;
+    check_size(height, width, 1 + RGB, budget)?;
+    check_size(rows, columns, 1, budget)?;
     let blank = frame.transparent.unwrap_or(0);
     // A colour that the palette lacks is grey, as in Pillow.
     let mut colours: [[u8; 3]; 256] = std::array::from_fn(|grey| [grey as u8; 3]);
@@ -206,10 +338,10 @@ fn decode_gif(bytes: &[u8], picture: &mut Picture) -> Result<(), String> {
     for (colour, rgb) in colours.iter_mut().zip(palette.chunks_exact(3)) {
         colour.copy_from_slice(rgb);
     }
-    let mut indices = vec![0; rows * columns];
+    let mut indices = memory::filled(0, rows * columns)?;
     decoder.read_into_buffer(&mut indices).map_err(|error| error.to_string())?;
 
-    picture.reshape(height, width, 3);
+    picture.reshape(height, width, RGB);
     let pixels = picture.pixels.as_chunks_mut::<3>().0;
     pixels.fill(colours[usize::from(blank)]);
     for (to, from) in pixels.chunks_exact_mut(width).skip(top).zip(indices.chunks_exact(columns)) {
@@ -220,11 +352,11 @@ fn decode_gif(bytes: &[u8], picture: &mut Picture) -> Result<(), String> {
     Ok(())
 }
 
-fn decode_tiff(bytes: &[u8], picture: &mut Picture) -> Result<(), String> {
+fn decode_tiff(bytes: &[u8], picture: &mut Picture, budget: u64) -> Result<(), Flaw> {
     let Some((indices, palette)) = palette_tiff::split(bytes) else {
-        return decode_by(TiffDecoder::new(Cursor::new(bytes)), picture);
+        return decode_by(TiffDecoder::new(Cursor::new(bytes)), picture, budget);
     };
-    decode_by(TiffDecoder::new(Cursor::new(&indices)), picture)?;
+    decode_by(TiffDecoder::new(Cursor::new(&indices)), picture, budget)?;
     for pixel in picture.pixels.as_chunks_mut::<3>().0 {
         *pixel = palette[usize::from(pixel[0])];
     }
@@ -232,11 +364,14 @@ fn decode_tiff(bytes: &[u8], picture: &mut Picture) -> Result<(), String> {
 }
 
 /// Decodes with a decoder of the `image` crate, or says why it could not begin.
-fn decode_by(decoder: ImageResult<impl ImageDecoder>, picture: &mut Picture) -> Result<(), String> {
+fn decode_by(
+    decoder: ImageResult<impl ImageDecoder>,
+    picture: &mut Picture,
+    budget: u64,
+) -> Result<(), Flaw> {
     let mut decoder = decoder.map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions();
     let (height, width) = (height as usize, width as usize);
-    check_size(height, width)?;
     let (samples, sample_bytes) = match decoder.color_type() {
         ColorType::L8 => (1, 1),
         ColorType::La8 => (2, 1),
@@ -246,13 +381,14 @@ fn decode_by(decoder: ImageResult<impl ImageDecoder>, picture: &mut Picture) -> 
         ColorType::La16 => (2, 2),
         ColorType::Rgb16 => (3, 2),
         ColorType::Rgba16 => (4, 2),
-        other => return Err(format!("its pixels are of kind {other:?}, which is not read")),
+        other => return Err(format!("its pixels are of kind {other:?}, which is not read").into()),
     };
+    check_size(height, width, samples * sample_bytes + RGB, budget)?;
     let size = height * width * samples * sample_bytes;
     let mut limits = Limits::default();
-    limits.max_alloc = Some(size as u64 + MAX_EXTRA);
+    limits.max_alloc = Some(size as u64 + MAX_EXTRA.min(budget));
     decoder.set_limits(limits).map_err(|error| error.to_string())?;
-    let mut pixels = vec![0; size];
+    let mut pixels = memory::filled(0, size)?;
     decoder.read_image(&mut pixels).map_err(|error| error.to_string())?;
     if sample_bytes == 2 {
         for at in 0..size / 2 {
@@ -261,9 +397,19 @@ fn decode_by(decoder: ImageResult<impl ImageDecoder>, picture: &mut Picture) -> 
         }
         pixels.truncate(size / 2);
     }
-    picture.reshape(height, width, 3);
+    picture.reshape(height, width, RGB);
     fill_rgb(picture, pixels.chunks_exact(samples));
     Ok(())
+}
+
+/// Decodes `bytes` with `budget`, for the fuzz target, which is to see what panics.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8], budget: u64) {
+    let mut picture = Picture::default();
+    if decode_any(bytes, &mut picture, budget).is_ok() {
+        assert_eq!(picture.pixels.len(), picture.height * picture.width * RGB);
+        assert!((picture.pixels.len() as u64) <= budget);
+    }
 }
 
 /// Fills an RGB picture with pixels of grey or RGB, with or without transparency.
@@ -285,7 +431,7 @@ pub(crate) mod tests {
     /// A picture of `tests/fixtures`, made by `tests/record_fixtures.py` or `tests/record_pictures.py`.
     pub(crate) fn fixture(name: &str) -> Picture {
         let mut picture = Picture::default();
-        read(&fixture_path(name), &mut Vec::new(), &mut picture).unwrap();
+        read(&fixture_path(name), &mut Vec::new(), &mut picture, u64::MAX).unwrap();
         picture
     }
 
@@ -299,6 +445,14 @@ pub(crate) mod tests {
         let differences = || a.pixels.iter().zip(&b.pixels).map(|(a, b)| a.abs_diff(*b));
         let sum: f64 = differences().map(f64::from).sum();
         (differences().max().unwrap(), sum / a.pixels.len() as f64)
+    }
+
+    /// Decodes bytes; if that does not go, says why.
+    fn try_decode(bytes: &[u8]) -> Result<(), String> {
+        decode_any(bytes, &mut Picture::default(), u64::MAX).map_err(|flaw| match flaw {
+            Flaw::Broken(what) => what,
+            Flaw::TooLarge(source) => source.to_string(),
+        })
     }
 
     #[test]
@@ -339,7 +493,7 @@ pub(crate) mod tests {
         assert_eq!(formats.len(), 27);
         for (path, name) in formats {
             let mut picture = Picture::default();
-            read(&path, &mut Vec::new(), &mut picture).unwrap();
+            read(&path, &mut Vec::new(), &mut picture, u64::MAX).unwrap();
             let (most, mean) = difference(&picture, &fixture(&format!("{name}.png")));
             let is_close = match name.contains("lossy") || name.contains("cmyk") {
                 true => most <= 2 && mean < 0.1,
@@ -360,7 +514,7 @@ pub(crate) mod tests {
     #[test]
     fn broken_files() {
         let fails = |bytes: &[u8], part: &str| {
-            let error = decode(bytes, &mut Picture::default()).unwrap_err();
+            let error = try_decode(bytes).unwrap_err();
             assert!(error.contains(part), "{error} lacks {part}");
         };
         fails(b"", "empty");
@@ -376,8 +530,8 @@ pub(crate) mod tests {
             fails(&png[..length], "");
         }
         // Rubbish after the end is common and harmless.
-        decode(&[&jpeg[..], &[0; 9], b"\xff\xda rubbish"].concat(), &mut Picture::default()).unwrap_err();
-        decode(&[&jpeg[..], &[0; 9]].concat(), &mut Picture::default()).unwrap();
+        try_decode(&[&jpeg[..], &[0; 9], b"\xff\xda rubbish"].concat()).unwrap_err();
+        try_decode(&[&jpeg[..], &[0; 9]].concat()).unwrap();
         // A header that claims a size that is not there.
         let start = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
         let mut huge = jpeg.clone();
@@ -401,13 +555,117 @@ pub(crate) mod tests {
         fails(&wrong, "");
     }
 
+    /// Every byte of a PNG file is under a checksum, up to its last chunk.
+    #[test]
+    fn every_damaged_bit_of_a_png_is_found() {
+        let good = small_png();
+        try_decode(&good).unwrap();
+        for at in 0..good.len() - 12 {
+            for bit in 0..8 {
+                let mut bytes = good.clone();
+                bytes[at] ^= 1 << bit;
+                assert!(try_decode(&bytes).is_err(), "bit {bit} of byte {at}");
+            }
+        }
+    }
+
+    /// Of any size, in one chunk or several, the checksum of the pixels is looked at.
+    #[test]
+    fn the_checksum_of_the_pixels_counts() {
+        for side in (1..64).chain([100, 300, 500]) {
+            let rows: Vec<u8> = (0_u32..side * (3 * side + 1))
+                .map(|i| if i % (3 * side + 1) == 0 { 0 } else { (i.wrapping_mul(i) >> 3) as u8 })
+                .collect();
+            for level in
+                [flate2::Compression::none(), flate2::Compression::fast(), flate2::Compression::best()]
+            {
+                let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), level);
+                io::Write::write_all(&mut packed, &rows).unwrap();
+                let mut packed = packed.finish().unwrap();
+                for part in [packed.len(), 4, 1000] {
+                    try_decode(&png_of(side, &packed, part)).unwrap();
+                }
+                *packed.last_mut().unwrap() ^= 1;
+                for part in [packed.len(), 4, 1000] {
+                    assert!(try_decode(&png_of(side, &packed, part)).is_err(), "{side} {level:?} {part}");
+                }
+            }
+        }
+    }
+
+    /// A square of RGB, its pixels `packed` in chunks of `part` bytes.
+    fn png_of(side: u32, packed: &[u8], part: usize) -> Vec<u8> {
+        let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+        let mut chunk = |kind: &[u8], body: &[u8]| {
+            let (mut crc, named) = (flate2::Crc::new(), [kind, body].concat());
+            crc.update(&named);
+            bytes.extend((body.len() as u32).to_be_bytes());
+            bytes.extend(named);
+            bytes.extend(crc.sum().to_be_bytes());
+        };
+        let [a, b, c, d] = side.to_be_bytes();
+        chunk(b"IHDR", &[a, b, c, d, a, b, c, d, 8, 2, 0, 0, 0]);
+        packed.chunks(part).for_each(|part| chunk(b"IDAT", part));
+        chunk(b"IEND", b"");
+        bytes
+    }
+
+    /// The decoder leaves off, and the picture before would show.
+    #[test]
+    fn a_scan_in_the_middle_of_another_is_broken() {
+        let jpeg = fs::read(fixture_path("jpeg-420.jpg")).unwrap();
+        let scan = jpeg.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+        let (head, body) = jpeg.split_at(scan + 14);
+        let bytes = [head, &body[..200], &jpeg[scan..]].concat();
+        let error = try_decode(&bytes).unwrap_err();
+        assert!(error.contains("in the middle"), "{error}");
+    }
+
+    /// With a palette, a gamma value, and pixels in several chunks.
+    fn small_png() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 7, 5);
+        encoder.set_color(png::ColorType::Indexed);
+        encoder.set_palette((0..96).collect::<Vec<u8>>());
+        encoder.set_source_gamma(png::ScaledFloat::new(0.45));
+        let mut writer = encoder.write_header().unwrap();
+        let mut stream = writer.stream_writer_with_size(8).unwrap();
+        io::Write::write_all(&mut stream, &std::array::from_fn::<u8, 35, _>(|i| i as u8 * 7 % 32)).unwrap();
+        stream.finish().unwrap();
+        writer.finish().unwrap();
+        assert!(bytes.windows(4).filter(|name| name == b"IDAT").count() > 1);
+        bytes
+    }
+
+    #[test]
+    fn memory_is_asked_for_within_the_budget() {
+        // 47 x 61 pixels.
+        for name in ["wide.png", "format-gif.gif", "format-ppm.ppm", "format-tiff-rgb.tif", "jpeg-420.jpg"] {
+            let path = fixture_path(name);
+            let read = |budget| read(&path, &mut Vec::new(), &mut Picture::default(), budget);
+            let length = fs::metadata(&path).unwrap().len();
+            read(1 << 20).unwrap();
+            for budget in [0, length - 1, length.max(1000)] {
+                let error = read(budget).unwrap_err();
+                assert!(matches!(error, PictureError::TooLarge { .. }), "{name}: {error}");
+                assert!(error.to_string().contains("it would take"), "{error}");
+            }
+        }
+        // A file of holes is not read.
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("x.png");
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let error = read(&path, &mut Vec::new(), &mut Picture::default(), u64::MAX).unwrap_err();
+        assert!(error.to_string().contains("1.1 TB"), "{error}");
+    }
+
     #[test]
     fn other_formats_cut_short() {
         // Of an animation, the first half holds the first frame.
         for (path, name) in formats().into_iter().filter(|(_, name)| !name.contains("frames")) {
             let good = fs::read(&path).unwrap();
             for length in 2..good.len() / 2 {
-                assert!(decode(&good[..length], &mut Picture::default()).is_err(), "{name}: {length}");
+                assert!(try_decode(&good[..length]).is_err(), "{name}: {length}");
             }
         }
     }
@@ -432,7 +690,7 @@ pub(crate) mod tests {
 
     #[test]
     fn two_components_are_broken() {
-        let error = decode(&two_components(), &mut Picture::default()).unwrap_err();
+        let error = try_decode(&two_components()).unwrap_err();
         assert!(error.contains("2 colour components"), "{error}");
     }
 
@@ -440,7 +698,7 @@ pub(crate) mod tests {
     fn a_panic_means_a_broken_picture() {
         let mut picture = fixture("wide.png");
         let error = guarded(&mut picture, |_| panic!("at a damaged header")).unwrap_err();
-        assert!(error.contains("stumbled"), "{error}");
+        assert!(matches!(&error, Flaw::Broken(what) if what.contains("stumbled")), "{error:?}");
         assert_eq!(picture, Picture::default());
     }
 
@@ -455,7 +713,7 @@ pub(crate) mod tests {
         let _socket = UnixListener::bind(&socket).unwrap();
         std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
         for path in [folder, socket, link] {
-            let error = read(&path, &mut Vec::new(), &mut Picture::default()).unwrap_err();
+            let error = read(&path, &mut Vec::new(), &mut Picture::default(), u64::MAX).unwrap_err();
             assert!(matches!(error, PictureError::NoFile(_)), "{error}");
         }
     }
@@ -475,14 +733,14 @@ pub(crate) mod tests {
                     let at = random as usize >> 8;
                     bytes[at % good.len()] ^= 1 << (random & 7);
                 }
-                let _ = decode(&bytes, &mut Picture::default());
+                let _ = try_decode(&bytes);
             }
         }
     }
 
     #[test]
     fn errors_name_the_file() {
-        let read = |path: &str| read(Path::new(path), &mut Vec::new(), &mut Picture::default());
+        let read = |path: &str| read(Path::new(path), &mut Vec::new(), &mut Picture::default(), u64::MAX);
         let error = read("/no/such.jpg").unwrap_err().to_string();
         assert!(error.contains("/no/such.jpg"), "{error}");
         let dir = tempfile::TempDir::new().unwrap();

@@ -38,7 +38,8 @@ struct State<T> {
 }
 
 impl<T: Send + 'static> Prefetch<T> {
-    /// Items `0..count` from `make`, by so many threads; without any, each is made when it is asked for.
+    /// Items `0..count` from `make`, by so many threads, or as many as the system gives; without any, each is made when
+    /// it is asked for.
     pub fn new(
         count: usize,
         workers: usize,
@@ -47,16 +48,16 @@ impl<T: Send + 'static> Prefetch<T> {
         let shared = Arc::new(Shared {
             make: Box::new(make),
             count,
-            ahead: workers + 1, // one waits while every worker makes one
+            ahead: workers.saturating_add(1), // one waits while every worker makes one
             stop: AtomicBool::new(false),
             state: Mutex::new(State { next: 0, wanted: 0, ready: BTreeMap::new() }),
             changed: Condvar::new(),
         });
         let spawn = |_| {
             let shared = shared.clone();
-            thread::spawn(move || shared.work())
+            thread::Builder::new().spawn(move || shared.work()).ok()
         };
-        let workers = (0..workers.min(count)).map(spawn).collect();
+        let workers = (0..workers.min(count)).map_while(spawn).collect();
         Self { shared, workers }
     }
 }
@@ -76,7 +77,7 @@ impl<T> Shared<T> {
             if self.stop.load(Ordering::Relaxed) || state.next == self.count {
                 return None;
             }
-            if state.next < state.wanted + self.ahead {
+            if state.next - state.wanted < self.ahead {
                 state.next += 1;
                 return Some(state.next - 1);
             }

@@ -1,0 +1,31 @@
+//! Bytes of any kind as a picture, with little memory, so that whoever asks for more by a word of the file is found. The
+//! first byte chooses how the file begins: few bytes at random begin as any format does.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use srigl_data::fuzzing;
+
+/// The most bytes for a picture.
+const BUDGET: u64 = 1 << 20;
+
+const STARTS: [&[u8]; 9] = [
+    b"",
+    b"\xff\xd8",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF89a",
+    b"BM",
+    b"P6\n",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF\x20\0\0\0WEBPVP8",
+];
+
+fuzz_target!(|bytes: &[u8]| {
+    srigl_tensors::memory::set_limit(BUDGET);
+    if let [start, bytes @ ..] = bytes {
+        let start = STARTS[usize::from(*start) % STARTS.len()];
+        let whole = [start, bytes].concat();
+        fuzzing::picture(&whole, BUDGET);
+    }
+});
