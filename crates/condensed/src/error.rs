@@ -85,7 +85,14 @@ pub enum Error {
 
 /// A network that does not fit together was not written by `save`. Other errors say what to do.
 fn fix(error: &Error) -> &'static str {
-    if matches!(error, Error::Node { .. }) { "; the file is damaged, write it again" } else { "" }
+    match error {
+        Error::Node {
+            what: NodeError::Padded(_) | NodeError::Gathered(_) | NodeError::Scores { .. },
+            ..
+        } => "",
+        Error::Node { .. } => "; the file is damaged, write it again",
+        _ => "",
+    }
 }
 
 impl From<WeightError> for Error {
