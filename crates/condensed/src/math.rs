@@ -3,7 +3,6 @@
 //! NaN and infinities go through as in PyTorch. `f32::max` would turn NaN into a number, so it is not used on data.
 
 use rayon::prelude::*;
-use std::hint::select_unpredictable;
 
 /// Defines a function that is compiled for each x86-64 level and chosen when it runs, so that the compiler
 /// vectorises plain loops with the registers the machine has. `pulp` in its place was not shown to be as fast.
@@ -36,14 +35,13 @@ pub(crate) use vectorised;
 /// `least` if `x` is less. NaN stays.
 #[inline(always)]
 pub(crate) fn at_least(x: f32, least: f32) -> f32 {
-    // With a plain `if`, a loop in place becomes one of masked stores, three times as slow.
-    select_unpredictable(x < least, least, x)
+    if x < least { least } else { x }
 }
 
 /// The larger one, or NaN if there is one.
 #[inline(always)]
 pub(crate) fn larger(a: f32, b: f32) -> f32 {
-    select_unpredictable((b > a) | b.is_nan(), b, a)
+    if (b > a) | b.is_nan() { b } else { a }
 }
 
 /// `e^x` to about 2 units in the last place, for `x ≤ 88`; 0 below -87, where it is hardly a normal number.
@@ -110,7 +108,8 @@ vectorised! {
     /// `max(x, 0)`, in place.
     pub(crate) fn relu(x: &mut [f32]) {
         for x in x {
-            *x = at_least(*x, 0.0);
+            // To add 0 changes at most the sign of 0. Without it this becomes a loop of masked stores, three times as slow.
+            *x = at_least(*x + 0.0, 0.0);
         }
     }
 }
