@@ -315,7 +315,8 @@ mod tests {
 
     #[test]
     fn exponential_and_normal_distribution_are_accurate() {
-        for i in -8700..=8700 {
+        let each = if cfg!(miri) { 100 } else { 1 };
+        for i in (-8700..=8700).step_by(each) {
             let x = i as f32 / 100.0;
             let want = f64::from(x).exp();
             assert!((f64::from(exp(x)) - want).abs() <= 3e-7 * want, "exp({x}) = {}", exp(x));
@@ -329,10 +330,12 @@ mod tests {
         let (mut cdf, step) = (0.5f64, 1e-4);
         for i in 0..60_000 {
             let x = f64::from(i) * step;
-            let near = normal_cdf(x as f32);
-            assert!((f64::from(near) - cdf).abs() < 3e-7, "Φ({x}) = {near}, not {cdf}");
-            let other = normal_cdf(-x as f32);
-            assert!((f64::from(other) - (1.0 - cdf)).abs() < 3e-7, "Φ(-{x}) = {other}");
+            if (i as usize).is_multiple_of(each) {
+                let near = normal_cdf(x as f32);
+                assert!((f64::from(near) - cdf).abs() < 3e-7, "Φ({x}) = {near}, not {cdf}");
+                let other = normal_cdf(-x as f32);
+                assert!((f64::from(other) - (1.0 - cdf)).abs() < 3e-7, "Φ(-{x}) = {other}");
+            }
             let middle = x + step / 2.0;
             cdf += step * (-middle * middle / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
         }
