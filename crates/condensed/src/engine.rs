@@ -1,17 +1,21 @@
 //! Whole networks, planned once and run many times.
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Room, Scratch, floats};
 use crate::ops::Run;
-use crate::planes::{PlaneLayer, Scratch};
+use crate::planes::PlaneLayer;
 use crate::shape::{from_planes, to_planes};
-use crate::{Error, Isa, Network, Op, Shape};
+use crate::{Error, Isa, Network, Node, Op, Shape};
+use srigl_tensors::memory::{self, TooLarge};
 use std::fmt;
 
 /// A network ready to run on a CPU.
 ///
 /// Made from a [`Network`] once: kernels and layouts are chosen layer by layer, additions and ReLUs join
 /// the layers before them, and results that are never alive together share memory. Running allocates
-/// nothing once the largest batch has been seen.
+/// nothing once the largest batch has been seen, and before that asks the [budget](memory::limit).
+///
+/// NaN and infinities go through as in PyTorch, but for absent weights: see
+/// [`LinearKernel::run`](crate::LinearKernel::run).
 ///
 /// Planned for the threads of the rayon pool that [`new`](Self::new) runs on, and to be run on the same; results
 /// do not depend on their number. A call from outside a pool waits for a thread of the pool to wake up, so
@@ -29,10 +33,13 @@ use std::fmt;
 pub struct Engine {
     input: Shape,
     output: Shape,
+    /// Name of the input.
+    name: String,
     steps: Vec<Step>,
     memory: Vec<Buffer>,
     scratch: Scratch,
-    scores: Buffer,
+    /// The largest batch that there is memory for.
+    room_for: usize,
 }
 
 impl fmt::Debug for Engine {
@@ -49,6 +56,8 @@ impl fmt::Debug for Engine {
 /// One operation on results in memory.
 #[derive(Debug)]
 struct Step {
+    /// Name of its node.
+    name: String,
     action: Box<dyn Run>,
     /// Whether the result starts as a copy of the input, or lies where it lay.
     in_place: bool,
@@ -104,14 +113,13 @@ pub(crate) struct Call<'a> {
     /// Whether a layer with weights is to make negative results 0.
     pub relu: bool,
     pub scratch: &'a mut Scratch,
-    pub scores: &'a mut Buffer,
 }
 
 impl Engine {
     /// Plans `network`.
     ///
     /// # Errors
-    /// None today: a network has been checked.
+    /// [`Error::Memory`] if the weights, as the kernels read them, would take more than the [budget](memory::limit).
     pub fn new(network: &Network) -> Result<Self, Error> {
         Self::with_isa(network, Isa::best())
     }
@@ -119,12 +127,14 @@ impl Engine {
     /// The same with the kernels of one instruction set.
     ///
     /// # Errors
-    /// [`Error::Isa`] if the machine lacks the instruction set.
+    /// As [`new`](Self::new), or [`Error::Isa`] if the machine lacks the instruction set.
     pub fn with_isa(network: &Network, isa: Isa) -> Result<Self, Error> {
         if !isa.available() {
             return Err(Error::Isa(isa));
         }
         let (nodes, shapes) = (network.nodes(), network.shapes());
+        let packed = |node: &Node| node.op.operation().packed(shapes[node.inputs[0]]);
+        Use::sum(nodes[1..].iter().map(|node| (&*node.name, packed(node)))).check()?;
         let threads = rayon::current_num_threads();
         let steps = fuse(network);
         let mut last_use = vec![0; nodes.len()];
@@ -155,6 +165,7 @@ impl Engine {
             gone.dedup();
             free.extend(gone.into_iter().map(|node| home[node]).filter(|&b| b != home[step.result]));
             planned.push(Step {
+                name: node.name.clone(),
                 action: operation.plan(&Planning { input: shapes[node.inputs[0]], isa, threads })?,
                 in_place: operation.in_place(),
                 inputs,
@@ -165,10 +176,11 @@ impl Engine {
         Ok(Self {
             input: shapes[0],
             output: shapes[shapes.len() - 1],
+            name: nodes[0].name.clone(),
             steps: planned,
             memory: vec![Buffer::default(); buffers],
             scratch: Scratch::default(),
-            scores: Buffer::default(),
+            room_for: 0,
         })
     }
 
@@ -187,10 +199,60 @@ impl Engine {
         self.steps.iter().map(|step| step.action.bytes()).sum()
     }
 
+    /// Bytes that [`run`](Self::run) takes for results and whatever else kernels need beside the weights: `None` if no
+    /// number holds it. Grows with the batch.
+    pub fn memory(&self, batch: usize) -> Option<u64> {
+        self.needs(batch).1.bytes()
+    }
+
+    /// Floats of each buffer, scratch memory, and who takes most.
+    fn needs(&self, batch: usize) -> ((Vec<u64>, Room), Use<'_>) {
+        let mut results = vec![0; self.memory.len()];
+        let mut room = Room::default();
+        let mut result = |place: Place| {
+            let size = floats(&[batch, place.sample()]).saturating_add(PlaneLayer::SLACK as u64);
+            results[place.buffer] = size.max(results[place.buffer]);
+            size
+        };
+        let mut most = (&*self.name, result(Place { buffer: 0, shape: self.input }));
+        for step in &self.steps {
+            let own = step.action.room(step.inputs[0], step.output, batch);
+            let size = result(step.output).saturating_add(own.floats());
+            room = room.or(&own);
+            if size > most.1 {
+                most = (&step.name, size);
+            }
+        }
+        let all = results.iter().fold(room.floats(), |sum, &size| sum.saturating_add(size));
+        let float = size_of::<f32>() as u64;
+        let used = Use { all: all.saturating_mul(float), most: (most.0, most.1.saturating_mul(float)) };
+        ((results, room), used)
+    }
+
+    /// Makes room for a batch.
+    fn grow(&mut self, batch: usize) -> Result<(), Error> {
+        let ((results, room), used) = self.needs(batch);
+        used.check()?;
+        // The machine may have less than the budget allows.
+        let (all, name, bytes) = (used.all, used.most.0.to_string(), used.most.1);
+        self.room_for = 0;
+        let mut buffers = self.memory.iter_mut().zip(&results);
+        buffers
+            .try_for_each(|(buffer, &size)| buffer.grow(size as usize))
+            .and_then(|()| self.scratch.grow(&room))
+            .map_err(|what| {
+                let what = TooLarge { bytes: Some(all), ..what };
+                Error::Memory { what, node: name, bytes }
+            })?;
+        self.room_for = batch;
+        Ok(())
+    }
+
     /// `[batch, C, H, W]` → `[batch, features]`, both row-major.
     ///
     /// # Errors
-    /// [`Error::Input`] if a slice does not have that length.
+    /// [`Error::Input`] if a slice does not have that length, [`Error::Memory`] if [so much](Self::memory) exceeds the
+    /// [budget](memory::limit), or the machine does not give it.
     pub fn run(&mut self, batch: usize, input: &[f32], output: &mut [f32]) -> Result<(), Error> {
         let wrong = |what, got, shape: Shape| Err(Error::Input { what, got, batch, shape });
         if Some(input.len()) != batch.checked_mul(self.input.len()) {
@@ -202,9 +264,11 @@ impl Engine {
         if batch == 0 {
             return Ok(());
         }
-        let Self { steps, memory, scratch, scores, .. } = self;
+        if batch > self.room_for {
+            self.grow(batch)?;
+        }
+        let Self { steps, memory, scratch, .. } = self;
         let first = Place { buffer: 0, shape: self.input };
-        memory[0].grow(batch * first.sample() + PlaneLayer::SLACK);
         if first.is_vector() {
             memory[0][..input.len()].copy_from_slice(input);
         } else {
@@ -214,7 +278,7 @@ impl Engine {
             }
         }
         for step in &*steps {
-            step.run(batch, memory, scratch, scores);
+            step.run(batch, memory, scratch);
         }
         let last = steps.last().map_or(first, |step| step.output);
         let result = &memory[last.buffer];
@@ -227,6 +291,31 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// Bytes that the nodes of a network take, and the node that takes most; `u64::MAX` stands for more than a number holds.
+pub(crate) struct Use<'a> {
+    pub all: u64,
+    pub most: (&'a str, u64),
+}
+
+impl<'a> Use<'a> {
+    fn sum(nodes: impl Iterator<Item = (&'a str, u64)>) -> Self {
+        nodes.fold(Self { all: 0, most: ("", 0) }, |sum, node| Self {
+            all: sum.all.saturating_add(node.1),
+            most: if node.1 > sum.most.1 { node } else { sum.most },
+        })
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        (self.all < u64::MAX).then_some(self.all)
+    }
+
+    /// Whether the budget allows it.
+    pub fn check(&self) -> Result<(), Error> {
+        let (name, bytes) = self.most;
+        memory::check(self.bytes()).map_err(|what| Error::Memory { what, node: name.to_string(), bytes })
     }
 }
 
@@ -278,10 +367,9 @@ fn fuse(network: &Network) -> Vec<Fused> {
 }
 
 impl Step {
-    fn run(&self, batch: usize, memory: &mut [Buffer], scratch: &mut Scratch, scores: &mut Buffer) {
+    fn run(&self, batch: usize, memory: &mut [Buffer], scratch: &mut Scratch) {
         let (from, to) = (self.inputs[0], self.output);
         let mut out = std::mem::take(&mut memory[to.buffer]);
-        out.grow(batch * to.sample() + PlaneLayer::SLACK);
         // Where the result lies in its input's place, `x` is empty: `out` has the input already.
         let x = &memory[from.buffer];
         if self.in_place && from.buffer != to.buffer {
@@ -290,7 +378,7 @@ impl Step {
         }
         let second = self.inputs.get(1).map(|place| &memory[place.buffer][..batch * place.sample()]);
         let relu = self.relu;
-        self.action.run(Call { batch, from, to, x, second, out: &mut out, relu, scratch, scores });
+        self.action.run(Call { batch, from, to, x, second, out: &mut out, relu, scratch });
         memory[to.buffer] = out;
     }
 }

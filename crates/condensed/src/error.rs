@@ -1,6 +1,8 @@
 //! What can be wrong.
 
 use crate::{Isa, Shape, Window};
+use srigl_tensors::memory::{Size, TooLarge};
+use srigl_tensors::printable;
 use std::io;
 use std::path::PathBuf;
 
@@ -12,18 +14,28 @@ pub enum Error {
     #[error("condensed weight: {0}")]
     Weight(WeightError),
     /// A node of a network does not fit its inputs or its own parameters.
-    #[error("layer `{node}`: {what}")]
+    #[error("layer `{}`: {what}", printable(node))]
     Node {
         /// Name of the node.
         node: String,
         /// What does not fit.
         what: NodeError,
     },
+    /// A network would take more memory than the [budget](srigl_tensors::memory::limit).
+    #[error("{what}; layer `{}` takes most, {}", printable(node), Size(*bytes))]
+    Memory {
+        /// What all nodes together would take, and the budget.
+        what: TooLarge,
+        /// Name of the node that would take most.
+        node: String,
+        /// What that node would take; `u64::MAX` may be more.
+        bytes: u64,
+    },
     /// The bytes are not a condensed network.
     #[error("{0}")]
     File(FileError),
     /// A tensor of a file is missing, or not what its layer needs.
-    #[error("tensor `{name}`: {what}")]
+    #[error("tensor `{}`: {what}", printable(name))]
     Tensor {
         /// Name of the tensor.
         name: String,
@@ -31,7 +43,7 @@ pub enum Error {
         what: TensorError,
     },
     /// A file cannot be read.
-    #[error("cannot read `{}`: {cause}", path.display())]
+    #[error("cannot read `{}`: {cause}", printable(&path.display()))]
     Read {
         /// The file.
         path: PathBuf,
@@ -39,7 +51,7 @@ pub enum Error {
         cause: io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write `{}`: {cause}", path.display())]
+    #[error("cannot write `{}`: {cause}", printable(&path.display()))]
     Write {
         /// The file.
         path: PathBuf,
@@ -47,7 +59,7 @@ pub enum Error {
         cause: io::Error,
     },
     /// A file does not hold what it should.
-    #[error("`{}`: {error}{}", path.display(), fix(error))]
+    #[error("`{}`: {error}{}", printable(&path.display()), fix(error))]
     In {
         /// The file.
         path: PathBuf,
@@ -73,7 +85,14 @@ pub enum Error {
 
 /// A network that does not fit together was not written by `save`. Other errors say what to do.
 fn fix(error: &Error) -> &'static str {
-    if matches!(error, Error::Node { .. }) { "; the file is damaged, write it again" } else { "" }
+    match error {
+        Error::Node {
+            what: NodeError::Padded(_) | NodeError::Gathered(_) | NodeError::Scores { .. },
+            ..
+        } => "",
+        Error::Node { .. } => "; the file is damaged, write it again",
+        _ => "",
+    }
 }
 
 impl From<WeightError> for Error {
@@ -158,10 +177,10 @@ pub enum NodeError {
     WindowNumber { window: Window },
     #[error("a kernel of {taps} taps is more than {most}")]
     Taps { taps: usize, most: usize },
-    #[error("its padded input would be too large; use less padding")]
-    Padded,
-    #[error("its window gathers more of the image than fits; use a smaller kernel")]
-    Gathered,
+    #[error("its padded input is too large: {0}; use less padding")]
+    Padded(TooLarge),
+    #[error("its window gathers too much of one sample: {0}; use a smaller kernel")]
+    Gathered(TooLarge),
     #[error("a window may lie in the padding alone; use less padding")]
     InPadding,
     #[error("it adds {first:?} and {second:?}")]
@@ -172,8 +191,8 @@ pub enum NodeError {
     Epsilon(f32),
     #[error("{features} features are not queries, keys and values of {heads} heads")]
     Heads { features: usize, heads: usize },
-    #[error("attention of {heads} heads between {tokens} tokens is too large")]
-    Scores { heads: usize, tokens: usize },
+    #[error("attention of {heads} heads between {tokens} tokens is too large: {what}")]
+    Scores { heads: usize, tokens: usize, what: TooLarge },
 }
 
 /// What is wrong with the bytes of a file.

@@ -40,13 +40,12 @@
 
 use crate::ops::OpRecord;
 use crate::{Error, FileError, Network, Node, NodeError, TensorError};
-use atomic_write_file::AtomicWriteFile;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use srigl_tensors::{RawTensor, TensorFile, printable};
+use srigl_tensors::{RawTensor, TensorFile, atomic, memory, printable};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 const FORMAT: &str = "srigl-condensed";
@@ -86,7 +85,7 @@ pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
     let mut tensors = file.tensors;
     let nodes = nodes.into_iter().map(|node| node.read(&mut tensors)).collect::<Result<_, _>>()?;
     if let Some((name, _)) = tensors.pop_first() {
-        return Err(Error::Tensor { name: printable(&name), what: TensorError::Unknown });
+        return Err(Error::Tensor { name, what: TensorError::Unknown });
     }
     Network::new(nodes)
 }
@@ -103,7 +102,7 @@ pub fn to_bytes(network: &Network) -> Result<Vec<u8>, Error> {
         NodeRecord { name: node.name.clone(), op: node.op.write(&mut writer), inputs: node.inputs.clone() }
     };
     let nodes: Vec<NodeRecord> = network.nodes().iter().map(record).collect();
-    let header = |e: &dyn std::fmt::Display| Error::File(FileError::Header(e.to_string()));
+    let header = |e: &dyn std::fmt::Display| Error::File(FileError::Header(printable(e)));
     let network = serde_json::to_string(&nodes).map_err(|e| header(&e))?;
     let metadata = [("format", FORMAT), ("version", VERSION), ("network", &network)];
     file.metadata = Some(metadata.map(|(key, value)| (key.to_string(), value.to_string())).into());
@@ -115,21 +114,26 @@ pub fn to_bytes(network: &Network) -> Result<Vec<u8>, Error> {
 /// Reads a file.
 ///
 /// # Errors
-/// [`Error::In`] with what [`from_bytes`] finds wrong, or [`Error::Read`] if `path` cannot be read or is not a regular file.
+/// [`Error::In`] with what [`from_bytes`] finds wrong, or [`Error::Read`] if `path` cannot be read, is not a regular file
+/// or larger than the [budget](memory::limit).
 pub fn load(path: impl AsRef<Path>) -> Result<Network, Error> {
     let path = path.as_ref();
     let read = || {
         // A device may have no end.
-        if !fs::metadata(path)?.is_file() {
+        let kind = fs::metadata(path)?;
+        if !kind.is_file() {
             return Err(io::Error::other("it is not a regular file"));
         }
-        fs::read(path)
+        let mut bytes = memory::with_capacity(kind.len() as usize).map_err(io::Error::other)?;
+        fs::File::open(path)?.take(kind.len()).read_to_end(&mut bytes)?;
+        Ok(bytes)
     };
     let bytes = read().map_err(|cause| Error::Read { path: path.into(), cause })?;
     from_bytes(&bytes).map_err(|error| Error::In { path: path.into(), error: Box::new(error) })
 }
 
-/// Writes a file: beside `path` first, so that no reader ever sees a part of it. What was there is replaced.
+/// Writes a file: beside `path` first, so that no reader ever sees a part of it. What was there is replaced, as
+/// [`atomic`] says.
 ///
 /// # Errors
 /// [`Error::In`] with what [`to_bytes`] finds wrong, or [`Error::Write`] if the file cannot be written; what was there
@@ -137,16 +141,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Network, Error> {
 pub fn save(network: &Network, path: impl AsRef<Path>) -> Result<(), Error> {
     let path = path.as_ref();
     let bytes = to_bytes(network).map_err(|error| Error::In { path: path.into(), error: Box::new(error) })?;
-    let write = || {
-        // To rename a file over `/dev/null` would succeed, and harm.
-        if fs::metadata(path).is_ok_and(|kind| !kind.is_file()) {
-            return Err(io::Error::other("it is there already, and not a regular file"));
-        }
-        let mut file = AtomicWriteFile::open(path)?;
-        file.write_all(&bytes)?;
-        file.commit()
-    };
-    write().map_err(|cause| Error::Write { path: path.into(), cause })
+    atomic::write(path, &bytes).map_err(|cause| Error::Write { path: path.into(), cause })
 }
 
 /// The tensors of a file. A node takes those that are its own.
@@ -265,7 +260,7 @@ impl NodeRecord {
 
 fn check_name(name: &str) -> Result<(), Error> {
     match name.contains(char::is_control) {
-        true => Err(Error::Node { node: printable(&name), what: NodeError::ControlCharacters }),
+        true => Err(Error::Node { node: name.into(), what: NodeError::ControlCharacters }),
         false => Ok(()),
     }
 }

@@ -1,6 +1,7 @@
 //! What a network computes, with fewer operations: batch norms join the layers before them, and ablated neurons
 //! leave.
 
+use crate::engine::Use;
 use crate::ops::{Layer, LayerMut, Operation, Passing, keep};
 use crate::{CondensedWeight, Error, FanIn, Network, Node, Shape, Weight};
 
@@ -27,19 +28,17 @@ impl Network {
     /// [`Conv2d`]: crate::ops::Conv2d
     ///
     /// # Errors
-    /// None today: a network has been checked, and what is folded stays valid.
+    /// [`Error::Memory`] if the list of a layer's inputs would take more than the [budget](srigl_tensors::memory::limit).
     pub fn fold(self) -> Result<Self, Error> {
         let readers = self.readers();
-        let mut network = Self::new(fold_affine(self.into_nodes(), &readers))?;
-        // These stay as they are, whatever leaves.
-        let positions: Vec<usize> = network.shapes().iter().map(Shape::positions).collect();
+        let network = Self::new(fold_affine(self.into_nodes(), &readers))?;
+        let shapes = network.shapes().to_vec();
         let readers = network.readers();
-        for layer in 0..network.nodes().len() {
-            let mut nodes = network.into_nodes();
-            remove_ablated(&mut nodes, layer, &readers, &positions)?;
-            network = Self::new(nodes)?;
+        let mut nodes = network.into_nodes();
+        for layer in 0..nodes.len() {
+            remove_ablated(&mut nodes, layer, &readers, &shapes)?;
         }
-        Ok(network)
+        Self::new(nodes)
     }
 }
 
@@ -67,13 +66,16 @@ fn fold_affine(nodes: Vec<Node>, readers: &[Vec<usize>]) -> Vec<Node> {
     folded
 }
 
-/// Removes what can be removed of the ablated neurons of the node `layer`; `positions` has those of each
-/// node's result.
+/// Bytes for each input of a layer whose columns leave, at most.
+const COLUMN: u64 = 64;
+
+/// Removes what can be removed of the ablated neurons of the node `layer`. `shapes` are those of the results before
+/// anything left: the positions stay, and features only become fewer.
 fn remove_ablated(
     nodes: &mut [Node],
     layer: usize,
     readers: &[Vec<usize>],
-    positions: &[usize],
+    shapes: &[Shape],
 ) -> Result<(), Error> {
     let Some(Layer { weight: Weight::Condensed(weight), bias, whole: true, .. }) =
         nodes[layer].op.operation().layer()
@@ -91,7 +93,10 @@ fn remove_ablated(
     let mut at = layer;
     let consumer = loop {
         let [reader] = readers[at][..] else { return Ok(()) };
-        match nodes[reader].op.operation().pass_constants(&mut features, positions[at]) {
+        // Flattened features are as many as numbers, and a file of a few bytes may have many.
+        let bytes = (shapes[reader].features.max(shapes[at].features) as u64).saturating_mul(COLUMN);
+        Use { all: bytes, most: (&nodes[reader].name, bytes) }.check()?;
+        match nodes[reader].op.operation().pass_constants(&mut features, shapes[at].positions()) {
             Passing::Through => between.push(reader),
             Passing::Ends => break reader,
             Passing::Stops => return Ok(()),
@@ -184,12 +189,13 @@ fn remove_columns(
     // A convolution has several columns for each feature.
     let taps = inputs / constants.len();
     let constant = |column: usize| constants[column / taps];
-    let mut places = Vec::with_capacity(inputs);
+    let mut places = Vec::with_capacity(constants.len());
     let mut left = 0;
-    for column in 0..inputs {
+    for constant in constants {
         places.push(left);
-        left += usize::from(constant(column).is_none());
+        left += if constant.is_none() { taps } else { 0 };
     }
+    let place = |column: usize| places[column / taps] + column % taps;
     let fixed = |row: &mut dyn Iterator<Item = (usize, f32)>| -> f64 {
         row.filter_map(|(column, w)| constant(column).map(|c| f64::from(w) * f64::from(c))).sum()
     };
@@ -209,7 +215,7 @@ fn remove_columns(
                 let neuron = neuron as usize;
                 sums[neuron] += fixed(&mut weight.row(row));
                 let kept = weight.row(row).filter(|(column, _)| constant(*column).is_none());
-                rows[neuron] = kept.map(|(column, value)| (places[column], value)).collect();
+                rows[neuron] = kept.map(|(column, value)| (place(column), value)).collect();
             }
             Weight::Condensed(condense(&rows, left)?)
         }

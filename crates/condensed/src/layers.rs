@@ -1,11 +1,11 @@
 //! Single layers, ready to run.
 
-use crate::buffer::Buffer;
+use crate::buffer::{Room, Scratch, floats};
 use crate::kernels::{Isa, Lookup, Tiles, dot_rows, transpose_part};
-use crate::planes::{PlaneLayer, Scratch, block};
-use crate::shape::to_planes;
+use crate::planes::{PlaneLayer, block};
+use crate::shape::{MAX_RESULT, at_most, to_planes};
 use crate::tuning::{BATCH, BATCH_TILE};
-use crate::{CondensedWeight, Error, NodeError, Shape, WeightError, Window};
+use crate::{CondensedWeight, Error, NodeError, Shape, WeightError, Window, math};
 use rayon::prelude::*;
 use std::fmt;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -32,19 +32,13 @@ pub struct LinearKernel {
     single: OnceLock<Option<Lookup>>,
     /// Neurons in equal parts, one for each thread.
     batch: OnceLock<Vec<Tiles>>,
-    scratch: Spare<LinearScratch>,
+    scratch: Spare,
 }
 
 impl fmt::Debug for LinearKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LinearKernel").field("weight", &self.weight).field("isa", &self.isa).finish()
     }
-}
-
-#[derive(Debug, Default)]
-struct LinearScratch {
-    columns: Buffer,
-    sums: Buffer,
 }
 
 impl LinearKernel {
@@ -89,40 +83,60 @@ impl LinearKernel {
         self.weight.bytes() + self.bias.len() * 4 + single + batch
     }
 
-    /// `[batch, M]` → `[batch, N]`, both row-major.
+    /// `[batch, M]` → `[batch, N]`, both row-major. An absent weight is not a weight of 0: an input that is NaN or
+    /// infinite has no effect on neurons that do not read it, while a dense product would make them NaN.
     ///
     /// # Panics
-    /// If a slice does not have that length.
+    /// If a slice does not have that length, or what the kernel needs beside them exceeds the
+    /// [budget](srigl_tensors::memory::limit).
     pub fn run(&self, batch: usize, input: &[f32], output: &mut [f32]) {
+        self.scratch.with(&self.room(batch), |scratch| self.run_in(batch, input, output, scratch));
+    }
+
+    /// What [`run_in`](Self::run_in) needs.
+    pub(crate) fn room(&self, batch: usize) -> Room {
         let (inputs, neurons) = (self.weight.inputs(), self.weight.neurons());
-        assert_eq!(input.len(), batch * inputs, "input [batch, M]");
-        assert_eq!(output.len(), batch * neurons, "output [batch, N]");
+        // Single vectors are padded to a block of lookups, and neurons to a register.
+        let width = if batch < BATCH { 1 } else { batch.min(self.tile()).next_multiple_of(self.isa.lanes()) };
+        let (columns, sums) = (inputs.next_multiple_of(64), neurons.next_multiple_of(16));
+        Room { columns: floats(&[columns, width]), sums: floats(&[sums, width]), ..Room::default() }
+    }
+
+    /// Vectors of a tile.
+    fn tile(&self) -> usize {
+        BATCH_TILE.min(self.isa.lanes() * self.isa.accumulators())
+    }
+
+    /// As [`run`](Self::run), in memory of the caller.
+    pub(crate) fn run_in(&self, batch: usize, input: &[f32], output: &mut [f32], scratch: &mut Scratch) {
+        let (inputs, neurons) = (self.weight.inputs(), self.weight.neurons());
+        assert_eq!(Some(input.len()), batch.checked_mul(inputs), "input [batch, M]");
+        assert_eq!(Some(output.len()), batch.checked_mul(neurons), "output [batch, N]");
         if inputs == 0 || neurons == 0 {
             output.chunks_mut(neurons.max(1)).for_each(|out| out.copy_from_slice(&self.bias));
             return;
         }
-        let mut scratch = self.scratch.take();
         if batch < BATCH {
             for (x, out) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(neurons)) {
-                self.run_single(x, out, &mut scratch);
+                self.run_single(x, out, scratch);
             }
         } else {
-            let tile = BATCH_TILE.min(self.isa.lanes() * self.isa.accumulators());
+            let tile = self.tile();
             for (x, out) in input.chunks(tile * inputs).zip(output.chunks_mut(tile * neurons)) {
-                self.run_tile(x, out, &mut scratch);
+                self.run_tile(x, out, scratch);
             }
         }
-        self.scratch.put(scratch);
     }
 
-    fn run_single(&self, x: &[f32], out: &mut [f32], scratch: &mut LinearScratch) {
+    fn run_single(&self, x: &[f32], out: &mut [f32], scratch: &mut Scratch) {
         let active = self.weight.active();
         let threads = rayon::current_num_threads();
         let lookup = self.single.get_or_init(|| Lookup::new_if_faster(self.isa, &self.weight));
-        let LinearScratch { columns, sums, .. } = scratch;
-        let lanes = lookup.as_ref().map_or(16, |_| self.isa.lanes());
+        // Its padding multiplies by 0 what a lane does not read.
+        let lookup = lookup.as_ref().filter(|_| math::all_finite(x));
+        let Scratch { columns, sums, .. } = scratch;
+        let lanes = lookup.map_or(16, |_| self.isa.lanes());
         let padded = active.len().next_multiple_of(lanes);
-        sums.grow(padded);
         let sums = &mut sums[..padded];
         // A part is whole registers of neurons.
         let part = (padded / lanes).div_ceil(threads).max(1) * lanes;
@@ -132,7 +146,7 @@ impl LinearKernel {
                 let x = if x.len() == lookup.padded_inputs() && x.as_ptr().align_offset(64) == 0 {
                     x
                 } else {
-                    columns.grow(lookup.padded_inputs());
+                    let columns = &mut columns[..lookup.padded_inputs()];
                     columns[..x.len()].copy_from_slice(x);
                     columns[x.len()..].fill(0.0);
                     columns
@@ -160,7 +174,7 @@ impl LinearKernel {
     }
 
     /// At most [`BATCH_TILE`] vectors: inputs and outputs `[inputs][batch]` while the kernel runs.
-    fn run_tile(&self, x: &[f32], out: &mut [f32], scratch: &mut LinearScratch) {
+    fn run_tile(&self, x: &[f32], out: &mut [f32], scratch: &mut Scratch) {
         let (inputs, neurons) = (self.weight.inputs(), self.weight.neurons());
         let part = neurons.div_ceil(rayon::current_num_threads());
         let parts = self.batch.get_or_init(|| {
@@ -173,9 +187,8 @@ impl LinearKernel {
         let batch = x.len() / inputs;
         let vectors = batch.div_ceil(self.isa.lanes());
         let width = vectors * self.isa.lanes();
-        let LinearScratch { columns, sums } = scratch;
-        columns.grow(inputs * width);
-        sums.grow(neurons * width);
+        let Scratch { columns, sums, .. } = scratch;
+        let columns = &mut columns[..inputs * width];
         let sums = &mut sums[..neurons * width];
         transpose(self.isa, (x, inputs), (columns, width), batch, inputs);
         in_parts(sums, part * width, |first, sums| {
@@ -223,7 +236,7 @@ pub struct ConvKernel {
     layer: PlaneLayer,
     /// Whether the layer reads images as they are.
     packed: bool,
-    scratch: Spare<ConvScratch>,
+    scratch: Spare,
 }
 
 impl fmt::Debug for ConvKernel {
@@ -231,12 +244,6 @@ impl fmt::Debug for ConvKernel {
         let bytes = self.bytes();
         write!(f, "ConvKernel {{ input: {:?}, output: {:?}, bytes: {bytes} }}", self.input, self.output)
     }
-}
-
-#[derive(Debug, Default)]
-struct ConvScratch {
-    x: Buffer,
-    planes: Scratch,
 }
 
 impl ConvKernel {
@@ -268,7 +275,7 @@ impl ConvKernel {
     ) -> Result<Self, Error> {
         check(weight.neurons(), bias, isa)?;
         let misfit = |what| Error::Node { node: "convolution".into(), what };
-        let [height, width] = window.output_size(input).map_err(misfit)?;
+        let (taps, [height, width]) = window.check(input).map_err(misfit)?;
         if groups == 0 || !input.features.is_multiple_of(groups) || !weight.neurons().is_multiple_of(groups) {
             return Err(misfit(NodeError::Groups {
                 groups,
@@ -276,14 +283,20 @@ impl ConvKernel {
                 outputs: weight.neurons(),
             }));
         }
-        let fan_in = input.features / groups * window.kernel[0] * window.kernel[1];
+        let fan_in = taps.checked_mul(input.features / groups);
+        let fan_in = fan_in.ok_or_else(|| misfit(NodeError::TooManyWeights))?;
         if fan_in != weight.inputs() {
             let (neurons, inputs) = (weight.neurons(), weight.inputs());
             return Err(misfit(NodeError::WeightShape { neurons, inputs, expected: neurons, fan_in }));
         }
+        window.check_gathered(input, [height, width]).map_err(misfit)?;
+        let output = Shape { features: weight.neurons(), height, width };
+        for shape in [input, output] {
+            at_most(MAX_RESULT, &[shape.features, shape.height, shape.width])
+                .map_err(|_| misfit(NodeError::Result(shape)))?;
+        }
         let mut layer =
             PlaneLayer::conv(isa, &weight.rows(), bias, &window, groups, input, rayon::current_num_threads());
-        let output = Shape { features: weight.neurons(), height, width };
         let packed = layer.pack();
         Ok(Self { input, output, layer, packed, scratch: Spare::default() })
     }
@@ -301,27 +314,31 @@ impl ConvKernel {
     /// `[batch, C, H, W]` → `[batch, C', H', W']`, both row-major.
     ///
     /// # Panics
-    /// If a slice does not have that length.
+    /// As [`LinearKernel::run`].
     pub fn run(&self, batch: usize, input: &[f32], output: &mut [f32]) {
-        assert_eq!(input.len(), batch * self.input.len(), "input [batch, C, H, W]");
-        assert_eq!(output.len(), batch * self.output.len(), "output [batch, C', H', W']");
+        assert_eq!(Some(input.len()), batch.checked_mul(self.input.len()), "input [batch, C, H, W]");
+        assert_eq!(Some(output.len()), batch.checked_mul(self.output.len()), "output [batch, C', H', W']");
         if self.output.len() == 0 {
             return;
         }
-        let mut scratch = self.scratch.take();
-        let ConvScratch { x, planes } = &mut scratch;
-        let images = input.chunks_exact(self.input.len());
-        for (image, result) in images.zip(output.chunks_exact_mut(self.output.len())) {
-            let image = if self.packed {
-                image
-            } else {
-                x.grow(self.input.features * self.input.stride() + PlaneLayer::SLACK);
-                to_planes(image, self.input, x);
-                &x[..]
-            };
-            self.layer.run(image, result, None, false, planes);
+        let mut room = self.layer.room();
+        if !self.packed {
+            room.columns = floats(&[self.input.features, self.input.stride()]) + PlaneLayer::SLACK as u64;
         }
-        self.scratch.put(scratch);
+        self.scratch.with(&room, |scratch| {
+            let mut planes = std::mem::take(&mut scratch.columns);
+            let images = input.chunks_exact(self.input.len());
+            for (image, result) in images.zip(output.chunks_exact_mut(self.output.len())) {
+                let image = if self.packed {
+                    image
+                } else {
+                    to_planes(image, self.input, &mut planes);
+                    &planes[..]
+                };
+                self.layer.run(image, result, None, false, scratch);
+            }
+            scratch.columns = planes;
+        });
     }
 }
 
@@ -329,15 +346,17 @@ impl ConvKernel {
 ///
 /// The lock is not held while a layer runs: rayon may start another call of it on the same thread.
 #[derive(Debug, Default)]
-struct Spare<T>(Mutex<Vec<T>>);
+struct Spare(Mutex<Vec<Scratch>>);
 
-impl<T: Default> Spare<T> {
-    fn take(&self) -> T {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
-    }
-
-    fn put(&self, spare: T) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(spare);
+impl Spare {
+    /// # Panics
+    /// If so much exceeds the budget.
+    fn with(&self, room: &Room, run: impl FnOnce(&mut Scratch)) {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = lock().pop().unwrap_or_default();
+        scratch.grow(room).unwrap_or_else(|error| panic!("{error}"));
+        run(&mut scratch);
+        lock().push(scratch);
     }
 }
 

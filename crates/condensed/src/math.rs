@@ -1,21 +1,23 @@
 //! What networks do between their sparse layers, on planes `[features][stride]`.
+//!
+//! NaN and infinities go through as in PyTorch. `f32::max` would turn NaN into a number, so it is not used on data.
 
 use rayon::prelude::*;
 
 /// Defines a function that is compiled for each x86-64 level and chosen when it runs, so that the compiler
 /// vectorises plain loops with the registers the machine has. `pulp` in its place was not shown to be as fast.
 macro_rules! vectorised {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),*) $body:block) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
         $(#[$doc])*
-        $vis fn $name($($arg: $type),*) {
+        $vis fn $name($($arg: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn body($($arg: $type),*) $body
+            fn body($($arg: $type),*) $(-> $result)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx2,fma")]
-                fn avx512($($arg: $type),*) { body($($arg),*) }
+                fn avx512($($arg: $type),*) $(-> $result)? { body($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) { body($($arg),*) }
+                fn avx2($($arg: $type),*) $(-> $result)? { body($($arg),*) }
                 match crate::Isa::best() {
                     // SAFETY: the instruction set was found on this machine.
                     crate::Isa::Avx512 => return unsafe { avx512($($arg),*) },
@@ -30,10 +32,21 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
-/// `e^x` to about 2 units in the last place, for `x ≤ 88`; 0 far below.
+/// `least` if `x` is less. NaN stays.
+#[inline(always)]
+pub(crate) fn at_least(x: f32, least: f32) -> f32 {
+    if x < least { least } else { x }
+}
+
+/// The larger one, or NaN if there is one.
+#[inline(always)]
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
+    if (b > a) | b.is_nan() { b } else { a }
+}
+
+/// `e^x` to about 2 units in the last place, for `x ≤ 88`; 0 below -87, where it is hardly a normal number.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    let x = x.max(-87.0);
     // 2^n · e^r with |r| ≤ ln 2 / 2; the shift rounds to whole numbers.
     const SHIFT: f32 = 12_582_912.0;
     let n = x * std::f32::consts::LOG2_E + SHIFT;
@@ -46,7 +59,9 @@ fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
     let e = p * r * r + r + 1.0;
-    f32::from_bits(e.to_bits().wrapping_add(bits))
+    let e = f32::from_bits(e.to_bits().wrapping_add(bits));
+    // The last is 0, or NaN if `x` is.
+    if x >= -87.0 { e } else { at_least(x, 0.0) }
 }
 
 /// The normal distribution's `Φ(x)`, absolute error below 1e-7 (Abramowitz and Stegun 7.1.26 has 7.5e-8 for Φ).
@@ -93,8 +108,18 @@ vectorised! {
     /// `max(x, 0)`, in place.
     pub(crate) fn relu(x: &mut [f32]) {
         for x in x {
-            *x = x.max(0.0);
+            // To add 0 changes at most the sign of 0. Without it this becomes a loop of masked stores, three times as slow.
+            *x = at_least(*x + 0.0, 0.0);
         }
+    }
+}
+
+vectorised! {
+    /// Whether there is neither NaN nor infinity.
+    pub(crate) fn all_finite(x: &[f32]) -> bool {
+        // On the bits without the sign, since the largest of integers may be found in any order.
+        let most = x.iter().fold(0, |most: u32, x| most.max(x.abs().to_bits()));
+        most < f32::INFINITY.to_bits()
     }
 }
 
@@ -123,6 +148,7 @@ vectorised! {
         most.fill(f32::NEG_INFINITY);
         for plane in scores.chunks_exact(stride) {
             for (m, s) in most.iter_mut().zip(plane) {
+                // NaN makes its column NaN further down.
                 *m = m.max(*s);
             }
         }
@@ -289,20 +315,27 @@ mod tests {
 
     #[test]
     fn exponential_and_normal_distribution_are_accurate() {
-        for i in -8700..=8700 {
+        let each = if cfg!(miri) { 100 } else { 1 };
+        for i in (-8700..=8700).step_by(each) {
             let x = i as f32 / 100.0;
             let want = f64::from(x).exp();
             assert!((f64::from(exp(x)) - want).abs() <= 3e-7 * want, "exp({x}) = {}", exp(x));
         }
-        assert!(exp(-1e30) < 1e-37);
+        assert_eq!([exp(-1e30), exp(f32::NEG_INFINITY), exp(-87.1)], [0.0; 3]);
+        // The bits of NaN are many.
+        for bits in [0x7fc0_0000, 0x7fc0_0001, 0xffff_ffff, 0x7f80_0001] {
+            assert!(exp(f32::from_bits(bits)).is_nan() && normal_cdf(f32::from_bits(bits)).is_nan());
+        }
         // Φ by integration of the density from 0, in steps of 1e-4.
         let (mut cdf, step) = (0.5f64, 1e-4);
         for i in 0..60_000 {
             let x = f64::from(i) * step;
-            let near = normal_cdf(x as f32);
-            assert!((f64::from(near) - cdf).abs() < 3e-7, "Φ({x}) = {near}, not {cdf}");
-            let other = normal_cdf(-x as f32);
-            assert!((f64::from(other) - (1.0 - cdf)).abs() < 3e-7, "Φ(-{x}) = {other}");
+            if (i as usize).is_multiple_of(each) {
+                let near = normal_cdf(x as f32);
+                assert!((f64::from(near) - cdf).abs() < 3e-7, "Φ({x}) = {near}, not {cdf}");
+                let other = normal_cdf(-x as f32);
+                assert!((f64::from(other) - (1.0 - cdf)).abs() < 3e-7, "Φ(-{x}) = {other}");
+            }
             let middle = x + step / 2.0;
             cdf += step * (-middle * middle / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
         }

@@ -1,5 +1,6 @@
 //! A network as a list of operations, each on the results of earlier ones.
 
+use crate::engine::Use;
 use crate::ops::Cost;
 use crate::shape::MAX_RESULT;
 use crate::{Error, NodeError, Op, Shape};
@@ -91,6 +92,41 @@ impl Network {
             node.op.operation().cost(input, shape)
         };
         self.nodes.iter().zip(&self.shapes).map(cost).collect()
+    }
+
+    /// Whether the [budget](srigl_tensors::memory::limit) allows to run a batch on something else than the
+    /// [`Engine`](crate::Engine), which knows better: [`Engine::memory`](crate::Engine::memory).
+    ///
+    /// Counted are F32 numbers, of all samples at the same time. While a node computes, these are all results that it or a
+    /// later node reads, its own result, and what it may gather on the way: for a convolution each input of each tap at
+    /// each position of the result, `[in features, kh, kw, positions]`, for attention the scores `[heads, tokens, tokens]`.
+    /// The node where that is most decides. Weights are not counted: the network has them already.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if not.
+    pub fn check_memory(&self, batch: usize) -> Result<(), Error> {
+        let mut last_reader: Vec<usize> = (0..self.nodes.len()).collect();
+        for (index, node) in self.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|&input| last_reader[input] = index);
+        }
+        // Wide enough for any number of samples of any network.
+        let bytes = |numbers: u64| (batch as u128) * u128::from(numbers) * size_of::<f32>() as u128;
+        let result = |node: usize| bytes(self.shapes[node].len() as u64);
+        let (mut alive, mut all, mut most) = (0, 0, (0, 0));
+        for (index, node) in self.nodes.iter().enumerate() {
+            let input = node.inputs.first().map_or(self.shapes[index], |&input| self.shapes[input]);
+            let gathered = bytes(node.op.operation().gathered(input, self.shapes[index]));
+            alive += result(index);
+            all = all.max(alive + gathered);
+            most = most.max((result(index) + gathered, index));
+            let mut read = node.inputs.clone();
+            read.dedup();
+            let dead = read.into_iter().filter(|&input| last_reader[input] == index);
+            alive -= dead.map(result).sum::<u128>();
+        }
+        let narrow = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
+        let most = (&*self.nodes[most.1].name, narrow(most.0));
+        Use { all: narrow(all), most }.check()
     }
 
     /// The nodes that read each node; a node that reads one twice is there twice.
@@ -233,7 +269,7 @@ mod tests {
             (conv(Window { dilation: [1, 0], ..window(3) }, 1), "does not fit"),
             (conv(Window { dilation: [huge; 2], ..window(3) }, 1), "a number of 2^24 or more"),
             (conv(Window { padding: [huge; 2], ..window(3) }, 1), "a number of 2^24 or more"),
-            (conv(Window { padding: [1 << 22; 2], stride: [1 << 23; 2], ..window(1) }, 1), "padded input"),
+            (conv(Window { padding: [1 << 22; 2], stride: [1 << 23; 2], ..window(1) }, 1), "less padding"),
             (empty_conv([1 << 11; 2], 1), "more than 1048576"),
             (empty_conv([1; 2], 0), "0 groups do not divide"),
             (empty_conv([1; 2], 3), "3 groups do not divide"),

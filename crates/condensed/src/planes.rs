@@ -1,6 +1,6 @@
 //! Layers on planes: convolutions, and linear layers on tokens.
 
-use crate::buffer::Buffer;
+use crate::buffer::{Room, Scratch, floats};
 use crate::kernels::{Isa, Tiles};
 use crate::math::{self, Strides};
 use crate::tuning::{self, GEMM, TILE_FLOATS, VISIT};
@@ -65,8 +65,7 @@ struct Gather {
     input: Shape,
     /// Floats from one input plane to the next.
     input_stride: usize,
-    stride: [usize; 2],
-    padding: [usize; 2],
+    window: Window,
     /// First row, below the stride, and first column in the padded image.
     sheets: Vec<[usize; 2]>,
     height: usize,
@@ -92,26 +91,17 @@ impl Gather {
             sheets.fill(0.0);
             for (&[top, left], to) in self.sheets.iter().zip(sheets.chunks_exact_mut(self.sheet_size())) {
                 // The rows `row · stride + top − padding` that lie in the image, and likewise the columns.
-                let rows = self.inside(0, top, self.input.height, self.height);
-                let columns = self.inside(1, left, self.input.width, self.width);
+                let rows = self.window.inside(0, top, self.input.height, self.height);
+                let columns = self.window.inside(1, left, self.input.width, self.width);
                 if rows.2 == 0 || columns.2 == 0 {
                     continue;
                 }
                 let from = &plane[rows.1 * self.input.width + columns.1..];
                 let to = &mut to[rows.0 * self.row_stride + columns.0..];
-                let from_stride = self.stride[0] * self.input.width;
-                copy_rows(from, from_stride, self.stride[1], to, self.row_stride, rows.2, columns.2);
+                let from_stride = self.window.stride[0] * self.input.width;
+                copy_rows(from, from_stride, self.window.stride[1], to, self.row_stride, rows.2, columns.2);
             }
         });
-    }
-
-    /// Of the places `i < places` that read `i · stride + start − padding`: the first that reads inside an image
-    /// of `size`, what it reads, and how many do.
-    fn inside(&self, axis: usize, start: usize, size: usize, places: usize) -> (usize, usize, usize) {
-        let (stride, padding) = (self.stride[axis], self.padding[axis]);
-        let first = padding.saturating_sub(start).div_ceil(stride).min(places);
-        let read = (first * stride + start).saturating_sub(padding).min(size);
-        (first, read, (size - read).div_ceil(stride).min(places - first))
     }
 }
 
@@ -174,9 +164,9 @@ struct Plan {
 
 impl Plan {
     fn new(isa: Isa, window: &Window, input: Shape) -> Self {
-        let Window { kernel, stride, padding, dilation } = *window;
+        let Window { kernel, stride, dilation, .. } = *window;
         let [height, width] = window.output_size(input).expect("checked before");
-        if kernel == [1, 1] && stride == [1, 1] && padding == [0, 0] {
+        if window.reads_in_place() {
             let channel_stride = plane_stride(input.positions());
             let (taps, row_stride) = (vec![0], width);
             return Self {
@@ -203,8 +193,8 @@ impl Plan {
         let last = places.iter().map(|place| place.1).max().unwrap_or(0);
         let row_stride = width.next_multiple_of(if width <= 8 { 8 } else { isa.lanes() });
         let input_stride = plane_stride(input.positions());
-        let gather =
-            Gather { input, input_stride, stride, padding, sheets, height: height + last, width, row_stride };
+        let (window, height_read) = (*window, height + last);
+        let gather = Gather { input, input_stride, window, sheets, height: height_read, width, row_stride };
         let start = |&(sheet, row): &([usize; 2], usize)| {
             let index = gather.sheets.binary_search(&sheet).expect("made of the taps");
             index * gather.sheet_size() + row * row_stride
@@ -297,6 +287,11 @@ impl PlaneLayer {
         Self::planned(isa, weights, rows.len(), plan)
     }
 
+    /// Whether a dense convolution is a product of matrices for each tap.
+    pub fn by_products(groups: usize, input: Shape) -> bool {
+        groups == 1 && input.features >= GEMM
+    }
+
     /// The same with all weights `[N, C · kh · kw]`.
     pub fn dense_conv(
         isa: Isa,
@@ -308,7 +303,7 @@ impl PlaneLayer {
         parts: usize,
     ) -> Self {
         let taps = window.kernel[0] * window.kernel[1];
-        if groups > 1 || input.features < GEMM {
+        if !Self::by_products(groups, input) {
             let row = |row: &[f32]| row.iter().copied().enumerate().collect();
             let rows: Rows = weight.chunks_exact(weight.len() / bias.len().max(1)).map(row).collect();
             return Self::conv(isa, &rows, bias, window, groups, input, parts);
@@ -354,10 +349,37 @@ impl PlaneLayer {
         }
     }
 
+    /// What [`run`](Self::run) needs.
+    pub fn room(&self) -> Room {
+        let packed = self.gather.as_ref().map_or(0, |gather| {
+            floats(&[gather.input.features, gather.channel_stride()]).saturating_add(Self::SLACK as u64)
+        });
+        match &self.weights {
+            Weights::Sparse { parts, .. } => {
+                Room { packed, tiles: floats(&[parts.len(), self.tile()]), ..Room::default() }
+            }
+            Weights::Dense { .. } => {
+                let wide = floats(&[self.neurons, self.wide_positions().next_multiple_of(16)]);
+                Room { packed, wide, ..Room::default() }
+            }
+        }
+    }
+
+    /// Floats of the sums that one part of the neurons works on, in whole cache lines.
+    fn tile(&self) -> usize {
+        match &self.weights {
+            Weights::Sparse { part_neurons, vectors, .. } => {
+                (part_neurons * vectors * self.isa.lanes()).next_multiple_of(16)
+            }
+            Weights::Dense { .. } => 0,
+        }
+    }
+
     /// Floats that the kernel may read beyond the last plane.
     pub const SLACK: usize = 128;
 
-    /// One image: `x` has the input planes and [`SLACK`](Self::SLACK) more floats, `out` the output planes. Adds
+    /// One image: `x` has the input planes and [`SLACK`](Self::SLACK) more floats, `out` the output planes, and
+    /// `scratch` the [`room`](Self::room). Adds
     /// `residual` (planes like `out`), then cuts off below zero if `relu`. Numbers between planes are whatever.
     pub fn run(
         &self,
@@ -367,12 +389,11 @@ impl PlaneLayer {
         relu: bool,
         scratch: &mut Scratch,
     ) {
-        let Scratch { packed, tiles, wide } = scratch;
+        let Scratch { packed, tiles, wide, .. } = scratch;
         let x = match &self.gather {
             None => x,
             Some(gather) => {
                 let size = gather.input.features * gather.channel_stride();
-                packed.grow(size + Self::SLACK);
                 gather.run(x, &mut packed[..size]);
                 packed
             }
@@ -382,22 +403,21 @@ impl PlaneLayer {
         match &self.weights {
             Weights::Sparse { parts, part_neurons, unit, vectors } => {
                 let chunk = part_neurons * stride;
-                tiles.resize_with(tiles.len().max(parts.len()), Buffer::default);
-                let run = |part: usize, out: &mut [f32], tile: &mut Buffer| {
+                let tile = self.tile();
+                let run = |part: usize, out: &mut [f32], tile: &mut [f32]| {
                     let residual = residual.map(|r| &r[part * chunk..][..out.len()]);
                     self.run_part(&parts[part], (*unit, *vectors), x, out, residual, relu, tile);
                 };
                 if parts.len() == 1 {
-                    run(0, out, &mut tiles[0]);
+                    run(0, out, &mut tiles[..tile]);
                 } else {
-                    let parts = out.par_chunks_mut(chunk).zip(tiles).enumerate();
+                    let parts = out.par_chunks_mut(chunk).zip(tiles.par_chunks_exact_mut(tile)).enumerate();
                     parts.for_each(|(part, (out, tile))| run(part, out, tile));
                 }
             }
             Weights::Dense { bias, taps, channels, channel_stride } => {
                 let positions = self.wide_positions();
                 let row = positions.next_multiple_of(16);
-                wide.grow(self.neurons * row);
                 for (plane, bias) in wide.chunks_exact_mut(row).zip(bias) {
                     plane.fill(*bias);
                 }
@@ -431,13 +451,12 @@ impl PlaneLayer {
         out: &mut [f32],
         residual: Option<&[f32]>,
         relu: bool,
-        tile: &mut Buffer,
+        tile: &mut [f32],
     ) {
         let lanes = self.isa.lanes();
         let positions = self.wide_positions();
         let registers = positions.div_ceil(lanes);
         let stride = self.output_stride;
-        tile.grow(part.neurons() * vectors * lanes);
         for first in (0..registers).step_by(vectors) {
             let vectors = vectors.min(registers - first);
             let (start, width) = (first * lanes, vectors * lanes);
@@ -476,7 +495,8 @@ fn vectors(isa: Isa, positions: usize) -> usize {
 pub(crate) fn block(rows: &Rows, channels: usize, read: usize) -> usize {
     let weights: usize = rows.iter().map(Vec::len).sum();
     let visits = (VISIT * channels * rows.len()).div_ceil(weights.max(1));
-    (tuning::cached_floats() / read.max(1)).max(visits).max(1)
+    // No more than there are, or sizes in floats might not fit a number.
+    (tuning::cached_floats() / read.max(1)).max(visits).min(channels).max(1)
 }
 
 math::vectorised! {
@@ -506,23 +526,15 @@ math::vectorised! {
                 let (out, sums) = (&mut out[place..place + count], &sums[at - start..][..count]);
                 match (residual, relu) {
                     ([], false) => out.copy_from_slice(sums),
-                    ([], true) => out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.max(0.0)),
+                    ([], true) => out.iter_mut().zip(sums).for_each(|(o, s)| *o = math::at_least(*s, 0.0)),
                     (r, relu) => {
                         let least = if relu { 0.0 } else { f32::NEG_INFINITY };
                         let r = &r[place..place + count];
-                        out.iter_mut().zip(sums).zip(r).for_each(|((o, s), r)| *o = (s + r).max(least));
+                        out.iter_mut().zip(sums).zip(r).for_each(|((o, s), r)| *o = math::at_least(s + r, least));
                     }
                 }
             }
             (row, column, at) = (row + 1, 0, next);
         }
     }
-}
-
-/// Memory that layers use while they run, kept between calls.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Scratch {
-    packed: Buffer,
-    tiles: Vec<Buffer>,
-    wide: Buffer,
 }

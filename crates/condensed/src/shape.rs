@@ -2,9 +2,14 @@
 
 use crate::NodeError;
 use crate::planes::plane_stride;
+use srigl_tensors::memory::{self, TooLarge};
 
-/// Most numbers that one result, or what a layer makes of its input, may have.
+/// Most numbers that one result, a padded input or the scores of attention may have, on any machine: 1 GiB.
 pub(crate) const MAX_RESULT: usize = 1 << 28;
+
+/// Most numbers that a convolution may gather of one sample, on any machine: 256 MiB. Networks that people use stay below
+/// 2^22.
+const MAX_GATHERED: usize = 1 << 26;
 
 /// Most taps of a window.
 const MAX_TAPS: usize = 1 << 20;
@@ -86,25 +91,52 @@ impl Window {
             return Err(NodeError::Taps { taps, most: MAX_TAPS });
         }
         let size = self.output_size(input)?;
-        let padded = (input.height + 2 * padding[0]).saturating_mul(input.width + 2 * padding[1]);
-        if padded.saturating_mul(input.features) > MAX_RESULT {
-            return Err(NodeError::Padded);
-        }
+        let padded = [input.features, input.height + 2 * padding[0], input.width + 2 * padding[1]];
+        at_most(MAX_RESULT, &padded).map_err(NodeError::Padded)?;
         Ok((taps, size))
     }
 
-    /// Checks that what a convolution gathers of an image, a copy for each column of the window and each row of it within a
-    /// stride, stays as small as results are. The window has been checked.
+    /// Checks that what a convolution gathers of an image stays small: a sheet for each column of the window and each row
+    /// of it within a stride. The window has been checked.
     pub(crate) fn check_gathered(&self, input: Shape, [height, width]: [usize; 2]) -> Result<(), NodeError> {
-        let Window { kernel, stride, padding, dilation } = *self;
-        if kernel == [1, 1] && stride == [1, 1] && padding == [0, 0] {
+        if self.reads_in_place() {
             return Ok(());
         }
+        let Window { kernel, stride, dilation, .. } = *self;
         let rows = height + (kernel[0] - 1) * dilation[0] / stride[0];
-        let copies = kernel[0].min(stride[0]).saturating_mul(kernel[1]);
-        let copy = rows.saturating_mul(width.next_multiple_of(MOST_LANES));
-        let gathered = input.features.saturating_mul(copies).saturating_mul(copy);
-        if gathered > MAX_RESULT { Err(NodeError::Gathered) } else { Ok(()) }
+        let sheets = [kernel[0].min(stride[0]), kernel[1]];
+        let gathered = [input.features, sheets[0], sheets[1], rows, width.next_multiple_of(MOST_LANES)];
+        at_most(MAX_GATHERED, &gathered).map_err(NodeError::Gathered)
+    }
+
+    /// Of the places `i < places` that read `i · stride + start − padding`: the first that reads inside an image
+    /// of `size`, what it reads, and how many do.
+    pub(crate) fn inside(
+        &self,
+        axis: usize,
+        start: usize,
+        size: usize,
+        places: usize,
+    ) -> (usize, usize, usize) {
+        let (stride, padding) = (self.stride[axis], self.padding[axis]);
+        let first = padding.saturating_sub(start).div_ceil(stride).min(places);
+        let read = (first * stride + start).saturating_sub(padding).min(size);
+        (first, read, (size - read).div_ceil(stride).min(places - first))
+    }
+
+    /// Whether a convolution reads its input where it lies, and gathers nothing.
+    pub(crate) fn reads_in_place(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0]
+    }
+}
+
+/// Checks that so many numbers, the product of `sizes`, are no more than `most`.
+pub(crate) fn at_most(most: usize, sizes: &[usize]) -> Result<(), TooLarge> {
+    let bytes = memory::product(sizes).and_then(|numbers| numbers.checked_mul(size_of::<f32>() as u64));
+    let limit = (most * size_of::<f32>()) as u64;
+    match bytes {
+        Some(bytes) if bytes <= limit => Ok(()),
+        bytes => Err(TooLarge { bytes, limit }),
     }
 }
 

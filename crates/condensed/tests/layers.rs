@@ -159,7 +159,7 @@ proptest! {
         seed: u64,
     ) {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let batch = if cfg!(miri) { batch.min(5) } else { batch };
+        let [batch, inputs] = if cfg!(miri) { [batch.min(5), inputs.min(40)] } else { [batch, inputs] };
         let weight = random_weight(neurons, inputs, fan_in, ablated, &mut rng);
         check_linear(&weight, batch, &mut rng);
     }
@@ -180,6 +180,7 @@ proptest! {
         seed: u64,
     ) {
         let window = Window { kernel, stride, padding, dilation };
+        let [height, width] = if cfg!(miri) { [height.min(9), width.min(9)] } else { [height, width] };
         let input = Shape { features: channels * groups, height, width };
         prop_assume!(window.output_size(input).is_ok());
         let mut rng = SmallRng::seed_from_u64(seed);

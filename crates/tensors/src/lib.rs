@@ -19,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod atomic;
 pub mod memory;
 
 pub use safetensors::Dtype;
@@ -95,7 +96,7 @@ impl Index {
             return Err(format!("a header of {length} bytes, but only {rest} follow"));
         }
         let (length, data) = (length as usize, rest - length as usize);
-        let mut header = vec![0; length];
+        let mut header = memory::filled(0, length).map_err(|e| e.to_string())?;
         from.read_exact(&mut header).map_err(|e| printable(&e))?;
         let header: Header = serde_json::from_slice(&header).map_err(|e| printable(&e))?;
 
@@ -158,7 +159,7 @@ impl<'a> TensorFile<'a> {
 /// their data must follow: wide types first, so that every tensor is aligned.
 ///
 /// # Errors
-/// If `to` cannot be written, or the header would be longer than `max_header` bytes.
+/// If `to` cannot be written, the header would be longer than `max_header` bytes, or a size more than a number holds.
 pub fn write_header<'t>(
     metadata: Option<&BTreeMap<String, String>>,
     tensors: impl IntoIterator<Item = (&'t str, Dtype, &'t [usize])>,
@@ -170,7 +171,9 @@ pub fn write_header<'t>(
     let (mut infos, mut end) = (BTreeMap::new(), 0);
     for (name, dtype, shape) in &ordered {
         let start = end;
-        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        let bits = shape.iter().try_fold(dtype.bitsize(), |bits, &dim| bits.checked_mul(dim));
+        let too_large = || io::Error::other(format!("tensor `{}` is too large", printable(name)));
+        end = bits.and_then(|bits| (bits / 8).checked_add(start)).ok_or_else(too_large)?;
         let info = TensorInfo { dtype: *dtype, shape: shape.to_vec(), data_offsets: (start, end) };
         infos.insert(name.to_string(), info);
     }

@@ -13,6 +13,7 @@ use super::{Isa, simd};
 use crate::CondensedWeight;
 use crate::buffer::Buffer;
 use simd::Table;
+use std::ops::Range;
 
 /// Weights of a linear layer in groups of one register of neurons.
 #[derive(Clone, Debug)]
@@ -28,7 +29,6 @@ pub(crate) struct Lookup {
     places: Vec<u8>,
     /// For each step, one value per lane; 0 where the lane has no weight left.
     values: Buffer,
-    active: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -49,18 +49,23 @@ impl Lookup {
     }
 
     /// Packs `weight` if the instruction set has lookups and padding does not cost more than they save:
-    /// a step of all lanes costs about as much as [`STEP`] weights one by one.
+    /// a step of all lanes costs about as much as [`STEP`] weights one by one. So the streams have at most
+    /// `lanes / STEP` places for each weight.
     pub fn new_if_faster(isa: Isa, weight: &CondensedWeight) -> Option<Self> {
         if !Self::supported(isa) {
             return None;
         }
-        let lookup = Self::new(isa, weight);
-        let steps = lookup.places.len() / isa.lanes();
-        (steps as f64 * STEP < weight.values().len() as f64).then_some(lookup)
+        // Counted before anything is packed: at a fan-in of 1 there may be a step for each weight.
+        let (lanes, block) = (isa.lanes(), registers(isa, weight) * isa.lanes());
+        let mut steps = 0;
+        for rows in groups(weight, lanes) {
+            cells(weight, rows, block, |_, cell| steps += most(cell));
+        }
+        (steps as f64 * STEP < weight.values().len() as f64).then(|| Self::new(isa, weight))
     }
 
     /// Packs the active neurons of `weight`, in blocks that suit its density.
-    pub fn new(isa: Isa, weight: &CondensedWeight) -> Self {
+    fn new(isa: Isa, weight: &CondensedWeight) -> Self {
         assert!(Self::supported(isa) && isa.available());
         let lanes = isa.lanes();
         let registers = registers(isa, weight);
@@ -73,31 +78,24 @@ impl Lookup {
             blocks: Vec::new(),
             places: Vec::new(),
             values: Buffer::default(),
-            active: weight.active().len(),
         };
         let mut values = Vec::new();
-        for first in (0..this.active).step_by(lanes) {
-            let rows = first..(first + lanes).min(this.active);
-            // [block][lane] → weights
-            let mut cells = vec![vec![Vec::new(); lanes]; weight.inputs().div_ceil(block)];
-            for (lane, row) in rows.enumerate() {
-                for (input, value) in weight.row(row) {
-                    cells[input / block][lane].push((input % block, value));
-                }
-            }
-            let steps = |cell: &Vec<Vec<(usize, f32)>>| cell.iter().map(Vec::len).max().unwrap_or(0);
-            let mut order: Vec<usize> = (0..cells.len()).filter(|&b| steps(&cells[b]) > 0).collect();
-            order.sort_by_key(|&b| steps(&cells[b]));
+        for rows in groups(weight, lanes) {
+            let mut filled: Vec<(usize, Vec<Range<usize>>)> = Vec::new();
+            cells(weight, rows, block, |b, cell| filled.push((b, cell.to_vec())));
+            filled.sort_by_key(|(_, cell)| most(cell));
             let mut group =
                 Group { runs: Vec::new(), first_block: this.blocks.len(), first_step: values.len() / lanes };
-            for same in order.chunk_by(|&a, &b| steps(&cells[a]) == steps(&cells[b])) {
-                let count = steps(&cells[same[0]]);
+            for same in filled.chunk_by(|a, b| most(&a.1) == most(&b.1)) {
+                let count = most(&same[0].1);
                 group.runs.push((count as u32, same.len() as u32));
-                for &b in same {
+                for (b, cell) in same {
                     this.blocks.push((b * block) as u32);
                     for step in 0..count {
-                        for lane in &cells[b] {
-                            let (place, value) = lane.get(step).copied().unwrap_or((0, 0.0));
+                        for lane in 0..lanes {
+                            let at = cell.get(lane).and_then(|span| span.clone().nth(step));
+                            let weight = |at| (weight.indices().get(at) % block, weight.values()[at]);
+                            let (place, value) = at.map_or((0, 0.0), weight);
                             this.places.push(place as u8);
                             values.push(value);
                         }
@@ -121,7 +119,8 @@ impl Lookup {
         self.places.len() * 5 + self.blocks.len() * 4 + runs
     }
 
-    /// `Σ value · x[input]` for the active neurons of one group, zeros in unused lanes.
+    /// `Σ value · x[input]` for the active neurons of one group, zeros in unused lanes. `x` must be finite: padding
+    /// multiplies some inputs by 0.
     ///
     /// # Panics
     /// If `x` is not [`padded_inputs`](Self::padded_inputs) long or `out` not one register.
@@ -143,6 +142,42 @@ impl Lookup {
             }
         }
     }
+}
+
+/// The active neurons, one register of them after the other.
+fn groups(weight: &CondensedWeight, lanes: usize) -> impl Iterator<Item = Range<usize>> {
+    let active = weight.active().len();
+    (0..active).step_by(lanes).map(move |first| first..(first + lanes).min(active))
+}
+
+/// Calls `run(block, cell)` for each block of inputs of which some of the `rows` have weights, in order. A cell has a
+/// range of weights for each row. The time is in proportion to the weights, not to the inputs.
+fn cells(
+    weight: &CondensedWeight,
+    rows: Range<usize>,
+    block: usize,
+    mut run: impl FnMut(usize, &[Range<usize>]),
+) {
+    let block_of = |at: usize| weight.indices().get(at) / block;
+    let mut left: Vec<Range<usize>> = rows.map(|row| weight.row_range(row)).collect();
+    let mut cell = Vec::with_capacity(left.len());
+    let next = |span: &Range<usize>| (!span.is_empty()).then(|| block_of(span.start));
+    while let Some(first) = left.iter().filter_map(next).min() {
+        cell.clear();
+        for span in &mut left {
+            let start = span.start;
+            while next(span) == Some(first) {
+                span.start += 1;
+            }
+            cell.push(start..span.start);
+        }
+        run(first, &cell);
+    }
+}
+
+/// Steps of a cell: weights of the row that has most.
+fn most(cell: &[Range<usize>]) -> usize {
+    cell.iter().map(Range::len).max().unwrap_or(0)
 }
 
 /// Larger blocks need less padding, and a lookup twice as many instructions: better where weights are few.

@@ -21,7 +21,7 @@ pub enum Isa {
     Portable,
     /// AVX2 with FMA.
     Avx2,
-    /// AVX-512F.
+    /// AVX-512F, with AVX2 and FMA.
     Avx512,
     /// NEON.
     Neon,
@@ -32,12 +32,21 @@ impl Isa {
     pub fn available(self) -> bool {
         match self {
             Self::Portable => true,
+            // All that kernels of the set are compiled for, what it implies included: a virtual machine may hide any of it.
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx")
+                    && is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+            }
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            Self::Avx512 => {
+                Self::Avx2.available()
+                    && is_x86_feature_detected!("f16c")
+                    && is_x86_feature_detected!("avx512f")
+            }
             #[cfg(all(target_arch = "aarch64", not(miri)))]
-            Self::Neon => true,
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             _ => false,
         }
     }

@@ -1,11 +1,11 @@
 //! Multi-head self-attention.
 
 use super::{Cost, Operation, Run, Stored};
-use crate::buffer::Buffer;
+use crate::buffer::{Room, floats};
 use crate::engine::{Call, Place, Planning};
 use crate::file::{NodeTensors, NodeWriter};
 use crate::math::{self, Strides};
-use crate::shape::MAX_RESULT;
+use crate::shape::{MAX_RESULT, at_most};
 use crate::{Error, NodeError, Shape};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -29,10 +29,11 @@ impl Operation for Attention {
         }
         // Scores `[heads, tokens, tokens]`.
         let tokens = input.positions();
-        let scores = tokens.checked_mul(tokens).and_then(|size| size.checked_mul(heads));
-        if scores.is_none_or(|size| size > MAX_RESULT) {
-            return Err(NodeError::Scores { heads, tokens });
-        }
+        at_most(MAX_RESULT, &[heads, tokens, tokens]).map_err(|what| NodeError::Scores {
+            heads,
+            tokens,
+            what,
+        })?;
         Ok(Shape { features: input.features / 3, ..input })
     }
 
@@ -42,6 +43,10 @@ impl Operation for Attention {
         Cost { multiplications: 2 * tokens * tokens * output.features as u64, bytes: 0 }
     }
 
+    fn gathered(&self, input: Shape, _output: Shape) -> u64 {
+        floats(&[self.heads, input.positions(), input.positions()])
+    }
+
     fn plan(&self, _planning: &Planning) -> Result<Box<dyn Run>, Error> {
         Ok(Box::new(*self))
     }
@@ -49,10 +54,16 @@ impl Operation for Attention {
 
 impl Run for Attention {
     fn run(&self, call: Call) {
-        let Call { batch, from, to, x, out, scores, .. } = call;
+        let Call { batch, from, to, x, out, scratch, .. } = call;
         for (x, out) in x.chunks_exact(from.sample()).zip(out.chunks_exact_mut(to.sample())).take(batch) {
-            attend(self.heads, to, x, out, scores);
+            attend(self.heads, to, x, out, &mut scratch.scores);
         }
+    }
+
+    fn room(&self, _from: Place, to: Place, _batch: usize) -> Room {
+        // Each head has its scores `[keys][queries]` and one plane for sums.
+        let scores = floats(&[self.heads, to.shape.positions() + 1, to.stride()]);
+        Room { scores, ..Room::default() }
     }
 }
 
@@ -69,14 +80,12 @@ impl Stored for Attention {
 }
 
 /// `softmax(Kᵀ Q / √d)` weighs `V`, for each head, on planes `[features][tokens]`.
-fn attend(heads: usize, to: Place, qkv: &[f32], out: &mut [f32], scores: &mut Buffer) {
+fn attend(heads: usize, to: Place, qkv: &[f32], out: &mut [f32], scores: &mut [f32]) {
     let (stride, tokens) = (to.stride(), to.shape.positions());
     let size = to.shape.features / heads;
     let (q, kv) = qkv.split_at(to.sample());
     let (k, v) = kv.split_at(to.sample());
-    // Each head has its scores `[keys][queries]` and one plane for sums.
     let space = (tokens + 1) * stride;
-    scores.grow(heads * space);
     let rows = Strides { row: stride, column: 1 };
     let columns = Strides { row: 1, column: stride };
     let scale = 1.0 / (size as f32).sqrt();

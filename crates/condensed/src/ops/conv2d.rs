@@ -2,14 +2,20 @@
 
 use super::weights::{self, Form};
 use super::{Cost, Layer, LayerMut, Operation, Passing, Run, Stored};
-use crate::engine::{Call, Planning};
+use crate::buffer::{Room, floats};
+use crate::engine::{Call, Place, Planning};
 use crate::file::{NodeTensors, NodeWriter};
 use crate::planes::PlaneLayer;
 use crate::{Error, NodeError, Shape, Weight, Window};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A two-dimensional convolution, as in PyTorch.
+/// Bytes that a tap of the window takes at most while a convolution is planned.
+const PACKED_TAP: usize = 64;
+
+/// A two-dimensional convolution, as in PyTorch, but for absent weights: see [`LinearKernel::run`].
+///
+/// [`LinearKernel::run`]: crate::LinearKernel::run
 #[derive(Clone, PartialEq)]
 pub struct Conv2d {
     /// Weights `[out channels, in channels / groups · kh · kw]`.
@@ -64,6 +70,17 @@ impl Operation for Conv2d {
         }))
     }
 
+    fn packed(&self, input: Shape) -> u64 {
+        let Self { weight, bias, window, groups } = self;
+        let taps = floats(&[window.kernel[0], window.kernel[1], PACKED_TAP]);
+        weights::packed(weight, bias, PlaneLayer::by_products(*groups, input)).saturating_add(taps)
+    }
+
+    fn gathered(&self, input: Shape, output: Shape) -> u64 {
+        let [height, width] = self.window.kernel;
+        floats(&[input.features, height, width, output.positions()])
+    }
+
     fn layer(&self) -> Option<Layer<'_>> {
         let padded = self.window.padding != [0, 0];
         Some(Layer { weight: &self.weight, bias: &self.bias, padded, whole: self.groups == 1 })
@@ -87,6 +104,10 @@ impl Run for PlaneLayer {
             let out = &mut out[sample * result..][..result];
             PlaneLayer::run(self, &x[sample * size..], out, second, relu, scratch);
         }
+    }
+
+    fn room(&self, _from: Place, _to: Place, _batch: usize) -> Room {
+        PlaneLayer::room(self)
     }
 
     fn bytes(&self) -> usize {

@@ -2,7 +2,8 @@
 
 use super::weights::{self, Form};
 use super::{Cost, Layer, LayerMut, Operation, Passing, Run, Stored};
-use crate::engine::{Call, Planning};
+use crate::buffer::Room;
+use crate::engine::{Call, Place, Planning};
 use crate::file::{NodeTensors, NodeWriter};
 use crate::math::{self, Strides};
 use crate::planes::PlaneLayer;
@@ -10,7 +11,8 @@ use crate::{Error, LinearKernel, NodeError, Shape, Weight};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A linear layer over the features, at each position on its own: `y = W x + b`.
+/// A linear layer over the features, at each position on its own: `y = W x + b`. Absent weights are not weights of 0: see
+/// [`LinearKernel::run`].
 #[derive(Clone, PartialEq)]
 pub struct Linear {
     /// Weights `[out features, in features]`.
@@ -53,6 +55,10 @@ impl Operation for Linear {
         })
     }
 
+    fn packed(&self, _input: Shape) -> u64 {
+        weights::packed(&self.weight, &self.bias, true)
+    }
+
     fn layer(&self) -> Option<Layer<'_>> {
         Some(Layer { weight: &self.weight, bias: &self.bias, padded: false, whole: true })
     }
@@ -68,10 +74,14 @@ impl Operation for Linear {
 
 impl Run for LinearKernel {
     fn run(&self, call: Call) {
-        let Call { batch, from, to, x, second, out, relu, .. } = call;
+        let Call { batch, from, to, x, second, out, relu, scratch } = call;
         let out = &mut out[..batch * to.sample()];
-        LinearKernel::run(self, batch, &x[..batch * from.sample()], out);
+        self.run_in(batch, &x[..batch * from.sample()], out, scratch);
         finish(out, second, relu);
+    }
+
+    fn room(&self, _from: Place, _to: Place, batch: usize) -> Room {
+        LinearKernel::room(self, batch)
     }
 
     fn bytes(&self) -> usize {

@@ -3,10 +3,10 @@
 use super::{Operation, Passing, Run, Stored};
 use crate::engine::{Call, Place, Planning};
 use crate::file::{NodeTensors, NodeWriter};
-use crate::{Error, NodeError, Shape, Window};
+use crate::{Error, NodeError, Shape, Window, math};
 use rayon::prelude::*;
 
-/// Maximum over each window; padding never wins.
+/// Maximum over each window; padding never wins, and NaN always does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxPool(pub Window);
 
@@ -47,21 +47,22 @@ impl Run for MaxPool {
 impl MaxPool {
     fn pool(&self, from: Place, to: Place, x: &[f32], out: &mut [f32]) {
         let Window { kernel, stride, padding, dilation } = self.0;
-        // The input row or column that tap `k` of output `o` reads, if it lies in the image.
-        let tap = |axis: usize, o: usize, k: usize, size: usize| {
-            (o * stride[axis] + k * dilation[axis]).checked_sub(padding[axis]).filter(|&i| i < size)
-        };
         let planes = out.par_chunks_exact_mut(to.stride()).zip(x.par_chunks_exact(from.stride()));
         planes.with_min_len(crate::tuning::PLANES_PER_TASK).for_each(|(out, plane)| {
             for (oy, row) in out[..to.shape.positions()].chunks_exact_mut(to.shape.width).enumerate() {
                 row.fill(f32::NEG_INFINITY);
-                for y in (0..kernel[0]).filter_map(|k| tap(0, oy, k, from.shape.height)) {
+                // The taps whose rows lie in the image.
+                let top = oy * stride[0];
+                let first = padding[0].saturating_sub(top).div_ceil(dilation[0]);
+                let end = (from.shape.height + padding[0]).saturating_sub(top).div_ceil(dilation[0]);
+                for ky in first..end.min(kernel[0]) {
+                    let y = top + ky * dilation[0] - padding[0];
                     let line = &plane[y * from.shape.width..][..from.shape.width];
-                    for k in 0..kernel[1] {
-                        for (ox, most) in row.iter_mut().enumerate() {
-                            if let Some(x) = tap(1, ox, k, from.shape.width) {
-                                *most = most.max(line[x]);
-                            }
+                    for kx in 0..kernel[1] {
+                        let (first, read, count) = self.0.inside(1, kx * dilation[1], line.len(), row.len());
+                        let taps = line[read..].iter().step_by(stride[1]);
+                        for (most, x) in row[first..first + count].iter_mut().zip(taps) {
+                            *most = math::larger(*most, *x);
                         }
                     }
                 }

@@ -22,7 +22,8 @@ mod scale;
 mod tokens;
 mod weights;
 
-use crate::engine::{Call, Planning};
+use crate::buffer::Room;
+use crate::engine::{Call, Place, Planning};
 use crate::file::{NodeTensors, NodeWriter};
 use crate::{Error, NodeError, Shape, Weight};
 use serde::de::DeserializeOwned;
@@ -56,6 +57,18 @@ pub(crate) trait Operation: Debug {
 
     /// Its place in the engine.
     fn plan(&self, planning: &Planning) -> Result<Box<dyn Run>, Error>;
+
+    /// Bytes that it takes at most when it is planned, beside the network's own. Measured before anything is allocated;
+    /// `u64::MAX` stands for more than a number holds.
+    fn packed(&self, input: Shape) -> u64 {
+        self.cost(input, input).bytes
+    }
+
+    /// Numbers that a device other than the engine may make of one sample on the way to a result of shape `output`.
+    fn gathered(&self, input: Shape, output: Shape) -> u64 {
+        let _ = (input, output);
+        0
+    }
 
     /// Whether its result may take the place of its input in memory, and starts as a copy of it otherwise.
     fn in_place(&self) -> bool {
@@ -115,8 +128,14 @@ pub(crate) enum Passing {
 
 /// An operation as the engine runs it.
 pub(crate) trait Run: Debug + Send + Sync {
-    /// Computes the result of a batch.
+    /// Computes the result of a batch. The scratch memory has [`room`](Self::room).
     fn run(&self, call: Call);
+
+    /// The scratch memory that a batch takes.
+    fn room(&self, from: Place, to: Place, batch: usize) -> Room {
+        let _ = (from, to, batch);
+        Room::default()
+    }
 
     /// Bytes of the parameters as the kernels read them.
     fn bytes(&self) -> usize {

@@ -32,6 +32,22 @@ pub(super) fn cost(weight: &Weight, bias: &[f32], positions: usize) -> Cost {
     Cost { multiplications: weights as u64 * positions as u64, bytes: bytes as u64 }
 }
 
+/// Bytes that kernels which read weights one by one, and their making, take at most for each weight and neuron: rows
+/// twice, lookups, tiles.
+const PACKED_WEIGHT: u64 = 48;
+const PACKED_NEURON: u64 = 96;
+
+/// Bytes that a layer takes at most when it is planned; `by_products` if dense weights stay a matrix.
+pub(super) fn packed(weight: &Weight, bias: &[f32], by_products: bool) -> u64 {
+    let (weights, each) = match weight {
+        Weight::Dense(values) if by_products => (values.len(), size_of::<f32>() as u64),
+        Weight::Dense(values) => (values.len(), PACKED_WEIGHT),
+        Weight::Condensed(weight) => (weight.values().len(), PACKED_WEIGHT),
+    };
+    let neurons = PACKED_NEURON.saturating_mul(bias.len() as u64);
+    each.saturating_mul(weights as u64).saturating_add(neurons)
+}
+
 /// The form of a weight in a file.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]

@@ -1,4 +1,5 @@
-//! A plain interpreter of networks: simple loops in f64, with PyTorch's meaning of each operation.
+//! A plain interpreter of networks: simple loops in f64, with PyTorch's meaning of each operation, also for NaN and
+//! infinities. Only absent weights differ: they are not multiplied at all.
 
 use condensed::{Network, Op, Shape, Weight, Window, ops};
 
@@ -33,8 +34,8 @@ fn compute(op: &Op, from: Shape, to: Shape, inputs: &[&[f64]]) -> Vec<f64> {
             let mut out = Vec::new();
             for neuron in 0..to.features {
                 for p in 0..positions {
-                    let products =
-                        (0..features).map(|f| weight[neuron * features + f] * x[f * positions + p]);
+                    let products = (0..features)
+                        .filter_map(|f| Some(weight[neuron * features + f]? * x[f * positions + p]));
                     out.push(products.sum::<f64>() + f64::from(bias[neuron]));
                 }
             }
@@ -48,7 +49,7 @@ fn compute(op: &Op, from: Shape, to: Shape, inputs: &[&[f64]]) -> Vec<f64> {
                 |(i, v): (usize, &f64)| v * f64::from(scale[channel(i)]) + f64::from(shift[channel(i)]);
             x.iter().enumerate().map(affine).collect()
         }
-        Op::Relu => x.iter().map(|v| v.max(0.0)).collect(),
+        Op::Relu => x.iter().map(|&v| if v < 0.0 { 0.0 } else { v }).collect(),
         Op::Gelu => x.iter().map(|v| v * 0.5 * (1.0 + erf(v / 2f64.sqrt()))).collect(),
         Op::HardSigmoid => x.iter().map(|v| hard_sigmoid(*v)).collect(),
         Op::HardSwish => x.iter().map(|v| v * hard_sigmoid(*v)).collect(),
@@ -90,12 +91,20 @@ fn compute(op: &Op, from: Shape, to: Shape, inputs: &[&[f64]]) -> Vec<f64> {
     }
 }
 
-fn dense(weight: &Weight) -> Vec<f64> {
-    let values = match weight {
-        Weight::Dense(values) => values.clone(),
-        Weight::Condensed(weight) => weight.to_dense(),
-    };
-    values.into_iter().map(f64::from).collect()
+/// All weights, `None` for absent ones.
+fn dense(weight: &Weight) -> Vec<Option<f64>> {
+    match weight {
+        Weight::Dense(values) => values.iter().map(|&v| Some(f64::from(v))).collect(),
+        Weight::Condensed(weight) => {
+            let mut all = vec![None; weight.neurons() * weight.inputs()];
+            for (row, &neuron) in weight.active().iter().enumerate() {
+                for (input, value) in weight.row(row) {
+                    all[neuron as usize * weight.inputs() + input] = Some(f64::from(value));
+                }
+            }
+            all
+        }
+    }
 }
 
 /// Place in a plane of the image that a tap reads, if it is not in the padding.
@@ -109,7 +118,7 @@ fn tap(window: &Window, image: Shape, out: [usize; 2], tap: [usize; 2]) -> Optio
 }
 
 fn conv(
-    weight: &[f64],
+    weight: &[Option<f64>],
     bias: &[f32],
     window: &Window,
     groups: usize,
@@ -132,6 +141,7 @@ fn conv(
                             let Some(place) = tap(window, from, [oy, ox], [ky, kx]) else { continue };
                             let weight =
                                 weight[neuron * fan_in + (c * kernel_height + ky) * kernel_width + kx];
+                            let Some(weight) = weight else { continue };
                             sum += weight * image[(first_input + c) * from.positions() + place];
                         }
                     }
@@ -150,7 +160,8 @@ fn max_pool(window: &Window, from: Shape, to: Shape, image: &[f64]) -> Vec<f64> 
             for ox in 0..to.width {
                 let taps = (0..window.kernel[0]).flat_map(|y| (0..window.kernel[1]).map(move |x| [y, x]));
                 let values = taps.filter_map(|at| tap(window, from, [oy, ox], at)).map(|place| plane[place]);
-                out.push(values.fold(f64::NEG_INFINITY, f64::max));
+                let larger = |a: f64, b: f64| if b > a || b.is_nan() { b } else { a };
+                out.push(values.fold(f64::NEG_INFINITY, larger));
             }
         }
     }
