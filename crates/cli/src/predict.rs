@@ -11,9 +11,10 @@ use safetensors::tensor::Dtype;
 use srigl_burn::CondensedNetwork;
 use srigl_models::{Classifier, ModelInfo, WithModel};
 use srigl_run::{Store, print};
+use srigl_tensors::memory;
 use srigl_train::{Model, NamedTensor, Weights, condense, device, fill_module};
 
-/// Samples that go through a network at once, so that memory does not grow with the file.
+/// Samples that go through a network at once at most, so that memory does not grow with the file.
 const CHUNK: usize = 64;
 
 /// Arguments of `srigl predict`.
@@ -184,11 +185,20 @@ impl Input {
     }
 }
 
+/// How many samples go through a network at once.
+fn chunk(fits: impl Fn(usize) -> bool) -> usize {
+    std::iter::successors(Some(CHUNK), |batch| Some(batch / 2))
+        .find(|batch| *batch <= 1 || fits(*batch))
+        .unwrap_or(1)
+}
+
 fn run_engine(network: &Network, input: &Input) -> Result<Vec<f32>> {
     let mut engine = Engine::new(network)?;
     let (sample, result) = (engine.input_shape().len(), engine.output_shape().len());
-    let mut logits = vec![0.0; input.batch() * result];
-    for (x, y) in input.values.chunks(CHUNK * sample).zip(logits.chunks_mut(CHUNK * result)) {
+    let mut logits = memory::filled(0.0, input.batch().saturating_mul(result)).context("the logits")?;
+    // As many at once as there is memory for; if not even one, running it says so.
+    let chunk = chunk(|batch| memory::check(engine.memory(batch)).is_ok());
+    for (x, y) in input.values.chunks(chunk * sample).zip(logits.chunks_mut(chunk * result)) {
         engine.run(x.len() / sample, x, y)?;
     }
     Ok(logits)
@@ -196,9 +206,10 @@ fn run_engine(network: &Network, input: &Input) -> Result<Vec<f32>> {
 
 fn run_on_device(network: &Network, input: &Input, device: &Device) -> Result<Vec<f32>> {
     let Shape { features, height, width } = network.input_shape();
+    let chunk = chunk(|batch| network.check_memory(batch).is_ok());
     let network = CondensedNetwork::new(network, FloatDType::F32, device)?;
     let mut logits = Vec::new();
-    for x in input.values.chunks(CHUNK * features * height * width) {
+    for x in input.values.chunks(chunk * features * height * width) {
         let batch = x.len() / (features * height * width);
         let data = TensorData::new(x.to_vec(), [batch, features, height, width]);
         logits.extend(floats(network.forward(Tensor::from_data(data, device)))?);

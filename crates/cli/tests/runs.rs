@@ -426,10 +426,19 @@ fn memory_has_a_limit() {
     let bench = Bench::new();
     let text = refused(&bench.train("--epochs 1 --max-memory 2MB --out run"));
     assert!(text.contains("of memory, but 2.0 MB are allowed"), "{text}");
-    let text = refused(
-        &bench.train("--model vit-tiny --width 1024 --patch 2 --epochs 1 --max-memory 300MB --out run"),
-    );
-    assert!(text.contains("--max-memory") && text.contains("weights of `vit-tiny`"), "{text}");
+    for (flags, part) in [
+        (
+            "--model vit-tiny --width 1024 --patch 2 --max-memory 300MB",
+            "results of all layers of `vit-tiny` for 32 images",
+        ),
+        (
+            "--model resnet50 --width 1024 --max-memory 2GB",
+            "weights of `resnet50` with gradients and moments",
+        ),
+    ] {
+        let text = refused(&bench.train(&format!("--epochs 1 --out run {flags}")));
+        assert!(text.contains(part) && text.contains("--max-memory"), "{text}");
+    }
     assert!(!bench.path("run").exists());
     said(&bench.train("--epochs 1 --max-memory 1GiB --quiet --out run"));
     let text = refused(&bench.srigl("mask init run/model.safetensors -o out.safetensors --max-memory 100kB"));

@@ -37,7 +37,7 @@ impl Inputs {
             classes: loader.classes(),
             train_images: train.iter().sum(),
             test_images: test.iter().sum(),
-            digest: source.digest()?,
+            digest: source.digest(),
             weights: match weights.filter(|path| path.exists()) {
                 Some(path) => Some(weights_digest(path)?),
                 None => None,

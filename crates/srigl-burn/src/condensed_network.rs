@@ -87,8 +87,10 @@ impl CondensedNetwork {
     /// copied to the device now, condensed ones in the first call.
     ///
     /// # Errors
-    /// [`Error::Node`] for an operation that only the engine for CPUs knows.
+    /// [`Error::Node`] for an operation that only the engine for CPUs knows; [`Error::Memory`] if a single sample would take
+    /// more than the budget, see [`Network::check_memory`].
     pub fn new(network: &Network, dtype: FloatDType, device: &Device) -> Result<Self, Error> {
+        network.check_memory(1)?;
         let shapes = network.shapes();
         let mut nodes: Vec<Node> = Vec::with_capacity(shapes.len());
         for (node, &shape) in network.nodes().iter().zip(shapes) {
