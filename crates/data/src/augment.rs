@@ -322,6 +322,12 @@ impl Normalise {
             self.std.iter().all(|&std| std > 0.0),
             "`std` must be positive; where it is that of the images, they are all alike"
         );
+        // Both ends of what a pixel can be.
+        let is_finite = |row: &[f32; 256]| row[0].is_finite() && row[255].is_finite();
+        ensure!(
+            self.table(channels).iter().all(is_finite),
+            "with this `mean` and `std`, pixels become larger than numbers can be"
+        );
         Ok(())
     }
 
@@ -1092,6 +1098,11 @@ pub(crate) mod tests {
         fails(|t| t.eval = None, Some([28, 28]), "28x28");
         fails(|t| t.eval = Some(CentreCrop { resize: 30, crop: 32 }), None, "crop <= resize");
         fails(|t| t.normalise.std[1] = 0.0, None, "positive");
+        fails(|t| t.normalise.std[1] = 1e-40, None, "larger than numbers can be");
+        for size in [0, usize::MAX] {
+            let error = Transform::imagenet(size, size).check(3, None).unwrap_err().to_string();
+            assert!(error.contains(&format!("`size` is {size}, but must be 1 to 4096")), "{error}");
+        }
         fails(|t| t.normalise.mean.truncate(2), None, "2 values");
         fails(|t| t.train.jitter = Some(Jitter { contrast: -1.0, ..Default::default() }), None, "contrast");
         fails(

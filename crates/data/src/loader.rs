@@ -746,6 +746,28 @@ mod tests {
     }
 
     #[test]
+    fn settings_at_their_extremes() {
+        for alpha in [f64::MAX, f64::MIN_POSITIVE] {
+            let crop = Crop::Resized { size: 8, scale: [1e-300, 1.0], ratio: [1e-300, 1e300] };
+            let train = Augment {
+                crop,
+                jitter: Some(Jitter { brightness: f32::MAX, contrast: f32::MAX, saturation: f32::MAX }),
+                auto: Some(AutoAugment::Rand),
+                erase: Some(Erase { probability: 1.0 }),
+                ..Augment::default()
+            };
+            let normalise = Normalise { mean: vec![1e30], std: vec![1e-5] };
+            let mix = Some(Mixing { mixup_alpha: Some(alpha), cutmix_alpha: Some(alpha) });
+            let transform = Transform { train, eval: None, normalise, mix };
+            let loader = Loader::new(colours(), transform, options(1)).unwrap();
+            for batch in all(loader.train_epoch(0, 0, 2, 0)) {
+                assert!(batch.images.iter().all(|value| value.is_finite()));
+                assert!((0.0..=1.0).contains(&batch.mix.unwrap().share));
+            }
+        }
+    }
+
+    #[test]
     fn batches_that_do_not_fit_are_refused() {
         let crop = Transform::imagenet(4096, 4096);
         let mut source = ImageFolder::open(pictures().path(), false).unwrap();
