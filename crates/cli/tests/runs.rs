@@ -441,7 +441,9 @@ fn memory_has_a_limit() {
     }
     assert!(!bench.path("run").exists());
     said(&bench.train("--epochs 1 --max-memory 1GiB --quiet --out run"));
-    let text = refused(&bench.srigl("mask init run/model.safetensors -o out.safetensors --sparsity 0.9 --max-memory 100kB"));
+    let text = refused(
+        &bench.srigl("mask init run/model.safetensors -o out.safetensors --sparsity 0.9 --max-memory 100kB"),
+    );
     assert!(text.contains("100.0 kB are allowed"), "{text}");
     assert!(!bench.path("out.safetensors").exists());
 }

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use atomic_write_file::AtomicWriteFile;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
+use srigl_tensors::atomic;
 
 use super::DataSet;
 use super::printable::shown;
@@ -117,9 +117,11 @@ pub fn fetch(remote: &Remote, dir: &Path) -> Result<Vec<Outcome>> {
         let url = format!("{}{}", remote.mirror, file.name);
         let cannot = || format!("cannot write `{}`", shown(&path));
         fs::create_dir_all(dir).with_context(cannot)?;
-        let mut to = AtomicWriteFile::open(&path).with_context(cannot)?;
-        download(&url, file, &mut to).with_context(|| format!("cannot download {url}"))?;
-        to.commit().with_context(cannot)?;
+        let staged = atomic::stage(&path, |to| {
+            download(&url, file, to).map_err(|error| io::Error::other(format!("{error:#}")))
+        });
+        let staged = staged.with_context(|| format!("cannot download {url} to `{}`", shown(&path)))?;
+        staged.commit().with_context(cannot)?;
         Ok(Outcome::Downloaded)
     };
     remote.files.iter().map(fetch_one).collect()
@@ -145,7 +147,7 @@ fn check_intact(file: &RemoteFile, path: &Path) -> Result<()> {
 }
 
 /// Copies `url` to `to` and checks what came.
-fn download(url: &str, file: &RemoteFile, to: &mut File) -> Result<()> {
+fn download(url: &str, file: &RemoteFile, to: &mut dyn Write) -> Result<()> {
     // Without a network this should fail at once, and a stalled download soon.
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_resolve(Some(Duration::from_secs(5)))

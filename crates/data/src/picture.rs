@@ -300,6 +300,9 @@ fn checked_png(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Flaw> {
         match kind {
             b"IEND" => break,
             PIXELS => pixels.push(body),
+            b"PLTE" if !matches!(body.len(), 3..=768) || body.len() % 3 != 0 => {
+                return Err("its palette has no whole number of colours".into());
+            }
             _ => {}
         }
     }

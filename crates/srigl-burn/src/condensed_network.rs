@@ -8,6 +8,7 @@ use burn::tensor::module::{attention, conv2d, layer_norm, linear, max_pool2d};
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, FloatDType, Tensor};
 use condensed::{Error, Network, Op, Shape, Weight, Window, ops};
+use srigl_tensors::memory;
 
 /// A [`Network`] of the crate [`condensed`] as Burn operations on one device: what [`condensed::Engine`] computes on
 /// CPUs, for GPUs.
@@ -82,15 +83,30 @@ enum Value {
     Rows(Tensor<3>),
 }
 
+/// Whether a condensed weight may be made dense: a few bytes can stand for a matrix of any size.
+fn check_weight(node: &condensed::Node) -> Result<(), Error> {
+    let (Op::Linear(ops::Linear { weight, .. }) | Op::Conv2d(ops::Conv2d { weight, .. })) = &node.op else {
+        return Ok(());
+    };
+    let Weight::Condensed(weight) = weight else { return Ok(()) };
+    let bytes = memory::product(&[weight.neurons(), weight.inputs(), size_of::<f32>()]);
+    memory::check(bytes).map_err(|what| Error::Memory {
+        what,
+        node: node.name.clone(),
+        bytes: bytes.unwrap_or(u64::MAX),
+    })
+}
+
 impl CondensedNetwork {
     /// A network that computes on a device in `dtype`; sums of condensed layers are taken in f32. Dense weights are
     /// copied to the device now, condensed ones in the first call.
     ///
     /// # Errors
     /// [`Error::Node`] for an operation that only the engine for CPUs knows; [`Error::Memory`] if a single sample would take
-    /// more than the budget, see [`Network::check_memory`].
+    /// more than the budget, see [`Network::check_memory`], or the weights of a layer would, which some devices need dense.
     pub fn new(network: &Network, dtype: FloatDType, device: &Device) -> Result<Self, Error> {
         network.check_memory(1)?;
+        network.nodes().iter().try_for_each(check_weight)?;
         let shapes = network.shapes();
         let mut nodes: Vec<Node> = Vec::with_capacity(shapes.len());
         for (node, &shape) in network.nodes().iter().zip(shapes) {

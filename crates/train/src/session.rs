@@ -91,6 +91,7 @@ impl Session<'_> {
         let device = device::parse(self.device)?;
         device.seed(self.config.seed);
         let spec = model_spec(&self.config.model, self.loader.shape(), self.loader.classes())?;
+        self.loader.check(self.config.batch_size)?;
         let inputs = Inputs::new(self.loader, self.config.weights.as_deref())?;
         // Nobody may move a run on between reading its checkpoint and going on from it. The folder of a new run is made when
         // its start is known to work.
