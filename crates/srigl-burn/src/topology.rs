@@ -173,3 +173,26 @@ impl Topology {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Standard error cannot be read here; what decides about it can.
+    #[test]
+    fn a_failed_update_that_nobody_observes_is_told_once_for_each_layer() {
+        let topology = Topology::new(Vec::new());
+        let fail = |layer: &str| {
+            let report = Err(Error::Sparsity(2.0));
+            topology.record(TopologyEvent { step: 5, layer: layer.into(), report, itop: 0.0 });
+            topology.lock().warned.iter().cloned().collect::<Vec<_>>()
+        };
+        let updates = topology.updates();
+        assert!(fail("a").is_empty(), "its observer is told");
+        assert_eq!(updates.drain().len(), 1);
+        drop(updates);
+        assert_eq!(fail("a"), ["a"]);
+        assert_eq!(fail("b"), ["a", "b"]);
+        assert_eq!(fail("a"), ["a", "b"]);
+    }
+}

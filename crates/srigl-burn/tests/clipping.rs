@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use srigl_burn::methods::{Dense, Rigl, Srigl};
 use srigl_burn::{AnyMethod, NormClipping, Sparsified, SparsityConfig};
 
@@ -86,4 +86,42 @@ fn sparse_weights_count_with_their_masked_gradients() {
 #[test]
 fn small_gradients_stay_as_they_are() {
     clipped(Srigl::default(), 1e6);
+}
+
+/// A layer that is the whole module has masks, too.
+#[test]
+fn a_bare_layer_counts_with_its_masked_gradient() {
+    let device = Device::flex().autodiff();
+    device.seed(1);
+    let layer = LinearConfig::new(20, 30).with_bias(false).init(&device);
+    let config = SparsityConfig::new(0.8, 100).with_method(Rigl.into());
+    let Sparsified { model: layer, topology, .. } = config.sparsify(layer, SgdConfig::new().build()).unwrap();
+    let x = Tensor::<2>::random([16, 20], Distribution::Default, &device);
+    let grads = GradientsParams::from_grads(layer.forward(x).powf_scalar(2.0).sum().backward(), &layer);
+    let values = |tensor: Tensor<2>| -> Vec<f32> { tensor.into_data().try_into_vec().unwrap() };
+    let before = grads.get::<2>(layer.weight.id).unwrap();
+    let masked = before.clone().mask_fill(layer.weight.val().inner().equal_elem(0.0), 0.0);
+    let factor = 0.5 / norm(&values(masked));
+    let clipped = NormClipping::new(0.5, topology).clip(&layer, grads).get::<2>(layer.weight.id).unwrap();
+    for (clipped, before) in values(clipped).iter().zip(values(before)) {
+        assert!((f64::from(*clipped) - f64::from(before) * factor).abs() < 1e-6);
+    }
+}
+
+/// The square of 300 is no number in half precision.
+#[test]
+fn the_norm_of_half_precision_gradients_is_taken_in_f32() {
+    let device = Device::flex().autodiff();
+    let layer = LinearConfig::new(4, 4).with_bias(false).init(&device);
+    let topology = SparsityConfig::new(0.0, 1).with_method(Dense.into());
+    let Sparsified { model: layer, topology, .. } =
+        topology.sparsify(layer, SgdConfig::new().build()).unwrap();
+    let mut grads = GradientsParams::new();
+    let half = Tensor::<2>::full([4, 4], 300.0, &Device::flex()).cast(DType::F16);
+    grads.register(layer.weight.id, half);
+    let clipped = NormClipping::new(1.0, topology).clip(&layer, grads).get::<2>(layer.weight.id).unwrap();
+    assert_eq!(clipped.dtype(), DType::F16);
+    let values: Vec<f32> = clipped.cast(DType::F32).into_data().try_into_vec().unwrap();
+    // 16 numbers of the same size: each a quarter of the norm.
+    assert!(values.iter().all(|value| (value - 0.25).abs() < 1e-3), "{values:?}");
 }

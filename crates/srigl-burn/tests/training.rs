@@ -191,6 +191,77 @@ fn a_record_without_masks_is_an_error() {
     assert!(matches!(error, Error::OptimizerRecord { ref layer } if layer == "fc1"), "{error}");
 }
 
+/// Trained for some steps, with its records.
+fn trained(device: &Device, seed: u64) -> (ModuleRecord, OptimizerRecord) {
+    let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
+    let mut sparse =
+        config(Rigl).with_seed(seed).sparsify(MlpConfig::new().init(device), sgd.build()).unwrap();
+    for step in 0..9 {
+        let grads = gradients(&sparse.model, 8, step, device);
+        sparse.model = sparse.optim.step(0.05, sparse.model, grads);
+    }
+    (sparse.model.into_record(), sparse.optim.to_record())
+}
+
+/// Whatever is missing or does not belong together: no topology starts anew in silence.
+#[test]
+fn records_that_do_not_belong_together_are_an_error() {
+    let device = Device::flex().autodiff();
+    let fresh = |with_momentum: bool| {
+        let momentum = with_momentum.then(MomentumConfig::new);
+        let sgd = SgdConfig::new().with_momentum(momentum);
+        config(Rigl).with_seed(1).sparsify(MlpConfig::new().init(&device), sgd.build()).unwrap()
+    };
+    let (model, optim) = trained(&device, 1);
+    assert!(fresh(true).load_records(model, optim).is_ok());
+    // The weights of a trained model without their masks.
+    let error = fresh(true).load_records(trained(&device, 1).0, OptimizerRecord::default()).err().unwrap();
+    assert!(matches!(error, Error::OtherMask { ref layer } if layer == "fc1"), "{error}");
+    // The masks of another training.
+    let error = fresh(true).load_records(trained(&device, 1).0, fresh(true).optim.to_record()).err().unwrap();
+    assert!(matches!(error, Error::OtherMask { .. }), "{error}");
+    // An optimizer without momentum has no room for it.
+    let (model, optim) = trained(&device, 1);
+    let error = fresh(false).load_records(model, optim).err().unwrap();
+    assert!(matches!(error, Error::OptimizerRecordParts { lost: 1.., .. }), "{error}");
+}
+
+/// Where nobody can return an error, as in Burn's `Learner`.
+#[test]
+#[should_panic(expected = "layer `fc1` has weights where its mask has none, and no state")]
+fn a_step_without_the_masks_of_its_weights_panics() {
+    let device = Device::flex().autodiff();
+    let (record, _) = trained(&device, 1);
+    let Sparsified { model, mut optim, .. } =
+        config(Rigl).with_seed(2).sparsify(MlpConfig::new().init(&device), SgdConfig::new().build()).unwrap();
+    let model = model.load_record(record);
+    let grads = gradients(&model, 8, 0, &device);
+    optim.step(0.05, model, grads);
+}
+
+/// The state keeps the schedule it was made with, unless it gets another.
+#[test]
+fn a_longer_training_has_its_own_schedule() {
+    let device = Device::flex().autodiff();
+    let sgd = || SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
+    let updates_until_60 = |reschedule: bool| {
+        let (model, optim) = trained(&device, 1);
+        let longer = SparsityConfig { end_step: 50, ..config(Rigl) };
+        let sparse = longer.sparsify(MlpConfig::new().init(&device), sgd().build()).unwrap();
+        let mut sparse = match reschedule {
+            true => sparse.load_records_and_reschedule(model, optim, longer.schedule()).unwrap(),
+            false => sparse.load_records(model, optim).unwrap(),
+        };
+        let updates = sparse.topology.updates();
+        for step in 9..60 {
+            let grads = gradients(&sparse.model, 8, step, &device);
+            sparse.model = sparse.optim.step(0.01, sparse.model, grads);
+        }
+        updates.drain().iter().map(|event| event.step).max().unwrap()
+    };
+    assert_eq!([updates_until_60(false), updates_until_60(true)], [28, 48]);
+}
+
 #[test]
 fn gradient_accumulation_counts_optimizer_steps() {
     let device = Device::flex().autodiff();
