@@ -74,7 +74,9 @@ pub fn run(args: PredictArgs) -> Result<()> {
     let input = Input::read(&args.input)?;
     let path = &args.weights;
     let (logits, how) = match Model::open(path)? {
-        Model::Condensed(network) => run_condensed(&network, &input, device, &args)?,
+        Model::Condensed(network) => {
+            run_condensed(&network, &input, device, &args).with_context(|| format!("`{}`", path.display()))?
+        }
         Model::Tensors(file) => {
             let name = args.model.as_deref().with_context(|| {
                 let known = srigl_models::names().join(", ");
@@ -89,7 +91,7 @@ pub fn run(args: PredictArgs) -> Result<()> {
             let spec = crate::condense::spec(name, &weights.tensors, input.image())?;
             if args.condensed {
                 let network = condense(&spec, &weights.tensors).with_context(wrong)?;
-                run_condensed(&network.fold().with_context(wrong)?, &input, device, &args)?
+                run_condensed(&network.fold().with_context(wrong)?, &input, device, &args).with_context(wrong)?
             } else {
                 input.check(spec.images)?;
                 let device = device.unwrap_or_else(Device::flex);

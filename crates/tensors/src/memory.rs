@@ -88,7 +88,9 @@ fn of_machine() -> u64 {
     let mut system = System::new();
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     let machine = system.available_memory();
-    let free = system.cgroup_limits().map_or(machine, |group| group.free_memory.min(machine));
+    // What a group has free does not count the files that the system keeps in memory and would give up.
+    let of_group = system.cgroup_limits().map(|group| group.total_memory.saturating_sub(group.rss));
+    let free = of_group.map_or(machine, |group| group.min(machine));
     if free == 0 { UNKNOWN } else { free / 4 * 3 }
 }
 

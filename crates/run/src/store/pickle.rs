@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use zip::ZipArchive;
 
-/// The most instructions that pickles of weights may have: a tensor takes about 40, so this is for 200 000 tensors.
-const MAX_INSTRUCTIONS: u64 = 1 << 23;
+/// The most instructions that pickles of weights may have: a tensor takes about 40, so this is for 100 000 tensors.
+const MAX_INSTRUCTIONS: u64 = 1 << 22;
 
 /// Bytes that an instruction of a single byte can take when it has been read, about.
 const BYTES_EACH: u64 = 128;
