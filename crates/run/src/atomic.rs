@@ -89,4 +89,10 @@ mod tests {
         let error = write(&folder.path().join("none/file"), b"x").unwrap_err().to_string();
         assert!(error.contains("there is no folder") && error.contains("make it first"), "{error}");
     }
+
+    #[test]
+    fn a_name_without_a_folder_is_in_the_present_one() {
+        // Staged and dropped, it leaves nothing in this crate's folder.
+        drop(stage(Path::new("never-committed"), |file| file.write_all(b"x")).unwrap());
+    }
 }
