@@ -289,6 +289,7 @@ mod tests {
             values[bad] = f32::NAN;
             assert_eq!(first_not_finite(&values), Some(bad));
         }
+        assert_eq!(first_not_finite(&[f32::NAN; 3]), Some(0), "where all are bad");
     }
 
     #[test]
