@@ -749,6 +749,178 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_is_not_cut_short_updates_when_it_was_told_to() {
+        // Two updates would fit into 150 steps every 74, but that is for runs that are cut short.
+        assert_eq!(config("--epochs 2 --delta-t 90").steps(100).unwrap().delta_t, 90);
+        let cut = config("--epochs 2 --delta-t 190 --limit-steps 199").steps(100).unwrap();
+        assert_eq!((cut.total, cut.delta_t), (199, 74), "half of the 148 steps before T_end = 149");
+    }
+
+    #[test]
+    fn warm_up_rises_in_equal_steps_from_the_first() {
+        let lr = |flags: &str, step, total| (config(flags).lr_at(step, total) * 1e9).round() / 1e9;
+        // Four epochs of ten steps.
+        let flags = "--epochs 4 --warmup-epochs 2 --lr 0.4 --lr-schedule constant";
+        assert_eq!([1, 2, 20, 21, 40].map(|step| lr(flags, step, 40)), [0.02, 0.04, 0.4, 0.4, 0.4]);
+        // Half a step of warm-up is one step of it.
+        assert_eq!(lr("--epochs 8 --warmup-epochs 1 --lr 0.4 --lr-schedule constant", 1, 4), 0.4);
+        // The cosine falls over what the warm-up leaves: a quarter of the way after five of twenty steps.
+        let flags = "--epochs 4 --warmup-epochs 2 --lr 0.4";
+        assert_eq!(lr(flags, 26, 40), ((1.0 + (PI / 4.0).cos()) * 0.2 * 1e9).round() / 1e9);
+    }
+
+    #[test]
+    fn learning_rates_fall_after_the_epochs_they_are_told() {
+        let every = config("--epochs 6 --lr 1 --lr-schedule step --lr-every 2 --lr-factor 0.5");
+        assert_eq!(
+            [1, 20, 21, 40, 41, 60].map(|step| every.lr_at(step, 60)),
+            [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+        );
+    }
+
+    #[test]
+    fn names_stand_for_their_distribution_on_command_lines_and_in_files() {
+        for (name, _, distribution) in Distribution::NAMES {
+            let config = config(&format!("--distribution {name}"));
+            assert_eq!(config.distribution, distribution);
+            let json = serde_json::to_value(&config).unwrap();
+            assert_eq!(json["distribution"], name);
+            assert_eq!(serde_json::from_value::<Config>(json).unwrap(), config);
+        }
+        let json = serde_json::to_string(&Config::default()).unwrap();
+        let error = serde_json::from_str::<Config>(&json.replace("\"erk\"", "\"magic\"")).unwrap_err();
+        assert!(error.to_string().starts_with("no distribution `magic`"), "{error}");
+        assert_eq!(config("--erk-power 0.5").shared(), Distribution::Erk { power: 0.5 });
+        assert_eq!(config("--distribution er").shared(), Distribution::Er);
+    }
+
+    #[test]
+    fn settings_that_older_runs_lack_are_the_defaults_of_the_flags() {
+        let mut json = serde_json::to_value(Config::default()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        for key in ["erk_power", "betas", "lr_factor", "nesterov", "micro_batch", "pad_mode", "clip_norm"] {
+            assert!(fields.remove(key).is_some(), "{key}");
+        }
+        assert_eq!(serde_json::from_value::<Config>(json).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn masks_come_from_where_they_are_said_to() {
+        use InitialMaskFrom::{File, GlobalMagnitude, Magnitude, Random};
+        for (from, drawn, [free, constant]) in [
+            (
+                Magnitude,
+                Some(InitialMask::Magnitude),
+                ["the largest weights of each layer", "the largest weights of each neuron"],
+            ),
+            (GlobalMagnitude, Some(InitialMask::GlobalMagnitude), ["the largest weights of all layers"; 2]),
+            (Random, Some(InitialMask::Random), ["random"; 2]),
+            (File, None, ["that of the file"; 2]),
+        ] {
+            assert_eq!((from.drawn(), from.words(false), from.words(true)), (drawn, free, constant));
+        }
+    }
+
+    #[test]
+    fn a_step_schedule_needs_its_steps_and_no_other_has_them() {
+        for (flags, is_right) in [
+            ("", true),
+            ("--lr-schedule step --lr-every 2", true),
+            ("--lr-schedule step --lr-milestones 2", true),
+            ("--lr-schedule step", false),
+            ("--lr-every 2", false),
+            ("--lr-milestones 2", false),
+        ] {
+            assert_eq!(config(flags).validate().is_ok(), is_right, "{flags}");
+        }
+    }
+
+    #[test]
+    fn a_change_of_settings_is_named_unless_it_cannot_matter() {
+        let before = config("");
+        assert_eq!(before.differing_key(&config("")), None);
+        assert_eq!(before.differing_key(&config("--checkpoint-every 7")), None);
+        assert_eq!(before.differing_key(&config("--batch-size 7")), Some("batch-size".into()));
+    }
+
+    #[test]
+    fn titles_say_network_and_kind_of_run() {
+        assert_eq!(config("--model resnet18 --no-ablation").title(), "resnet18 SRigL without ablation");
+    }
+
+    #[test]
+    fn networks_see_images_of_the_size_of_their_set() {
+        let side = |flags: &str| config(flags).image_size();
+        assert_eq!(side("--dataset cifar100"), [32; 2]);
+        assert_eq!(side("--dataset glyphs"), [28; 2]);
+        assert_eq!(side("--dataset image-folder"), [224; 2]);
+        assert_eq!(side("--dataset image-folder --image-size 96"), [96; 2]);
+    }
+
+    /// Two images of `channels`, in memory.
+    fn images(channels: usize) -> Source {
+        let split = || srigl_data::Split { images: vec![0; channels * 4], labels: vec![0] };
+        let names = vec!["a class".to_string()];
+        let splits = (split(), split());
+        Source::Memory(srigl_data::Images::new(
+            DataSet::Glyphs,
+            "here".into(),
+            splits,
+            names,
+            [channels, 2, 2],
+        ))
+    }
+
+    /// A folder with one picture to train and one to test on.
+    fn folder() -> Source {
+        let folder = tempfile::tempdir().unwrap();
+        for part in ["train", "val"] {
+            std::fs::create_dir_all(folder.path().join(part).join("class")).unwrap();
+            std::fs::write(folder.path().join(part).join("class/a.png"), "not opened here").unwrap();
+        }
+        srigl_data::open(DataSet::ImageFolder, Some(folder.path()), false).unwrap()
+    }
+
+    #[test]
+    fn flags_change_what_is_usual_for_the_images() {
+        let transform = |flags: &str, source: &Source| config(flags).transform(source);
+        let (grey, colour, folder) = (images(1), images(3), folder());
+        for source in [&grey, &colour, &folder] {
+            assert_eq!(transform("", source).unwrap(), Transform::standard(source));
+        }
+        // Pictures to test on are resized to 8/7 of what is taken of them, as 256 is of 224.
+        assert_eq!(transform("--image-size 98", &folder).unwrap(), Transform::imagenet(98, 112));
+        let reflected = transform("--pad-mode reflect", &colour).unwrap();
+        assert_eq!(reflected.train.crop, Crop::Pad { border: 4, mode: PadMode::Reflect });
+        let scaled = transform("--resize-from 256,480", &folder).unwrap();
+        assert_eq!(scaled.train.crop, Crop::Scaled { sides: [256, 480], size: 224 });
+        assert_eq!(transform("--no-augment", &colour).unwrap().train, Augment::default());
+        assert_eq!(transform("--no-normalise", &grey).unwrap().normalise, Normalise::none());
+        for (flags, mixup_alpha, cutmix_alpha) in [
+            ("--mixup-alpha 0.2", Some(0.2), None),
+            ("--cutmix-alpha 1", None, Some(1.0)),
+            ("--mixup-alpha 0.2 --cutmix-alpha 1", Some(0.2), Some(1.0)),
+        ] {
+            let mix = transform(flags, &grey).unwrap().mix;
+            assert_eq!(mix, Some(Mixing { mixup_alpha, cutmix_alpha }), "{flags}");
+        }
+        for (flags, source) in [
+            ("--image-size 98", &grey),
+            ("--resize-from 256,480", &grey),
+            ("--pad-mode reflect", &grey),
+            ("--no-augment", &folder),
+        ] {
+            assert!(transform(flags, source).is_err(), "{flags}");
+        }
+    }
+
+    #[test]
+    fn two_sizes_are_read() {
+        assert_eq!(two_sides("256, 480").unwrap(), [256, 480]);
+        assert!(two_sides("256").is_err() && two_sides("256,x").is_err());
+    }
+
+    #[test]
     fn masks_are_drawn_after_updates_spread_over_the_run_and_at_the_end() {
         let drawn = |config: &Config, total| -> Vec<u64> {
             let steps = Steps { total, planned: total, delta_t: config.delta_t, grad_accumulation: 1 };

@@ -245,3 +245,102 @@ fn is_temporary(path: &Path) -> bool {
         name.starts_with(".tmp") || WHOLE_FILES.iter().any(|file| name.starts_with(&format!(".{file}.")))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(seed: u64) -> Config {
+        Config { seed, ..Config::default() }
+    }
+
+    /// A path in a folder that is gone when the first is dropped.
+    fn path() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        (folder, path)
+    }
+
+    #[test]
+    fn a_new_run_gets_its_settings_and_is_found_again() {
+        let (_parent, path) = path();
+        assert!(matches!(RunFolder::existing(&path), Err(Error::Run { .. })));
+        let folder = RunFolder::open(&path, &config(1), false).unwrap();
+        assert!(!path.exists(), "opened, but not made");
+        drop(folder.create(&config(1)).unwrap());
+        let (found, settings) = RunFolder::existing(&path).unwrap();
+        assert_eq!((found.file("x"), settings), (path.join("x"), config(1)));
+        assert_eq!(RunFolder::at(&path).file("x"), path.join("x"));
+    }
+
+    #[test]
+    fn a_run_goes_on_with_its_settings_only() {
+        let (_parent, path) = path();
+        drop(RunFolder::at(&path).create(&config(1)).unwrap());
+        let open = |seed, resume| RunFolder::open(&path, &config(seed), resume);
+        assert!(matches!(open(1, false), Err(Error::Exists { .. })));
+        assert!(matches!(open(2, true), Err(Error::OtherSettings { key, .. }) if key == "seed"));
+        let folder = open(1, true).unwrap();
+        // Somebody else may have started another run meanwhile.
+        assert!(matches!(folder.create(&config(2)), Err(Error::OtherSettings { .. })));
+        let lock = folder.create(&config(1)).unwrap();
+        assert!(matches!(folder.create(&config(1)), Err(Error::Locked { .. })));
+        drop(lock);
+        drop(folder.create(&config(1)).unwrap());
+    }
+
+    #[test]
+    fn folders_of_others_are_left_alone() {
+        let (_parent, path) = path();
+        let is_foreign = || matches!(RunFolder::open(&path, &config(1), false), Err(Error::Foreign { .. }));
+        fs::write(&path, "a file").unwrap();
+        assert!(is_foreign());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(!is_foreign(), "empty");
+        for ours in [lock::FILE, ".tmpAb12", ".config.json.Ab12"] {
+            fs::write(path.join(ours), "").unwrap();
+            assert!(!is_foreign(), "{ours}");
+        }
+        for other in ["notes.txt", ".config", "config.json.Ab12"] {
+            fs::write(path.join(other), "").unwrap();
+            assert!(is_foreign(), "{other}");
+            fs::remove_file(path.join(other)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_killed_write_has_left_is_removed() {
+        let (_parent, path) = path();
+        fs::create_dir(&path).unwrap();
+        for name in [".tmpAb12", ".result.json.Ab12", "metrics.jsonl", "tmp"] {
+            fs::write(path.join(name), "").unwrap();
+        }
+        let _lock = RunFolder::at(&path).create(&config(1)).unwrap();
+        let mut left: Vec<_> = fs::read_dir(&path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["config.json", "metrics.jsonl", lock::FILE, "tmp"]);
+    }
+
+    #[test]
+    fn results_are_read_as_they_were_written() {
+        let (parent, _) = path();
+        let folder = RunFolder::at(parent.path());
+        assert!(folder.result().unwrap().is_none(), "not finished");
+        let mut result = serde_json::json!({
+            "test_accuracy": 0.25, "best_test_accuracy": 0.5, "epochs": 3, "seconds": 2.0, "sparsity": 0.9,
+            "device": "flex", "layers": [],
+            "data": {"name": "d", "source": "s", "synthetic": true, "train_images": 7, "test_images": 1},
+        });
+        folder.write_json("result.json", &result).unwrap();
+        let read = folder.result().unwrap().unwrap();
+        assert_eq!((read.test_accuracy, read.epochs, read.data.train_images), (0.25, 3, 7));
+        result["sparsity"] = 2.0.into();
+        folder.write_json("result.json", &result).unwrap();
+        let error = folder.result().unwrap_err().to_string();
+        assert!(error.contains("result.json: sparsity is 2e0"), "{error}");
+    }
+}

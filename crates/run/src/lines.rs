@@ -192,4 +192,39 @@ mod tests {
         assert!(!json_lines(&folder.path().join("none"), 1, |_: u32| Ok(())).unwrap());
         assert!(json::<u32>(folder.path()).is_err());
     }
+
+    #[test]
+    fn files_are_read_up_to_the_limit_and_no_further() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let of_size = |size: u64| {
+            std::fs::write(&path, " ".repeat(size as usize - 1) + "7").unwrap();
+            json::<u32>(&path)
+        };
+        assert_eq!(of_size(LIMIT).unwrap(), Some(7));
+        assert!(of_size(LIMIT + 1).unwrap_err().to_string().contains("larger than 16 MiB"));
+    }
+
+    #[test]
+    fn a_log_is_cut_back_to_where_the_checkpoint_was_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let read = || std::fs::read_to_string(&path).unwrap();
+        let mut log = JsonLines::open(path.clone(), 0).unwrap();
+        log.write(&1).unwrap();
+        let checkpoint = log.sync().unwrap();
+        log.write(&[2, 3]).unwrap();
+        assert_eq!((checkpoint, log.sync().unwrap(), read()), (2, 8, "1\n[2,3]\n".into()));
+        drop(log);
+
+        let mut log = JsonLines::open(path.clone(), checkpoint).unwrap();
+        log.write(&4).unwrap();
+        assert_eq!((log.sync().unwrap(), read()), (4, "1\n4\n".into()));
+        drop(JsonLines::open(path.clone(), 4).unwrap());
+        assert_eq!(read(), "1\n4\n", "all of it is kept");
+        let error = JsonLines::open(path.clone(), 5).unwrap_err().to_string();
+        assert!(error.contains("not the 5 bytes long that the checkpoint says"), "{error}");
+        assert_eq!(read(), "1\n4\n", "nothing is lost");
+        assert!(JsonLines::open("/dev/null".into(), 0).is_err(), "no regular file");
+    }
 }

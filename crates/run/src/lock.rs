@@ -30,18 +30,12 @@ impl Lock {
             let failed = |cause| Error::Write { path: path.clone(), cause };
             let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
             let mut file = open.map_err(failed)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    let mut holder = String::new();
-                    // What cannot be read is not told.
-                    _ = file.take(200).read_to_string(&mut holder);
-                    let holder =
-                        if holder.is_empty() { "another process".into() } else { printable(&holder) };
-                    return Err(Error::Locked { path: folder.to_path_buf(), holder });
-                }
-                Err(TryLockError::Error(cause)) if has_no_locks(&cause) => {}
-                Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+            if !is_had(file.try_lock()).map_err(failed)? {
+                let mut holder = String::new();
+                // What cannot be read is not told.
+                _ = file.take(200).read_to_string(&mut holder);
+                let holder = if holder.is_empty() { "another process".into() } else { printable(&holder) };
+                return Err(Error::Locked { path: folder.to_path_buf(), holder });
             }
             // The holder before may have removed the file between opening and locking it: then somebody else can lock
             // the next one.
@@ -102,6 +96,16 @@ fn is_at(_: &File, _: &Path) -> bool {
     true
 }
 
+/// Whether the lock is had, by what came of trying; false if somebody else has it.
+fn is_had(tried: Result<(), TryLockError>) -> io::Result<bool> {
+    match tried {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(cause)) if has_no_locks(&cause) => Ok(true),
+        Err(TryLockError::Error(cause)) => Err(cause),
+    }
+}
+
 /// Whether a file system says that it cannot lock, as network file systems may.
 fn has_no_locks(cause: &io::Error) -> bool {
     // ENOLCK, which std does not name.
@@ -145,5 +149,28 @@ mod tests {
         fs::write(&path, "process \u{1b}[2J").unwrap();
         let Err(error) = Lock::take(folder.path()) else { panic!("taken twice") };
         assert!(!error.to_string().contains('\u{1b}'), "{error}");
+    }
+
+    #[test]
+    fn everybody_gets_it_where_there_are_no_locks() {
+        let failed = |cause| is_had(Err(TryLockError::Error(cause)));
+        assert!(failed(io::ErrorKind::Unsupported.into()).unwrap());
+        assert_eq!(failed(io::Error::from_raw_os_error(37)).is_ok(), cfg!(target_os = "linux"), "ENOLCK");
+        assert!(failed(io::Error::from_raw_os_error(5)).is_err(), "EIO");
+        assert!(!is_had(Err(TryLockError::WouldBlock)).unwrap() && is_had(Ok(())).unwrap());
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_file_that_has_been_replaced_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let file = File::create(&path).unwrap();
+        assert!(is_at(&file, &path));
+        // The old file is open, so the new one cannot get its number.
+        fs::remove_file(&path).unwrap();
+        assert!(!is_at(&file, &path));
+        File::create(&path).unwrap();
+        assert!(!is_at(&file, &path));
     }
 }

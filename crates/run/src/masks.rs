@@ -61,4 +61,18 @@ mod tests {
         assert!(cells[..64].iter().all(|cell| *cell == 128));
         assert!(cells[64..].iter().all(|cell| *cell == 64));
     }
+
+    #[test]
+    fn a_side_that_is_no_multiple_of_the_cells_is_spread_over_them() {
+        // 96 neurons in 64 rows: cells of one and of two neurons by turns, so half of the active ones are in pairs.
+        let bytes: Vec<u8> = (0..96).map(|neuron| u8::from(neuron % 3 == 0)).collect();
+        let drawn = picture(&Mask::from_bytes(96, 1, &bytes).unwrap());
+        let cells: Vec<u8> = [128, 0].repeat(32);
+        assert_eq!((drawn.height, drawn.width, drawn.density), (64, 1, cells));
+        let line = mask_line(7, "fc".into(), &Mask::from_bytes(96, 1, &bytes).unwrap());
+        assert_eq!(
+            (line.step, line.neurons, line.dense_fan_in, line.fan_in),
+            (7, 96, 1, vec![(0, 64), (1, 32)])
+        );
+    }
 }

@@ -251,4 +251,51 @@ mod tests {
         assert_eq!(serde_json::from_value::<MethodArgs>(json).unwrap(), args);
         assert!(serde_json::from_str::<MethodArgs>(r#"{"method":"magic"}"#).is_err());
     }
+
+    #[test]
+    fn dense_training_is_offered_unless_a_sparsity_is_needed() {
+        #[derive(Debug, Parser)]
+        struct Sparse {
+            #[command(flatten)]
+            method: MethodArgs<false>,
+        }
+        assert_eq!(parse("--method dense").unwrap().info().name, "dense");
+        assert!(Sparse::try_parse_from(["x", "--method", "dense"]).is_err());
+        let rigl = Sparse::try_parse_from(["x", "--method", "rigl"]).unwrap();
+        assert_eq!(rigl.method.info().name, "rigl");
+    }
+
+    #[test]
+    fn methods_are_the_same_if_names_settings_and_flags_are() {
+        let all =
+            ["", "--method rigl", "--gamma-sal 0.5", "--no-ablation"].map(|flags| parse(flags).unwrap());
+        for (i, one) in all.iter().enumerate() {
+            for (j, other) in all.iter().enumerate() {
+                assert_eq!(one == other, i == j, "{one:?} and {other:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_given_later_change_the_method() {
+        let command = MethodArgs::<true>::augment_args_for_update(Command::new("x"));
+        let mut args = parse("--no-ablation").unwrap();
+        args.update_from_arg_matches(&command.get_matches_from(["x", "--method", "rigl"])).unwrap();
+        assert_eq!(args, parse("--method rigl").unwrap());
+    }
+
+    #[test]
+    fn settings_of_a_wrong_type_are_refused_in_files() {
+        for (setting, part) in [
+            (r#""gamma_sal":"much""#, "gamma_sal cannot be"),
+            (r#""threshold_base":"x""#, "threshold_base cannot be"),
+            (r#""no_ablation":1"#, "no_ablation: "),
+        ] {
+            let json = format!(r#"{{"method":"srigl",{setting}}}"#);
+            let error = serde_json::from_str::<MethodArgs>(&json).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let off = r#"{"method":"srigl","no_ablation":false}"#;
+        assert_eq!(serde_json::from_str::<MethodArgs>(off).unwrap(), MethodArgs::default());
+    }
 }

@@ -57,3 +57,38 @@ pub fn notes(notes: &[String]) {
 pub fn note(text: &str) {
     eprintln!("note: {}", printable(&text));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// What the test below reads. Tests run by others print nothing.
+    #[test]
+    #[ignore = "run by another test, in a process of its own"]
+    fn prints() {
+        line("a result").unwrap();
+        notes(&["a guess".into(), "another".into()]);
+    }
+
+    #[test]
+    fn results_go_to_standard_output_and_notes_to_standard_error() {
+        let mut test = Command::new(std::env::current_exe().unwrap());
+        let output =
+            test.args(["--exact", "print::tests::prints", "--ignored", "--nocapture"]).output().unwrap();
+        let (out, err) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert!(output.status.success() && out.contains("a result\n") && !out.contains("guess"), "{out}");
+        assert!(err.contains("note: a guess\nnote: another\n") && !err.contains("result"), "{err}");
+    }
+
+    #[test]
+    fn tables_have_their_numbers_to_the_right() {
+        let rows = [["fc1", "mlp", "7"], ["a", "b", "100"]].map(|row| row.map(String::from).to_vec());
+        let text = table(&["layer", "of", "weights"], rows.into_iter()).to_string();
+        let expected = "| layer | of  | weights |\n|-------|-----|---------|\n\
+                        | fc1   | mlp |       7 |\n| a     | b   |     100 |";
+        assert_eq!(text, expected);
+        assert_eq!(shape(&[10, 3, 7]), "10 x 3 x 7");
+    }
+}

@@ -269,4 +269,86 @@ mod tests {
         assert!(layers.named("0".into()).is_ok());
         assert_eq!(layers.named("one more".into()).unwrap_err(), "names more than 1000 layers");
     }
+    /// A run with two epochs, of which the first was the better one.
+    fn two_epochs() -> String {
+        let line = |epoch: u32, accuracy: f64, sparsity: f64| {
+            format!(
+                "{{\"epoch\":{epoch},\"step\":9,\"test_accuracy\":{accuracy},\"sparsity\":{sparsity},\"seconds\":2.5}}\n"
+            )
+        };
+        line(1, 0.75, 0.8) + &line(2, 0.5, 0.9)
+    }
+
+    #[test]
+    fn an_unfinished_run_is_known_by_its_epochs() {
+        let run = read(&[("config.json", &config()), ("metrics.jsonl", &two_epochs())]).unwrap();
+        assert_eq!((run.accuracy(), run.best_accuracy()), (Some(0.5), Some(0.75)));
+        assert_eq!((run.sparsity(), run.seconds()), (Some(0.9), 5.0));
+        assert_eq!((run.data(), run.is_synthetic()), ("glyphs", true));
+        assert_eq!(run.settings["dataset"], "glyphs");
+        let real = config().replace("glyphs", "mnist");
+        let run = read(&[("config.json", &real)]).unwrap();
+        assert_eq!((run.data(), run.is_synthetic()), ("mnist", false));
+        assert_eq!((run.accuracy(), run.best_accuracy(), run.sparsity()), (None, None, None));
+    }
+
+    #[test]
+    fn a_finished_run_is_known_by_its_result() {
+        let result = r#"{"test_accuracy":0.25,"best_test_accuracy":0.375,"epochs":2,"seconds":7.5,"sparsity":0.625,
+            "device":"flex","layers":[],
+            "data":{"name":"drawn","source":"s","synthetic":true,"train_images":1,"test_images":1}}"#;
+        let files = [
+            ("config.json", &*config().replace("glyphs", "mnist")),
+            ("metrics.jsonl", &two_epochs()),
+            ("result.json", result),
+        ];
+        let run = read(&files).unwrap();
+        assert_eq!((run.accuracy(), run.best_accuracy()), (Some(0.25), Some(0.375)));
+        assert_eq!((run.sparsity(), run.seconds()), (Some(0.625), 7.5));
+        assert_eq!((run.data(), run.is_synthetic()), ("drawn", true));
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_drawn_are_left_out() {
+        let numbers = ["lr", "train_loss", "test_loss", "images_per_second", "seconds"];
+        let shares = ["train_accuracy", "test_accuracy", "sparsity"];
+        let drawn = |value: f64| {
+            let mut line = serde_json::json!({"epoch": 1, "step": 2});
+            for name in numbers.iter().chain(&shares) {
+                line[name] = value.into();
+            }
+            serde_json::to_value(sane(serde_json::from_value(line).unwrap())).unwrap()
+        };
+        for (value, as_number, as_share) in [
+            (0.0, true, true),
+            (1.0, true, true),
+            (-0.5, true, false),
+            (1.5, true, false),
+            (-1e100, false, false),
+        ] {
+            let line = drawn(value);
+            let kept = |name: &&str| line[*name] == value;
+            assert!(numbers.iter().all(|name| kept(name) == as_number), "{line}");
+            assert!(shares.iter().all(|name| kept(name) == as_share), "{line}");
+            assert_eq!((&line["epoch"], &line["step"]), (&1.into(), &2.into()));
+        }
+    }
+
+    #[test]
+    fn lines_of_a_layer_are_sorted_and_its_pictures_are_of_one_size() {
+        let mask = |step: u32| line(&MASK.replace("\"step\":0", &format!("\"step\":{step}")));
+        let topology = topology_line(1) + &topology_line(1).replace("\"step\":8", "\"step\":4");
+        let masks = mask(9) + &mask(0) + &mask(9);
+        let files = [("config.json", &*config()), ("masks.jsonl", &masks), ("topology.jsonl", &topology)];
+        let run = read(&files).unwrap();
+        assert!(run.has_masks && run.layers.len() == 1);
+        let layer = &run.layers[0];
+        assert_eq!(layer.updates.iter().map(|line| line.step).collect::<Vec<_>>(), [4, 8]);
+        assert_eq!(layer.snapshots.iter().map(|line| line.step).collect::<Vec<_>>(), [0, 9]);
+
+        let turned = MASK.replace("\"height\":2,\"width\":3", "\"height\":3,\"width\":2");
+        let error =
+            read(&[("config.json", &config()), ("masks.jsonl", &(mask(0) + &line(&turned)))]).unwrap_err();
+        assert!(error.contains("line 2: picture is 3 × 2, but was 2 × 3"), "{error}");
+    }
 }

@@ -290,4 +290,74 @@ mod tests {
         assert_eq!(data("https://a.org/b").public_source(), "https://a.org/b");
         assert_eq!(data("generated (synthetic)").public_source(), "generated (synthetic)");
     }
+
+    fn topology(neurons: usize, active: usize, itop: f64) -> TopologyLine {
+        let mut stats = LayerStats::of_fan_ins(&vec![2; neurons], 4);
+        stats.active = active;
+        TopologyLine {
+            step: 1,
+            layer: "fc".into(),
+            report: UpdateReport { stats, pruned: 0, grown: 0 },
+            itop,
+        }
+    }
+
+    #[test]
+    fn topology_lines_count_no_more_than_there_is() {
+        assert_eq!(topology(4, 3, 0.5).active(), 0.75);
+        for (neurons, active, itop) in [(4, 4, 0.0), (4, 0, 1.0)] {
+            topology(neurons, active, itop).check().unwrap();
+        }
+        assert_eq!(topology(4, 5, 0.5).check().unwrap_err(), "5 of 4 neurons cannot be active");
+        assert!(topology(0, 0, 0.5).check().is_err());
+        for itop in [-0.1, 1.1, f64::NAN] {
+            assert!(topology(4, 4, itop).check().unwrap_err().contains("itop is"), "{itop}");
+        }
+    }
+
+    fn mask(neurons: u64, fan_in: &[(u64, u64)]) -> MaskLine {
+        let picture = Picture { height: 1, width: 1, density: vec![0] };
+        let fan_in = fan_in.to_vec();
+        MaskLine { step: 1, layer: "fc".into(), neurons, dense_fan_in: 3, picture, fan_in }
+    }
+
+    #[test]
+    fn mask_lines_count_each_neuron_once() {
+        let mut line = mask(8, &[(3, 5), (2, 1), (0, 2)]);
+        line.check().unwrap();
+        assert_eq!(line.fan_in, [(0, 2), (2, 1), (3, 5)], "sorted");
+        assert_eq!((line.ablated(), line.active()), (2, 0.75));
+        assert!(mask(8, &[(3, 7)]).check().is_err() && mask(0, &[]).check().is_err());
+        assert!(mask(8, &[(4, 8)]).check().unwrap_err().contains("a fan-in is 4"));
+    }
+
+    #[test]
+    fn pictures_have_a_cell_for_each_row_and_column_up_to_the_largest_side() {
+        for (height, width) in [(1, 1), (1, 64), (64, 3)] {
+            let picture = Picture { height, width, density: vec![7; height * width] };
+            let json = serde_json::to_value(&picture).unwrap();
+            assert_eq!(serde_json::from_value::<Picture>(json).unwrap(), picture);
+        }
+        for (height, width, cells) in [(1, 65, 65), (65, 1, 65), (0, 1, 0), (1, 0, 0), (2, 2, 5), (2, 3, 5)] {
+            let picture = Picture { height, width, density: vec![7; cells] };
+            let json = serde_json::to_value(&picture).unwrap();
+            assert!(serde_json::from_value::<Picture>(json).is_err(), "{picture:?}");
+        }
+    }
+
+    #[test]
+    fn shares_of_a_result_are_shares() {
+        let json = |best: f64| {
+            serde_json::json!({
+                "test_accuracy": 0.0, "best_test_accuracy": best, "epochs": 1, "seconds": 2.0, "sparsity": 1.0,
+                "device": "flex", "layers": [],
+                "data": {"name": "d", "source": "s", "synthetic": true, "train_images": 7, "test_images": 1},
+            })
+        };
+        let result = |best| serde_json::from_value::<RunResult>(json(best)).unwrap();
+        result(1.0).check().unwrap();
+        assert!(result(1.5).check().unwrap_err().starts_with("best_test_accuracy is 1.5e0"));
+        assert_eq!(result(1.0).data.describe(), "d (SYNTHETIC), 7 images");
+        assert_eq!(DataUsed { synthetic: false, ..result(1.0).data }.describe(), "d, 7 images");
+    }
 }

@@ -150,11 +150,12 @@ fn erdos_renyi(layers: &[LayerSpec], sparsity: f64, scores: &[f64]) -> Result<Ve
             return Err(Error::TooManyDense { sparsity, dense: dense_weights, total });
         }
         let epsilon = budget / sparse.iter().map(|&i| scores[i] * layers[i].weights() as f64).sum::<f64>();
-        if !(epsilon * scores[largest]).is_finite() {
+        let density = epsilon * scores[largest];
+        if !density.is_finite() {
             // Scores that underflow, or overflow.
             return Err(Error::Setting { name: "ERK power", value: scores[largest], allowed: "nearer to 0" });
         }
-        if epsilon * scores[largest] > 1.0 {
+        if density > 1.0 {
             dense[largest] = true;
             continue;
         }
@@ -216,6 +217,21 @@ mod tests {
     }
 
     #[test]
+    fn uniform_gives_up_where_nothing_would_be_left_of_the_others() {
+        // Half of the weights are dense, so the other half would be all zeros.
+        let [a, b] = ["a", "b"].map(|name| LayerSpec::new(name, [4, 4]).unwrap());
+        assert_eq!(layer_sparsities(&[a.dense(), b], 0.5, Distribution::Uniform).unwrap(), [0.0, 0.5]);
+    }
+
+    #[test]
+    fn without_sparsity_all_layers_may_be_kept_dense() {
+        let layers = mlp().into_iter().map(LayerSpec::dense).collect::<Vec<_>>();
+        for (_, _, distribution) in Distribution::NAMES {
+            assert_eq!(layer_sparsities(&layers, 0.0, distribution).unwrap(), [0.0; 3]);
+        }
+    }
+
+    #[test]
     fn uniform_without_dense_layers_is_the_global_sparsity_to_the_last_bit() {
         let layers = [LayerSpec::new("a", [64, 784]).unwrap(), LayerSpec::new("b", [100, 300]).unwrap()];
         assert_eq!(layer_sparsities(&layers, 0.99, Distribution::Uniform).unwrap(), [0.99; 2]);
@@ -229,6 +245,12 @@ mod tests {
         for power in [f64::NAN, 1e4, -1e4] {
             let erk = layer_sparsities(&mlp(), 0.9, Distribution::Erk { power });
             assert!(matches!(erk, Err(Error::Setting { .. })), "{power}: {erk:?}");
+        }
+        // Scores of 1 would hide it: 1 to any power is 1.
+        let square = [LayerSpec::new("a", [2, 2]).unwrap()];
+        for power in [f64::NAN, f64::INFINITY] {
+            let erk = layer_sparsities(&square, 0.5, Distribution::Erk { power });
+            assert!(matches!(erk, Err(Error::Setting { allowed: "finite", .. })), "{power}: {erk:?}");
         }
         assert!(LayerSpec::new("x", [3]).is_err());
         assert!(LayerSpec::new("x", [3, 0]).is_err());

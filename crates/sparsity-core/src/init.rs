@@ -24,7 +24,7 @@ pub fn target_weights(positions: usize, sparsity: f64) -> usize {
 pub fn sparsity_of_count(positions: usize, count: usize) -> f64 {
     let mut sparsity = 1.0 - count as f64 / positions as f64;
     // The quotient may be rounded, and the product's floor then lies one below.
-    while sparsity > 0.0 && target_weights(positions, sparsity) < count {
+    while target_weights(positions, sparsity) < count {
         sparsity = sparsity.next_down();
     }
     sparsity
@@ -292,6 +292,9 @@ mod tests {
         // Of the three weights of magnitude 1 the earlier layer's come first, and none is left for the other.
         let empty = counts(&layers, &[&a, &b], 0.5).unwrap_err();
         assert!(matches!(&empty, Error::FanInZero { layer, .. } if layer == "b"), "{empty}");
+        // Of three such weights all are there.
+        assert_eq!(counts(&layers, &[&a, &b], sparsity_of_count(12, 7)).unwrap(), [6, 1]);
+        assert_eq!(counts(&layers, &[&a, &b], 0.0).unwrap(), [6, 6]);
         let layers = [spec("a").dense(), spec("b")];
         assert_eq!(counts(&layers, &[&a, &b], 0.25).unwrap(), [6, 3]);
         assert!(matches!(counts(&layers, &[&a, &b], 0.5), Err(Error::TooManyDense { .. })));

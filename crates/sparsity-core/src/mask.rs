@@ -293,4 +293,31 @@ mod tests {
         let refused = ConstantFanInMask::try_from(mask);
         assert!(matches!(refused, Err(Error::NotConstantFanIn { neuron: 1, expected: 2, got: 1 })));
     }
+    #[test]
+    fn masks_are_compared_joined_and_applied_position_by_position() {
+        let bytes = |step: usize| (0..2 * 70).map(|i| u8::from(i % step == 0)).collect::<Vec<u8>>();
+        let [mut twos, threes] = [2, 3].map(|step| Mask::from_bytes(2, 70, &bytes(step)).unwrap());
+        assert_eq!(twos.shape(), [2, 70]);
+        assert_eq!((twos.density(), twos.count_not_in(&threes), threes.count_not_in(&twos)), (0.5, 46, 23));
+        assert_eq!((twos.fan_in(0), twos.active_neurons()), (35, 2));
+        let mut weights: Vec<f32> = vec![-1.0; 140];
+        threes.apply(&mut weights);
+        // An inactive weight is +0.0, whatever it was.
+        let expected = bytes(3).into_iter().map(|active| if active == 1 { (-1.0_f32).to_bits() } else { 0 });
+        assert!(weights.iter().map(|w| w.to_bits()).eq(expected));
+        twos.union_with(&threes);
+        let either: Vec<u8> = bytes(2).iter().zip(bytes(3)).map(|(a, b)| a | b).collect();
+        assert_eq!(twos.to_bytes(), either);
+    }
+
+    #[test]
+    fn a_neuron_that_is_ablated_first_does_not_set_the_fan_in() {
+        let of = |rows: [[u8; 2]; 3]| {
+            ConstantFanInMask::try_from(Mask::from_bytes(3, 2, rows.as_flattened()).unwrap())
+        };
+        assert_eq!(of([[0, 0], [1, 1], [0, 0]]).unwrap().fan_in(), 2);
+        assert_eq!(of([[0, 0]; 3]).unwrap().fan_in(), 0);
+        let refused = of([[0, 0], [1, 0], [1, 1]]);
+        assert!(matches!(refused, Err(Error::NotConstantFanIn { neuron: 2, expected: 1, got: 2 })));
+    }
 }

@@ -86,6 +86,7 @@ mod tests {
         assert!(good.validate().is_ok());
         assert!(UpdateSchedule { delta_t: 0, ..good }.validate().is_err());
         assert!(UpdateSchedule { drop_fraction: 1.5, ..good }.validate().is_err());
+        assert!(UpdateSchedule { grad_accumulation: 100, ..good }.validate().is_ok(), "each of ΔT steps");
         assert!(UpdateSchedule { grad_accumulation: 101, ..good }.validate().is_err());
     }
 }

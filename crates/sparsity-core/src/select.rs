@@ -321,4 +321,17 @@ mod tests {
             }
         }
     }
+    #[test]
+    fn several_blocks_are_searched_as_one() {
+        // Blocks of two neurons, the last of one.
+        let (neurons, m) = (3, 1 << 17);
+        let values: Vec<f32> = (0..neurons * m).map(|i| ((i * 7919) % 1000) as f32).collect();
+        let all: Vec<usize> = (0..values.len()).collect();
+        let scores = Scores { values: &values, neurons, candidates: Candidates::All };
+        assert_eq!(scores.blocks().map(|block| block.len()).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(scores.count(), values.len());
+        for n in [1, 200_000] {
+            assert!(by_selection(scores, n) == by_sorting(&values, &all, n), "{n}");
+        }
+    }
 }

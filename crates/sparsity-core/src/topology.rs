@@ -274,3 +274,93 @@ pub fn settle_weights(weights: &mut [f32], before: &Mask, after: &Mask) {
 pub fn itop_rate(ever_active: &Mask) -> f64 {
     ever_active.density()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::methods::{Rigl, Srigl, StaticMask};
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_found_wherever_it_lies() {
+        // Three pieces of 2^16, the last of them short.
+        let mut values = vec![1.0; (1 << 17) + 7];
+        assert_eq!(first_not_finite(&values), None);
+        for bad in [(1 << 17) + 6, (1 << 17) + 5, (1 << 16) + 9, (1 << 16) + 3, 1, 0] {
+            values[bad] = f32::NAN;
+            assert_eq!(first_not_finite(&values), Some(bad));
+        }
+        assert_eq!(first_not_finite(&[f32::NAN; 3]), Some(0), "where all are bad");
+    }
+
+    #[test]
+    fn statistics_count_neurons_and_weights() {
+        let stats = LayerStats::of_fan_ins(&[3, 0, 2, 0], 5);
+        assert_eq!((stats.neurons, stats.active, &stats.ablated[..]), (4, 2, &[1, 3][..]));
+        assert_eq!((stats.fan_in, stats.fan_in_min, stats.fan_in_max), (None, 2, 3));
+        assert_eq!((stats.nnz, stats.sparsity), (5, 0.75));
+        assert_eq!(LayerStats::of_fan_ins(&[0, 4, 4], 5).fan_in, Some(4), "ablated neurons do not count");
+        assert_eq!(LayerStats::of_fan_ins(&[], 5).fan_in_max, 0);
+    }
+
+    const STREAM: Stream = Stream { seed: 1, layer: 0, step: 0 };
+
+    #[test]
+    fn a_layer_without_sparsity_never_changes() {
+        let (values, mask) = ([1.0, 2.0, 3.0, 4.0], Mask::from_bytes(2, 2, &[1, 0, 0, 1]).unwrap());
+        let layer =
+            Layer { name: "fc", weights: &values, grads: &values, mask: &mask, sparsity: 0.0, ablate: true };
+        for method in [&Srigl::default() as &dyn Method, &Rigl] {
+            assert_eq!(update_layer(method, 1.0, &layer, STREAM).unwrap().mask, mask);
+        }
+    }
+
+    #[test]
+    fn a_layer_without_weights_is_refused() {
+        let mask = Mask::empty(0, 2);
+        let layer = Layer { name: "fc", weights: &[], grads: &[], mask: &mask, sparsity: 0.5, ablate: true };
+        assert!(matches!(
+            update_layer(&Rigl, 0.5, &layer, STREAM),
+            Err(Error::TooLarge { positions: 0, .. })
+        ));
+    }
+
+    #[test]
+    fn first_masks_come_from_where_they_are_said_to() {
+        let spec = |name: &str| LayerSpec::new(name, [2, 4]).unwrap();
+        let layers = [spec("a").dense(), spec("b"), spec("c")];
+        // A dense layer's weights are not looked at.
+        let weights = [
+            [f32::NAN; 8],
+            [1.0, 2.0, 3.0, 4.0, 4.0, 3.0, 2.0, 1.0],
+            [9.0, 8.0, 7.0, 6.0, 0.1, 0.2, 0.3, 0.4],
+        ];
+        let weights = weights.map(|values| values.to_vec());
+        let masks = |method: &dyn Method, from| {
+            initial_masks(method, &layers, &weights, from, (0.25, Distribution::Uniform), 7).unwrap()
+        };
+        let bytes = |masks: &[(f64, Mask)]| masks.iter().map(|(_, mask)| mask.to_bytes()).collect::<Vec<_>>();
+
+        let random = masks(&StaticMask, InitialMask::Random);
+        assert_eq!(random.iter().map(|(sparsity, _)| *sparsity).collect::<Vec<_>>(), [0.0, 0.375, 0.375]);
+        for (i, (sparsity, mask)) in random.iter().enumerate() {
+            let stream = Stream { seed: 7, layer: i as u64, step: 0 };
+            assert_eq!(*mask, initial_mask(&StaticMask, &layers[i], *sparsity, stream).unwrap());
+        }
+        // Five of eight weights each, or two of each neuron.
+        assert_eq!(
+            bytes(&masks(&StaticMask, InitialMask::Magnitude)),
+            [[1; 8], [0, 1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0, 0, 1]]
+        );
+        assert_eq!(
+            bytes(&masks(&Srigl::default(), InitialMask::Magnitude)),
+            [[1; 8], [0, 0, 1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0, 1, 1]]
+        );
+        // Ten of sixteen together: four of `c`, and six of `b`.
+        assert_eq!(
+            bytes(&masks(&StaticMask, InitialMask::GlobalMagnitude)),
+            [[1; 8], [0, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
+        );
+        let full = initial_mask_by_magnitude(&Srigl::default(), &layers[1], &weights[1], 0.0).unwrap();
+        assert_eq!(full, Mask::full(2, 4));
+    }
+}

@@ -57,6 +57,14 @@ mod tests {
     }
 
     #[test]
+    fn four_neurons_of_fan_in_two_by_hand() {
+        // V_B = (20 − 8 + 36) / 24; C = 3.5 / 3.75, so (36·C + 36 − 16 − 8) / 24 = 45.6 / 24; 3·2 / (2·4·6) = 1/8.
+        assert_eq!(bernoulli(4.0, 2.0), 2.0);
+        assert!((constant_per_layer(4.0, 2.0) - 1.9).abs() < 1e-12);
+        assert_eq!(constant_fan_in(4.0, 2.0), 2.0 - 0.125);
+    }
+
+    #[test]
     fn more_structure_means_less_variance() {
         for (n, k) in [(16.0, 1.0), (64.0, 4.0), (512.0, 32.0)] {
             assert!(constant_fan_in(n, k) < constant_per_layer(n, k));

@@ -379,7 +379,7 @@ mod tests {
                 &[("classifier.0", &[512, 256]), ("classifier.3", &[512, 512]), ("proj", &[7, 256])],
                 "classifier.3",
             ),
-            (&[("head.9", &[8, 8]), ("head.10", &[8, 8])], "head.10"),
+            (&[("head.10", &[8, 8]), ("head.9", &[8, 8])], "head.10"),
             (&[("h.0.mlp", &[8, 8]), ("lm_head", &[99, 8]), ("x", &[5, 8])], "lm_head"),
         ];
         for (shapes, name) in cases {

@@ -359,6 +359,25 @@ mod tests {
     }
 
     #[test]
+    fn methods_move_active_weights_alone_unless_they_say_otherwise() {
+        for info in METHODS {
+            let method = info.build(&Settings::default()).unwrap();
+            assert!(!method.keeps_inactive_weights(), "{}", info.name);
+            let positions = method.gradient_positions(&Mask::full(1, 1), 0.5, &|| panic!("not needed"));
+            assert_eq!(positions, GradientPositions::Active, "{}", info.name);
+        }
+    }
+
+    #[test]
+    fn methods_are_the_same_if_names_and_settings_are() {
+        let [srigl, other] =
+            [0.3, 0.9].map(|gamma_sal| AnyMethod::from(Srigl { gamma_sal, ..Srigl::default() }));
+        assert_eq!(srigl, AnyMethod::from(Srigl::default()));
+        assert_ne!(srigl, other);
+        assert_ne!(AnyMethod::from(Rigl), AnyMethod::from(Set));
+    }
+
+    #[test]
     fn a_method_is_its_name_and_settings_in_json() {
         let method = AnyMethod::from(Srigl { gamma_sal: 0.9, threshold_base: ThresholdBase::DenseFanIn });
         let json = serde_json::to_string(&method).unwrap();

@@ -231,3 +231,48 @@ fn weight_scores<'a>(layer: &Layer<'a>, skip: &'a [bool]) -> Scores<'a> {
 fn gradient_scores<'a>(layer: &Layer<'a>) -> Scores<'a> {
     Scores { values: layer.grads, neurons: layer.mask.neurons(), candidates: Candidates::All }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_keeps_one_neuron_more_than_could_be_filled() {
+        let mask = Mask::empty(3, 4);
+        let threshold = |target| feasible_threshold(&[5, 1, 3], 4, target, &mask);
+        assert_eq!(threshold(3), 4, "⌊3/4⌋ = 0: one neuron is enough, and the first has 5");
+        assert_eq!(threshold(4), 3, "⌊4/4⌋ = 1: the second has 3");
+        assert_eq!(threshold(8), 1, "⌊8/4⌋ = 2: all stay");
+        // There is no fourth.
+        assert_eq!(threshold(12), 1, "⌊A/M⌋ = N");
+        assert_eq!(feasible_threshold(&[5, 1, 3], 2, 4, &mask), 2, "it never rises");
+    }
+
+    #[test]
+    fn a_sparsity_of_less_than_half_a_weight_ablates_nothing() {
+        // 1 − S is 1 in f64, so A = N·M.
+        let (values, mask) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], Mask::full(2, 3));
+        let layer = Layer {
+            name: "fc",
+            weights: &values,
+            grads: &values,
+            mask: &mask,
+            sparsity: 1e-17,
+            ablate: true,
+        };
+        let settings = Srigl { gamma_sal: 3.0, ..Srigl::default() };
+        assert_eq!(update(&layer, &settings, 0.5).unwrap().into_mask(), mask);
+    }
+
+    #[test]
+    fn a_count_of_salient_weights_is_rounded_up_and_a_share_down() {
+        let mask = Mask::empty(3, 20);
+        let threshold =
+            |gamma_sal, threshold_base| ablation_threshold(&mask, 32, &Srigl { gamma_sal, threshold_base });
+        use ThresholdBase::{DenseFanIn, SparseFanIn};
+        assert_eq!([1.0, 1.5, 7.0].map(|gamma| threshold(gamma, SparseFanIn)), [1, 2, 7]);
+        // k0 = ⌊32/3⌋ = 10, M = 20.
+        assert_eq!([0.01, 0.29, 0.3, 0.99].map(|gamma| threshold(gamma, SparseFanIn)), [1, 2, 3, 9]);
+        assert_eq!(threshold(0.29, DenseFanIn), 5);
+    }
+}

@@ -1,0 +1,80 @@
+//! Results have the same bits for any number of threads.
+
+#[path = "random/mod.rs"]
+mod random;
+
+use condensed::{CondensedWeight, Engine, Network, Node, Op, Shape, Weight, Window, ops};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use rayon::ThreadPool;
+
+fn pools() -> Vec<ThreadPool> {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    (1..=16).map(pool).collect()
+}
+
+/// Runs a network on `batch` inputs with 1 to 16 threads, prepared anew for each.
+fn check(pools: &[ThreadPool], network: &Network, batch: usize, input: &[f32]) {
+    let run = |pool: &ThreadPool| -> Vec<u32> {
+        let mut output = vec![f32::NAN; batch * network.output_shape().len()];
+        pool.install(|| Engine::new(network).unwrap().run(batch, input, &mut output)).unwrap();
+        output.iter().map(|value| value.to_bits()).collect()
+    };
+    let alone = run(&pools[0]);
+    for pool in &pools[1..] {
+        assert!(run(pool) == alone, "{} threads, {batch} inputs: {network:?}", pool.current_num_threads());
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "too large")]
+fn random_networks_do_not_depend_on_the_number_of_threads() {
+    let pools = pools();
+    for seed in 0..150 {
+        let (network, input) = random::network(seed);
+        check(&pools, &network, 1, &input);
+        check(&pools, &network, 5, &input.repeat(5));
+    }
+}
+
+/// Large enough that every layer is shared among threads, with shares that do not divide it.
+#[test]
+#[cfg_attr(miri, ignore = "too large")]
+fn large_layers_do_not_depend_on_the_number_of_threads() {
+    let rng = &mut SmallRng::seed_from_u64(4);
+    let mut floats = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.random_range(-1.0..1.0)).collect() };
+    let condensed = |neurons: usize, inputs: usize, floats: &mut dyn FnMut(usize) -> Vec<f32>| {
+        let values = floats(neurons * inputs);
+        // A fifth of the inputs, others from neuron to neuron.
+        let mask: Vec<bool> = (0..neurons * inputs).map(|i| (i / inputs + i % inputs) % 5 == 0).collect();
+        Weight::Condensed(CondensedWeight::from_masked(&values, &mask, neurons, inputs).unwrap())
+    };
+    let window = Window { kernel: [3; 2], stride: [1; 2], padding: [1; 2], dilation: [1; 2] };
+    let shape = Shape { features: 13, height: 19, width: 17 };
+    let (inputs, hidden) = (45 * 19 * 17, 301);
+    let conv = condensed(45, 13 * 9, &mut floats);
+    let linear = condensed(hidden, inputs, &mut floats);
+    let conv = Op::Conv2d(ops::Conv2d { weight: conv, bias: floats(45), window, groups: 1 });
+    let linear = Op::Linear(ops::Linear { weight: linear, bias: floats(hidden) });
+    let head = Op::Linear(ops::Linear { weight: Weight::Dense(floats(7 * hidden)), bias: floats(7) });
+    let steps = [
+        ("input", Op::Input(ops::Input(shape))),
+        ("conv", conv),
+        ("relu", Op::Relu),
+        ("flat", Op::Flatten),
+        ("linear", linear),
+        ("gelu", Op::Gelu),
+        ("head", head),
+    ];
+    let node = |(i, (name, op)): (usize, (&str, Op))| Node {
+        name: name.into(),
+        op,
+        inputs: i.checked_sub(1).into_iter().collect(),
+    };
+    let network = Network::new(steps.into_iter().enumerate().map(node).collect()).unwrap();
+    let input = floats(11 * shape.len());
+    let pools = pools();
+    for batch in [1, 11] {
+        check(&pools, &network, batch, &input[..batch * shape.len()]);
+    }
+}
