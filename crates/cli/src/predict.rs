@@ -91,7 +91,8 @@ pub fn run(args: PredictArgs) -> Result<()> {
             let spec = crate::condense::spec(name, &weights.tensors, input.image())?;
             if args.condensed {
                 let network = condense(&spec, &weights.tensors).with_context(wrong)?;
-                run_condensed(&network.fold().with_context(wrong)?, &input, device, &args).with_context(wrong)?
+                run_condensed(&network.fold().with_context(wrong)?, &input, device, &args)
+                    .with_context(wrong)?
             } else {
                 input.check(spec.images)?;
                 let device = device.unwrap_or_else(Device::flex);

@@ -254,6 +254,17 @@ mod tests {
         Config { seed, ..Config::default() }
     }
 
+    fn inputs(digest: &str) -> Inputs {
+        Inputs {
+            data: "d".into(),
+            classes: 2,
+            train_images: 7,
+            test_images: 1,
+            digest: digest.into(),
+            weights: Some("w1".into()),
+        }
+    }
+
     /// A path in a folder that is gone when the first is dropped.
     fn path() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
@@ -265,28 +276,89 @@ mod tests {
     fn a_new_run_gets_its_settings_and_is_found_again() {
         let (_parent, path) = path();
         assert!(matches!(RunFolder::existing(&path), Err(Error::Run { .. })));
-        let folder = RunFolder::open(&path, &config(1), false).unwrap();
+        let (folder, _) = RunFolder::open(&path, &config(1), false).unwrap();
         assert!(!path.exists(), "opened, but not made");
-        drop(folder.create(&config(1)).unwrap());
+        drop(folder.create(&config(1), &inputs("1")).unwrap());
         let (found, settings) = RunFolder::existing(&path).unwrap();
         assert_eq!((found.file("x"), settings), (path.join("x"), config(1)));
         assert_eq!(RunFolder::at(&path).file("x"), path.join("x"));
     }
 
     #[test]
+    fn a_run_goes_on_with_its_inputs_only() {
+        let (_parent, path) = path();
+        let folder = RunFolder::at(&path);
+        drop(folder.create(&config(1), &inputs("1")).unwrap());
+        assert!(matches!(folder.create(&config(1), &inputs("2")), Err(Error::OtherInputs { .. })));
+        let gone = Inputs { weights: None, ..inputs("1") };
+        folder.check_inputs(&gone).unwrap();
+        let other = Inputs { weights: Some("w2".into()), ..inputs("1") };
+        let error = folder.check_inputs(&other).unwrap_err().to_string();
+        assert!(error.contains("other --weights"), "{error}");
+        let error = folder.check_inputs(&Inputs { train_images: 8, ..inputs("1") }).unwrap_err().to_string();
+        assert!(
+            error.contains("d (7 training and 1 test images, 2 classes), but the data is d (8"),
+            "{error}"
+        );
+        // One of an earlier version does not say, and says from now on.
+        fs::remove_file(path.join("inputs.json")).unwrap();
+        folder.check_inputs(&inputs("2")).unwrap();
+        drop(folder.create(&config(1), &inputs("2")).unwrap());
+        assert!(folder.check_inputs(&inputs("1")).is_err());
+    }
+
+    #[test]
+    fn an_abandoned_start_leaves_nothing_behind() {
+        let (parent, _) = path();
+        let path = parent.path().join("deep/er/run");
+        let folder = RunFolder::at(&path);
+        let lock = folder.create(&config(1), &inputs("1")).unwrap();
+        fs::write(path.join("metrics.jsonl"), "").unwrap();
+        lock.abandon();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+        // What was there before stays: a folder, and above all a run.
+        fs::create_dir_all(&path).unwrap();
+        folder.create(&config(1), &inputs("1")).unwrap().abandon();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        drop(folder.create(&config(1), &inputs("1")).unwrap());
+        folder.create(&config(1), &inputs("1")).unwrap().abandon();
+        assert!(folder.has_run() && path.join("inputs.json").exists());
+    }
+
+    #[test]
+    fn an_extended_run_goes_on_with_the_command_line_it_was_started_with() {
+        let (_parent, path) = path();
+        let folder = RunFolder::at(&path);
+        let (first, longer) = (config(1), config(1).extended_to(9, 100).unwrap());
+        let lock = folder.create(&first, &inputs("1")).unwrap();
+        fs::write(path.join("result.json"), "{}").unwrap();
+        folder.extend(&lock, &longer).unwrap();
+        assert!(!path.join("result.json").exists(), "it is not finished any more");
+        drop(lock);
+        for epochs in [first.epochs, 9] {
+            let (_, found) = RunFolder::open(&path, &Config { epochs, ..config(1) }, true).unwrap();
+            assert_eq!(found, longer, "{epochs}");
+        }
+        let other = RunFolder::open(&path, &Config { epochs: 5, ..config(1) }, true);
+        assert!(matches!(other, Err(Error::OtherSettings { key, .. }) if key == "epochs"));
+        assert!(longer.extended_to(9, 200).is_err(), "no more than it has");
+        assert!(Config { limit_steps: Some(5), ..first }.extended_to(9, 5).is_err());
+    }
+
+    #[test]
     fn a_run_goes_on_with_its_settings_only() {
         let (_parent, path) = path();
-        drop(RunFolder::at(&path).create(&config(1)).unwrap());
+        drop(RunFolder::at(&path).create(&config(1), &inputs("1")).unwrap());
         let open = |seed, resume| RunFolder::open(&path, &config(seed), resume);
         assert!(matches!(open(1, false), Err(Error::Exists { .. })));
         assert!(matches!(open(2, true), Err(Error::OtherSettings { key, .. }) if key == "seed"));
-        let folder = open(1, true).unwrap();
+        let (folder, _) = open(1, true).unwrap();
         // Somebody else may have started another run meanwhile.
-        assert!(matches!(folder.create(&config(2)), Err(Error::OtherSettings { .. })));
-        let lock = folder.create(&config(1)).unwrap();
-        assert!(matches!(folder.create(&config(1)), Err(Error::Locked { .. })));
+        assert!(matches!(folder.create(&config(2), &inputs("1")), Err(Error::OtherSettings { .. })));
+        let lock = folder.create(&config(1), &inputs("1")).unwrap();
+        assert!(matches!(folder.create(&config(1), &inputs("1")), Err(Error::Locked { .. })));
         drop(lock);
-        drop(folder.create(&config(1)).unwrap());
+        drop(folder.create(&config(1), &inputs("1")).unwrap());
     }
 
     #[test]
@@ -316,13 +388,13 @@ mod tests {
         for name in [".tmpAb12", ".result.json.Ab12", "metrics.jsonl", "tmp"] {
             fs::write(path.join(name), "").unwrap();
         }
-        let _lock = RunFolder::at(&path).create(&config(1)).unwrap();
+        let _lock = RunFolder::at(&path).create(&config(1), &inputs("1")).unwrap();
         let mut left: Vec<_> = fs::read_dir(&path)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["config.json", "metrics.jsonl", lock::FILE, "tmp"]);
+        assert_eq!(left, ["config.json", "inputs.json", "metrics.jsonl", lock::FILE, "tmp"]);
     }
 
     #[test]
