@@ -660,10 +660,11 @@ mod tests {
             open(DataSet::ImageFolder, Some(made(files).path()), false).unwrap().digest()
         };
         let files = [("train/a/1.png", 5), ("train/a/2.png", 5), ("val/a/1.png", 5)];
-        // Not where the folder is, nor what is beside the pictures.
+        // Not where the folder is, nor what is beside the pictures or in them.
+        let repaired = [("train/a/1.png", 6), files[1], files[2]];
+        assert_eq!(digest(&files), digest(&repaired));
         assert_eq!(digest(&files), digest(&[&files[..], &[("train/a/x.txt", 1)]].concat()));
         for other in [
-            [("train/a/1.png", 6), files[1], files[2]],
             [("train/a/3.png", 5), files[1], files[2]],
             [("train/b/1.png", 5), ("train/b/2.png", 5), ("val/b/1.png", 5)],
             [files[0], ("val/a/2.png", 5), files[2]],

@@ -220,7 +220,8 @@ mod tests {
     fn uniform_gives_up_where_nothing_would_be_left_of_the_others() {
         // Half of the weights are dense, so the other half would be all zeros.
         let [a, b] = ["a", "b"].map(|name| LayerSpec::new(name, [4, 4]).unwrap());
-        assert_eq!(layer_sparsities(&[a.dense(), b], 0.5, Distribution::Uniform).unwrap(), [0.0, 0.5]);
+        let refused = layer_sparsities(&[a.dense(), b], 0.5, Distribution::Uniform);
+        assert_eq!(refused, Err(Error::TooManyDense { sparsity: 0.5, dense: 16, total: 32 }));
     }
 
     #[test]

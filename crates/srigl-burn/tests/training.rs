@@ -207,22 +207,26 @@ fn trained(device: &Device, seed: u64) -> (ModuleRecord, OptimizerRecord) {
 #[test]
 fn records_that_do_not_belong_together_are_an_error() {
     let device = Device::flex().autodiff();
-    let fresh = |with_momentum: bool| {
-        let momentum = with_momentum.then(MomentumConfig::new);
-        let sgd = SgdConfig::new().with_momentum(momentum);
+    let fresh = || {
+        let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
         config(Rigl).with_seed(1).sparsify(MlpConfig::new().init(&device), sgd.build()).unwrap()
     };
     let (model, optim) = trained(&device, 1);
-    assert!(fresh(true).load_records(model, optim).is_ok());
+    assert!(fresh().load_records(model, optim).is_ok());
     // The weights of a trained model without their masks.
-    let error = fresh(true).load_records(trained(&device, 1).0, OptimizerRecord::default()).err().unwrap();
+    let error = fresh().load_records(trained(&device, 1).0, OptimizerRecord::default()).err().unwrap();
     assert!(matches!(error, Error::OtherMask { ref layer } if layer == "fc1"), "{error}");
     // The masks of another training.
-    let error = fresh(true).load_records(trained(&device, 1).0, fresh(true).optim.to_record()).err().unwrap();
+    let error = fresh().load_records(trained(&device, 1).0, fresh().optim.to_record()).err().unwrap();
     assert!(matches!(error, Error::OtherMask { .. }), "{error}");
-    // An optimizer without momentum has no room for it.
-    let (model, optim) = trained(&device, 1);
-    let error = fresh(false).load_records(model, optim).err().unwrap();
+    // Another optimizer has no room for the momentum of dense weights.
+    let sgd = SgdConfig::new().with_momentum(Some(MomentumConfig::new()));
+    let mut dense = config(Dense).sparsify(MlpConfig::new().init(&device), sgd.build()).unwrap();
+    let grads = gradients(&dense.model, 8, 0, &device);
+    dense.model = dense.optim.step(0.05, dense.model, grads);
+    let (model, optim) = (dense.model.into_record(), dense.optim.to_record());
+    let adam = config(Dense).sparsify(MlpConfig::new().init(&device), AdamWConfig::new().build()).unwrap();
+    let error = adam.load_records(model, optim).err().unwrap();
     assert!(matches!(error, Error::OptimizerRecordParts { lost: 1.., .. }), "{error}");
 }
 
