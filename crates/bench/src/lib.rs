@@ -369,7 +369,7 @@ fn compare(case: Case, args: &MeasureArgs, contenders: Vec<Contender>) -> Result
         results,
         skipped,
     };
-    Ok(if args.json { print::json(&report)? } else { print::line(&report.text())? })
+    Ok(print::either(args.json, &report, Report::text)?)
 }
 
 /// A contender and what is known of it.

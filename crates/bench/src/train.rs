@@ -158,7 +158,7 @@ impl WithModel for Work<'_> {
             step_overhead: sparse / dense - 1.0,
             update_share: update_ms / (DELTA_T * sparse),
         };
-        Ok(if args.json { print::json(&report)? } else { print::line(&report.text())? })
+        Ok(print::either(args.json, &report, Report::text)?)
     }
 }
 

@@ -73,11 +73,7 @@ pub fn run(args: CondenseArgs) -> Result<()> {
 
     let staged = atomic::stage(&args.output, |file| file.write_all(&condensed))?;
     print::notes(&weights.notes);
-    if args.json {
-        print::json(&report)?
-    } else {
-        print::line(&report.text())?
-    }
+    print::either(args.json, &report, Report::text)?;
     staged.commit()?;
     if !args.json {
         print::line(&format!("wrote `{}`", args.output.display()))?;

@@ -125,7 +125,7 @@ fn info(source: &Source, as_json: bool) -> Result<()> {
             ))?;
         }
         Source::Folder(folder) => {
-            print::line(&format!("shape     pictures of various sizes, read when they are needed"))?;
+            print::line("shape     pictures of various sizes, read when they are needed")?;
             for (split, listing) in [("train", &folder.train), ("test", &folder.test)] {
                 if !listing.left_out.is_empty() {
                     print::line(&format!("{split:9} {}", listing.left_out))?;

@@ -46,7 +46,8 @@ fn large_layers_do_not_depend_on_the_number_of_threads() {
     let condensed = |neurons: usize, inputs: usize, floats: &mut dyn FnMut(usize) -> Vec<f32>| {
         let values = floats(neurons * inputs);
         // A fifth of the inputs, others from neuron to neuron.
-        let mask: Vec<bool> = (0..neurons * inputs).map(|i| (i / inputs + i % inputs) % 5 == 0).collect();
+        let mask: Vec<bool> =
+            (0..neurons * inputs).map(|i| (i / inputs + i % inputs).is_multiple_of(5)).collect();
         Weight::Condensed(CondensedWeight::from_masked(&values, &mask, neurons, inputs).unwrap())
     };
     let window = Window { kernel: [3; 2], stride: [1; 2], padding: [1; 2], dilation: [1; 2] };

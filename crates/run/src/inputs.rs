@@ -25,7 +25,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// The inputs of a run. A file of weights that is gone is left out: see [`differs`](Self::differs).
+    /// The inputs of a run. A file of weights that is gone is left out; whoever needs it will miss it.
     ///
     /// # Errors
     /// If something cannot be read.
@@ -45,8 +45,7 @@ impl Inputs {
         })
     }
 
-    /// How these differ from what the run has had before, in a sentence. Weights that are gone do not: whoever needs them
-    /// will miss them.
+    /// How these differ from what the run has had before, in a sentence. Weights that are gone do not.
     pub(crate) fn differs(&self, before: &Self) -> Option<String> {
         let of = |inputs: &Self| {
             let Self { data, classes, train_images, test_images, .. } = inputs;

@@ -22,9 +22,21 @@ pub fn line(text: &str) -> Result<(), io::Error> {
 /// Prints a value as JSON, for programs.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn json(value: &impl Serialize) -> Result<(), io::Error> {
     write(&serde_json::to_string_pretty(value)?)
+}
+
+/// Prints a value as JSON, or else what `text` makes of it.
+///
+/// # Errors
+/// As [`line()`].
+pub fn either<T: Serialize>(
+    as_json: bool,
+    value: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), io::Error> {
+    if as_json { json(value) } else { line(&text(value)) }
 }
 
 fn write(text: &str) -> Result<(), io::Error> {

@@ -178,7 +178,7 @@ pub fn print<L>(report: &Report<L>, json: bool) -> Result<()>
 where
     Report<L>: Tabular,
 {
-    Ok(if json { print::json(report)? } else { print::line(&report.table().to_string())? })
+    Ok(print::either(json, report, |report| report.table().to_string())?)
 }
 
 fn share(sparsity: f64) -> String {

@@ -102,7 +102,8 @@ impl Store {
     /// [`Error::Tensors`] if they take more than the [budget](srigl_tensors::memory).
     pub fn check_memory<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Result<(), Error> {
         let numbers = names.into_iter().filter_map(|name| self.get(name)).map(|tensor| tensor.len() as u64);
-        let bytes = numbers.fold(Some(0u64), |sum, count| sum?.checked_add(count.checked_mul(4)?));
+        let bytes =
+            numbers.map(|count| count.checked_mul(4)).try_fold(0u64, |sum, bytes| sum.checked_add(bytes?));
         memory::check(bytes)
             .map_err(|error| self.error(format!("its tensors are too large together: {error}")))
     }
