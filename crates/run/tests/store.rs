@@ -131,7 +131,8 @@ fn half_the_zeros_tell_a_mask_but_not_all_of_them() {
 fn weights_of_every_float_are_read_and_written_in_their_type() {
     let files = Files::new();
     let values = [1.5_f32, -0.25, 0.0, 8.0, -3.0, 0.5];
-    let types: [(Dtype, fn(f32) -> Vec<u8>); 4] = [
+    type Encode = fn(f32) -> Vec<u8>;
+    let types: [(Dtype, Encode); 4] = [
         (Dtype::F32, |v| v.to_le_bytes().to_vec()),
         (Dtype::F16, |v| f16::from_f32(v).to_le_bytes().to_vec()),
         (Dtype::BF16, |v| bf16::from_f32(v).to_le_bytes().to_vec()),
