@@ -196,5 +196,7 @@ mod tests {
         assert_eq!(dense_training_flops(10.0, 7.0), 210.0);
         // ΔT = 1: every other step pays 4·2 + 10 instead of 3·2, so (6 + 18) / 2 = 12 per image.
         assert_eq!(training_flops(10.0, 2.0, 1, 5.0), 60.0);
+        // ΔT = 3: three of four pay 6, so (18 + 18) / 4 = 9.
+        assert_eq!(training_flops(10.0, 2.0, 3, 5.0), 45.0);
     }
 }
