@@ -516,3 +516,24 @@ fn files_of_pytorch_are_read() {
     fs::write(&path, &fs::read(fixture("state.pt")).unwrap()[..300]).unwrap();
     refused(Store::open(&path), "is a PyTorch file that cannot be used");
 }
+
+/// Strides of 0 make one number a large tensor. Four times the size of the file is more than any honest one has.
+#[test]
+fn tensors_larger_than_their_file_are_refused() {
+    let files = Files::new();
+    let good = fs::read(fixture("legacy.pt")).unwrap();
+    // Dimensions 2 and 3 of `fc.weight`, and its strides 3 and 1, as pickle has them.
+    let (found, path) = (b"K\x02K\x03\x86q\x09K\x03K\x01\x86", files.path("huge.pt"));
+    let at = good.windows(found.len()).position(|bytes| bytes == found).unwrap();
+    let open = |rows: u8, columns: u8| {
+        let mut bytes = good.clone();
+        bytes[at..][..found.len()]
+            .copy_from_slice(&[b'K', rows, b'K', columns, 0x86, b'q', 9, b'K', 0, b'K', 0, 0x86]);
+        fs::write(&path, bytes).unwrap();
+        Store::open(&path).map(|store| store.get("fc.weight").unwrap().shape.clone())
+    };
+    // The other tensors have 40 bytes.
+    assert_eq!(4 * (9 * 86) + 40, 4 * good.len());
+    assert_eq!(open(9, 86).unwrap(), [9, 86]);
+    refused(open(25, 31), "is larger than the file");
+}

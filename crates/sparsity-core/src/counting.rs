@@ -178,7 +178,9 @@ mod tests {
     fn layers_add_up() {
         let layers = [CountedLayer::conv("c", [4, 2, 3, 3], 25), CountedLayer::linear("l", [10, 100])];
         let total = inference_cost(&layers, &[0.5, 0.0]).unwrap();
-        assert_eq!(total, layers[0].cost(0.5).unwrap() + layers[1].cost(0.0).unwrap());
+        let sum =
+            Cost { multiplications: 1000.0 + 1000.0, additions: 900.0 + 1000.0, parameters: 42.25 + 1010.0 };
+        assert_eq!((total, layers[0].cost(0.5).unwrap() + layers[1].cost(0.0).unwrap()), (sum, sum));
     }
 
     #[test]
@@ -194,5 +196,7 @@ mod tests {
         assert_eq!(dense_training_flops(10.0, 7.0), 210.0);
         // ΔT = 1: every other step pays 4·2 + 10 instead of 3·2, so (6 + 18) / 2 = 12 per image.
         assert_eq!(training_flops(10.0, 2.0, 1, 5.0), 60.0);
+        // ΔT = 3: three of four pay 6, so (18 + 18) / 4 = 9.
+        assert_eq!(training_flops(10.0, 2.0, 3, 5.0), 45.0);
     }
 }

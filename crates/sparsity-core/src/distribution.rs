@@ -217,6 +217,15 @@ mod tests {
     }
 
     #[test]
+    fn erk_makes_a_layer_dense_that_would_have_more_weights_than_it_can() {
+        // ε·(1 + 1)/(1·1) = 2ε is above 1 for any ε of the 50 weights; the other layer makes up for it.
+        let layers = [LayerSpec::new("a", [1, 1]).unwrap(), LayerSpec::new("b", [9, 11]).unwrap()];
+        let s = layer_sparsities(&layers, 0.5, Distribution::default()).unwrap();
+        assert_eq!(s[0], 0.0);
+        assert!((s[1] - 50.0 / 99.0).abs() < 1e-12);
+    }
+
+    #[test]
     fn uniform_gives_up_where_nothing_would_be_left_of_the_others() {
         // Half of the weights are dense, so the other half would be all zeros.
         let [a, b] = ["a", "b"].map(|name| LayerSpec::new(name, [4, 4]).unwrap());

@@ -266,6 +266,21 @@ mod tests {
     }
 
     #[test]
+    fn no_mask_has_a_sparsity_outside_the_range() {
+        let (layer, weights) = (LayerSpec::new("fc", [2, 3]).unwrap(), vec![1.0; 6]);
+        for sparsity in [-0.1, 1.0, f64::NAN] {
+            let refused = [
+                constant_fan_in_mask(&layer, sparsity, STREAM).err(),
+                unstructured_mask(&layer, sparsity, STREAM).err(),
+                magnitude_mask(&layer, &weights, sparsity).err(),
+                constant_fan_in_magnitude_mask(&layer, &weights, sparsity).err(),
+                global_magnitude_sparsities(&[layer.clone()], &[weights.clone()], sparsity).err(),
+            ];
+            assert!(refused.iter().all(|error| matches!(error, Some(Error::Sparsity(_)))), "{refused:?}");
+        }
+    }
+
+    #[test]
     fn magnitude_masks_keep_the_largest_weights() {
         let layer = LayerSpec::new("fc", [3, 4]).unwrap();
         let weights = [0.1, -9.0, 8.0, 0.2, 3.0, -2.0, 1.0, 0.0, 0.5, 0.5, -0.5, 0.4];

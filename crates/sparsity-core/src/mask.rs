@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn constant_fan_in_is_checked_and_skips_ablated_neurons() {
         let mask = Mask::from_bytes(3, 3, &[1, 1, 0, 0, 0, 0, 0, 1, 1]).unwrap();
-        assert_eq!(mask.ablated(), [1]);
+        assert_eq!((mask.ablated(), mask.active_neurons()), (vec![1], 2));
         assert_eq!(ConstantFanInMask::try_from(mask).unwrap().fan_in(), 2);
         let mask = Mask::from_bytes(2, 3, &[1, 1, 0, 1, 0, 0]).unwrap();
         let refused = ConstantFanInMask::try_from(mask);
@@ -300,6 +300,7 @@ mod tests {
         assert_eq!(twos.shape(), [2, 70]);
         assert_eq!((twos.density(), twos.count_not_in(&threes), threes.count_not_in(&twos)), (0.5, 46, 23));
         assert_eq!((twos.fan_in(0), twos.active_neurons()), (35, 2));
+        assert!((0..140).all(|i| threes.is_active(i / 70, i % 70) == (i % 3 == 0)));
         let mut weights: Vec<f32> = vec![-1.0; 140];
         threes.apply(&mut weights);
         // An inactive weight is +0.0, whatever it was.

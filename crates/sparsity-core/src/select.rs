@@ -40,22 +40,22 @@ impl Scores<'_> {
         self.values.len() / self.neurons
     }
 
-    /// Calls `each(input, magnitude)` for the candidates of one neuron in ascending order.
+    /// Calls `each(magnitude)` for each candidate of one neuron.
     #[inline(always)]
-    fn of_neuron(&self, neuron: usize, mut each: impl FnMut(usize, u32)) {
+    fn of_neuron(&self, neuron: usize, mut each: impl FnMut(u32)) {
         let m = self.dense_fan_in();
         let row = &self.values[neuron * m..][..m];
         match self.candidates {
-            Candidates::All => row.iter().enumerate().for_each(|(j, v)| each(j, magnitude(*v))),
-            Candidates::Active(mask) => mask.inputs(neuron).for_each(|j| each(j, magnitude(row[j]))),
+            Candidates::All => row.iter().for_each(|v| each(magnitude(*v))),
+            Candidates::Active(mask) => mask.inputs(neuron).for_each(|j| each(magnitude(row[j]))),
             Candidates::NonZero { skip, .. } if skip[neuron] => {}
             Candidates::NonZero { mask, .. } => {
-                mask.inputs(neuron).filter(|&j| row[j] != 0.0).for_each(|j| each(j, magnitude(row[j])))
+                mask.inputs(neuron).map(|j| magnitude(row[j])).filter(|s| *s != 0).for_each(each)
             }
             Candidates::NotIn(mask) => {
-                for (w, (word, chunk)) in mask.row(neuron).iter().zip(row.chunks(64)).enumerate() {
-                    for (bit, value) in chunk.iter().enumerate().filter(|(bit, _)| word >> bit & 1 == 0) {
-                        each(w * 64 + bit, magnitude(*value));
+                for (word, chunk) in mask.row(neuron).iter().zip(row.chunks(64)) {
+                    for (_, value) in chunk.iter().enumerate().filter(|(bit, _)| word >> bit & 1 == 0) {
+                        each(magnitude(*value));
                     }
                 }
             }
@@ -73,7 +73,7 @@ impl Scores<'_> {
     pub fn count(&self) -> usize {
         let count = |neuron| {
             let mut n = 0;
-            self.of_neuron(neuron, |_, _| n += 1);
+            self.of_neuron(neuron, |_| n += 1);
             n
         };
         self.blocks().map(|block| block.map(count).sum::<usize>()).sum()
@@ -89,9 +89,7 @@ impl Scores<'_> {
             .fold(
                 || vec![0u32; BINS],
                 |mut bins, block| {
-                    block.for_each(|neuron| {
-                        self.of_neuron(neuron, |_, s| bins[(s >> BIN_SHIFT) as usize] += 1)
-                    });
+                    block.for_each(|neuron| self.of_neuron(neuron, |s| bins[(s >> BIN_SHIFT) as usize] += 1));
                     bins
                 },
             )
@@ -118,7 +116,7 @@ impl Scores<'_> {
             .flat_map_iter(|block| {
                 let mut found = Vec::new();
                 for neuron in block {
-                    self.of_neuron(neuron, |_, s| {
+                    self.of_neuron(neuron, |s| {
                         if (s >> BIN_SHIFT) as usize == bin {
                             found.push(s);
                         }
@@ -139,7 +137,7 @@ impl Scores<'_> {
     fn first_ties(&self, boundary: u32, mut wanted: usize) -> Ties {
         let quota = (0..self.neurons).map(|neuron| {
             let mut equal = 0;
-            self.of_neuron(neuron, |_, s| equal += usize::from(s == boundary));
+            self.of_neuron(neuron, |s| equal += usize::from(s == boundary));
             let quota = equal.min(wanted);
             wanted -= quota;
             quota
@@ -279,6 +277,16 @@ mod tests {
         marked
     }
 
+    /// Values of which many are equal, also between signs; of which few are; or that share a bin of the histogram.
+    fn value(kind: i32, i: usize, seed: i8) -> f32 {
+        let seed = f32::from(seed);
+        match kind {
+            0 => seed,
+            1 => seed + (i as f32).sin(),
+            _ => (1.0 + seed.abs() * f32::EPSILON).copysign(seed),
+        }
+    }
+
     fn by_selection(scores: Scores, n: usize) -> Vec<u8> {
         let m = scores.dense_fan_in();
         let mut mask = Mask::empty(scores.neurons, m);
@@ -294,14 +302,11 @@ mod tests {
             neurons in 1usize..6,
             m in 1usize..150,
             n in 0usize..600,
-            few in any::<bool>(),
+            kind in 0..3,
             seed in proptest::collection::vec((-4i8..4, any::<bool>()), 900),
         ) {
-            // Few distinct values make many ties, also between signs.
             let count = neurons * m;
-            let values: Vec<f32> = (0..count)
-                .map(|i| if few { f32::from(seed[i].0) } else { f32::from(seed[i].0) + (i as f32).sin() })
-                .collect();
+            let values: Vec<f32> = (0..count).map(|i| value(kind, i, seed[i].0)).collect();
             let bytes: Vec<u8> = (0..count).map(|i| u8::from(seed[i].1)).collect();
             let mask = Mask::from_bytes(neurons, m, &bytes).unwrap();
             let skip: Vec<bool> = (0..neurons).map(|i| i == 1).collect();
@@ -320,7 +325,34 @@ mod tests {
                 prop_assert_eq!(by_selection(scores, n), by_sorting(&values, &expected, n));
             }
         }
+
+        #[test]
+        fn rows_are_selected_as_layers_are(
+            m in 1usize..150,
+            n in 0usize..150,
+            kind in 0..3,
+            seed in proptest::collection::vec((-4i8..4, any::<bool>()), 150),
+        ) {
+            let values: Vec<f32> = (0..m).map(|i| value(kind, i, seed[i].0)).collect();
+            let bytes: Vec<u8> = (0..m).map(|i| u8::from(seed[i].1)).collect();
+            let (marked, free): (Vec<usize>, Vec<usize>) = (0..m).partition(|&i| bytes[i] == 1);
+            let after = |change: &mut dyn FnMut(&mut [u64])| {
+                let mut mask = Mask::from_bytes(1, m, &bytes).unwrap();
+                change(mask.rows_mut().0);
+                mask.to_bytes()
+            };
+            let keep = n.min(marked.len());
+            if keep > 0 {
+                let kept = after(&mut |row| keep_largest_of_row(row, &values, keep));
+                prop_assert_eq!(kept, by_sorting(&values, &marked, keep));
+            }
+            let add = n.min(free.len());
+            let mut both = by_sorting(&values, &free, add);
+            marked.iter().for_each(|&i| both[i] = 1);
+            prop_assert_eq!(after(&mut |row| add_largest_to_row(row, &values, add, &mut vec![7])), both);
+        }
     }
+
     #[test]
     fn several_blocks_are_searched_as_one() {
         // Blocks of two neurons, the last of one.
