@@ -120,8 +120,7 @@ impl Runner {
         let step = next_step(&folder, cell)?;
         if let Step::Refuse(what) = &step {
             ensure!(self.fresh, "{} {what}", folder.display());
-            std::fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot remove {}", folder.display()))?;
+            RunFolder::at(&folder).remove()?;
         }
         if step != Step::Reuse {
             // `srigl` makes the run folder; it refuses one with files of others in it.
@@ -210,6 +209,7 @@ fn identity(args: &[String]) -> Vec<String> {
     }
     let name = |flag: &String| flag.split([' ', '=']).next().unwrap_or_default().to_string();
     flags.retain(|flag| !WHERE.contains(&name(flag).as_str()));
+    flags.sort();
     flags
 }
 

@@ -6,7 +6,7 @@ use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use indicatif::{ProgressBar, ProgressStyle};
 use srigl_data::Source;
 use srigl_run::{Config, Epoch, LayerResult, RunFolder, RunResult, print};
-use srigl_train::{Observer, Session, Silent, Standing, device};
+use srigl_train::{Observer, Session, Standing, device};
 use std::path::PathBuf;
 
 /// Arguments of `srigl train`.
@@ -98,7 +98,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
             let device = &args.device;
             let session = Session { config: &config, folder: &folder, loader: &loader, device, extend_to };
             match args.quiet {
-                true => session.train(&mut Silent)?,
+                true => session.train(&mut Quiet)?,
                 false => {
                     session.train(&mut Progress { bar: None, epochs: extend_to.unwrap_or(config.epochs) })?
                 }
@@ -118,6 +118,15 @@ pub fn data_workers(source: &Source) -> usize {
     match source {
         Source::Memory(images) if images.channels == 1 => 0,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+/// Nothing but what should not go unnoticed.
+struct Quiet;
+
+impl Observer for Quiet {
+    fn note(&mut self, text: &str) {
+        print::note(text);
     }
 }
 

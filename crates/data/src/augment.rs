@@ -543,12 +543,12 @@ impl Workspace {
         let pixels = size[0].saturating_mul(size[1].saturating_add(from.width));
         let weights = WEIGHT_BYTES * (from.height + from.width) as u64;
         let bytes = memory::product(&[pixels, from.channels]).and_then(|bytes| bytes.checked_add(weights));
-        if bytes.is_none_or(|bytes| bytes > self.budget) {
+        if bytes.is_none_or(|bytes| bytes > self.budget.min(MAX_RESIZED)) {
             let [height, width] = size;
-            let error = TooLarge { bytes, limit: self.budget };
-            return Err(error).with_context(|| {
-                format!("{}x{} pixels cannot become {height}x{width}", from.height, from.width)
-            });
+            let what = format!("{}x{} pixels cannot become {height}x{width}", from.height, from.width);
+            // Whether a picture is left out does not depend on the machine.
+            ensure!(bytes.is_some_and(|bytes| bytes <= MAX_RESIZED), "{what}");
+            return Err(TooLarge { bytes, limit: self.budget }).context(what);
         }
         to.reshape(size[0], size[1], from.channels);
         // With types of pixels named: `resize`, which looks at them as it runs, compiles code for every type.
@@ -560,6 +560,9 @@ impl Workspace {
         Ok(())
     }
 }
+
+/// The most bytes for resizing, on any machine.
+const MAX_RESIZED: u64 = 1 << 30;
 
 /// Bytes that resizing takes for each row and column of an image: two weights, in two forms.
 const WEIGHT_BYTES: u64 = 32;

@@ -314,7 +314,10 @@ impl Shared {
                     // A picture may be whole, and yet too narrow to be cropped.
                     let done = read.and_then(|()| {
                         let finished = self.finish(index, plan.random, &mut workspace, to);
-                        finished.map_err(|error| PictureError::Broken { path, what: format!("{error:#}") })
+                        finished.map_err(|error| match error.downcast_ref::<TooLarge>() {
+                            Some(&source) => PictureError::TooLarge { path, source },
+                            None => PictureError::Broken { path, what: format!("{error:#}") },
+                        })
                     });
                     match done {
                         Err(error) => self.broken(error, plan.part, index)?,
@@ -377,9 +380,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Reports picture `index` of a split, once, or passes its error on.
+    /// Reports picture `index` of a split, once, or passes its error on. That there is no memory for it is no fault of a
+    /// picture's: results must not depend on that.
     fn broken(&self, error: PictureError, part: Part, index: usize) -> Result<()> {
-        if self.on_broken == OnBroken::Fail {
+        if self.on_broken == OnBroken::Fail || matches!(error, PictureError::TooLarge { .. }) {
             return Err(error.into());
         }
         if self.reported.lock().expect("nothing panics under the lock").insert((part, index)) {

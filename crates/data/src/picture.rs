@@ -48,8 +48,11 @@ pub enum PictureError {
     /// There is a folder, pipe or device in its place, which is not opened.
     #[error("`{}` is no regular file but a folder, pipe or device; remove it", shown(.0))]
     NoFile(PathBuf),
-    /// It would take more memory than there is for a picture, by its own words or by its length.
-    #[error("`{}` is too large ({source}); make it smaller, or remove it", shown(path))]
+    /// It would take more memory than there is for a picture while so many are read at once.
+    #[error(
+        "`{}` is too large ({source}); lower --workers, raise --max-memory, or make it smaller",
+        shown(path)
+    )]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -139,7 +142,11 @@ pub fn read(
     if !metadata.is_file() {
         return Err(PictureError::NoFile(path.into()));
     }
-    within(Some(metadata.len()), MAX_BYTES.min(budget)).map_err(|flaw| PictureError::new(path, flaw))?;
+    let length = match metadata.len() {
+        ..=MAX_BYTES => within(Some(metadata.len()), budget),
+        bytes => Err(format!("it has {bytes} bytes").into()),
+    };
+    length.map_err(|flaw| PictureError::new(path, flaw))?;
     bytes.clear();
     // It may have grown since.
     let file = File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(bytes));

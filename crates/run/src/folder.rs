@@ -60,7 +60,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`Error::OtherInputs`] if not, [`Error::File`] if the file about them is damaged.
-    pub fn check_inputs(&self, inputs: &Inputs) -> Result<(), Error> {
+    fn check_inputs(&self, inputs: &Inputs) -> Result<(), Error> {
         let before: Option<Inputs> = json(&self.file(INPUTS))?;
         match before.and_then(|before| inputs.differs(&before)) {
             Some(what) => Err(Error::OtherInputs { path: self.path.clone(), what }),
@@ -123,8 +123,17 @@ impl RunFolder {
     /// [`Error::Write`] if that fails.
     pub fn extend(&self, _lock: &Lock, config: &Config) -> Result<(), Error> {
         // In this order: between the two, the run is as it was, but for the result, which it would make again.
-        self.remove("result.json")?;
+        self.remove_file("result.json")?;
         self.write_json(CONFIG, config)
+    }
+
+    /// Removes the folder with all that is in it.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if a process writes into it, [`Error::Write`] if it cannot be removed.
+    pub fn remove(self) -> Result<(), Error> {
+        let _lock = Lock::take(&self.path)?;
+        fs::remove_dir_all(&self.path).map_err(|cause| Error::Write { path: self.path.clone(), cause })
     }
 
     /// Whether there is a run in it.
@@ -140,7 +149,7 @@ impl RunFolder {
         }
     }
 
-    fn remove(&self, name: &str) -> Result<(), Error> {
+    fn remove_file(&self, name: &str) -> Result<(), Error> {
         let path = self.file(name);
         match fs::remove_file(&path) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::Write { path, cause }),

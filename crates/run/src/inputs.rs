@@ -1,6 +1,6 @@
 //! What a result depends on beside the settings.
 
-use crate::weights_digest;
+use crate::store::weights_digest;
 use serde::{Deserialize, Serialize};
 use srigl_data::Loader;
 use std::path::Path;

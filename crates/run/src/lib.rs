@@ -42,6 +42,4 @@ pub use masks::mask_line;
 pub use method::MethodArgs;
 pub use read::{Layer, Run};
 pub use schema::{DataUsed, Epoch, LayerResult, MaskLine, Picture, RunResult, StartedFrom, TopologyLine};
-pub use store::{
-    FileLayer, LayerNames, Store, Tensor, mask_name, printable, read_file, weights_digest, zeros_tell_a_mask,
-};
+pub use store::{FileLayer, LayerNames, Store, Tensor, mask_name, printable, read_file, zeros_tell_a_mask};

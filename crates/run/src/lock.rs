@@ -29,7 +29,7 @@ impl Lock {
         for _ in 0..TRIES {
             let failed = |cause| Error::Write { path: path.clone(), cause };
             let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-            let mut file = open.map_err(failed)?;
+            let file = open.map_err(failed)?;
             if !is_had(file.try_lock()).map_err(failed)? {
                 let mut holder = String::new();
                 // What cannot be read is not told.
@@ -47,8 +47,10 @@ impl Lock {
                 file.rewind()?;
                 file.write_all(whoami().as_bytes())
             };
-            write(&mut file).map_err(failed)?;
-            return Ok(Self { file, path, made: Vec::new() });
+            // Made first: it takes the file away again if that cannot be written.
+            let mut lock = Self { file, path: path.clone(), made: Vec::new() };
+            write(&mut lock.file).map_err(failed)?;
+            return Ok(lock);
         }
         let cause = io::Error::other("it is replaced again and again");
         Err(Error::Write { path, cause })
@@ -63,18 +65,25 @@ impl Lock {
     /// start that is refused leaves nothing behind. A run that had begun before stays as it is.
     pub fn abandon(mut self) {
         let made = std::mem::take(&mut self.made);
+        let (folders, files): (Vec<_>, Vec<_>) = made.into_iter().partition(|path| path.is_dir());
+        // While it is locked: whoever comes next finds no run.
+        files.iter().for_each(|file| _ = fs::remove_file(file));
         drop(self);
-        for path in made {
-            // Folders go if they are empty; what cannot be removed stays.
-            _ = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
-        }
+        // If they are empty; nobody else's go.
+        folders.iter().for_each(|folder| _ = fs::remove_dir(folder));
+    }
+
+    /// Whether [`RunFolder::create`](crate::RunFolder::create) has begun a new run.
+    pub fn is_of_new_run(&self) -> bool {
+        !self.made.is_empty()
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // While it is locked: whoever has opened it meanwhile finds another file in its place and tries again.
-        if cfg!(unix) {
+        // Somebody may have removed it, and another made a new one.
+        if cfg!(unix) && is_at(&self.file, &self.path) {
             _ = fs::remove_file(&self.path);
         }
         _ = self.file.unlock();

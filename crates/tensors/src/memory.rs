@@ -90,8 +90,11 @@ fn of_machine() -> u64 {
     let machine = system.available_memory();
     // What a group has free does not count the files that the system keeps in memory and would give up.
     let of_group = system.cgroup_limits().map(|group| group.total_memory.saturating_sub(group.rss));
-    let free = of_group.map_or(machine, |group| group.min(machine));
-    if free == 0 { UNKNOWN } else { free / 4 * 3 }
+    match of_group {
+        Some(group) => group.min(machine) / 4 * 3,
+        None if machine == 0 => UNKNOWN,
+        None => machine / 4 * 3,
+    }
 }
 
 /// The product of sizes, or `None` if no number holds it.

@@ -49,7 +49,11 @@ pub fn evaluate<M: Classifier>(model: &M, loader: &Loader, device: &Device) -> R
     let (mut loss_sum, mut hits, mut hits5, mut images) = (0.0, 0, 0, 0);
     let size: usize = loader.shape().iter().product();
     let five = loader.classes() > 5;
-    for batch in loader.eval((EVALUATED / size).clamp(1, 1000)) {
+    // As many at once as there is memory for.
+    let most = Some((EVALUATED / size).clamp(1, 1000));
+    let sizes = std::iter::successors(most, |size| Some(size / 2).filter(|size| *size > 0));
+    let images_at_once = sizes.into_iter().find(|size| loader.check(*size).is_ok()).unwrap_or(1);
+    for batch in loader.eval(images_at_once) {
         let batch = batch?;
         let count = batch.labels.len();
         if count == 0 {

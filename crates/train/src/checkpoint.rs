@@ -97,7 +97,10 @@ impl Checkpoint {
         let bytes = safetensors::serialize(tensors, Some(metadata))?;
         let (last, previous) = (folder.file(LAST), folder.file(PREVIOUS));
         let staged = srigl_run::atomic::stage(&last, |file| file.write_all(&bytes))?;
-        if last.exists() {
+        if last.is_symlink() {
+            // The link stays, and with it where people want their checkpoints.
+            srigl_run::atomic::write(&previous, &read_file(&last)?)?;
+        } else if last.exists() {
             fs::rename(&last, &previous)
                 .with_context(|| format!("cannot rename {} to {PREVIOUS}", last.display()))?;
         }
@@ -110,12 +113,19 @@ impl Checkpoint {
     /// If all that there are are damaged.
     pub fn latest(folder: &RunFolder) -> Result<Option<Latest>> {
         let [last, previous] = [LAST, PREVIOUS].map(|name| folder.file(name));
-        let damage = match last.exists().then(|| Self::read(&last)) {
+        // What cannot be read now may be whole: only what is read and wrong is damaged.
+        let read = |path: &Path| -> Result<Option<Result<Self>>> {
+            match path.try_exists().with_context(|| format!("cannot read {}", path.display()))? {
+                true => Ok(Some(Self::parse(path, &read_file(path)?))),
+                false => Ok(None),
+            }
+        };
+        let damage = match read(&last)? {
             Some(Ok(checkpoint)) => return Ok(Some(Latest { checkpoint, lost: None })),
             Some(Err(damage)) => Some(damage),
             None => None,
         };
-        match (damage, previous.exists().then(|| Self::read(&previous))) {
+        match (damage, read(&previous)?) {
             (None, None) => Ok(None),
             (damage, Some(Ok(checkpoint))) => {
                 let what = damage.map_or(format!("{LAST} is missing"), |damage| format!("{damage:#}"));
@@ -132,29 +142,25 @@ impl Checkpoint {
         }
     }
 
-    /// Removes a last checkpoint that is damaged, so that it never takes the place of the one before.
-    pub(crate) fn drop_damaged(folder: &RunFolder) -> Result<()> {
+    /// Puts a last checkpoint that is damaged aside, so that it never takes the place of the one before.
+    pub(crate) fn put_damaged_aside(folder: &RunFolder) -> Result<()> {
         let path = folder.file(LAST);
-        match fs::remove_file(&path) {
+        match fs::rename(&path, folder.file(DAMAGED)) {
             Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-                Err(cause).with_context(|| format!("cannot remove {}", path.display()))
+                Err(cause).with_context(|| format!("cannot rename {} to {DAMAGED}", path.display()))
             }
             _ => Ok(()),
         }
     }
 
-    /// Reads a checkpoint and checks that it is whole.
-    ///
-    /// # Errors
-    /// If it cannot be read, or is damaged.
-    pub fn read(path: &Path) -> Result<Self> {
+    /// The checkpoint in the bytes of a file, if it is whole.
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let read = || -> Result<Self> {
-            let bytes = read_file(path)?;
-            let (_, header) = SafeTensors::read_metadata(&bytes)?;
+            let (_, header) = SafeTensors::read_metadata(bytes)?;
             let metadata = header.metadata().clone().unwrap_or_default();
             let field = |name: &str| metadata.get(name).with_context(|| format!("it has no {name}"));
             let (state, expected) = (field("state")?, field("sha256")?);
-            let file = SafeTensors::deserialize(&bytes)?;
+            let file = SafeTensors::deserialize(bytes)?;
             let part = |name| -> Result<Vec<u8>> { Ok(file.tensor(name)?.data().to_vec()) };
             let checkpoint = Self {
                 progress: serde_json::from_str(state)?,
@@ -212,6 +218,9 @@ impl Checkpoint {
 /// The last checkpoint in a run folder, and the one before it.
 const LAST: &str = "checkpoint.safetensors";
 const PREVIOUS: &str = "checkpoint.previous.safetensors";
+
+/// One that cannot be used.
+const DAMAGED: &str = "checkpoint.damaged.safetensors";
 
 /// Names of the parts in the file.
 const PARTS: [&str; 2] = ["model", "optimizer"];

@@ -100,7 +100,7 @@ impl Session<'_> {
             false => None,
         };
         let latest = Checkpoint::latest(self.folder)?;
-        let config = match (self.extend_to, &latest) {
+        let mut config = match (self.extend_to, &latest) {
             (None, _) => self.config.clone(),
             (Some(epochs), Some(latest)) => {
                 self.config.extended_to(epochs, latest.checkpoint.progress.step)?
@@ -109,6 +109,16 @@ impl Session<'_> {
                 bail!("--extend-to: the run has no checkpoint yet; start it with --epochs {epochs}")
             }
         };
+        // An extended run that falls back to before its extension is extended from there.
+        let step = latest.as_ref().map_or(0, |latest| latest.checkpoint.progress.step);
+        for extension in config.extended.iter_mut().filter(|extension| extension.step > step) {
+            observer.note(&format!(
+                "the run was extended after step {}: what was trained of it without is lost, and its schedules are those of {} \
+                 epochs from step {step} on",
+                extension.step, config.epochs
+            ));
+            extension.step = step;
+        }
         let session = Session { config: &config, ..*self };
         let loop_ = Loop { session, before: self.config, inputs, device: &device, observer, moved: false };
         spec.with(&device.clone().autodiff(), Training { loop_, lock, latest })?
@@ -138,7 +148,12 @@ impl WithModel for Training<'_> {
         check_results(&start.sparse.model, loader, config)?;
         let lock = match lock {
             Some(lock) => lock,
-            None => folder.create(config, &loop_.inputs)?,
+            None => {
+                let lock = folder.create(config, &loop_.inputs)?;
+                // Somebody may have begun the same run meanwhile: it is to be resumed, not begun again.
+                ensure!(lock.is_of_new_run(), srigl_run::Error::Exists { path: folder.file("") });
+                lock
+            }
         };
         let result = loop_.train(start, &steps, &lock);
         if result.is_err() && !loop_.moved {
@@ -185,11 +200,14 @@ impl Loop<'_> {
     /// A new run, or one that has not come to its first checkpoint.
     fn begin<M: Classifier>(&mut self, model: M, steps: &Steps) -> Result<Start<M>> {
         let Session { config, folder, loader, .. } = self.session;
-        let logged = folder.metrics().unwrap_or_default().len();
-        if logged > 0 {
-            self.observer.note(&format!(
-                "the run has no checkpoint any more: it starts again, and the {logged} epochs of metrics.jsonl with it"
-            ));
+        if folder.has_run() {
+            let logged = folder.metrics().unwrap_or_default().len();
+            self.observer.note(&match logged {
+                0 => "the run has no checkpoint: it starts from its first step".into(),
+                _ => format!(
+                    "the run has no checkpoint any more: it starts again, and the {logged} epochs of metrics.jsonl with it"
+                ),
+            });
         }
         let start = start(config, model, loader.classes(), steps, self.device)?;
         let data = loader.source().set().to_string();
@@ -232,7 +250,7 @@ impl Loop<'_> {
         };
         let sparse = checkpoint.load(again, schedule)?;
         if lost.is_some() {
-            Checkpoint::drop_damaged(folder)?;
+            Checkpoint::put_damaged_aside(folder)?;
         }
         Ok(Start { sparse, progress: checkpoint.progress })
     }
@@ -263,7 +281,9 @@ impl Loop<'_> {
         let Session { config, folder, loader, .. } = self.session;
         let Start { sparse: Sparsified { model, optim, topology }, progress } = start;
         if config.extended != self.before.extended {
-            self.tell_extension(progress.step, steps)?;
+            if config.epochs != self.before.epochs {
+                self.tell_extension(progress.step, steps)?;
+            }
             folder.extend(lock, config)?;
         }
         let metrics = JsonLines::open(folder.file("metrics.jsonl"), progress.metrics_bytes)?;

@@ -11,7 +11,7 @@ mod tensor;
 use crate::Error;
 use crate::atomic::{self, Staged};
 pub use layers::{FileLayer, LayerNames};
-pub use open::weights_digest;
+pub(crate) use open::weights_digest;
 use safetensors::tensor::Dtype;
 use sparsity_core::{Error as Refused, Mask};
 use srigl_tensors::memory;

@@ -171,7 +171,7 @@ impl ShardIndex {
 ///
 /// # Errors
 /// [`Error::Read`] if a file cannot be read, [`Error::Tensors`] if an index is none.
-pub fn weights_digest(path: &Path) -> Result<String, Error> {
+pub(crate) fn weights_digest(path: &Path) -> Result<String, Error> {
     let mut sha = Sha256::new();
     let mut add = |path: &Path| -> Result<(), Error> {
         let (mut file, _) = regular(path)?;

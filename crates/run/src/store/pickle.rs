@@ -53,7 +53,7 @@ impl From<io::Error> for Count {
     }
 }
 
-/// Takes the instructions of a pickle, up to its end, off `left`.
+/// Takes the instructions of a pickle, up to its end, off `left`; so many bytes of texts as an instruction takes count as one.
 fn count(from: &mut impl BufRead, left: &mut u64) -> Result<(), Count> {
     loop {
         let mut opcode = [0];
@@ -67,14 +67,14 @@ fn count(from: &mut impl BufRead, left: &mut u64) -> Result<(), Count> {
             b'J' | b'j' | b'r' | 0x84 => skip(from, 4)?,
             b'G' | 0x95 => skip(from, 8)?,
             // Texts, bytes and long numbers after their lengths.
-            b'U' | b'C' | 0x8a | 0x8c => skip_counted::<1>(from)?,
-            b'T' | b'X' | b'B' | 0x8b => skip_counted::<4>(from)?,
-            0x8d | 0x8e | 0x96 => skip_counted::<8>(from)?,
+            b'U' | b'C' | 0x8a | 0x8c => skip_counted::<1>(from, left)?,
+            b'T' | b'X' | b'B' | 0x8b => skip_counted::<4>(from, left)?,
+            0x8d | 0x8e | 0x96 => skip_counted::<8>(from, left)?,
             // Lines.
-            b'I' | b'F' | b'L' | b'S' | b'V' | b'g' | b'p' | b'P' => skip_line(from)?,
+            b'I' | b'F' | b'L' | b'S' | b'V' | b'g' | b'p' | b'P' => skip_line(from, left)?,
             b'c' | b'i' => {
-                skip_line(from)?;
-                skip_line(from)?;
+                skip_line(from, left)?;
+                skip_line(from, left)?;
             }
             _ => {}
         }
@@ -90,13 +90,15 @@ fn skip(from: &mut impl BufRead, bytes: u64) -> Result<(), Count> {
 }
 
 /// Passes over bytes after their number, which has `N` bytes itself.
-fn skip_counted<const N: usize>(from: &mut impl BufRead) -> Result<(), Count> {
+fn skip_counted<const N: usize>(from: &mut impl BufRead, left: &mut u64) -> Result<(), Count> {
     let mut length = [0; 8];
     from.read_exact(&mut length[..N])?;
-    skip(from, u64::from_le_bytes(length))
+    let length = u64::from_le_bytes(length);
+    *left = left.checked_sub(length / BYTES_EACH).ok_or(Count::TooMany)?;
+    skip(from, length)
 }
 
-fn skip_line(from: &mut impl BufRead) -> Result<(), Count> {
+fn skip_line(from: &mut impl BufRead, left: &mut u64) -> Result<(), Count> {
     loop {
         let part = from.fill_buf()?;
         if part.is_empty() {
@@ -104,6 +106,7 @@ fn skip_line(from: &mut impl BufRead) -> Result<(), Count> {
         }
         let end = part.iter().position(|byte| *byte == b'\n');
         let taken = end.map_or(part.len(), |end| end + 1);
+        *left = left.checked_sub(taken as u64 / BYTES_EACH).ok_or(Count::TooMany)?;
         from.consume(taken);
         if end.is_some() {
             return Ok(());
