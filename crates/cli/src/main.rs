@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use srigl_run::print;
+use srigl_run::{MAX_THREADS, print};
 
 /// Train networks that are 80–99 % sparse from the first step (SRigL, RigL, SET), and edit sparsity masks of
 /// any framework's safetensors files.
@@ -82,12 +82,10 @@ fn parse() -> Cli {
     Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
-/// More threads than any machine this runs on has; each takes some megabytes.
-const MAX_THREADS: usize = 1024;
-
 /// Runs everything on so many threads.
 fn use_threads(threads: usize) -> Result<()> {
-    ensure!((1..=MAX_THREADS).contains(&threads), "--threads is {threads}, but must be 1 to {MAX_THREADS}");
+    let most = MAX_THREADS;
+    ensure!((1..=most).contains(&threads), "--threads is {threads}, but must be 1 to {most}");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global().context("cannot start threads")
 }

@@ -16,6 +16,9 @@ use std::path::PathBuf;
 /// Topology updates after which the masks are drawn, spread over a run.
 const PICTURED_UPDATES: u64 = 12;
 
+/// More threads than any machine that this runs on has; each takes some megabytes.
+pub const MAX_THREADS: usize = 1024;
+
 /// A parser of command lines for values that have names, each with what it does.
 pub fn named_parser<T: Copy + Send + Sync + 'static>(
     names: &'static [(&'static str, &'static str, T)],

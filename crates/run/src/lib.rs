@@ -31,7 +31,8 @@ mod schema;
 mod store;
 
 pub use config::{
-    Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, named_parser,
+    Config, Extension, InitialMaskFrom, LrSchedule, MAX_THREADS, ModelArgs, OptimizerName, Steps,
+    named_parser,
 };
 pub use error::Error;
 pub use folder::RunFolder;
