@@ -245,6 +245,7 @@ pub fn initialise_weights(weights: &mut [f32], mask: &Mask, init: WeightInit, st
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice::from_ref;
 
     const STREAM: Stream = Stream { seed: 1, layer: 0, step: 0 };
 
@@ -274,7 +275,7 @@ mod tests {
                 unstructured_mask(&layer, sparsity, STREAM).err(),
                 magnitude_mask(&layer, &weights, sparsity).err(),
                 constant_fan_in_magnitude_mask(&layer, &weights, sparsity).err(),
-                global_magnitude_sparsities(&[layer.clone()], &[weights.clone()], sparsity).err(),
+                global_magnitude_sparsities(from_ref(&layer), from_ref(&weights), sparsity).err(),
             ];
             assert!(refused.iter().all(|error| matches!(error, Some(Error::Sparsity(_)))), "{refused:?}");
         }
