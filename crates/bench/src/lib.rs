@@ -121,8 +121,7 @@ impl MeasureArgs {
         let sparsity = self.sparsity;
         ensure!((0.0..1.0).contains(&sparsity), "--sparsity is {sparsity}, but must be in [0, 1)");
         ensure!(self.batch > 0, "--batch must be at least 1");
-        let most = srigl_run::MAX_THREADS;
-        ensure!((1..=most).contains(&self.threads), "--threads is {}, but must be 1 to {most}", self.threads);
+        srigl_run::check_threads(self.threads)?;
         ensure!(self.rounds != Some(0), "--rounds must be at least 1");
         Ok(())
     }

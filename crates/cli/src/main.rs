@@ -10,11 +10,11 @@ mod predict;
 mod report;
 mod train;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use bytesize::ByteSize;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use srigl_run::{MAX_THREADS, print};
+use srigl_run::{check_threads, print};
 
 /// Train networks that are 80–99 % sparse from the first step (SRigL, RigL, SET), and edit sparsity masks of
 /// any framework's safetensors files.
@@ -84,8 +84,7 @@ fn parse() -> Cli {
 
 /// Runs everything on so many threads.
 fn use_threads(threads: usize) -> Result<()> {
-    let most = MAX_THREADS;
-    ensure!((1..=most).contains(&threads), "--threads is {threads}, but must be 1 to {most}");
+    check_threads(threads)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global().context("cannot start threads")
 }

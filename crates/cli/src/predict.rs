@@ -188,19 +188,12 @@ impl Input {
     }
 }
 
-/// How many samples go through a network at once.
-fn chunk(fits: impl Fn(usize) -> bool) -> usize {
-    std::iter::successors(Some(CHUNK), |batch| Some(batch / 2))
-        .find(|batch| *batch <= 1 || fits(*batch))
-        .unwrap_or(1)
-}
-
 fn run_engine(network: &Network, input: &Input) -> Result<Vec<f32>> {
     let mut engine = Engine::new(network)?;
     let (sample, result) = (engine.input_shape().len(), engine.output_shape().len());
     let mut logits = memory::filled(0.0, input.batch().saturating_mul(result)).context("the logits")?;
     // As many at once as there is memory for; if not even one, running it says so.
-    let chunk = chunk(|batch| memory::check(engine.memory(batch)).is_ok());
+    let chunk = memory::halved(CHUNK, |batch| memory::check(engine.memory(batch)).is_ok());
     for (x, y) in input.values.chunks(chunk * sample).zip(logits.chunks_mut(chunk * result)) {
         engine.run(x.len() / sample, x, y)?;
     }
@@ -209,7 +202,7 @@ fn run_engine(network: &Network, input: &Input) -> Result<Vec<f32>> {
 
 fn run_on_device(network: &Network, input: &Input, device: &Device) -> Result<Vec<f32>> {
     let Shape { features, height, width } = network.input_shape();
-    let chunk = chunk(|batch| network.check_memory(batch).is_ok());
+    let chunk = memory::halved(CHUNK, |batch| network.check_memory(batch).is_ok());
     let network = CondensedNetwork::new(network, FloatDType::F32, device)?;
     let mut logits = Vec::new();
     for x in input.values.chunks(chunk * features * height * width) {

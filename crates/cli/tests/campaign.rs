@@ -4,7 +4,9 @@
 //! SRIGL_KILLS=1000 SRIGL_DISKS=1000 cargo test -p srigl-cli --test campaign -- --nocapture
 //! ```
 
-use serde_json::Value;
+mod common;
+
+use common::{timeless, write_images};
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
@@ -32,17 +34,6 @@ fn train(flags: &str, out: &Path) -> Command {
 fn succeeds(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// A log without what depends on the clock.
-fn timeless(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap();
-    let line = |line: &str| {
-        let mut line: Value = serde_json::from_str(line).unwrap();
-        line.as_object_mut().unwrap().retain(|key, _| key != "seconds" && key != "images_per_second");
-        line
-    };
-    text.lines().map(line).collect()
 }
 
 /// Files that must be the same, to the last bit.
@@ -80,28 +71,12 @@ fn killed_after(mut child: Child, patience: Duration) -> bool {
     true
 }
 
-/// Pictures of two classes, eight each to train on.
-fn write_images(root: &Path) {
-    for (split, class) in [("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")] {
-        let folder = root.join(split).join(class);
-        fs::create_dir_all(&folder).unwrap();
-        for number in 0_u32..8 {
-            let file = fs::File::create(folder.join(format!("{number}.png"))).unwrap();
-            let mut encoder = png::Encoder::new(file, 40, 36);
-            encoder.set_color(png::ColorType::Rgb);
-            let shade = if class == "a" { 3 } else { 7 };
-            let pixels: Vec<u8> = (0..40 * 36 * 3).map(|i| (i * (number + shade) % 251) as u8).collect();
-            encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
-        }
-    }
-}
-
 /// Killed again and again at random moments, from the first to the last, a run leaves the files of one that was not.
 #[test]
 fn kills_at_random_moments() {
     let folder = tempfile::tempdir().unwrap();
     let images = folder.path().join("images");
-    write_images(&images);
+    write_images(&images, 8);
     let images = format!(
         "--dataset image-folder --data {} --workers 3 --model resnet18-small --width 4 --image-size 32 --batch-size 4 --epochs 3 \
          --sparsity 0.5 --delta-t 2 --checkpoint-every 1",

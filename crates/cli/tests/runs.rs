@@ -1,35 +1,19 @@
 //! Runs that cannot be lost: checkpoints that are damaged, inputs that change, starts that are refused, runs that are extended.
 
+mod common;
+
+use common::{Bench, write_images};
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-struct Bench(tempfile::TempDir);
+use std::path::Path;
+use std::process::Output;
 
 impl Bench {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn srigl(&self, line: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
-        command.current_dir(self.0.path()).args(line.split_whitespace()).output().unwrap()
-    }
-
     /// A small run on the generated data set: 16 steps an epoch.
     fn train(&self, line: &str) -> Output {
         let common =
             "train --dataset glyphs --train-limit 512 --test-limit 100 --batch-size 32 --delta-t 5 --lr 0.05";
         self.srigl(&format!("{common} {line}"))
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
     }
 
     fn lines(&self, name: &str) -> Vec<Value> {
@@ -206,29 +190,10 @@ fn settings_that_are_left_out_and_other_devices_are_noticed() {
     assert_eq!(devices, ["flex", "ndarray"]);
 }
 
-/// Writes a folder of pictures in two classes; the picture `broken` of the first class is none.
-fn write_images(root: &Path, per_class: u32, broken: Option<u32>) {
-    for (split, class) in [("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")] {
-        let folder = root.join(split).join(class);
-        fs::create_dir_all(&folder).unwrap();
-        for number in 0..per_class {
-            let path = folder.join(format!("{number}.png"));
-            if broken == Some(number) && split == "train" {
-                fs::write(path, "no picture").unwrap();
-                continue;
-            }
-            let mut encoder = png::Encoder::new(fs::File::create(path).unwrap(), 40, 40);
-            encoder.set_color(png::ColorType::Rgb);
-            let pixels: Vec<u8> = (0..40 * 40 * 3).map(|i| (i * (number + 3) % 251) as u8).collect();
-            encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
-        }
-    }
-}
-
 #[test]
 fn another_folder_of_images_is_noticed_and_a_moved_one_is_the_same() {
     let bench = Bench::new();
-    write_images(&bench.path("images"), 4, None);
+    write_images(&bench.path("images"), 4);
     let train = |more: &str| {
         bench.srigl(&format!(
             "train --dataset image-folder --model resnet18-small --width 4 --image-size 32 --batch-size 4 --epochs 2 --sparsity 0.5 \
@@ -252,7 +217,10 @@ fn another_folder_of_images_is_noticed_and_a_moved_one_is_the_same() {
 #[test]
 fn a_start_that_is_refused_leaves_nothing_behind() {
     let bench = Bench::new();
-    write_images(&bench.path("images"), 4, Some(1));
+    write_images(&bench.path("images"), 4);
+    for class in ["a", "b"] {
+        fs::write(bench.path(&format!("images/train/{class}/1.png")), "no picture").unwrap();
+    }
     fs::write(bench.path("file"), "not a folder").unwrap();
     let before = fs::read_dir(bench.path("")).unwrap().count();
     for (line, part) in [

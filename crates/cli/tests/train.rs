@@ -1,5 +1,8 @@
 //! `srigl train` and `eval` through the real binary.
 
+mod common;
+
+use common::timeless;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -33,23 +36,12 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// All lines of a log, without what depends on the clock.
-fn lines(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap();
-    let timeless = |line: &str| {
-        let mut line: Value = serde_json::from_str(line).unwrap();
-        line.as_object_mut().unwrap().retain(|key, _| key != "seconds" && key != "images_per_second");
-        line
-    };
-    text.lines().map(timeless).collect()
-}
-
 /// Everything a run leaves that must not depend on the machine.
 fn assert_same_run(a: &Path, b: &Path) {
     let model = |run: &Path| fs::read(run.join("model.safetensors")).unwrap();
     assert!(model(a) == model(b), "models differ");
     for log in ["metrics.jsonl", "topology.jsonl"] {
-        assert_eq!(lines(&a.join(log)), lines(&b.join(log)), "{log}");
+        assert_eq!(timeless(&a.join(log)), timeless(&b.join(log)), "{log}");
     }
 }
 
@@ -68,8 +60,8 @@ fn a_run_leaves_what_it_promises() {
     assert_eq!(json(&out.join("config.json"))["gamma_sal"], 0.9);
 
     // 16 steps an epoch, 48 in all, updates every 5th before step 36.
-    assert_eq!(lines(&out.join("metrics.jsonl")).len(), 3);
-    let updates = lines(&out.join("topology.jsonl"));
+    assert_eq!(timeless(&out.join("metrics.jsonl")).len(), 3);
+    let updates = timeless(&out.join("topology.jsonl"));
     let steps: Vec<u64> =
         updates.iter().filter(|u| u["layer"] == "fc1").map(|u| u["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, [5, 10, 15, 20, 25, 30, 35]);

@@ -1,12 +1,14 @@
 //! `srigl train --weights` and the other commands on weights from elsewhere, through the real binary.
 
+mod common;
+
+use common::Bench;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
 /// Type, dimensions, bytes.
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
@@ -30,23 +32,7 @@ fn floats((_, _, data): &Tensor) -> Vec<f32> {
     data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// A folder with runs of a perceptron on the generated data set.
-struct Bench(tempfile::TempDir);
-
 impl Bench {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn srigl(&self, args: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
-        command.args(args.split_whitespace()).current_dir(self.0.path()).output().unwrap()
-    }
-
     /// What it says on standard error.
     fn succeed(&self, args: &str) -> String {
         let output = self.srigl(args);
@@ -61,14 +47,11 @@ impl Bench {
         String::from_utf8(output.stderr).unwrap()
     }
 
+    /// Of a perceptron on the generated data set.
     fn train(&self, flags: &str) -> String {
         format!(
             "train --dataset glyphs --train-limit 2048 --test-limit 500 --batch-size 64 --delta-t 5 {flags}"
         )
-    }
-
-    fn json(&self, file: &str) -> Value {
-        serde_json::from_slice(&fs::read(self.path(file)).unwrap()).unwrap()
     }
 
     fn layer_sparsities(&self, run: &str) -> Vec<f64> {
@@ -130,7 +113,7 @@ fn a_run_from_weights_resumes_without_them() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
     let mut child = command
         .args(format!("{flags} parts").split_whitespace())
-        .current_dir(bench.0.path())
+        .current_dir(bench.path(""))
         .spawn()
         .unwrap();
     let started = std::time::Instant::now();

@@ -42,10 +42,8 @@ use crate::ops::OpRecord;
 use crate::{Error, FileError, Network, Node, NodeError, TensorError};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use srigl_tensors::{RawTensor, TensorFile, atomic, memory, printable};
+use srigl_tensors::{RawTensor, TensorFile, atomic, printable, regular};
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Read};
 use std::path::Path;
 
 const FORMAT: &str = "srigl-condensed";
@@ -115,20 +113,10 @@ pub fn to_bytes(network: &Network) -> Result<Vec<u8>, Error> {
 ///
 /// # Errors
 /// [`Error::In`] with what [`from_bytes`] finds wrong, or [`Error::Read`] if `path` cannot be read, is not a regular file
-/// or larger than the [budget](memory::limit).
+/// or larger than the [budget](srigl_tensors::memory::limit).
 pub fn load(path: impl AsRef<Path>) -> Result<Network, Error> {
     let path = path.as_ref();
-    let read = || {
-        // A device may have no end.
-        let kind = fs::metadata(path)?;
-        if !kind.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        let mut bytes = memory::with_capacity(kind.len() as usize).map_err(io::Error::other)?;
-        fs::File::open(path)?.take(kind.len()).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().map_err(|cause| Error::Read { path: path.into(), cause })?;
+    let bytes = regular::read(path).map_err(|cause| Error::Read { path: path.into(), cause })?;
     from_bytes(&bytes).map_err(|error| Error::In { path: path.into(), error: Box::new(error) })
 }
 

@@ -747,7 +747,7 @@ pub(crate) mod tests {
 
     /// The start of the SHA-256 of a picture's pixels.
     pub(crate) fn digest(picture: &Picture) -> String {
-        Sha256::digest(&picture.pixels).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        srigl_tensors::hex(&Sha256::digest(&picture.pixels)[..8])
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
-use srigl_tensors::atomic;
+use srigl_tensors::{atomic, hex};
 
 use super::DataSet;
 use super::printable::shown;
@@ -138,7 +138,7 @@ fn check_intact(file: &RemoteFile, path: &Path) -> Result<()> {
     };
     let bytes = read().with_context(|| format!("cannot read `{}`", shown(path)))?;
     ensure!(
-        hex(Sha256::digest(&bytes)) == file.sha256,
+        hex(&Sha256::digest(&bytes)) == file.sha256,
         "`{}` differs from the published file (another SHA-256: damaged, or compressed anew); \
          move it away to download that",
         shown(path)
@@ -171,7 +171,7 @@ fn download(url: &str, file: &RemoteFile, to: &mut dyn Write) -> Result<()> {
         bar.inc(count as u64);
     }
     bar.finish_and_clear();
-    let found = hex(hash.finalize());
+    let found = hex(&hash.finalize());
     if found != file.sha256 {
         bail!("what came has SHA-256 {found}, the published file {}", file.sha256);
     }
@@ -182,12 +182,6 @@ fn progress_bar(file: &RemoteFile) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}")
         .expect("a valid template");
     ProgressBar::new(file.bytes).with_style(style).with_message(file.name)
-}
-
-/// Bytes in hexadecimal.
-pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
-    let digits = bytes.as_ref().iter().map(|byte| format!("{byte:02x}"));
-    digits.collect()
 }
 
 #[cfg(test)]
@@ -206,7 +200,7 @@ pub(crate) mod tests {
         let mut remote = Remote::of(DataSet::Mnist).unwrap();
         for (file, content) in remote.files.iter_mut().zip(&contents) {
             file.bytes = content.len() as u64;
-            file.sha256 = hex(Sha256::digest(content));
+            file.sha256 = hex(&Sha256::digest(content));
         }
         let names: Vec<_> = remote.files.iter().map(|file| file.name).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

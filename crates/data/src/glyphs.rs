@@ -196,7 +196,7 @@ mod tests {
             hash.update(&split.images);
             hash.update(&split.labels);
         }
-        let hash: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let hash = srigl_tensors::hex(&hash.finalize());
         assert_eq!(hash, "e883878fdccf7218e42bbf169174d6e35921115c0a6ef38a673db0426107c2f4");
     }
 

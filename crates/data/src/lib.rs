@@ -317,7 +317,7 @@ impl Source {
                 }
             }
         }
-        fetch::hex(hash.finalize())
+        srigl_tensors::hex(&hash.finalize())
     }
 }
 

@@ -17,7 +17,16 @@ use std::path::PathBuf;
 const PICTURED_UPDATES: u64 = 12;
 
 /// More threads than any machine that this runs on has; each takes some megabytes.
-pub const MAX_THREADS: usize = 1024;
+const MAX_THREADS: usize = 1024;
+
+/// Checks `--threads` of any command.
+///
+/// # Errors
+/// If there are none, or too many.
+pub fn check_threads(threads: usize) -> Result<()> {
+    ensure!((1..=MAX_THREADS).contains(&threads), "--threads is {threads}, but must be 1 to {MAX_THREADS}");
+    Ok(())
+}
 
 /// A parser of command lines for values that have names, each with what it does.
 pub fn named_parser<T: Copy + Send + Sync + 'static>(

@@ -31,7 +31,7 @@ mod schema;
 mod store;
 
 pub use config::{
-    Config, Extension, InitialMaskFrom, LrSchedule, MAX_THREADS, ModelArgs, OptimizerName, Steps,
+    Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, check_threads,
     named_parser,
 };
 pub use error::Error;

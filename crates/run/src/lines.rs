@@ -3,6 +3,7 @@
 use crate::Error;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use srigl_tensors::regular;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ const LIMIT: u64 = 16 << 20;
 /// Reads a JSON file, if there is one.
 pub fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let mut text = Vec::new();
-    let read = regular(path).and_then(|(file, _)| file.take(LIMIT + 1).read_to_end(&mut text));
+    let read = regular::open(path).and_then(|(file, _)| file.take(LIMIT + 1).read_to_end(&mut text));
     match read {
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
         Err(cause) => return Err(Error::Run { path: path.into(), cause }),
@@ -38,7 +39,7 @@ pub fn json_lines<T: DeserializeOwned>(
     mut take: impl FnMut(T) -> Result<(), String>,
 ) -> Result<bool, Error> {
     let unreadable = |cause| Error::Run { path: path.into(), cause };
-    let file = match regular(path) {
+    let file = match regular::open(path) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(false),
         opened => opened.map_err(unreadable)?.0,
     };
@@ -63,21 +64,6 @@ pub fn json_lines<T: DeserializeOwned>(
     Ok(true)
 }
 
-/// A regular file, opened, and its size.
-pub(crate) fn regular(path: &Path) -> io::Result<(File, u64)> {
-    // Before it is opened: to open a pipe would wait for somebody to write into it.
-    if !fs::metadata(path)?.is_file() {
-        return Err(not_regular());
-    }
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
-    Ok((file, size))
-}
-
-fn not_regular() -> io::Error {
-    io::Error::other("it is not a regular file")
-}
-
 /// A JSON lines file that can be cut back to where a checkpoint was taken. A symbolic link is followed.
 #[derive(Debug)]
 pub struct JsonLines {
@@ -95,7 +81,7 @@ impl JsonLines {
         let open = || -> io::Result<File> {
             // To open a pipe would wait for a reader.
             if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
-                return Err(not_regular());
+                return Err(io::Error::other("it is not a regular file"));
             }
             let file = OpenOptions::new().create(true).append(true).open(&path)?;
             if file.metadata()?.len() < bytes {

@@ -21,6 +21,7 @@
 
 pub mod atomic;
 pub mod memory;
+pub mod regular;
 
 pub use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -207,6 +208,15 @@ pub fn printable(text: &dyn fmt::Display) -> String {
         }
     }
     shown
+}
+
+/// Bytes as hexadecimal digits, two each.
+///
+/// ```
+/// assert_eq!(srigl_tensors::hex(&[0, 0x1f, 255]), "001fff");
+/// ```
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The JSON at the start of a file.

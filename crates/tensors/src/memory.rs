@@ -114,6 +114,19 @@ pub fn check(bytes: Option<u64>) -> Result<(), TooLarge> {
     }
 }
 
+/// The first of `most`, half of it, half of that, … that fits; 1 if none does, so that whoever takes it finds out.
+///
+/// ```
+/// use srigl_tensors::memory::halved;
+///
+/// assert_eq!(halved(100, |size| size < 30), 25);
+/// assert_eq!(halved(100, |_| false), 1);
+/// ```
+pub fn halved(most: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let mut sizes = std::iter::successors(Some(most), |size| Some(size / 2)).take_while(|size| *size > 0);
+    sizes.find(|size| fits(*size)).unwrap_or(1)
+}
+
 /// An empty vector with room for `len` values.
 ///
 /// # Errors

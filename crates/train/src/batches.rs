@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use srigl_data::{Batch, Loader};
 use srigl_models::Classifier;
+use srigl_tensors::memory;
 
 /// Images `from..to` of a batch `[images, channels, height, width]` and their labels `[images]`.
 pub(crate) fn tensors(batch: &Batch, from: usize, to: usize, device: &Device) -> (Tensor<4>, Tensor<1, Int>) {
@@ -50,9 +51,7 @@ pub fn evaluate<M: Classifier>(model: &M, loader: &Loader, device: &Device) -> R
     let size: usize = loader.shape().iter().product();
     let five = loader.classes() > 5;
     // As many at once as there is memory for.
-    let most = Some((EVALUATED / size).clamp(1, 1000));
-    let sizes = std::iter::successors(most, |size| Some(size / 2).filter(|size| *size > 0));
-    let images_at_once = sizes.into_iter().find(|size| loader.check(*size).is_ok()).unwrap_or(1);
+    let images_at_once = memory::halved((EVALUATED / size).clamp(1, 1000), |size| loader.check(size).is_ok());
     for batch in loader.eval(images_at_once) {
         let batch = batch?;
         let count = batch.labels.len();

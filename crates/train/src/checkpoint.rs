@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use sparsity_core::UpdateSchedule;
 use srigl_burn::Sparsified;
 use srigl_run::{RunFolder, StartedFrom, printable, read_file};
+use srigl_tensors::hex;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
@@ -231,5 +232,5 @@ fn digest<'a>(state: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> Stri
         sha.update((part.len() as u64).to_le_bytes());
         sha.update(part);
     }
-    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sha.finalize())
 }

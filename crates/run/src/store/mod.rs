@@ -14,11 +14,11 @@ pub use layers::{FileLayer, LayerNames};
 pub(crate) use open::weights_digest;
 use safetensors::tensor::Dtype;
 use sparsity_core::{Error as Refused, Mask};
-use srigl_tensors::memory;
 pub use srigl_tensors::printable;
+use srigl_tensors::{memory, regular};
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 pub use tensor::Tensor;
 use tensor::{Data, FLOATS, encode, zero_inactive};
@@ -56,14 +56,7 @@ pub fn zeros_tell_a_mask(zeros: usize, values: usize) -> bool {
 /// [`Error::Read`] if it cannot be read, is something that may have no end, such as a device, or takes more memory than the
 /// [budget](srigl_tensors::memory).
 pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    let (file, size) = open::regular(path)?;
-    let read = || {
-        let mut bytes = memory::with_capacity(size).map_err(io::Error::other)?;
-        // What is appended meanwhile stays out.
-        file.take(size as u64).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    read().map_err(|cause| Error::Read { path: path.to_path_buf(), cause })
+    regular::read(path).map_err(|cause| Error::Read { path: path.to_path_buf(), cause })
 }
 
 /// The tensors of one file, by name.

@@ -2,12 +2,12 @@
 
 use super::tensor::{Data, Tensor};
 use super::{MAX_HEADER, Store, mask_name, pickle, printable};
-use crate::{Error, lines};
+use crate::Error;
 use pytorch_reader::{DType, PytorchError, PytorchReader};
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use srigl_tensors::Index;
+use srigl_tensors::{Index, hex};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
@@ -100,9 +100,11 @@ impl Store {
 }
 
 /// A regular file, opened, and its size.
-pub(super) fn regular(path: &Path) -> Result<(File, usize), Error> {
-    let opened = lines::regular(path).map_err(|cause| Error::Read { path: path.to_path_buf(), cause })?;
-    Ok((opened.0, opened.1 as usize))
+fn regular(path: &Path) -> Result<(File, usize), Error> {
+    match srigl_tensors::regular::open(path) {
+        Ok((file, size)) => Ok((file, size as usize)),
+        Err(cause) => Err(Error::Read { path: path.to_path_buf(), cause }),
+    }
 }
 
 fn single(path: &Path) -> Result<Store, Error> {
@@ -190,7 +192,7 @@ pub(crate) fn weights_digest(path: &Path) -> Result<String, Error> {
             add(&path.with_file_name(shard))?;
         }
     }
-    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&sha.finalize()))
 }
 
 fn is_index(path: &Path) -> bool {
