@@ -121,6 +121,7 @@ fn half_the_zeros_tell_a_mask_but_not_all_of_them() {
         (4, 4, false),
         (2, 5, false),
         (3, 5, true),
+        (4, 7, true),
         (0, 0, false),
     ] {
         assert_eq!(zeros_tell_a_mask(zeros, values), tell, "{zeros} of {values}");
@@ -512,6 +513,14 @@ fn files_of_pytorch_are_read() {
         let steps = (Dtype::I64, vec![], 7_i64.to_le_bytes().to_vec());
         assert_eq!((written.len(), &written["bn.num_batches_tracked"]), (4, &steps), "{name}");
     }
+    // Names that begin as a key of checkpoints are no such key.
+    let (mut bytes, path) = (fs::read(fixture("legacy.pt")).unwrap(), files.path("flat.pt"));
+    let at = bytes.windows(9).position(|name| name == b"fc.weight").unwrap();
+    bytes[at..][..9].copy_from_slice(b"net.first");
+    fs::write(&path, bytes).unwrap();
+    let store = Store::open(&path).unwrap();
+    assert!(store.notes().is_empty() && store.get("net.first").is_some() && store.get("fc.bias").is_some());
+
     let path = files.path("cut.pt");
     fs::write(&path, &fs::read(fixture("state.pt")).unwrap()[..300]).unwrap();
     refused(Store::open(&path), "is a PyTorch file that cannot be used");

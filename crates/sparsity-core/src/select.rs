@@ -354,6 +354,14 @@ mod tests {
     }
 
     #[test]
+    fn of_two_equal_values_at_the_boundary_the_first_is_in() {
+        // All in one bin of the histogram.
+        let values = [1.0 + f32::EPSILON, 1.0, 1.0];
+        let scores = Scores { values: &values, neurons: 1, candidates: Candidates::All };
+        assert_eq!(by_selection(scores, 2), [1, 1, 0]);
+    }
+
+    #[test]
     fn several_blocks_are_searched_as_one() {
         // Blocks of two neurons, the last of one.
         let (neurons, m) = (3, 1 << 17);

@@ -291,6 +291,7 @@ proptest! {
             seen.iter_mut().zip(now.to_bytes()).for_each(|(seen, now)| *seen |= now);
             let rate = itop_rate(&ever_active);
             prop_assert!(rate >= before && rate >= now.density());
+            prop_assert_eq!(rate, seen.iter().filter(|seen| **seen == 1).count() as f64 / seen.len() as f64);
             prop_assert_eq!(ever_active.to_bytes(), &seen[..]);
         }
     }

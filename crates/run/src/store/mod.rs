@@ -47,7 +47,7 @@ fn grad_name(weight: &str) -> String {
 /// Whether so many zeros among the values of a weight tell its mask: half of them or more, but not all, which is a weight
 /// that has not been trained yet, as torchvision's heads.
 pub fn zeros_tell_a_mask(zeros: usize, values: usize) -> bool {
-    zeros > 0 && zeros < values && 2 * zeros >= values
+    zeros < values && 2 * zeros >= values
 }
 
 /// All bytes of a file.

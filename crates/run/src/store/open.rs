@@ -232,13 +232,10 @@ fn from_pytorch(path: &Path, size: usize) -> Result<Store, String> {
         reader.keys().iter().filter_map(|name| Some(name.split_once('.')?.0.to_string())).collect();
     // Names of a flat dictionary may begin with `model.` as well: then there is no dictionary of that key.
     for key in STATE_KEYS.into_iter().filter(|key| keys.contains(*key)) {
-        match PytorchReader::with_top_level_key(path, key) {
-            Ok(nested) if !nested.is_empty() => {
-                reader = nested;
-                store.notes.push(format!("the weights are those under `{key}`"));
-                break;
-            }
-            _ => {}
+        if let Ok(nested) = PytorchReader::with_top_level_key(path, key) {
+            reader = nested;
+            store.notes.push(format!("the weights are those under `{key}`"));
+            break;
         }
     }
     let mut total = 0_usize;
