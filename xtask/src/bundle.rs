@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use liblzma::stream::{Check, Filters, LzmaOptions, Stream};
 use liblzma::write::XzEncoder;
+use srigl_run::print;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -66,10 +67,10 @@ pub fn run(args: &GpuBundle) -> Result<()> {
     packed.persist(&output).with_context(|| format!("cannot write {}", output.display()))?;
     let size = |path: &Path| path.metadata().map_or(0.0, |file| file.len() as f64 / 1e6);
     for (name, path) in &files {
-        println!("{FOLDER}/{name}: {:.1} MB", size(path));
+        print::line(&format!("{FOLDER}/{name}: {:.1} MB", size(path)))?;
     }
-    println!("{FOLDER}/run.sh\nwrote {}: {:.1} MB", output.display(), size(&output));
-    Ok(())
+    let wrote = format!("{FOLDER}/run.sh\nwrote {}: {:.1} MB", output.display(), size(&output));
+    Ok(print::line(&wrote)?)
 }
 
 /// Builds `srigl` and the tests for CUDA. Paths in the bundle and here.
@@ -134,7 +135,7 @@ impl LockFile {
 impl Drop for LockFile {
     fn drop(&mut self) {
         if let Err(error) = self.write() {
-            eprintln!("cannot restore {}: {error}", self.path.display());
+            print::err(&format!("cannot restore {}: {error}", self.path.display()));
         }
     }
 }

@@ -24,6 +24,7 @@ mod tables;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use recipe::{Changes, Recipe};
+use srigl_run::print;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tables::{TableName, figures, grid, timings};
@@ -202,7 +203,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            print::err(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -249,13 +250,13 @@ fn reproduce(args: &Reproduce) -> Result<bool> {
 
     report.write(&out)?;
     if args.json {
-        println!("{}", report.json_text());
+        print::line(&report.json_text())?;
     } else {
-        println!("{}", report.terminal());
+        print::line(&report.terminal())?;
     }
-    eprintln!("written to {}", out.display());
+    print::err(&format!("written to {}", out.display()));
     for problem in &report.problems {
-        eprintln!("error: {problem}");
+        print::err(&format!("error: {problem}"));
     }
     Ok(report.problems.is_empty())
 }

@@ -3,6 +3,7 @@
 
 use crate::runner::{shell_line, tail};
 use anyhow::{Context, Result, ensure};
+use srigl_run::print;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -72,7 +73,7 @@ impl Environment {
                     if *minors.end() == u32::MAX { String::new() } else { format!(" to 3.{}", minors.end()) };
                 format!("none of {} is Python 3.{}{newest}", candidates.join(", "), minors.start())
             })?;
-        eprintln!("installing {} for comparison, once", self.engines().join(" and "));
+        print::err(&format!("installing {} for comparison, once", self.engines().join(" and ")));
         succeed(Command::new(base).args(["-m", "venv", "--clear"]).arg(folder))?;
         let mut errors = Vec::new();
         for packages in self.packages() {
@@ -84,7 +85,7 @@ impl Environment {
             None => srigl_run::atomic::write(&marker, wanted.as_bytes())?,
             Some(error) if errors.len() + 1 == self.packages().len() => return Err(error),
             // Asking for the engine says which module is missing.
-            Some(error) => eprintln!("{error:#}"),
+            Some(error) => print::err(&format!("{error:#}")),
         }
         Ok(python)
     }
@@ -136,7 +137,7 @@ impl Peers {
                     }
                     Err(why) => {
                         // The report is no place for pip's output.
-                        eprintln!("{engine} is skipped: {why}");
+                        print::err(&format!("{engine} is skipped: {why}"));
                         let first = why.lines().next().unwrap_or_default();
                         peers.missing.push(format!("{engine} is skipped: {}", without_paths(first)));
                     }

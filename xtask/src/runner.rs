@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use srigl_run::{RunFolder, RunResult, atomic};
+use srigl_run::{RunFolder, RunResult, atomic, file, print};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -43,6 +43,8 @@ pub struct Failure {
 enum Step {
     /// There is a result of exactly these flags.
     Reuse,
+    /// The same, but of images in another place: `srigl train --resume` refuses it if they are others.
+    Check,
     /// Nothing yet, or an interrupted run of exactly these flags: `srigl train --resume` does the right thing.
     Run,
     /// A run is in the way that is not of these flags; says what differs.
@@ -107,7 +109,7 @@ impl Runner {
         let start = Instant::now();
         progress.started(cell);
         let outcome = self.try_cell(cell);
-        let reused = matches!(outcome, Ok((_, Step::Reuse)));
+        let reused = matches!(outcome, Ok((_, Step::Reuse | Step::Check)));
         let result = outcome
             .map(|(result, _)| result)
             .map_err(|error| Failure { cell: cell.to_string(), message: format!("{error:#}") });
@@ -127,11 +129,15 @@ impl Runner {
             std::fs::create_dir_all(&self.runs)
                 .with_context(|| format!("cannot create {}", self.runs.display()))?;
             let file = CellFile { args: cell.args.clone() };
-            atomic::write(
-                &beside(&folder, "cell.json"),
-                (serde_json::to_string_pretty(&file)? + "\n").as_bytes(),
-            )?;
-            self.train(cell, &folder)?;
+            let text = serde_json::to_string_pretty(&file)? + "\n";
+            let keep = || atomic::write(&beside(&folder, "cell.json"), text.as_bytes());
+            if step == Step::Check {
+                self.train(cell, &folder)?;
+                keep()?;
+            } else {
+                keep()?;
+                self.train(cell, &folder)?;
+            }
         }
         Ok((read_result(&folder)?, step))
     }
@@ -190,9 +196,15 @@ fn next_step(folder: &Path, cell: &Cell) -> Result<Step> {
             let no_flag = |flags: String| if flags.is_empty() { "nothing".into() } else { flags };
             Step::Refuse(format!("was trained with {} instead of {}", no_flag(before), no_flag(now)))
         }
-        _ if folder.join("result.json").exists() => Step::Reuse,
-        _ => Step::Run,
+        _ if !folder.join(file::RESULT).exists() => Step::Run,
+        _ if data_of(&before.args) == data_of(&cell.args) => Step::Reuse,
+        _ => Step::Check,
     })
+}
+
+/// The folder of the images, if the flags name one.
+fn data_of(args: &[String]) -> Option<&String> {
+    args.iter().skip_while(|word| *word != "--data").nth(1)
 }
 
 /// The flags, each with its values, but for those that say [`WHERE`].
@@ -382,7 +394,7 @@ impl Progress {
         self.bar.set_message(state.message());
         // `println` of the bar prints nothing where the bar itself is hidden.
         if self.bar.is_hidden() {
-            eprintln!("{line}{}", state.time_left());
+            print::err(&format!("{line}{}", state.time_left()));
         } else {
             self.bar.println(line);
         }
@@ -438,10 +450,12 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         write_cell(&folder, &["--lr", "0.1"]);
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run);
-        std::fs::write(folder.join("result.json"), "{}").unwrap();
+        std::fs::write(folder.join(file::RESULT), "{}").unwrap();
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Reuse);
         let elsewhere = cell(&["--lr", "0.1", "--data", "/other", "--device", "cuda", "--workers=3"]);
-        assert_eq!(next_step(&folder, &elsewhere).unwrap(), Step::Reuse);
+        assert_eq!(next_step(&folder, &elsewhere).unwrap(), Step::Check);
+        let other_device = cell(&["--lr", "0.1", "--device", "cuda", "--workers=3"]);
+        assert_eq!(next_step(&folder, &other_device).unwrap(), Step::Reuse);
         let refused = |wanted: &Cell| match next_step(&folder, wanted).unwrap() {
             Step::Refuse(what) => what,
             step => panic!("{step:?}"),

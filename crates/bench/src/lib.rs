@@ -119,7 +119,7 @@ impl PlaceArgs {
 impl MeasureArgs {
     fn check(&self) -> Result<()> {
         let sparsity = self.sparsity;
-        ensure!((0.0..1.0).contains(&sparsity), "--sparsity is {sparsity}, but must be in [0, 1)");
+        ensure!((0.0..1.0).contains(&sparsity), "--sparsity is {sparsity:?}, but must be in [0, 1)");
         ensure!(self.batch > 0, "--batch must be at least 1");
         srigl_run::check_threads(self.threads)?;
         ensure!(self.rounds != Some(0), "--rounds must be at least 1");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::Args;
 use condensed::{Engine, Network};
@@ -19,6 +19,7 @@ use sparsity_core::{
 use srigl_burn::{sparse_layers, state_dict};
 use srigl_models::{Classifier, ModelInfo, WithModel, torchvision_name};
 use srigl_run::{mask_name, named_parser};
+use srigl_tensors::memory;
 use srigl_train::{NamedTensor, condense};
 
 use super::{Case, Contender, MeasureArgs, Saved, compare, device, save};
@@ -64,6 +65,10 @@ pub fn run(args: &ModelArgs) -> Result<()> {
     let dense = condense(&spec, &dense_tensors.collect())?.fold()?;
     let sparse = condense(&spec, &tensors)?.fold()?;
     drop(tensors);
+    // What is between them is checked by whoever computes it.
+    let sample = dense.input_shape().len().max(dense.output_shape().len());
+    memory::check(memory::product(&[measure.batch, sample, size_of::<f32>()]))
+        .with_context(|| format!("the images or results of --batch {} are too large", measure.batch))?;
     let outputs = measure.batch * dense.output_shape().len();
     let mut rng = Stream { seed: measure.seed, layer: 0, step: 1 }.rng(Purpose::Weights, 0);
     let input: Vec<f32> =

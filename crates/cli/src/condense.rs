@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use condensed::{Network, Op, Weight};
 use serde::Serialize;
@@ -124,9 +124,7 @@ fn source(args: &CondenseArgs) -> Result<Source> {
     if let Some(other) = args.model.as_ref().filter(|other| **other != model) {
         bail!("`{name}` is a run of {model}, not of {other}: leave out --model");
     }
-    let path = folder.file("model.safetensors");
-    ensure!(path.exists(), "`{name}` has no model.safetensors yet: finish its training with --resume");
-    Ok(Source { path, model, image: args.image.or(Some(config.image_size())) })
+    Ok(Source { path: folder.model(false)?, model, image: args.image.or(Some(config.image_size())) })
 }
 
 /// What is printed.

@@ -183,10 +183,6 @@ fn write_sheet(images: &Images, path: &Path) -> Result<()> {
     let mut writer = encoder.write_header()?;
     writer.write_image_data(&pixels)?;
     writer.finish()?;
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make the folder of `{}`", path.display()))?;
-    }
     Ok(srigl_run::atomic::write(path, &bytes)?)
 }
 

@@ -5,9 +5,9 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use clap::Args;
 use srigl_data::Loader;
-use srigl_models::{Classifier, WithModel};
-use srigl_run::{RunFolder, print};
-use srigl_train::{Accuracy, Checkpoint, Latest, device, evaluate, model_spec};
+use srigl_models::{Classifier, ModelInfo, WithModel};
+use srigl_run::{Inputs, RunFolder, print};
+use srigl_train::{Accuracy, Checkpoint, Latest, Weights, device, evaluate, fill_module, model_spec};
 use std::path::PathBuf;
 
 /// Arguments of `srigl eval`.
@@ -30,33 +30,46 @@ pub struct EvalArgs {
     json: bool,
 }
 
-/// Evaluates the last checkpoint of a run on the test images.
+/// Evaluates the model of a finished run, or the last checkpoint of another, on the test images.
+///
+/// # Errors
+/// For a run that has not begun or is damaged, and images that are not there or of another data set.
 pub fn run(args: EvalArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let (folder, config) = RunFolder::existing(&args.run)?;
-    let latest = Checkpoint::latest(&folder)?;
-    let run = args.run.display();
-    let Latest { checkpoint, lost } =
-        latest.with_context(|| format!("{run} has no checkpoint yet: train it first"))?;
-    if let Some(lost) = lost {
-        print::note(&lost);
-    }
+    let (epoch, trained) = match folder.result()? {
+        Some(result) => (result.epochs, Trained::Finished(folder.model(false)?)),
+        None => {
+            let run = args.run.display();
+            let latest = Checkpoint::latest(&folder)?;
+            let Latest { checkpoint, lost } = latest.with_context(|| match folder.metrics() {
+                Ok(epochs) if epochs.is_empty() => format!("{run} has no checkpoint yet: train it first"),
+                _ => format!("{run} has lost its checkpoints: train it again"),
+            })?;
+            if let Some(lost) = lost {
+                print::note(&lost);
+            }
+            (checkpoint.progress.epoch, Trained::SoFar(checkpoint))
+        }
+    };
     let source = srigl_data::open(config.dataset, args.data.as_deref(), config.allow_empty)?;
-    let (trained_on, data) = (&checkpoint.progress.data, source.set().to_string());
-    ensure!(
-        *trained_on == data,
-        "the run was trained on {trained_on}, but the data is {data}: provide it with --data"
-    );
+    let data = source.set().to_string();
+    if let Some(Inputs { data: trained_on, .. }) = folder.inputs()? {
+        ensure!(
+            trained_on == data,
+            "the run was trained on {trained_on}, but the data is {data}: provide it with --data"
+        );
+    }
 
     let synthetic = source.set().is_synthetic();
     let workers = data_workers(&source);
     let loader = config.loader(source, workers)?;
-    let evaluation = Evaluation { checkpoint: &checkpoint, loader: &loader, device: &device };
+    let info = ModelInfo::named(&config.model.name)?;
+    let evaluation = Evaluation { trained: &trained, info, loader: &loader, device: &device };
     let spec = model_spec(&config.model, loader.shape(), loader.classes())?;
     let Accuracy { loss, top1, top5 } = spec
         .with(&device, evaluation)?
-        .with_context(|| format!("the checkpoint of {run} does not hold this model"))?;
-    let epoch = checkpoint.progress.epoch;
+        .with_context(|| format!("{} does not hold this model", args.run.display()))?;
     if args.json {
         let count = loader.test_images();
         let result = serde_json::json!({
@@ -76,8 +89,17 @@ pub fn run(args: EvalArgs) -> Result<()> {
     Ok(())
 }
 
+/// What is evaluated.
+enum Trained {
+    /// The file of a model.
+    Finished(PathBuf),
+    /// Where a run stands.
+    SoFar(Checkpoint),
+}
+
 struct Evaluation<'a> {
-    checkpoint: &'a Checkpoint,
+    trained: &'a Trained,
+    info: &'a ModelInfo,
     loader: &'a Loader,
     device: &'a Device,
 }
@@ -86,7 +108,13 @@ impl WithModel for Evaluation<'_> {
     type Output = Result<Accuracy>;
 
     fn run<M: Classifier>(self, model: M) -> Result<Accuracy> {
-        let model = self.checkpoint.load_model(model)?;
+        let model = match self.trained {
+            Trained::SoFar(checkpoint) => checkpoint.load_model(model)?,
+            Trained::Finished(path) => {
+                let weights = Weights::open(path, self.info)?;
+                fill_module(model, &weights.tensors, &[], self.device)?
+            }
+        };
         evaluate(&model, self.loader, self.device)
     }
 }

@@ -37,14 +37,7 @@ pub struct ExportArgs {
 pub fn run(args: ExportArgs) -> Result<()> {
     let path = if args.source.is_dir() {
         let (folder, _) = RunFolder::existing(&args.source)?;
-        let path = folder.file(if args.best { "best.safetensors" } else { "model.safetensors" });
-        let run = args.source.display();
-        ensure!(
-            path.exists(),
-            "{run} has no {} yet: finish it with `srigl train … --resume`",
-            path.display()
-        );
-        path
+        folder.model(args.best)?
     } else {
         ensure!(
             !args.best,

@@ -15,6 +15,7 @@ use bytesize::ByteSize;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use srigl_run::{check_threads, print};
+use std::io::Write;
 
 /// Train networks that are 80–99 % sparse from the first step (SRigL, RigL, SET), and edit sparsity masks of
 /// any framework's safetensors files.
@@ -79,7 +80,11 @@ fn parse() -> Cli {
     let models = || PossibleValuesParser::new(srigl_models::MODELS.iter().map(about));
     let command = Cli::command()
         .mut_subcommand("train", |train| train.mut_arg("model", |arg| arg.value_parser(models())));
-    Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    let parsed = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
+        let printed = error.print().and_then(|()| std::io::stdout().flush());
+        std::process::exit(if printed.is_ok() { error.exit_code() } else { 1 })
+    })
 }
 
 /// Runs everything on so many threads.
@@ -110,7 +115,7 @@ fn main() {
     };
     if let Err(error) = result {
         // Whatever names are in it.
-        eprintln!("srigl: {}", print::lines(&format!("{error:#}")));
+        print::err(&format!("srigl: {}", print::lines(&format!("{error:#}"))));
         std::process::exit(1);
     }
 }

@@ -5,7 +5,7 @@ use clap::Args;
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use indicatif::{ProgressBar, ProgressStyle};
 use srigl_data::Source;
-use srigl_run::{Config, Epoch, LayerResult, RunFolder, RunResult, print};
+use srigl_run::{Config, Epoch, Inputs, LayerResult, RunFolder, RunResult, print};
 use srigl_train::{Observer, Session, Standing, device};
 use std::path::PathBuf;
 
@@ -79,13 +79,31 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let (folder, config) = RunFolder::open(&args.out, &args.config, args.resume)?;
     // A run that has been extended so far is only to be resumed.
     let extend_to = args.extend_to.filter(|epochs| config.extended.is_empty() || *epochs != config.epochs);
-    let result = match folder.result()? {
-        Some(finished) if extend_to.is_none() => {
+    let finished = match folder.result() {
+        Err(lost @ srigl_run::Error::Remade { .. }) => {
+            print::note(&lost.to_string());
+            None
+        }
+        finished => finished?.filter(|_| match folder.lost_model() {
+            Some(lost) if extend_to.is_none() => {
+                print::note(&format!("{lost}: it is made again from the last checkpoint"));
+                false
+            }
+            _ => extend_to.is_none(),
+        }),
+    };
+    let open = || srigl_data::open(config.dataset, args.data.as_deref(), config.allow_empty);
+    let result = match finished {
+        Some(finished) => {
+            if args.data.is_some() {
+                let inputs = Inputs::new(&config.loader(open()?, 0)?, config.weights.as_deref())?;
+                folder.check_inputs(&inputs, folder.inputs()?.as_ref())?;
+            }
             print::note(&format!("{} is finished already", args.out.display()));
             finished
         }
-        _ => {
-            let source = srigl_data::open(config.dataset, args.data.as_deref(), config.allow_empty)?;
+        None => {
+            let source = open()?;
             if let Source::Folder(images) = &source {
                 for (split, listing) in [("train", &images.train), ("test", &images.test)] {
                     if !listing.left_out.is_empty() && !args.quiet {
@@ -169,8 +187,8 @@ impl Observer for Progress {
             epoch.images_per_second.unwrap_or(f64::NAN)
         );
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| print::err(&text)),
+            None => print::err(&text),
         }
     }
 

@@ -473,9 +473,9 @@ fn bad_settings_are_refused() {
     bench.put("mask", &masked_model());
     let step = "step mask -o out --sparsity 0.5 --drop-fraction";
     for (args, expected) in [
-        ("plan plain --sparsity 1", "sparsity 1 is outside [0, 1)"),
-        ("plan plain --sparsity -0.1", "sparsity -0.1 is outside [0, 1)"),
-        ("init plain -o out --sparsity nan", "sparsity NaN is outside [0, 1)"),
+        ("plan plain --sparsity 1", "--sparsity is 1.0, but must be in [0, 1)"),
+        ("plan plain --sparsity -0.1", "--sparsity is -0.1, but must be in [0, 1)"),
+        ("init plain -o out --sparsity nan", "--sparsity is NaN, but must be in [0, 1)"),
         ("init plain -o out --sparsity 0.97 --distribution uniform", "layer `fc1`: fan-in would be 0"),
         ("init plain -o out --sparsity 0.5 --keep-dense fc3", "--keep-dense fc3: no layer"),
         ("init plain -o out --sparsity 0.5 --keep-dense fc[", "--keep-dense fc["),
@@ -483,9 +483,9 @@ fn bad_settings_are_refused() {
         ("init plain -o none/out --sparsity 0.5", "no folder `none`"),
         ("init plain -o . --sparsity 0.5", "cannot write `.`"),
         ("init plain -o /dev/null --sparsity 0.5", "cannot write `/dev/null`"),
-        (&format!("{step} 1.1"), "drop fraction 1.1 is outside [0, 1]"),
-        (&format!("{step} -0.1"), "drop fraction -0.1 is outside [0, 1]"),
-        (&format!("{step} nan"), "drop fraction NaN is outside [0, 1]"),
+        (&format!("{step} 1.1"), "--drop-fraction is 1.1, but must be in [0, 1]"),
+        (&format!("{step} -0.1"), "--drop-fraction is -0.1, but must be in [0, 1]"),
+        (&format!("{step} nan"), "--drop-fraction is NaN, but must be in [0, 1]"),
         (&format!("{step} 0.3 --gamma-sal -1"), "gamma_sal is -1"),
         (&format!("{step} 0.3 --gamma-sal inf"), "gamma_sal is inf"),
         (&format!("{step} 0.3 --no-ablate head"), "--no-ablate head: no layer"),

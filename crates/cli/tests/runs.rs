@@ -263,6 +263,180 @@ fn the_best_model_is_there_after_the_first_epoch_however_bad() {
 }
 
 #[test]
+fn what_a_finished_run_has_lost_is_made_again() {
+    let bench = Bench::new();
+    // With a rate that falls to nothing, the last epoch is the best or as good.
+    let train = "--epochs 2 --out run --resume --quiet";
+    said(&bench.train("--epochs 2 --out run"));
+    let files = ["model.safetensors", "best.safetensors"].map(|name| bench.path("run").join(name));
+    let whole = files.clone().map(|file| fs::read(file).unwrap());
+    let evaluated = |expected: &str| {
+        let json: Value = serde_json::from_slice(&bench.srigl("eval run --json").stdout).unwrap();
+        assert_eq!(json["test_accuracy"], bench.json("run/result.json")[expected]);
+    };
+    evaluated("test_accuracy");
+
+    // Evaluating a finished run needs no checkpoint.
+    let checkpoints = ["checkpoint.safetensors", "checkpoint.previous.safetensors"];
+    let kept = checkpoints.map(|name| fs::read(bench.path("run").join(name)).unwrap());
+    checkpoints.iter().for_each(|name| fs::remove_file(bench.path("run").join(name)).unwrap());
+    evaluated("test_accuracy");
+    let text = refused(&bench.srigl("eval run/config.json"));
+    assert!(text.contains("it is not a folder"), "{text}");
+    checkpoints
+        .iter()
+        .zip(kept)
+        .for_each(|(name, bytes)| fs::write(bench.path("run").join(name), bytes).unwrap());
+
+    let text = said(&bench.train(train));
+    assert!(text.contains("is finished already"), "{text}");
+    fs::write(bench.path("run/result.json"), "{ torn").unwrap();
+    for line in ["eval run", "export run -o e.safetensors", "condense run -o c.safetensors"] {
+        let text = refused(&bench.srigl(line));
+        assert!(text.contains("result.json") && text.contains("--resume` makes it again"), "{text}");
+    }
+    let text = said(&bench.train(train));
+    assert!(text.contains("result.json") && text.contains("makes it again"), "{text}");
+    evaluated("test_accuracy");
+
+    fs::remove_file(&files[0]).unwrap();
+    let text = refused(&bench.srigl("export run -o e.safetensors"));
+    assert!(
+        text.contains("model.safetensors: it is missing; `srigl train … --resume` makes it again"),
+        "{text}"
+    );
+    fs::write(&files[1], "no model").unwrap();
+    let text = said(&bench.train(train));
+    assert!(
+        text.contains("model.safetensors") && text.contains("made again from the last checkpoint"),
+        "{text}"
+    );
+    assert!(fs::read(&files[0]).unwrap() == whole[0]);
+    let result = bench.json("run/result.json");
+    match result["test_accuracy"] == result["best_test_accuracy"] {
+        true => assert!(fs::read(&files[1]).unwrap() == whole[1]),
+        false => assert!(text.contains("best.safetensors is gone and cannot be made again"), "{text}"),
+    }
+}
+
+#[test]
+fn logs_and_inputs_belong_to_the_checkpoint() {
+    let bench = Bench::new();
+    said(&bench.train("--epochs 2 --out straight"));
+    said(&bench.train("--epochs 2 --out run"));
+    bench.unfinish("run");
+    fs::remove_file(bench.path("run/checkpoint.safetensors")).unwrap();
+    for log in ["metrics.jsonl", "topology.jsonl", "masks.jsonl"] {
+        let path = bench.path("run").join(log);
+        let before = fs::read_to_string(&path).unwrap();
+        let (first, rest) = before.split_once('\n').unwrap();
+        let changed = first.replacen(['1', '4', '7', 'A'], "9", 1) + "\n" + rest;
+        for wrong in [changed, rest.to_string()] {
+            fs::write(&path, &wrong).unwrap();
+            let text = refused(&bench.train("--epochs 2 --out run --resume"));
+            assert!(text.contains(log) && text.contains("restore the file"), "{text}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), wrong, "nothing is lost");
+        }
+        fs::write(&path, before).unwrap();
+    }
+    // What a run was started on is in its checkpoints, too.
+    fs::remove_file(bench.path("run/inputs.json")).unwrap();
+    said(&bench.train("--epochs 2 --out run --resume"));
+    assert_eq!(bench.json("run/inputs.json"), bench.json("straight/inputs.json"));
+    bench.assert_same_model("straight", "run");
+
+    write_images(&bench.path("images"), 4);
+    write_images(&bench.path("others"), 5);
+    let train = |data: &str| {
+        bench.srigl(&format!(
+            "train --dataset image-folder --model resnet18-small --width 4 --image-size 32 --batch-size 4 --epochs 1 \
+             --sparsity 0.5 --quiet --out folder --resume --data {data}"
+        ))
+    };
+    said(&train("images"));
+    let text = refused(&train("others"));
+    assert!(text.contains("(8 training and 8 test images, 2 classes), but the data is"), "{text}");
+    assert!(said(&train("images")).contains("is finished already"));
+    bench.unfinish("folder");
+    fs::remove_file(bench.path("folder/inputs.json")).unwrap();
+    let text = refused(&train("others"));
+    assert!(text.contains("(8 training and 8 test images, 2 classes), but the data is"), "{text}");
+    assert!(!bench.path("folder/inputs.json").exists());
+}
+
+#[test]
+fn files_of_a_run_are_its_own() {
+    let bench = Bench::new();
+    said(&bench.train("--epochs 1 --out run"));
+    let names = ["config.json", "checkpoint.safetensors", "model.safetensors", "metrics.jsonl"];
+    let before = names.map(|name| fs::read(bench.path("run").join(name)).unwrap());
+    for name in names {
+        for line in [
+            "export run -o",
+            "condense run -o",
+            "report run -o",
+            "data sheet glyphs -o",
+            "bench layer --in 8 --out 8 --sparsity 0.5 --rounds 1 --save-weights",
+            "mask init run/model.safetensors --sparsity 0.5 -o",
+        ] {
+            let text = refused(&bench.srigl(&format!("{line} run/{name}")));
+            assert!(text.contains("belongs to the run in its folder"), "{line}: {text}");
+        }
+    }
+    assert!(names.map(|name| fs::read(bench.path("run").join(name)).unwrap()) == before);
+    said(&bench.srigl("export run -o run/export.safetensors"));
+    let text = refused(&bench.srigl("data sheet glyphs -o nowhere/sheet.png"));
+    assert!(text.contains("there is no folder") && !bench.path("nowhere").exists(), "{text}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn nobody_needs_to_read_what_is_said_on_the_side() {
+    let bench = Bench::new();
+    let unread = |line: &str| {
+        let mut command = bench.command(line);
+        let output =
+            command.stderr(fs::File::options().write(true).open("/dev/full").unwrap()).output().unwrap();
+        assert!(output.status.success(), "{line}: {:?}", output.status);
+    };
+    unread("train --dataset glyphs --train-limit 64 --test-limit 10 --epochs 1 --out run");
+    unread("train --dataset glyphs --train-limit 64 --test-limit 10 --epochs 1 --out run --resume");
+    unread("eval run");
+    unread("mask init run/best.safetensors --sparsity 0.5 -o masked.safetensors");
+    unread("mask inspect masked.safetensors");
+    // What goes to standard output is what the command is for.
+    for line in ["--help", "--version", "train --help", "eval run", "models"] {
+        let output =
+            bench.command(line).stdout(fs::File::options().write(true).open("/dev/full").unwrap()).output();
+        assert_eq!(output.unwrap().status.code(), Some(1), "{line}");
+    }
+}
+
+#[test]
+fn bench_at_its_extremes_gives_a_sentence() {
+    let bench = Bench::new();
+    let most = u64::MAX;
+    for (line, part) in [
+        (format!("layer --conv 4 4 3 --size {most}"), "a window of kernel 3, stride 1"),
+        (format!("layer --conv 4 4 3 --size 8 --stride {most}"), "in a window of kernel 3"),
+        ("layer --conv 4 4 3 --size 8 --stride 0".into(), "stride 0"),
+        (format!("layer --conv 4 4 {most} --size 8"), "positions"),
+        (format!("layer --in {most} --out {most}"), "positions"),
+        (format!("layer --in 8 --out 8 --batch {most}"), "smaller shape or --batch"),
+        (format!("layer --in 8 --out 8 --threads {most}"), "--threads"),
+        (format!("model mlp --batch {most}"), "--batch"),
+        (format!("model mlp --batch {}", 1_u64 << 40), "--batch"),
+        (format!("train mlp --batch {most}"), "smaller batch"),
+        ("train mlp --batch 1000 --max-memory 1MB".into(), "--max-memory"),
+        (format!("train mlp --steps {most}"), "--steps"),
+        ("train mlp --steps 0".into(), "--steps"),
+    ] {
+        let text = refused(&bench.srigl(&format!("bench {line} --sparsity 0.5")));
+        assert!(text.contains(part), "{line}: {text}");
+    }
+}
+
+#[test]
 fn numbers_at_their_extremes_give_a_sentence() {
     let bench = Bench::new();
     let most = u64::MAX.to_string();

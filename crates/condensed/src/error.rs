@@ -171,9 +171,9 @@ pub enum NodeError {
     Weight(#[from] WeightError),
     #[error("{groups} groups do not divide {inputs} and {outputs} channels")]
     Groups { groups: usize, inputs: usize, outputs: usize },
-    #[error("{window:?} does not fit images of {height} × {width}")]
+    #[error("{window} does not fit images of {height} × {width}")]
     Window { window: Window, height: usize, width: usize },
-    #[error("a number of 2^24 or more in the window {window:?}")]
+    #[error("a number of 2^24 or more in {window}")]
     WindowNumber { window: Window },
     #[error("a kernel of {taps} taps is more than {most}")]
     Taps { taps: usize, most: usize },
@@ -202,6 +202,8 @@ pub enum NodeError {
 pub enum FileError {
     #[error("it is not a safetensors file, or a damaged one: {0}")]
     Damaged(String),
+    #[error("{0}")]
+    TooLarge(TooLarge),
     #[error("it is not a condensed network: its metadata has no `{key}`; make a condensed file of it first")]
     NoMetadata { key: &'static str },
     #[error("its format is {format:?}, not {expected:?}; make a condensed file first")]

@@ -42,7 +42,7 @@ use crate::ops::OpRecord;
 use crate::{Error, FileError, Network, Node, NodeError, TensorError};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use srigl_tensors::{RawTensor, TensorFile, atomic, printable, regular};
+use srigl_tensors::{RawTensor, Refused, TensorFile, atomic, printable, regular};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -63,7 +63,12 @@ pub fn is_condensed(metadata: &BTreeMap<String, String>) -> bool {
 /// # Errors
 /// [`Error::File`], [`Error::Tensor`] or [`Error::Node`], whichever is wrong first.
 pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
-    let file = TensorFile::parse(bytes, MAX_HEADER).map_err(|what| Error::File(FileError::Damaged(what)))?;
+    let file = TensorFile::parse(bytes, MAX_HEADER).map_err(|refused| {
+        Error::File(match refused {
+            Refused::Damaged(what) => FileError::Damaged(what),
+            Refused::TooLarge(cause) => FileError::TooLarge(cause),
+        })
+    })?;
     let mut metadata = file.metadata.unwrap_or_default();
     let mut entry = |key| metadata.remove(key).ok_or(Error::File(FileError::NoMetadata { key }));
     let format = entry("format")?;

@@ -3,6 +3,7 @@
 use crate::NodeError;
 use crate::planes::plane_stride;
 use srigl_tensors::memory::{self, TooLarge};
+use std::fmt;
 
 /// Most numbers that one result, a padded input or the scores of attention may have, on any machine: 1 GiB.
 pub(crate) const MAX_RESULT: usize = 1 << 28;
@@ -42,6 +43,17 @@ pub struct Window {
     pub padding: [usize; 2],
     /// Distance between taps.
     pub dilation: [usize; 2],
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, stride, padding, dilation } = self;
+        let [k, s, p, d] = [kernel, stride, padding, dilation].map(|[v, h]| match v == h {
+            true => v.to_string(),
+            false => format!("{v} × {h}"),
+        });
+        write!(f, "a window of kernel {k}, stride {s}, padding {p} and dilation {d}")
+    }
 }
 
 impl Shape {

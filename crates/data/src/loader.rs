@@ -1,6 +1,7 @@
 //! Batches for training and testing, made ahead by threads.
 
 use std::collections::HashSet;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -387,7 +388,8 @@ impl Shared {
             return Err(error.into());
         }
         if self.reported.lock().expect("nothing panics under the lock").insert((part, index)) {
-            eprintln!("left out: {error}");
+            // Nobody needs to be there to read it.
+            _ = writeln!(std::io::stderr(), "left out: {error}");
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! [`srigl_tensors::atomic`] with errors that name the file.
 
-use crate::Error;
+use crate::{Error, RunFolder};
 use srigl_tensors::atomic;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,8 +15,19 @@ pub struct Staged {
 /// Has `write` fill a file that will be called `path`.
 ///
 /// # Errors
-/// [`Error::Write`] as [`atomic::stage`].
+/// [`Error::Write`] as [`atomic::stage`]; [`Error::OfRun`] if it is a file of a run, which only the run replaces.
 pub fn stage(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Staged, Error> {
+    if atomic::target(path).is_ok_and(|path| RunFolder::owns(&path)) {
+        return Err(Error::OfRun { path: path.to_path_buf() });
+    }
+    stage_any(path, write)
+}
+
+/// The same for any file, also of a run.
+pub(crate) fn stage_any(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<Staged, Error> {
     let path = path.to_path_buf();
     match atomic::stage(&path, write) {
         Ok(file) => Ok(Staged { file, path }),

@@ -423,7 +423,7 @@ impl Config {
     pub fn validate(&self) -> Result<()> {
         ensure!(
             (0.0..1.0).contains(&self.sparsity),
-            "--sparsity is {}, but must be in [0, 1)",
+            "--sparsity is {:?}, but must be in [0, 1)",
             self.sparsity
         );
         ensure!(self.epochs > 0, "--epochs must be at least 1");
@@ -455,7 +455,7 @@ impl Config {
         ensure!(
             self.erk_power.is_finite()
                 && (self.erk_power == 1.0 || matches!(self.distribution, Distribution::Erk { .. })),
-            "--erk-power is {}, but must be finite, and only --distribution erk has it",
+            "--erk-power is {:?}, but must be finite, and only --distribution erk has it",
             self.erk_power
         );
         ensure!(
@@ -476,13 +476,13 @@ impl Config {
         );
         ensure!(
             self.lr_factor.is_finite() && self.lr_factor > 0.0,
-            "--lr-factor is {}, but must be positive",
+            "--lr-factor is {:?}, but must be positive",
             self.lr_factor
         );
-        ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {}, but must be positive", self.lr);
+        ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {:?}, but must be positive", self.lr);
         ensure!(
             (0.0..1.0).contains(&self.momentum),
-            "--momentum is {}, but must be in [0, 1)",
+            "--momentum is {:?}, but must be in [0, 1)",
             self.momentum
         );
         ensure!(
@@ -492,12 +492,12 @@ impl Config {
         );
         ensure!(
             (0.0..=1.0).contains(&self.end_fraction),
-            "--end-fraction is {}, but must be in [0, 1]",
+            "--end-fraction is {:?}, but must be in [0, 1]",
             self.end_fraction
         );
         ensure!(
             (0.0..1.0).contains(&self.label_smoothing),
-            "--label-smoothing is {}, but must be in [0, 1)",
+            "--label-smoothing is {:?}, but must be in [0, 1)",
             self.label_smoothing
         );
         ensure!(self.train_limit != Some(0) && self.test_limit != Some(0), "image limits must be at least 1");

@@ -1,3 +1,4 @@
+use srigl_tensors::memory::TooLarge;
 use srigl_tensors::printable;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,34 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         what: String,
+    },
+    /// There is no memory for a file.
+    #[error("`{}`: {cause}; raise --max-memory", shown(path))]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// What it would take.
+        cause: TooLarge,
+    },
+    /// A file belongs to a run, which would be damaged if something else took its place.
+    #[error("`{}` belongs to the run in its folder: choose another name or folder", shown(path))]
+    OfRun {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file of a run that it can make again is gone or damaged.
+    #[error("{}: {what}; `srigl train … --resume` makes it again", shown(path))]
+    Remade {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A run has not come to its last epoch.
+    #[error("{} is not finished: finish it with `srigl train … --resume`", shown(path))]
+    Unfinished {
+        /// The folder.
+        path: PathBuf,
     },
     /// The folder holds a run already.
     #[error("{} holds a run already: add --resume to continue it, or choose another --out", shown(path))]

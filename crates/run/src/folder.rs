@@ -1,8 +1,9 @@
 //! The run folder.
 
+use crate::atomic::{self, Staged};
 use crate::lines::{LOG_LINES, json, json_lines};
-use crate::lock::{self, Lock};
-use crate::{Config, Epoch, Error, Inputs, RunResult, TopologyLine, atomic};
+use crate::lock::Lock;
+use crate::{Config, Epoch, Error, Inputs, RunResult, Store, TopologyLine, file, printable};
 use serde::de::DeserializeOwned;
 use std::fs;
 use std::io;
@@ -32,7 +33,7 @@ impl RunFolder {
             if !resume {
                 return Err(Error::Exists { path: folder.path });
             }
-            let before: Config = folder.read(CONFIG)?;
+            let before: Config = folder.read(file::CONFIG)?;
             let config = config.going_on_with(&before);
             folder.compare(&config, &before)?;
             return Ok((folder, config));
@@ -49,23 +50,56 @@ impl RunFolder {
     /// [`Error::Run`] if there is none, [`Error::File`] if its settings are damaged or out of range.
     pub fn existing(path: &Path) -> Result<(Self, Config), Error> {
         let folder = Self { path: path.to_path_buf() };
-        let config: Config = folder.read(CONFIG)?;
+        if path.exists() && !path.is_dir() {
+            return Err(Error::Run { path: folder.path, cause: io::Error::other("it is not a folder") });
+        }
+        let config: Config = folder.read(file::CONFIG)?;
         match config.validate() {
             Ok(()) => Ok((folder, config)),
-            Err(what) => Err(Error::File { path: folder.file(CONFIG), what: what.to_string() }),
+            Err(what) => Err(Error::File { path: folder.file(file::CONFIG), what: what.to_string() }),
         }
     }
 
-    /// Checks that a run that is to go on has the inputs it had; one of an earlier version does not say which.
+    /// What the run was started on; `None` if the file about that is gone, or the run of an earlier version.
     ///
     /// # Errors
-    /// [`Error::OtherInputs`] if not, [`Error::File`] if the file about them is damaged.
-    fn check_inputs(&self, inputs: &Inputs) -> Result<(), Error> {
-        let before: Option<Inputs> = json(&self.file(INPUTS))?;
-        match before.and_then(|before| inputs.differs(&before)) {
+    /// [`Error::File`] if it is damaged.
+    pub fn inputs(&self) -> Result<Option<Inputs>, Error> {
+        json(&self.file(file::INPUTS))
+    }
+
+    /// Checks that a run that is to go on has the inputs it had, as far as that is known.
+    ///
+    /// # Errors
+    /// [`Error::OtherInputs`] if not.
+    pub fn check_inputs(&self, now: &Inputs, before: Option<&Inputs>) -> Result<(), Error> {
+        match before.and_then(|before| now.differs(before)) {
             Some(what) => Err(Error::OtherInputs { path: self.path.clone(), what }),
             None => Ok(()),
         }
+    }
+
+    /// Writes down what a run was started on, if that is not there.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if that fails.
+    pub fn keep_inputs(&self, _lock: &Lock, inputs: &Inputs) -> Result<(), Error> {
+        match self.file(file::INPUTS).exists() {
+            true => Ok(()),
+            false => self.write_json(file::INPUTS, inputs),
+        }
+    }
+
+    /// Whether a file is one that only the run in its folder replaces.
+    pub(crate) fn owns(path: &Path) -> bool {
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return false };
+        // Folders of other programs have a config.json, too.
+        let is_run = || {
+            folder.join(file::CONFIG).exists()
+                && [file::INPUTS, file::METRICS, file::LOCK].iter().any(|name| folder.join(name).exists())
+        };
+        let of_runs = file::WHOLE.iter().chain(&file::LOGS).chain(&[file::LOCK]);
+        of_runs.into_iter().any(|of_run| name == *of_run) && is_run()
     }
 
     /// Makes the folder, takes it, and writes its `inputs.json` and `config.json`, once both are known to work. Nobody else
@@ -75,23 +109,27 @@ impl RunFolder {
     /// [`Error::Locked`] if another process writes into it; [`Error::OtherSettings`] or [`Error::OtherInputs`] if one has
     /// started another run since [`open`](Self::open); [`Error::Write`] if writing fails. Nothing is left behind then.
     pub fn create(&self, config: &Config, inputs: &Inputs) -> Result<Lock, Error> {
+        let there = self.path.ancestors().find(|folder| folder.symlink_metadata().is_ok());
+        if let Some(file) = there.filter(|there| !there.is_dir()) {
+            let cause = io::Error::other(format!("`{}` is not a folder", printable(&file.display())));
+            return Err(Error::Write { path: self.path.clone(), cause });
+        }
         let missing =
             self.path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
-        let mut made: Vec<PathBuf> = missing.map(Path::to_path_buf).collect();
+        let folders: Vec<PathBuf> = missing.map(Path::to_path_buf).collect();
         let taken = fs::create_dir_all(&self.path)
             .map_err(|cause| Error::Write { path: self.path.clone(), cause })
             .and_then(|()| Lock::take(&self.path));
         let mut lock = match taken {
             Ok(lock) => lock,
             Err(error) => {
-                made.iter().for_each(|folder| _ = fs::remove_dir(folder));
+                folders.iter().for_each(|folder| _ = fs::remove_dir(folder));
                 return Err(error);
             }
         };
         if !self.has_run() {
-            let files = [CONFIG, INPUTS].into_iter().chain(LOGS);
-            made.splice(0..0, files.map(|name| self.file(name)));
-            lock.abandons(made);
+            let files = [file::CONFIG, file::INPUTS].into_iter().chain(file::LOGS);
+            lock.abandons(files.map(|name| self.file(name)).collect(), folders);
         }
         match self.fill(config, inputs) {
             Ok(()) => Ok(lock),
@@ -104,17 +142,17 @@ impl RunFolder {
 
     fn fill(&self, config: &Config, inputs: &Inputs) -> Result<(), Error> {
         self.remove_temporary_files()?;
+        // Better now than after hours of training.
+        for path in file::WHOLE.iter().chain(&file::LOGS).map(|name| self.file(name)) {
+            srigl_tensors::atomic::target(&path).map_err(|cause| Error::Write { path, cause })?;
+        }
         if !self.has_run() {
-            self.write_json(INPUTS, inputs)?;
-            return self.write_json(CONFIG, config);
+            self.write_json(file::INPUTS, inputs)?;
+            return self.write_json(file::CONFIG, config);
         }
-        let before: Config = self.read(CONFIG)?;
+        let before: Config = self.read(file::CONFIG)?;
         self.compare(config, &before)?;
-        self.check_inputs(inputs)?;
-        if !self.file(INPUTS).exists() {
-            self.write_json(INPUTS, inputs)?;
-        }
-        Ok(())
+        self.check_inputs(inputs, self.inputs()?.as_ref())
     }
 
     /// Gives a run the settings of a longer one. It loses its result: it is not finished any more.
@@ -123,8 +161,8 @@ impl RunFolder {
     /// [`Error::Write`] if that fails.
     pub fn extend(&self, _lock: &Lock, config: &Config) -> Result<(), Error> {
         // In this order: between the two, the run is as it was, but for the result, which it would make again.
-        self.remove_file("result.json")?;
-        self.write_json(CONFIG, config)
+        self.remove_file(file::RESULT)?;
+        self.write_json(file::CONFIG, config)
     }
 
     /// Removes the folder with all that is in it.
@@ -138,7 +176,7 @@ impl RunFolder {
 
     /// Whether there is a run in it.
     pub fn has_run(&self) -> bool {
-        self.file(CONFIG).exists()
+        self.file(file::CONFIG).exists()
     }
 
     /// Whether a run with the settings `before` can go on with these.
@@ -162,29 +200,64 @@ impl RunFolder {
         self.path.join(name)
     }
 
+    /// Has `write` fill the file `name` of the run, as [`atomic::stage`] does others.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if that fails.
+    pub fn stage(
+        &self,
+        name: &str,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> Result<Staged, Error> {
+        atomic::stage_any(&self.file(name), write)
+    }
+
     /// Writes a JSON file of the run.
     ///
     /// # Errors
     /// [`Error::Write`] if that fails.
     pub fn write_json<T: serde::Serialize>(&self, name: &str, value: &T) -> Result<(), Error> {
-        let path = self.file(name);
         match serde_json::to_vec_pretty(value) {
-            Ok(text) => atomic::write(&path, &text),
-            Err(error) => Err(Error::Write { path, cause: error.into() }),
+            Ok(text) => self.stage(name, |to| to.write_all(&text))?.commit(),
+            Err(error) => Err(Error::Write { path: self.file(name), cause: error.into() }),
         }
     }
 
     /// The result of a finished run.
     ///
     /// # Errors
-    /// [`Error::File`] if it is damaged or a share in it is none.
+    /// [`Error::Remade`] if it is damaged or a share in it is none.
     pub fn result(&self) -> Result<Option<RunResult>, Error> {
-        let path = self.file("result.json");
-        let result: Option<RunResult> = json(&path)?;
-        match result.as_ref().map_or(Ok(()), RunResult::check) {
-            Ok(()) => Ok(result),
-            Err(what) => Err(Error::File { path, what }),
+        let path = self.file(file::RESULT);
+        let result: Result<Option<RunResult>, String> = match json(&path) {
+            Err(Error::File { what, .. }) => Err(what),
+            read => Ok(read?),
+        };
+        let checked = result.and_then(|result| {
+            result.as_ref().map_or(Ok(()), RunResult::check)?;
+            Ok(result)
+        });
+        checked.map_err(|what| Error::Remade { path, what })
+    }
+
+    /// The file of the finished run's model, or, with `best`, of that after the best epoch so far.
+    ///
+    /// # Errors
+    /// [`Error::Unfinished`] if the run has not come so far, [`Error::Remade`] if the file is gone.
+    pub fn model(&self, best: bool) -> Result<PathBuf, Error> {
+        let finished = self.result()?.is_some();
+        let path = self.file(if best { file::BEST } else { file::MODEL });
+        match (path.exists(), finished) {
+            (true, true) => Ok(path),
+            (true, false) if best => Ok(path),
+            (_, false) => Err(Error::Unfinished { path: self.path.clone() }),
+            (false, true) => Err(Error::Remade { path, what: "it is missing".into() }),
         }
+    }
+
+    /// Which model of a finished run is gone or cannot be read, and why.
+    pub fn lost_model(&self) -> Option<Error> {
+        [file::MODEL, file::BEST].into_iter().find_map(|name| Store::open(&self.file(name)).err())
     }
 
     /// The epochs so far; none if there is no log.
@@ -193,7 +266,7 @@ impl RunFolder {
     /// [`Error::Line`] names a line that is damaged.
     pub fn metrics(&self) -> Result<Vec<Epoch>, Error> {
         let mut lines = Vec::new();
-        json_lines(&self.file("metrics.jsonl"), LOG_LINES, |line: Epoch| {
+        json_lines(&self.file(file::METRICS), LOG_LINES, |line: Epoch| {
             lines.push(line);
             Ok(())
         })?;
@@ -206,7 +279,7 @@ impl RunFolder {
     /// [`Error::Line`] names a line that is damaged.
     pub fn topology(&self) -> Result<Vec<TopologyLine>, Error> {
         let mut lines = Vec::new();
-        json_lines(&self.file("topology.jsonl"), LOG_LINES, |line: TopologyLine| {
+        json_lines(&self.file(file::TOPOLOGY), LOG_LINES, |line: TopologyLine| {
             line.check()?;
             lines.push(line);
             Ok(())
@@ -233,25 +306,15 @@ impl RunFolder {
     }
 }
 
-const CONFIG: &str = "config.json";
-const INPUTS: &str = "inputs.json";
-
-/// Files that grow.
-const LOGS: [&str; 3] = ["metrics.jsonl", "topology.jsonl", "masks.jsonl"];
-
-/// Files that are written at once.
-const WHOLE_FILES: [&str; 6] =
-    [CONFIG, INPUTS, "checkpoint.safetensors", "best.safetensors", "model.safetensors", "result.json"];
-
 /// Whether a file may lie in the folder of a run that has not got its settings yet.
 fn is_ours(path: &Path) -> bool {
-    is_temporary(path) || path.file_name().is_some_and(|name| name == lock::FILE || name == INPUTS)
+    is_temporary(path) || path.file_name().is_some_and(|name| name == file::LOCK || name == file::INPUTS)
 }
 
 /// Whether a file is one of an atomic write that has not got its name yet, by this version or an earlier one.
 fn is_temporary(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
-        name.starts_with(".tmp") || WHOLE_FILES.iter().any(|file| name.starts_with(&format!(".{file}.")))
+        name.starts_with(".tmp") || file::WHOLE.iter().any(|file| name.starts_with(&format!(".{file}.")))
     })
 }
 
@@ -300,20 +363,97 @@ mod tests {
         drop(folder.create(&config(1), &inputs("1")).unwrap());
         assert!(matches!(folder.create(&config(1), &inputs("2")), Err(Error::OtherInputs { .. })));
         let gone = Inputs { weights: None, ..inputs("1") };
-        folder.check_inputs(&gone).unwrap();
+        let check = |now: &Inputs| folder.check_inputs(now, folder.inputs().unwrap().as_ref());
+        check(&gone).unwrap();
         let other = Inputs { weights: Some("w2".into()), ..inputs("1") };
-        let error = folder.check_inputs(&other).unwrap_err().to_string();
+        let error = check(&other).unwrap_err().to_string();
         assert!(error.contains("other --weights"), "{error}");
-        let error = folder.check_inputs(&Inputs { train_images: 8, ..inputs("1") }).unwrap_err().to_string();
+        let error = check(&Inputs { train_images: 8, ..inputs("1") }).unwrap_err().to_string();
         assert!(
             error.contains("d (7 training and 1 test images, 2 classes), but the data is d (8"),
             "{error}"
         );
-        // One of an earlier version does not say, and says from now on.
+        // One of an earlier version does not say, until it is told.
         fs::remove_file(path.join("inputs.json")).unwrap();
-        folder.check_inputs(&inputs("2")).unwrap();
-        drop(folder.create(&config(1), &inputs("2")).unwrap());
-        assert!(folder.check_inputs(&inputs("1")).is_err());
+        let lock = folder.create(&config(1), &inputs("2")).unwrap();
+        assert_eq!(folder.inputs().unwrap(), None);
+        folder.keep_inputs(&lock, &inputs("2")).unwrap();
+        folder.keep_inputs(&lock, &inputs("3")).unwrap();
+        assert!(check(&inputs("2")).is_ok() && check(&inputs("1")).is_err());
+    }
+
+    #[test]
+    fn places_where_nothing_can_be_written_are_found_at_the_start() {
+        let (_parent, path) = path();
+        let folder = RunFolder::at(&path);
+        for name in [file::MODEL, file::PREVIOUS, file::MASKS] {
+            fs::create_dir_all(path.join(name)).unwrap();
+            let error = folder.create(&config(1), &inputs("1")).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("not a regular file"), "{error}");
+            assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "nothing is left behind");
+            fs::remove_dir(path.join(name)).unwrap();
+        }
+        fs::write(path.join("file"), "").unwrap();
+        let below = path.join("file/run/deep");
+        let error = RunFolder::at(&below).create(&config(1), &inputs("1")).unwrap_err().to_string();
+        assert!(error.ends_with("file` is not a folder"), "{error}");
+        let error = RunFolder::existing(&path.join("file")).unwrap_err().to_string();
+        assert!(error.contains("it is not a folder"), "{error}");
+    }
+
+    #[test]
+    fn files_of_a_run_are_replaced_by_the_run_alone() {
+        let (_parent, path) = path();
+        // A folder of another program, at first.
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(file::CONFIG), "{}").unwrap();
+        atomic::write(&path.join(file::MODEL), b"").unwrap();
+        fs::remove_file(path.join(file::CONFIG)).unwrap();
+        let folder = RunFolder::at(&path);
+        let _lock = folder.create(&config(1), &inputs("1")).unwrap();
+        for name in file::WHOLE.iter().chain(&file::LOGS).chain(&[file::LOCK]) {
+            let refused = atomic::write(&path.join(name), b"");
+            assert!(matches!(refused, Err(Error::OfRun { .. })), "{name}");
+        }
+        atomic::write(&path.join("export.safetensors"), b"").unwrap();
+        folder.stage(file::MODEL, |to| to.write_all(b"x")).unwrap().commit().unwrap();
+    }
+
+    #[test]
+    fn models_are_those_of_finished_runs() {
+        let (_parent, path) = path();
+        let folder = RunFolder::at(&path);
+        let lock = folder.create(&config(1), &inputs("1")).unwrap();
+        let best = || folder.model(true).map_err(|error| error.to_string());
+        let model = || folder.model(false).map_err(|error| error.to_string());
+        assert!(best().is_err() && model().unwrap_err().contains("is not finished"));
+        let empty = b"\x02\0\0\0\0\0\0\0{}";
+        for name in [file::BEST, file::MODEL] {
+            folder.stage(name, |to| to.write_all(empty)).unwrap().commit().unwrap();
+        }
+        // As of a run that was extended.
+        assert_eq!(best().unwrap(), path.join(file::BEST));
+        assert!(model().unwrap_err().contains("is not finished"));
+        folder.write_json(file::RESULT, &result()).unwrap();
+        assert_eq!(model().unwrap(), path.join(file::MODEL));
+        assert!(folder.lost_model().is_none());
+        fs::write(path.join(file::BEST), "damaged").unwrap();
+        assert!(folder.lost_model().unwrap().to_string().contains("best.safetensors"));
+        fs::remove_file(path.join(file::MODEL)).unwrap();
+        assert!(
+            model().unwrap_err().contains("model.safetensors: it is missing; `srigl train … --resume` makes")
+        );
+        assert!(folder.lost_model().unwrap().to_string().contains("model.safetensors"));
+        drop(lock);
+    }
+
+    /// Of a finished run.
+    fn result() -> serde_json::Value {
+        serde_json::json!({
+            "test_accuracy": 0.25, "best_test_accuracy": 0.5, "epochs": 3, "seconds": 2.0, "sparsity": 0.9,
+            "device": "flex", "layers": [],
+            "data": {"name": "d", "source": "s", "synthetic": true, "train_images": 7, "test_images": 1},
+        })
     }
 
     #[test]
@@ -379,7 +519,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(!is_foreign(), "empty");
-        for ours in [lock::FILE, ".tmpAb12", ".config.json.Ab12"] {
+        for ours in [file::LOCK, ".tmpAb12", ".config.json.Ab12"] {
             fs::write(path.join(ours), "").unwrap();
             assert!(!is_foreign(), "{ours}");
         }
@@ -403,7 +543,7 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["config.json", "inputs.json", "metrics.jsonl", lock::FILE, "tmp"]);
+        assert_eq!(left, ["config.json", "inputs.json", "metrics.jsonl", file::LOCK, "tmp"]);
     }
 
     #[test]
@@ -411,11 +551,7 @@ mod tests {
         let (parent, _) = path();
         let folder = RunFolder::at(parent.path());
         assert!(folder.result().unwrap().is_none(), "not finished");
-        let mut result = serde_json::json!({
-            "test_accuracy": 0.25, "best_test_accuracy": 0.5, "epochs": 3, "seconds": 2.0, "sparsity": 0.9,
-            "device": "flex", "layers": [],
-            "data": {"name": "d", "source": "s", "synthetic": true, "train_images": 7, "test_images": 1},
-        });
+        let mut result = result();
         folder.write_json("result.json", &result).unwrap();
         let read = folder.result().unwrap().unwrap();
         assert_eq!((read.test_accuracy, read.epochs, read.data.train_images), (0.25, 3, 7));
@@ -423,5 +559,6 @@ mod tests {
         folder.write_json("result.json", &result).unwrap();
         let error = folder.result().unwrap_err().to_string();
         assert!(error.contains("result.json: sparsity is 2e0"), "{error}");
+        assert!(error.ends_with("`srigl train … --resume` makes it again"), "{error}");
     }
 }

@@ -19,6 +19,7 @@
 pub mod atomic;
 mod config;
 mod error;
+pub mod file;
 mod folder;
 mod inputs;
 mod lines;
@@ -37,7 +38,7 @@ pub use config::{
 pub use error::Error;
 pub use folder::RunFolder;
 pub use inputs::Inputs;
-pub use lines::JsonLines;
+pub use lines::{JsonLines, LogEnd};
 pub use lock::Lock;
 pub use masks::mask_line;
 pub use method::MethodArgs;

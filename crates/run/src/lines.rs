@@ -1,9 +1,10 @@
 //! JSON files and JSON lines of bounded size, and logs that can be cut back.
 
 use crate::Error;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use srigl_tensors::regular;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use srigl_tensors::{hex, regular};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -64,36 +65,86 @@ pub fn json_lines<T: DeserializeOwned>(
     Ok(true)
 }
 
+/// Adds all that can be read to a digest, and says how many bytes that were.
+pub(crate) fn hash(mut from: impl Read, sha: &mut Sha256) -> io::Result<u64> {
+    let (mut part, mut sum) = (vec![0; 1 << 20], 0);
+    loop {
+        match from.read(&mut part)? {
+            0 => return Ok(sum),
+            bytes => {
+                sha.update(&part[..bytes]);
+                sum += bytes as u64;
+            }
+        }
+    }
+}
+
+/// Where a log stood when a checkpoint was taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "AnyLogEnd")]
+pub struct LogEnd {
+    /// Its length; later lines are cut off on resume.
+    pub bytes: u64,
+    /// SHA-256 of these bytes, in hexadecimal digits; checkpoints of earlier versions have none.
+    pub sha256: Option<String>,
+}
+
+/// As this version and earlier ones write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AnyLogEnd {
+    Bytes(u64),
+    Checked { bytes: u64, sha256: Option<String> },
+}
+
+impl From<AnyLogEnd> for LogEnd {
+    fn from(end: AnyLogEnd) -> Self {
+        match end {
+            AnyLogEnd::Bytes(bytes) => Self { bytes, sha256: None },
+            AnyLogEnd::Checked { bytes, sha256 } => Self { bytes, sha256 },
+        }
+    }
+}
+
 /// A JSON lines file that can be cut back to where a checkpoint was taken. A symbolic link is followed.
 #[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// Of all bytes so far.
+    sha: Sha256,
 }
 
 impl JsonLines {
-    /// Opens a log and drops what comes after its first `bytes` bytes.
+    /// Opens a log and drops what comes after its `end`.
     ///
     /// # Errors
-    /// [`Error::Write`] if it cannot be opened, or is shorter.
-    pub fn open(path: PathBuf, bytes: u64) -> Result<Self, Error> {
-        let open = || -> io::Result<File> {
+    /// [`Error::Write`] if it cannot be opened, [`Error::File`] if it is shorter or does not begin as it did.
+    pub fn open(path: PathBuf, end: &LogEnd) -> Result<Self, Error> {
+        let open = || -> io::Result<(File, Sha256, bool)> {
             // To open a pipe would wait for a reader.
             if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
                 return Err(io::Error::other("it is not a regular file"));
             }
-            let file = OpenOptions::new().create(true).append(true).open(&path)?;
-            if file.metadata()?.len() < bytes {
-                return Err(io::Error::other(format!(
-                    "it is not the {bytes} bytes long that the checkpoint says; put it back or start again"
-                )));
+            let file = OpenOptions::new().create(true).append(true).read(true).open(&path)?;
+            let mut sha = Sha256::new();
+            let whole = hash((&file).take(end.bytes), &mut sha)? == end.bytes;
+            let same = end.sha256.as_ref().is_none_or(|sha256| hex(&sha.clone().finalize()) == *sha256);
+            if whole && same {
+                file.set_len(end.bytes)?;
             }
-            file.set_len(bytes)?;
-            Ok(file)
+            Ok((file, sha, whole && same))
         };
         match open() {
-            Ok(file) => Ok(Self { path, file, bytes }),
+            Ok((file, sha, true)) => Ok(Self { path, file, bytes: end.bytes, sha }),
+            Ok((.., false)) => {
+                let what = format!(
+                    "its first {} bytes are not those that the last checkpoint was taken with",
+                    end.bytes
+                );
+                Err(Error::File { path, what })
+            }
             Err(cause) => Err(Error::Write { path, cause }),
         }
     }
@@ -106,19 +157,20 @@ impl JsonLines {
         let line = serde_json::to_string(line).map_err(io::Error::from).and_then(|line| {
             let line = line + "\n";
             self.file.write_all(line.as_bytes())?;
+            self.sha.update(&line);
             Ok(line.len())
         });
         self.bytes += line.map_err(|cause| self.cannot(cause))? as u64;
         Ok(())
     }
 
-    /// Makes all lines durable and returns the length in bytes.
+    /// Makes all lines durable and says where the log ends.
     ///
     /// # Errors
     /// [`Error::Write`] if that fails.
-    pub fn sync(&mut self) -> Result<u64, Error> {
+    pub fn sync(&mut self) -> Result<LogEnd, Error> {
         self.file.sync_data().map_err(|cause| self.cannot(cause))?;
-        Ok(self.bytes)
+        Ok(LogEnd { bytes: self.bytes, sha256: Some(hex(&self.sha.clone().finalize())) })
     }
 
     fn cannot(&self, cause: io::Error) -> Error {
@@ -196,21 +248,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let read = || std::fs::read_to_string(&path).unwrap();
-        let mut log = JsonLines::open(path.clone(), 0).unwrap();
+        let mut log = JsonLines::open(path.clone(), &LogEnd::default()).unwrap();
         log.write(&1).unwrap();
         let checkpoint = log.sync().unwrap();
         log.write(&[2, 3]).unwrap();
-        assert_eq!((checkpoint, log.sync().unwrap(), read()), (2, 8, "1\n[2,3]\n".into()));
+        assert_eq!((checkpoint.bytes, log.sync().unwrap().bytes, read()), (2, 8, "1\n[2,3]\n".into()));
         drop(log);
 
-        let mut log = JsonLines::open(path.clone(), checkpoint).unwrap();
+        let mut log = JsonLines::open(path.clone(), &checkpoint).unwrap();
         log.write(&4).unwrap();
-        assert_eq!((log.sync().unwrap(), read()), (4, "1\n4\n".into()));
-        drop(JsonLines::open(path.clone(), 4).unwrap());
+        let end = log.sync().unwrap();
+        assert_eq!((end.bytes, read()), (4, "1\n4\n".into()));
+        drop(JsonLines::open(path.clone(), &end).unwrap());
         assert_eq!(read(), "1\n4\n", "all of it is kept");
-        let error = JsonLines::open(path.clone(), 5).unwrap_err().to_string();
-        assert!(error.contains("not the 5 bytes long that the checkpoint says"), "{error}");
-        assert_eq!(read(), "1\n4\n", "nothing is lost");
-        assert!(JsonLines::open("/dev/null".into(), 0).is_err(), "no regular file");
+        let earlier: LogEnd = serde_json::from_str("2").unwrap();
+        assert_eq!(earlier, LogEnd { bytes: 2, sha256: None }, "of an earlier version");
+
+        let refused = |end: &LogEnd| {
+            let before = read();
+            let error = JsonLines::open(path.clone(), end).unwrap_err().to_string();
+            assert!(error.contains("not those that the last checkpoint was taken with"), "{error}");
+            assert_eq!(read(), before, "nothing is lost");
+        };
+        refused(&LogEnd { bytes: 5, sha256: None });
+        std::fs::write(&path, "2\n4\n").unwrap();
+        refused(&end);
+        std::fs::write(&path, "4\n").unwrap();
+        refused(&end);
+        assert!(JsonLines::open("/dev/null".into(), &LogEnd::default()).is_err(), "no regular file");
     }
 }

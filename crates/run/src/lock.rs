@@ -1,12 +1,10 @@
 //! A run folder has one writer.
 
+use crate::file::LOCK;
 use crate::{Error, printable};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-
-/// Name of the file that a writer holds locked. It says who that is, and is gone when the run ends.
-pub(crate) const FILE: &str = "run.lock";
 
 /// How often a file that its holder removes is opened anew.
 const TRIES: usize = 100;
@@ -18,14 +16,14 @@ const TRIES: usize = 100;
 pub struct Lock {
     file: File,
     path: PathBuf,
-    /// What to remove if the run never takes a step: see [`abandon`](Self::abandon).
-    made: Vec<PathBuf>,
+    /// Files and folders to remove if the run never takes a step: see [`abandon`](Self::abandon).
+    made: [Vec<PathBuf>; 2],
 }
 
 impl Lock {
     /// Takes the folder, which must exist.
     pub(crate) fn take(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join(FILE);
+        let path = folder.join(LOCK);
         for _ in 0..TRIES {
             let failed = |cause| Error::Write { path: path.clone(), cause };
             let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
@@ -48,7 +46,7 @@ impl Lock {
                 file.write_all(whoami().as_bytes())
             };
             // Made first: it takes the file away again if that cannot be written.
-            let mut lock = Self { file, path: path.clone(), made: Vec::new() };
+            let mut lock = Self { file, path: path.clone(), made: Default::default() };
             write(&mut lock.file).map_err(failed)?;
             return Ok(lock);
         }
@@ -57,15 +55,14 @@ impl Lock {
     }
 
     /// Has [`abandon`](Self::abandon) remove these files and, afterwards, folders.
-    pub(crate) fn abandons(&mut self, made: Vec<PathBuf>) {
-        self.made = made;
+    pub(crate) fn abandons(&mut self, files: Vec<PathBuf>, folders: Vec<PathBuf>) {
+        self.made = [files, folders];
     }
 
     /// Gives the folder back as it was before [`RunFolder::create`](crate::RunFolder::create) made or filled it, so that a
     /// start that is refused leaves nothing behind. A run that had begun before stays as it is.
     pub fn abandon(mut self) {
-        let made = std::mem::take(&mut self.made);
-        let (folders, files): (Vec<_>, Vec<_>) = made.into_iter().partition(|path| path.is_dir());
+        let [files, folders] = std::mem::take(&mut self.made);
         // While it is locked: whoever comes next finds no run.
         files.iter().for_each(|file| _ = fs::remove_file(file));
         drop(self);
@@ -75,7 +72,7 @@ impl Lock {
 
     /// Whether [`RunFolder::create`](crate::RunFolder::create) has begun a new run.
     pub fn is_of_new_run(&self) -> bool {
-        !self.made.is_empty()
+        !self.made[0].is_empty()
     }
 }
 
@@ -149,7 +146,7 @@ mod tests {
     #[test]
     fn what_a_killed_process_has_left_is_free() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE);
+        let path = folder.path().join(LOCK);
         fs::write(&path, "process 1 on a machine of long ago").unwrap();
         drop(Lock::take(folder.path()).unwrap());
         // Whoever holds it writes what they like.
@@ -173,7 +170,7 @@ mod tests {
     #[cfg(unix)]
     fn a_file_that_has_been_replaced_is_another() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE);
+        let path = folder.path().join(LOCK);
         let file = File::create(&path).unwrap();
         assert!(is_at(&file, &path));
         // The old file is open, so the new one cannot get its number.

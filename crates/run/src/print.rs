@@ -67,7 +67,12 @@ pub fn notes(notes: &[String]) {
 
 /// Says one thing on standard error.
 pub fn note(text: &str) {
-    eprintln!("note: {}", printable(&text));
+    err(&format!("note: {}", printable(&text)));
+}
+
+/// Says something on standard error. Nobody needs to be there to read it: unlike `eprintln!`, it does not panic then.
+pub fn err(text: &str) {
+    _ = writeln!(io::stderr(), "{text}");
 }
 
 #[cfg(test)]

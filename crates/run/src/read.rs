@@ -1,7 +1,7 @@
 //! What a run folder says, checked.
 
 use crate::lines::{json, json_lines};
-use crate::{Config, Epoch, Error, MaskLine, RunFolder, RunResult, TopologyLine};
+use crate::{Config, Epoch, Error, MaskLine, RunFolder, RunResult, TopologyLine, file};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::Path;
@@ -48,13 +48,13 @@ impl Run {
     /// If it has no `config.json`, or a file in it does not hold what it should.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let (files, config) = RunFolder::existing(folder)?;
-        let settings: Map<String, Value> = json(&files.file("config.json"))?.unwrap_or_default();
+        let settings: Map<String, Value> = json(&files.file(file::CONFIG))?.unwrap_or_default();
         let epochs = files.metrics()?.into_iter().map(sane).collect();
         // Masks first: their first snapshot names the layers in the network's order.
         let mut layers = Layers::default();
-        let has_masks = json_lines(&folder.join("masks.jsonl"), PICTURE_LINES, |line| layers.snapshot(line))?;
+        let has_masks = json_lines(&folder.join(file::MASKS), PICTURE_LINES, |line| layers.snapshot(line))?;
         for line in files.topology()? {
-            let path = || files.file("topology.jsonl");
+            let path = || files.file(file::TOPOLOGY);
             layers
                 .named(line.layer.clone())
                 .map_err(|what| Error::File { path: path(), what })?

@@ -91,7 +91,7 @@ impl Default for Distribution {
 ///
 /// # Errors
 /// [`Error::Sparsity`] outside `[0, 1)`; [`Error::TooManyDense`] if the other layers cannot make up for the dense ones;
-/// [`Error::Setting`] for an ERK power that is not finite.
+/// [`Error::Setting`] for an ERK power that is not finite, or so large that a layer has no weights.
 pub fn layer_sparsities(
     layers: &[LayerSpec],
     sparsity: f64,
@@ -108,7 +108,7 @@ pub fn layer_sparsities(
         Distribution::Uniform => uniform(layers, sparsity),
         Distribution::Er => {
             let score = |l: &LayerSpec| (l.dims[0] + l.dims[1]) as f64 / (l.dims[0] * l.dims[1]) as f64;
-            erdos_renyi(layers, sparsity, &layers.iter().map(score).collect::<Vec<_>>())
+            erdos_renyi(layers, sparsity, &layers.iter().map(score).collect::<Vec<_>>(), 1.0)
         }
         Distribution::Erk { power } if !power.is_finite() => {
             Err(Error::Setting { name: "ERK power", value: power, allowed: "finite" })
@@ -116,7 +116,7 @@ pub fn layer_sparsities(
         Distribution::Erk { power } => {
             let score =
                 |l: &LayerSpec| (l.dims.iter().sum::<usize>() as f64 / l.weights() as f64).powf(power);
-            erdos_renyi(layers, sparsity, &layers.iter().map(score).collect::<Vec<_>>())
+            erdos_renyi(layers, sparsity, &layers.iter().map(score).collect::<Vec<_>>(), power)
         }
     }
 }
@@ -134,8 +134,13 @@ fn uniform(layers: &[LayerSpec], sparsity: f64) -> Result<Vec<f64>, Error> {
 }
 
 /// Density `ε·score`, with `ε` solving for the global count; layers that would exceed density 1 become
-/// dense one at a time, largest score first.
-fn erdos_renyi(layers: &[LayerSpec], sparsity: f64, scores: &[f64]) -> Result<Vec<f64>, Error> {
+/// dense one at a time, largest score first. The scores are of this `power`.
+fn erdos_renyi(layers: &[LayerSpec], sparsity: f64, scores: &[f64], power: f64) -> Result<Vec<f64>, Error> {
+    let extreme = || Error::Setting {
+        name: "ERK power",
+        value: power,
+        allowed: "nearer to 0: a layer would have no weights",
+    };
     let total: usize = layers.iter().map(LayerSpec::weights).sum();
     let mut dense: Vec<bool> = layers.iter().map(|l| l.keep_dense || sparsity == 0.0).collect();
     loop {
@@ -153,14 +158,17 @@ fn erdos_renyi(layers: &[LayerSpec], sparsity: f64, scores: &[f64]) -> Result<Ve
         let density = epsilon * scores[largest];
         if !density.is_finite() {
             // Scores that underflow, or overflow.
-            return Err(Error::Setting { name: "ERK power", value: scores[largest], allowed: "nearer to 0" });
+            return Err(extreme());
         }
         if density > 1.0 {
             dense[largest] = true;
             continue;
         }
-        let sparsity_of = |i: usize| if dense[i] { 0.0 } else { 1.0 - epsilon * scores[i] };
-        return Ok((0..layers.len()).map(sparsity_of).collect());
+        let sparsity_of = |i: usize| match dense[i] {
+            true => Ok(0.0),
+            false => Some(1.0 - epsilon * scores[i]).filter(|s| *s < 1.0).ok_or_else(extreme),
+        };
+        return (0..layers.len()).map(sparsity_of).collect();
     }
 }
 

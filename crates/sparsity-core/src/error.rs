@@ -6,7 +6,7 @@ use crate::methods::{METHODS, Value};
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
     /// The global or layer sparsity is not in `[0, 1)`.
-    #[error("sparsity {0} is outside [0, 1)")]
+    #[error("sparsity {0:?} is outside [0, 1)")]
     Sparsity(f64),
 
     /// A weight tensor needs at least two dimensions, none of them zero.
@@ -130,7 +130,7 @@ pub enum Error {
     },
 
     /// A setting is out of its range.
-    #[error("{name} is {value}, but must be {allowed}")]
+    #[error("{name} is {value:?}, but must be {allowed}")]
     Setting {
         /// The setting.
         name: &'static str,

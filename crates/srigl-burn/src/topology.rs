@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use sparsity_core::{Error, LayerStats, Mask, UpdateReport, itop_rate};
 use std::collections::BTreeSet;
+use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Follows the topology while the optimizer updates it: a cheap handle, shared by all its clones.
@@ -164,7 +165,8 @@ impl Topology {
             && state.observers.is_empty()
             && state.warned.insert(event.layer.clone())
         {
-            eprintln!("warning: step {}: {error}; the layer keeps its mask", event.step);
+            // Unlike `eprintln!`, it does not panic where nobody can read it.
+            _ = writeln!(io::stderr(), "warning: step {}: {error}; the layer keeps its mask", event.step);
         }
     }
 

@@ -33,13 +33,7 @@ pub struct Staged(AtomicWriteFile);
 /// If that fails, the folder is not there, or `path` is something else than a file or leads to it. Nothing is left
 /// behind then. The error does not name `path`.
 pub fn stage(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<Staged> {
-    let path = end_of_links(path)?;
-    let folder = folder(&path);
-    if !folder.is_dir() {
-        let folder = crate::printable(&folder.display());
-        return Err(io::Error::other(format!("there is no folder `{folder}`; make it first")));
-    }
-    let mut file = AtomicWriteFile::open(&path)?;
+    let mut file = AtomicWriteFile::open(target(path)?)?;
     write(&mut file)?;
     file.sync_all()?;
     Ok(Staged(file))
@@ -63,7 +57,24 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     stage(path, |file| file.write_all(bytes))?.commit()
 }
 
-/// The file that `path` leads to, which need not be there.
+/// The file that [`stage`] would write for `path`: where its links lead to. It need not be there.
+///
+/// # Errors
+/// If something else than a file is there, or no folder for it.
+pub fn target(path: &Path) -> io::Result<PathBuf> {
+    let path = end_of_links(path)?;
+    let folder = folder(&path);
+    if !folder.is_dir() {
+        let name = crate::printable(&folder.display());
+        return Err(io::Error::other(match folder.exists() {
+            true => format!("`{name}` is not a folder"),
+            false => format!("there is no folder `{name}`; make it first"),
+        }));
+    }
+    Ok(path)
+}
+
+/// The file that `path` leads to.
 fn end_of_links(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_path_buf();
     for _ in 0..=MOST_LINKS {

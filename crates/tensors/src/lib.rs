@@ -23,6 +23,7 @@ pub mod atomic;
 pub mod memory;
 pub mod regular;
 
+use memory::TooLarge;
 pub use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
@@ -77,36 +78,64 @@ pub struct Place {
     pub bytes: Range<usize>,
 }
 
+/// Why a file was not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// What is wrong with it, in words without control characters.
+    Damaged(String),
+    /// It may be whole, but there is no memory for its header.
+    TooLarge(TooLarge),
+}
+
+impl From<TooLarge> for Refused {
+    fn from(cause: TooLarge) -> Self {
+        Self::TooLarge(cause)
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damaged(what) => f.write_str(what),
+            Self::TooLarge(cause) => cause.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
 impl Index {
     /// Reads the header of a file of `size` bytes, and checks that the tensors fill its rest one after the other. Nothing
     /// is allocated for a header longer than `max_header` bytes, or than the file.
     ///
     /// # Errors
-    /// What is wrong with the file, in words without control characters.
-    pub fn read(mut from: impl Read, size: usize, max_header: usize) -> Result<Self, String> {
+    /// [`Refused::Damaged`] with what is wrong with the file, [`Refused::TooLarge`] if there is no memory for its header.
+    pub fn read(mut from: impl Read, size: usize, max_header: usize) -> Result<Self, Refused> {
         let mut length = [0; LENGTH_BYTES];
+        let damaged = |what| Err(Refused::Damaged(what));
+        let wrong = |cause: &dyn fmt::Display| Refused::Damaged(printable(cause));
         let Some(rest) = size.checked_sub(LENGTH_BYTES) else {
-            return Err("it has less than 8 bytes".into());
+            return damaged("it has less than 8 bytes".into());
         };
-        from.read_exact(&mut length).map_err(|e| printable(&e))?;
+        from.read_exact(&mut length).map_err(|e| wrong(&e))?;
         let length = u64::from_le_bytes(length);
         if length > max_header as u64 {
-            return Err(format!("a header of {length} bytes, more than {max_header}"));
+            return damaged(format!("a header of {length} bytes, more than {max_header}"));
         }
         if length > rest as u64 {
-            return Err(format!("a header of {length} bytes, but only {rest} follow"));
+            return damaged(format!("a header of {length} bytes, but only {rest} follow"));
         }
         let (length, data) = (length as usize, rest - length as usize);
-        let mut header = memory::filled(0, length).map_err(|e| e.to_string())?;
-        from.read_exact(&mut header).map_err(|e| printable(&e))?;
-        let header: Header = serde_json::from_slice(&header).map_err(|e| printable(&e))?;
+        let mut header = memory::filled(0, length)?;
+        from.read_exact(&mut header).map_err(|e| wrong(&e))?;
+        let header: Header = serde_json::from_slice(&header).map_err(|e| wrong(&e))?;
 
         let mut ordered: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
         ordered.sort_by_key(|(_, info)| info.data_offsets);
         let (mut tensors, mut at) = (BTreeMap::new(), 0);
         for (name, info) in ordered {
             let (start, end) = info.data_offsets;
-            let wrong = |what: String| Err(printable(&format!("tensor `{name}` {what}")));
+            let wrong = |what: String| damaged(printable(&format!("tensor `{name}` {what}")));
             if start != at {
                 return wrong(format!("starts at {start}, but the one before ends at {at}"));
             }
@@ -124,7 +153,7 @@ impl Index {
             tensors.insert(name, Place { dtype: info.dtype, shape: info.shape, bytes });
         }
         if at != data {
-            return Err(format!("{} bytes follow the last tensor", data - at));
+            return damaged(format!("{} bytes follow the last tensor", data - at));
         }
         Ok(Self { metadata: header.metadata, tensors })
     }
@@ -134,8 +163,8 @@ impl<'a> TensorFile<'a> {
     /// Reads a whole file, as [`Index::read`] does its header.
     ///
     /// # Errors
-    /// What is wrong with the bytes, in words without control characters.
-    pub fn parse(bytes: &'a [u8], max_header: usize) -> Result<Self, String> {
+    /// As [`Index::read`].
+    pub fn parse(bytes: &'a [u8], max_header: usize) -> Result<Self, Refused> {
         let index = Index::read(bytes, bytes.len(), max_header)?;
         let tensor = |(name, place): (String, Place)| {
             let data = Cow::Borrowed(&bytes[place.bytes]);

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sparsity_core::UpdateSchedule;
 use srigl_burn::Sparsified;
-use srigl_run::{RunFolder, StartedFrom, printable, read_file};
+use srigl_run::file::{CHECKPOINT, DAMAGED, PREVIOUS};
+use srigl_run::{Inputs, LogEnd, RunFolder, StartedFrom, printable, read_file};
 use srigl_tensors::hex;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -58,15 +59,18 @@ pub struct Progress {
     pub targets: BTreeMap<String, usize>,
     /// Seconds spent in training so far, over all interruptions.
     pub seconds: f64,
-    /// The data set in use.
-    pub data: String,
-    /// Bytes of `metrics.jsonl` that belong to this state; later ones are cut off on resume.
-    pub metrics_bytes: u64,
-    /// The same for `topology.jsonl`.
-    pub topology_bytes: u64,
-    /// The same for `masks.jsonl`.
+    /// What the run was started on; `None` in checkpoints of earlier versions.
     #[serde(default)]
-    pub masks_bytes: u64,
+    pub inputs: Option<Inputs>,
+    /// What of `metrics.jsonl` belongs to this state.
+    #[serde(alias = "metrics_bytes")]
+    pub metrics: LogEnd,
+    /// The same for `topology.jsonl`.
+    #[serde(alias = "topology_bytes")]
+    pub topology: LogEnd,
+    /// The same for `masks.jsonl`.
+    #[serde(default, alias = "masks_bytes")]
+    pub masks: LogEnd,
 }
 
 impl Checkpoint {
@@ -96,14 +100,9 @@ impl Checkpoint {
             tensors.push((name, TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?));
         }
         let bytes = safetensors::serialize(tensors, Some(metadata))?;
-        let (last, previous) = (folder.file(LAST), folder.file(PREVIOUS));
-        let staged = srigl_run::atomic::stage(&last, |file| file.write_all(&bytes))?;
-        if last.is_symlink() {
-            // The link stays, and with it where people want their checkpoints.
-            srigl_run::atomic::write(&previous, &read_file(&last)?)?;
-        } else if last.exists() {
-            fs::rename(&last, &previous)
-                .with_context(|| format!("cannot rename {} to {PREVIOUS}", last.display()))?;
+        let staged = folder.stage(CHECKPOINT, |file| file.write_all(&bytes))?;
+        if folder.file(CHECKPOINT).exists() {
+            give_name(folder, PREVIOUS)?;
         }
         Ok(staged.commit()?)
     }
@@ -113,7 +112,7 @@ impl Checkpoint {
     /// # Errors
     /// If all that there are are damaged.
     pub fn latest(folder: &RunFolder) -> Result<Option<Latest>> {
-        let [last, previous] = [LAST, PREVIOUS].map(|name| folder.file(name));
+        let [last, previous] = [CHECKPOINT, PREVIOUS].map(|name| folder.file(name));
         // What cannot be read now may be whole: only what is read and wrong is damaged.
         let read = |path: &Path| -> Result<Option<Result<Self>>> {
             match path.try_exists().with_context(|| format!("cannot read {}", path.display()))? {
@@ -129,29 +128,26 @@ impl Checkpoint {
         match (damage, read(&previous)?) {
             (None, None) => Ok(None),
             (damage, Some(Ok(checkpoint))) => {
-                let what = damage.map_or(format!("{LAST} is missing"), |damage| format!("{damage:#}"));
+                let what = damage.map_or(format!("{CHECKPOINT} is missing"), |damage| format!("{damage:#}"));
                 let Progress { step, epoch, .. } = checkpoint.progress;
                 let lost = format!("{what}: going on from the checkpoint before it, after step {step} (epoch {epoch})");
                 Ok(Some(Latest { checkpoint, lost: Some(lost) }))
             }
             (Some(damage), None) => Err(damage.context(format!(
-                "the only checkpoint of the run cannot be used: remove {LAST} to start again from the first step"
+                "the only checkpoint of the run cannot be used: remove {CHECKPOINT} to start again from the first step"
             ))),
             (Some(damage), Some(Err(_))) | (None, Some(Err(damage))) => Err(damage.context(format!(
-                "no checkpoint of the run can be used: remove {LAST} and {PREVIOUS} to start again from the first step"
+                "no checkpoint of the run can be used: remove {CHECKPOINT} and {PREVIOUS} to start again from the first step"
             ))),
         }
     }
 
     /// Puts a last checkpoint that is damaged aside, so that it never takes the place of the one before.
     pub(crate) fn put_damaged_aside(folder: &RunFolder) -> Result<()> {
-        let path = folder.file(LAST);
-        match fs::rename(&path, folder.file(DAMAGED)) {
-            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-                Err(cause).with_context(|| format!("cannot rename {} to {DAMAGED}", path.display()))
-            }
-            _ => Ok(()),
+        if folder.file(CHECKPOINT).exists() {
+            give_name(folder, DAMAGED)?;
         }
+        Ok(())
     }
 
     /// The checkpoint in the bytes of a file, if it is whole.
@@ -216,12 +212,18 @@ impl Checkpoint {
     }
 }
 
-/// The last checkpoint in a run folder, and the one before it.
-const LAST: &str = "checkpoint.safetensors";
-const PREVIOUS: &str = "checkpoint.previous.safetensors";
-
-/// One that cannot be used.
-const DAMAGED: &str = "checkpoint.damaged.safetensors";
+/// Gives the last checkpoint another name.
+fn give_name(folder: &RunFolder, name: &str) -> Result<()> {
+    let (last, other) = (folder.file(CHECKPOINT), folder.file(name));
+    let renamed = || format!("cannot rename {} to {name}", last.display());
+    if last.is_symlink() || other.is_symlink() {
+        // Links stay, and with them where people want their checkpoints.
+        let bytes = read_file(&last)?;
+        folder.stage(name, |file| file.write_all(&bytes))?.commit()?;
+        return fs::remove_file(srigl_tensors::atomic::target(&last)?).with_context(renamed);
+    }
+    fs::rename(&last, &other).with_context(renamed)
+}
 
 /// Names of the parts in the file.
 const PARTS: [&str; 2] = ["model", "optimizer"];

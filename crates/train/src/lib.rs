@@ -27,7 +27,7 @@
 mod batches;
 mod checkpoint;
 pub mod device;
-mod memory;
+pub mod memory;
 mod optimizers;
 mod session;
 mod start;

@@ -95,6 +95,14 @@ pub fn sparsify<M: Module>(
 const EPSILON: f32 = 1e-8;
 
 /// With the optimizer that `build` makes for a weight decay.
+/// Numbers that the optimizer keeps for each weight.
+pub(crate) fn moments(config: &Config) -> usize {
+    match config.optimizer {
+        OptimizerName::Sgd => usize::from(config.momentum > 0.0),
+        OptimizerName::Adam | OptimizerName::Adamw | OptimizerName::Rmsprop => 2,
+    }
+}
+
 fn sparsify_with<M: Module, O: Optimizer>(
     config: &Config,
     model: M,

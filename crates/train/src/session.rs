@@ -2,6 +2,7 @@
 
 use crate::batches::{correct, evaluate, label_tensor, tensors};
 use crate::memory::{check_results, check_weights};
+use crate::optimizers::moments;
 use crate::start::{start, start_again};
 use crate::{Checkpoint, Latest, Progress, device, model_spec, model_tensors, sparsity_config};
 use anyhow::{Result, bail, ensure};
@@ -12,8 +13,8 @@ use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
 use srigl_models::{Classifier, WithModel};
 use srigl_run::{
-    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, TopologyLine,
-    mask_line,
+    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, Store,
+    TopologyLine, file, mask_line,
 };
 use std::time::Instant;
 
@@ -140,12 +141,15 @@ impl WithModel for Training<'_> {
         let Self { mut loop_, lock, latest } = self;
         let Session { config, folder, loader, .. } = loop_.session;
         let steps = config.steps(loader.steps_per_epoch(config.batch_size))?;
-        check_weights(&model, config)?;
+        let name = &config.model.name;
+        check_weights(&model, name, moments(config))?;
         let start = match latest {
             Some(latest) => loop_.go_on(model, &steps, latest)?,
             None => loop_.begin(model, &steps)?,
         };
-        check_results(&start.sparse.model, loader, config)?;
+        let batch = config.batch_size.min(loader.train_images());
+        let images = config.micro_batch.map_or(batch, |images| images.min(batch));
+        check_results(&start.sparse.model, name, loader.shape(), images)?;
         let lock = match lock {
             Some(lock) => lock,
             None => {
@@ -210,22 +214,24 @@ impl Loop<'_> {
             });
         }
         let start = start(config, model, loader.classes(), steps, self.device)?;
-        let data = loader.source().set().to_string();
+        let inputs = Some(self.inputs.clone());
         let mut progress =
-            Progress { data, started_from: start.from, targets: start.targets, ..Default::default() };
+            Progress { inputs, started_from: start.from, targets: start.targets, ..Default::default() };
         self.tell_start(&start.sparse, &mut progress, steps)?;
         Ok(Start { sparse: start.sparse, progress })
     }
 
     /// The state of the last checkpoint.
     fn go_on<M: Classifier>(&mut self, model: M, steps: &Steps, latest: Latest) -> Result<Start<M>> {
-        let Session { config, folder, loader, .. } = self.session;
+        let Session { config, folder, .. } = self.session;
         let Latest { checkpoint, lost } = latest;
-        let (before, data) = (&checkpoint.progress.data, loader.source().set().to_string());
-        ensure!(
-            *before == data,
-            "the run was started on {before}, but the data is {data} now: provide {before} with --data"
-        );
+        folder.check_inputs(&self.inputs, checkpoint.progress.inputs.as_ref())?;
+        if checkpoint.progress.inputs.is_none() && folder.inputs()?.is_none() {
+            self.observer.note(
+                "inputs.json is missing, as in runs of earlier versions: it cannot be checked that the images are those the \
+                 run was started on",
+            );
+        }
         let logged = folder.metrics().unwrap_or_default();
         if let Some(lost) = &lost {
             let again = logged.iter().filter(|line| line.epoch > checkpoint.progress.epoch).count();
@@ -280,15 +286,16 @@ impl Loop<'_> {
     fn train<M: Classifier>(&mut self, start: Start<M>, steps: &Steps, lock: &Lock) -> Result<RunResult> {
         let Session { config, folder, loader, .. } = self.session;
         let Start { sparse: Sparsified { model, optim, topology }, progress } = start;
+        let metrics = JsonLines::open(folder.file(file::METRICS), &progress.metrics)?;
+        let updates = JsonLines::open(folder.file(file::TOPOLOGY), &progress.topology)?;
+        let mut masks = JsonLines::open(folder.file(file::MASKS), &progress.masks)?;
+        folder.keep_inputs(lock, progress.inputs.as_ref().unwrap_or(&self.inputs))?;
         if config.extended != self.before.extended {
             if config.epochs != self.before.epochs {
                 self.tell_extension(progress.step, steps)?;
             }
             folder.extend(lock, config)?;
         }
-        let metrics = JsonLines::open(folder.file("metrics.jsonl"), progress.metrics_bytes)?;
-        let updates = JsonLines::open(folder.file("topology.jsonl"), progress.topology_bytes)?;
-        let mut masks = JsonLines::open(folder.file("masks.jsonl"), progress.masks_bytes)?;
         if progress.step == 0 {
             write_pictures(&mut masks, 0, &topology)?;
         }
@@ -454,7 +461,7 @@ impl Loop<'_> {
         (progress.loss_sum, progress.correct, progress.images) = (0.0, 0, 0);
         state.metrics.write(&line)?;
         if best {
-            self.write_model(state, "best.safetensors")?;
+            self.write_model(state, file::BEST)?;
         }
         self.checkpoint(state)?;
         Ok(line)
@@ -462,9 +469,9 @@ impl Loop<'_> {
 
     fn checkpoint<M: Classifier>(&self, state: &mut State<M>) -> Result<()> {
         state.read_back()?;
-        state.progress.metrics_bytes = state.metrics.sync()?;
-        state.progress.topology_bytes = state.updates.sync()?;
-        state.progress.masks_bytes = state.masks.sync()?;
+        state.progress.metrics = state.metrics.sync()?;
+        state.progress.topology = state.updates.sync()?;
+        state.progress.masks = state.masks.sync()?;
         let mut progress = state.progress.clone();
         progress.seconds += state.started.elapsed().as_secs_f64();
         let checkpoint = Checkpoint::new(progress, &state.model, &state.optim)?;
@@ -472,13 +479,14 @@ impl Loop<'_> {
     }
 
     /// The model in PyTorch's layout with its masks.
-    fn write_model<M: Classifier>(&self, state: &State<M>, file: &str) -> Result<()> {
-        let path = self.session.folder.file(file);
-        Ok(model_tensors(&path, &state.model.valid(), &state.topology).stage(&path)?.commit()?)
+    fn write_model<M: Classifier>(&self, state: &State<M>, name: &str) -> Result<()> {
+        let folder = self.session.folder;
+        let tensors = model_tensors(&folder.file(name), &state.model.valid(), &state.topology);
+        Ok(tensors.stage_in(folder, name)?.commit()?)
     }
 
     /// The last model, then the result.
-    fn finish<M: Classifier>(&self, state: &State<M>) -> Result<RunResult> {
+    fn finish<M: Classifier>(&mut self, state: &State<M>) -> Result<RunResult> {
         let accuracy = evaluate(&state.model.valid(), self.session.loader, self.device)?;
         let layers = state.topology.layers().into_iter().map(|layer| LayerResult {
             weights: layer.mask.positions(),
@@ -486,7 +494,16 @@ impl Loop<'_> {
             itop: layer.itop(),
             name: layer.name,
         });
-        self.write_model(state, "model.safetensors")?;
+        // Of a finished run that has lost it.
+        if Store::open(&self.session.folder.file(file::BEST)).is_err() {
+            match accuracy.top1 >= state.progress.best_test_accuracy {
+                true => self.write_model(state, file::BEST)?,
+                false => self.observer.note(
+                    "best.safetensors is gone and cannot be made again: the best epoch was an earlier one",
+                ),
+            }
+        }
+        self.write_model(state, file::MODEL)?;
         let result = RunResult {
             test_accuracy: accuracy.top1,
             best_test_accuracy: state.progress.best_test_accuracy,
@@ -499,7 +516,7 @@ impl Loop<'_> {
             data: DataUsed::new(self.session.loader),
             layers: layers.collect(),
         };
-        self.session.folder.write_json("result.json", &result)?;
+        self.session.folder.write_json(file::RESULT, &result)?;
         Ok(result)
     }
 

@@ -230,6 +230,12 @@ struct TargetArgs {
 impl TargetArgs {
     /// The layers with what is kept dense, and what was guessed.
     fn layers(&self, file: &Store) -> Result<(Vec<FileLayer>, Vec<String>)> {
+        // Here too: a file may have masks, to which the sparsity does not matter.
+        ensure!(
+            (0.0..1.0).contains(&self.sparsity),
+            "--sparsity is {:?}, but must be in [0, 1)",
+            self.sparsity
+        );
         let (mut layers, notes) = self.names.layers(file)?;
         let keep_dense = matching("--keep-dense", &self.keep_dense, &layers)?;
         layers.iter_mut().zip(keep_dense).for_each(|(layer, dense)| layer.spec.keep_dense = dense);
@@ -371,7 +377,7 @@ fn step(args: &StepArgs) -> Result<()> {
     let method = args.method.build()?;
     // Here too, not only in the update: there may be no layer to update.
     let fraction = args.drop_fraction;
-    ensure!((0.0..=1.0).contains(&fraction), "drop fraction {fraction} is outside [0, 1]");
+    ensure!((0.0..=1.0).contains(&fraction), "--drop-fraction is {fraction:?}, but must be in [0, 1]");
 
     let mut file = Store::open(&args.file)?;
     let (layers, mut notes) = args.target.layers(&file)?;

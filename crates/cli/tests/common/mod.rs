@@ -20,8 +20,14 @@ impl Bench {
 
     /// `srigl` with the words of a line.
     pub fn srigl(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    /// The same, to be started.
+    pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
-        command.args(line.split_whitespace()).current_dir(self.0.path()).output().unwrap()
+        command.args(line.split_whitespace()).current_dir(self.0.path());
+        command
     }
 
     pub fn json(&self, file: &str) -> Value {

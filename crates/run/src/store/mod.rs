@@ -8,8 +8,8 @@ mod open;
 mod pickle;
 mod tensor;
 
-use crate::Error;
 use crate::atomic::{self, Staged};
+use crate::{Error, RunFolder};
 pub use layers::{FileLayer, LayerNames};
 pub(crate) use open::weights_digest;
 use safetensors::tensor::Dtype;
@@ -18,7 +18,7 @@ pub use srigl_tensors::printable;
 use srigl_tensors::{memory, regular};
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 pub use tensor::Tensor;
 use tensor::{Data, FLOATS, encode, zero_inactive};
@@ -252,10 +252,25 @@ impl Store {
     /// Writes everything to a file that will be called `output`, as [`atomic::stage`] does.
     ///
     /// # Errors
-    /// [`Error::Write`] if that fails, [`Error::Read`] if this file cannot be read any more. Nothing is left behind then.
+    /// As [`atomic::stage`]; [`Error::Read`] if this file cannot be read any more. Nothing is left behind then.
     pub fn stage(&self, output: &Path) -> Result<Staged, Error> {
+        self.staged(|write| atomic::stage(output, write))
+    }
+
+    /// Writes everything to a file of a run.
+    ///
+    /// # Errors
+    /// As [`RunFolder::stage`]; [`Error::Read`] if this file cannot be read any more. Nothing is left behind then.
+    pub fn stage_in(&self, folder: &RunFolder, name: &str) -> Result<Staged, Error> {
+        self.staged(|write| folder.stage(name, write))
+    }
+
+    fn staged(
+        &self,
+        stage: impl FnOnce(&mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> Result<Staged, Error>,
+    ) -> Result<Staged, Error> {
         let mut unread = None;
-        let staged = atomic::stage(output, |to| {
+        let staged = stage(&mut |to| {
             let tensors = self.tensors().map(|(name, t)| (name, t.dtype, t.shape.as_slice()));
             let order = srigl_tensors::write_header(self.metadata.as_ref(), tensors, MAX_HEADER, to)?;
             for name in order {

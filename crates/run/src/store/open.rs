@@ -3,11 +3,12 @@
 use super::tensor::{Data, Tensor};
 use super::{MAX_HEADER, Store, mask_name, pickle, printable};
 use crate::Error;
+use crate::lines::hash;
 use pytorch_reader::{DType, PytorchError, PytorchReader};
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use srigl_tensors::{Index, hex};
+use srigl_tensors::{Index, Refused, hex};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
@@ -41,7 +42,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Read`] if a file cannot be read; [`Error::Damaged`], [`Error::PyTorch`] or [`Error::Tensors`] if it is not
-    /// what it should be.
+    /// what it should be; [`Error::TooLarge`] if there is no memory for its header.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let mut store = if is_index(path) { sharded(path)? } else { single(path)? };
         store.leave_out_optimizers();
@@ -122,8 +123,12 @@ fn single(path: &Path) -> Result<Store, Error> {
             .map_err(|what| Error::PyTorch { path: path.to_path_buf(), what: printable(&what) });
     }
     file.rewind().map_err(read)?;
-    let index = Index::read(BufReader::new(&file), size, MAX_HEADER)
-        .map_err(|what| Error::Damaged { path: path.to_path_buf(), what })?;
+    let index = Index::read(BufReader::new(&file), size, MAX_HEADER).map_err(|refused| {
+        match (refused, path.to_path_buf()) {
+            (Refused::Damaged(what), path) => Error::Damaged { path, what },
+            (Refused::TooLarge(cause), path) => Error::TooLarge { path, cause },
+        }
+    })?;
     let file = Arc::new(Mutex::new(file));
     let tensor = |(name, place): (String, srigl_tensors::Place)| {
         let data = Data::File { file: file.clone(), bytes: place.bytes };
@@ -176,15 +181,9 @@ impl ShardIndex {
 pub(crate) fn weights_digest(path: &Path) -> Result<String, Error> {
     let mut sha = Sha256::new();
     let mut add = |path: &Path| -> Result<(), Error> {
-        let (mut file, _) = regular(path)?;
-        let mut part = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut part) {
-                Ok(0) => return Ok(()),
-                Ok(bytes) => sha.update(&part[..bytes]),
-                Err(cause) => return Err(Error::Read { path: path.to_path_buf(), cause }),
-            }
-        }
+        let (file, _) = regular(path)?;
+        let read = hash(file, &mut sha).map_err(|cause| Error::Read { path: path.to_path_buf(), cause });
+        read.map(drop)
     };
     add(path)?;
     if is_index(path) {
