@@ -49,7 +49,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
             if let Some(lost) = lost {
                 print::note(&lost);
             }
-            (checkpoint.progress.epoch, Trained::SoFar(checkpoint))
+            (checkpoint.progress.epoch, Trained::SoFar(Box::new(checkpoint)))
         }
     };
     let source = srigl_data::open(config.dataset, args.data.as_deref(), config.allow_empty)?;
@@ -94,7 +94,7 @@ enum Trained {
     /// The file of a model.
     Finished(PathBuf),
     /// Where a run stands.
-    SoFar(Checkpoint),
+    SoFar(Box<Checkpoint>),
 }
 
 struct Evaluation<'a> {

@@ -99,6 +99,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
                 let inputs = Inputs::new(&config.loader(open()?, 0)?, config.weights.as_deref())?;
                 folder.check_inputs(&inputs, folder.inputs()?.as_ref())?;
             }
+            folder.clear_lock();
             print::note(&format!("{} is finished already", args.out.display()));
             finished
         }

@@ -255,6 +255,13 @@ impl RunFolder {
         }
     }
 
+    /// Takes away the lock file that a process has left which was killed; one that is held stays.
+    pub fn clear_lock(&self) {
+        if self.file(file::LOCK).exists() {
+            drop(Lock::take(&self.path));
+        }
+    }
+
     /// Which model of a finished run is gone or cannot be read, and why.
     pub fn lost_model(&self) -> Option<Error> {
         [file::MODEL, file::BEST].into_iter().find_map(|name| Store::open(&self.file(name)).err())
@@ -417,6 +424,19 @@ mod tests {
         }
         atomic::write(&path.join("export.safetensors"), b"").unwrap();
         folder.stage(file::MODEL, |to| to.write_all(b"x")).unwrap().commit().unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_is_cleared() {
+        let (_parent, path) = path();
+        let folder = RunFolder::at(&path);
+        let lock = folder.create(&config(1), &inputs("1")).unwrap();
+        folder.clear_lock();
+        assert!(path.join(file::LOCK).exists(), "it is held");
+        drop(lock);
+        fs::write(path.join(file::LOCK), "process 1").unwrap();
+        folder.clear_lock();
+        assert!(!path.join(file::LOCK).exists());
     }
 
     #[test]
