@@ -135,7 +135,7 @@ impl LockFile {
 impl Drop for LockFile {
     fn drop(&mut self) {
         if let Err(error) = self.write() {
-            print::err(&format!("cannot restore {}: {error}", self.path.display()));
+            print::say(&format!("cannot restore {}: {error}", self.path.display()));
         }
     }
 }

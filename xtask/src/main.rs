@@ -203,7 +203,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            print::err(&format!("error: {error:#}"));
+            print::say(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -254,9 +254,9 @@ fn reproduce(args: &Reproduce) -> Result<bool> {
     } else {
         print::line(&report.terminal())?;
     }
-    print::err(&format!("written to {}", out.display()));
+    print::say(&format!("written to {}", out.display()));
     for problem in &report.problems {
-        print::err(&format!("error: {problem}"));
+        print::say(&format!("error: {problem}"));
     }
     Ok(report.problems.is_empty())
 }

@@ -73,7 +73,7 @@ impl Environment {
                     if *minors.end() == u32::MAX { String::new() } else { format!(" to 3.{}", minors.end()) };
                 format!("none of {} is Python 3.{}{newest}", candidates.join(", "), minors.start())
             })?;
-        print::err(&format!("installing {} for comparison, once", self.engines().join(" and ")));
+        print::say(&format!("installing {} for comparison, once", self.engines().join(" and ")));
         succeed(Command::new(base).args(["-m", "venv", "--clear"]).arg(folder))?;
         let mut errors = Vec::new();
         for packages in self.packages() {
@@ -85,7 +85,7 @@ impl Environment {
             None => srigl_run::atomic::write(&marker, wanted.as_bytes())?,
             Some(error) if errors.len() + 1 == self.packages().len() => return Err(error),
             // Asking for the engine says which module is missing.
-            Some(error) => print::err(&format!("{error:#}")),
+            Some(error) => print::say(&format!("{error:#}")),
         }
         Ok(python)
     }
@@ -137,7 +137,7 @@ impl Peers {
                     }
                     Err(why) => {
                         // The report is no place for pip's output.
-                        print::err(&format!("{engine} is skipped: {why}"));
+                        print::say(&format!("{engine} is skipped: {why}"));
                         let first = why.lines().next().unwrap_or_default();
                         peers.missing.push(format!("{engine} is skipped: {}", without_paths(first)));
                     }

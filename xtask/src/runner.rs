@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use srigl_run::{RunFolder, RunResult, atomic, file, print};
+use srigl_run::{Error, RunFolder, RunResult, atomic, print};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -128,25 +128,22 @@ impl Runner {
             // `srigl` makes the run folder; it refuses one with files of others in it.
             std::fs::create_dir_all(&self.runs)
                 .with_context(|| format!("cannot create {}", self.runs.display()))?;
-            let file = CellFile { args: cell.args.clone() };
-            let text = serde_json::to_string_pretty(&file)? + "\n";
-            let keep = || atomic::write(&beside(&folder, "cell.json"), text.as_bytes());
             if step == Step::Check {
-                self.train(cell, &folder)?;
-                keep()?;
-            } else {
-                keep()?;
+                self.compare(cell, &folder)?;
+            }
+            let file = CellFile { args: cell.args.clone() };
+            atomic::write(
+                &beside(&folder, "cell.json"),
+                (serde_json::to_string_pretty(&file)? + "\n").as_bytes(),
+            )?;
+            if step != Step::Check {
                 self.train(cell, &folder)?;
             }
         }
         Ok((read_result(&folder)?, step))
     }
 
-    /// Runs `srigl train` to its end.
-    fn train(&self, cell: &Cell, folder: &Path) -> Result<()> {
-        let log = beside(folder, "log");
-        let stderr =
-            std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    fn command(&self, cell: &Cell, folder: &Path) -> Command {
         let threads = self.threads.to_string();
         let mut command = Command::new(&self.srigl);
         command
@@ -156,11 +153,30 @@ impl Runner {
             .arg(folder)
             .env("RAYON_NUM_THREADS", &threads)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr);
-        let status = command.status().with_context(|| {
-            format!("cannot start {}; build it or correct SRIGL_BIN", self.srigl.display())
-        })?;
+            .stdout(Stdio::null());
+        command
+    }
+
+    fn cannot_start(&self) -> String {
+        format!("cannot start {}; build it or correct SRIGL_BIN", self.srigl.display())
+    }
+
+    /// Has `srigl train` compare the images of a finished run; the log of its training stays.
+    fn compare(&self, cell: &Cell, folder: &Path) -> Result<()> {
+        let mut command = self.command(cell, folder);
+        let output = command.output().with_context(|| self.cannot_start())?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}\n{}", shell_line(&command), tail(&said, 20));
+        Ok(())
+    }
+
+    /// Runs `srigl train` to its end.
+    fn train(&self, cell: &Cell, folder: &Path) -> Result<()> {
+        let log = beside(folder, "log");
+        let stderr =
+            std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = self.command(cell, folder);
+        let status = command.stderr(stderr).status().with_context(|| self.cannot_start())?;
         if !status.success() {
             let log = std::fs::read(&log).map(|log| String::from_utf8_lossy(&log).into_owned());
             bail!("{status}\n  command: {}\n{}", shell_line(&command), tail(&log.unwrap_or_default(), 20));
@@ -196,19 +212,17 @@ fn next_step(folder: &Path, cell: &Cell) -> Result<Step> {
             let no_flag = |flags: String| if flags.is_empty() { "nothing".into() } else { flags };
             Step::Refuse(format!("was trained with {} instead of {}", no_flag(before), no_flag(now)))
         }
-        _ if !folder.join(file::RESULT).exists() => Step::Run,
-        _ if data_of(&before.args) == data_of(&cell.args) => Step::Reuse,
-        _ => Step::Check,
+        _ => match (RunFolder::at(folder).result(), data_of(&cell.args)) {
+            (Ok(None) | Err(Error::Remade { .. }), _) => Step::Run,
+            (Err(error), _) => return Err(error.into()),
+            (Ok(Some(_)), now) if now.is_some() && now != data_of(&before.args) => Step::Check,
+            (Ok(Some(_)), _) => Step::Reuse,
+        },
     })
 }
 
-/// The folder of the images, if the flags name one.
-fn data_of(args: &[String]) -> Option<&String> {
-    args.iter().skip_while(|word| *word != "--data").nth(1)
-}
-
-/// The flags, each with its values, but for those that say [`WHERE`].
-fn identity(args: &[String]) -> Vec<String> {
+/// The flags, each with its values.
+fn flags(args: &[String]) -> Vec<String> {
     let mut flags: Vec<String> = Vec::new();
     for word in args {
         match flags.last_mut() {
@@ -219,6 +233,18 @@ fn identity(args: &[String]) -> Vec<String> {
             _ => flags.push(word.clone()),
         }
     }
+    flags
+}
+
+/// The folder of the images, if the flags name one.
+fn data_of(args: &[String]) -> Option<String> {
+    let value = |flag: String| Some(flag.strip_prefix("--data")?.strip_prefix([' ', '='])?.to_string());
+    flags(args).into_iter().find_map(value)
+}
+
+/// The flags but for those that say [`WHERE`].
+fn identity(args: &[String]) -> Vec<String> {
+    let mut flags = flags(args);
     let name = |flag: &String| flag.split([' ', '=']).next().unwrap_or_default().to_string();
     flags.retain(|flag| !WHERE.contains(&name(flag).as_str()));
     flags.sort();
@@ -394,7 +420,7 @@ impl Progress {
         self.bar.set_message(state.message());
         // `println` of the bar prints nothing where the bar itself is hidden.
         if self.bar.is_hidden() {
-            print::err(&format!("{line}{}", state.time_left()));
+            print::say(&format!("{line}{}", state.time_left()));
         } else {
             self.bar.println(line);
         }
@@ -425,6 +451,7 @@ mod tests {
     use super::*;
     use crate::recipe::Method;
     use serde_json::json;
+    use srigl_run::file;
 
     fn cell(args: &[&str]) -> Cell {
         Cell {
@@ -451,7 +478,22 @@ mod tests {
         write_cell(&folder, &["--lr", "0.1"]);
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run);
         std::fs::write(folder.join(file::RESULT), "{}").unwrap();
+        assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Run, "it is damaged, and made again");
+        let result = json!({
+            "test_accuracy": 0.25, "best_test_accuracy": 0.5, "epochs": 3, "seconds": 2.0, "sparsity": 0.9,
+            "device": "flex", "layers": [],
+            "data": {"name": "d", "source": "s", "synthetic": true, "train_images": 7, "test_images": 1},
+        });
+        std::fs::write(folder.join(file::RESULT), result.to_string()).unwrap();
         assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Reuse);
+        for data in ["--data=/other", "--data /other"] {
+            let words: Vec<&str> = ["--lr", "0.1"].into_iter().chain(data.split(' ')).collect();
+            assert_eq!(next_step(&folder, &cell(&words)).unwrap(), Step::Check);
+            write_cell(&folder, &words);
+            assert_eq!(next_step(&folder, &cell(&words)).unwrap(), Step::Reuse);
+            assert_eq!(next_step(&folder, &wanted).unwrap(), Step::Reuse, "nothing to compare with");
+            write_cell(&folder, &["--lr", "0.1"]);
+        }
         let elsewhere = cell(&["--lr", "0.1", "--data", "/other", "--device", "cuda", "--workers=3"]);
         assert_eq!(next_step(&folder, &elsewhere).unwrap(), Step::Check);
         let other_device = cell(&["--lr", "0.1", "--device", "cuda", "--workers=3"]);

@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::ThreadPool;
 use serde_json::json;
 use sparsity_core::{LayerSpec, Mask, Purpose, Stream, WeightInit, constant_fan_in_mask, initialise_weights};
+use srigl_tensors::memory;
 
 use super::csr::{Csr, dense_times_vector, im2col, transpose};
 use super::peer::Offer;
@@ -64,6 +65,9 @@ pub fn run(args: &LayerArgs) -> Result<()> {
     let kind = if args.conv.is_some() { "conv" } else { "linear" };
     let spec = LayerSpec::new(kind, dims)?;
     ensure!(spec.weights() <= MAX_NUMBERS, "{:?} has too many weights to time", spec.dims);
+    // Dense, its mask, and both once more for the contenders.
+    memory::check(memory::product(&[spec.weights(), 4 * size_of::<f32>()]))
+        .context("the weights are too large; take a smaller layer, or raise --max-memory")?;
     let stream = Stream { seed: measure.seed, layer: 0, step: 0 };
     let mask = if measure.sparsity == 0.0 {
         Mask::full(spec.neurons(), spec.dense_fan_in())
@@ -120,7 +124,7 @@ pub fn run(args: &LayerArgs) -> Result<()> {
             Saved::floats("input", &dims, &input),
         ]
     };
-    save(measure, saved)?;
+    let weights = measure.save_weights.is_some().then(&saved);
 
     let pool = measure.pool()?;
     let mut memory = None;
@@ -144,6 +148,10 @@ pub fn run(args: &LayerArgs) -> Result<()> {
         (None, None) => layer.linear(&pool, &input, outputs)?,
     };
     contenders.extend(offer.contenders);
+    // Once it is known that they can be run.
+    if let Some(weights) = weights {
+        save(measure, || weights)?;
+    }
     let case = Case {
         what: "layer",
         shape,

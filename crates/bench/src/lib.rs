@@ -118,11 +118,11 @@ impl PlaceArgs {
 
 impl MeasureArgs {
     fn check(&self) -> Result<()> {
-        let sparsity = self.sparsity;
-        ensure!((0.0..1.0).contains(&sparsity), "--sparsity is {sparsity:?}, but must be in [0, 1)");
+        srigl_run::check_sparsity(self.sparsity)?;
         ensure!(self.batch > 0, "--batch must be at least 1");
         srigl_run::check_threads(self.threads)?;
-        ensure!(self.rounds != Some(0), "--rounds must be at least 1");
+        let rounds = self.rounds.unwrap_or(1);
+        ensure!((1..=MOST_ROUNDS).contains(&rounds), "--rounds is {rounds}, but must be 1 to {MOST_ROUNDS}");
         Ok(())
     }
 
@@ -260,6 +260,9 @@ impl Contender {
         Ok(fastest)
     }
 }
+
+/// More than anybody waits for.
+const MOST_ROUNDS: usize = 1_000_000;
 
 /// How long the threads of other engines look for work before they sleep; at least ONNX Runtime's take milliseconds.
 const REST: Duration = Duration::from_millis(15);

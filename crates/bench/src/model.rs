@@ -20,6 +20,7 @@ use srigl_burn::{sparse_layers, state_dict};
 use srigl_models::{Classifier, ModelInfo, WithModel, torchvision_name};
 use srigl_run::{mask_name, named_parser};
 use srigl_tensors::memory;
+use srigl_train::memory::check_weights;
 use srigl_train::{NamedTensor, condense};
 
 use super::{Case, Contender, MeasureArgs, Saved, compare, device, save};
@@ -50,10 +51,14 @@ pub fn run(args: &ModelArgs) -> Result<()> {
     measure.check()?;
     let device = measure.place.device()?;
     let spec = ModelInfo::named(&args.name)?.usual();
-    let random = Random { sparsity: measure.sparsity, distribution: args.distribution, seed: measure.seed };
+    let random = Random {
+        name: spec.info.name,
+        sparsity: measure.sparsity,
+        distribution: args.distribution,
+        seed: measure.seed,
+    };
     let tensors = spec.with(&Device::flex(), random)??;
     let sparsity = sparsity_of(&tensors);
-    save(measure, || tensors.iter().flat_map(saved).collect())?;
 
     let peers = measure.peers()?;
     let weights: Vec<Saved> = match peers.any() {
@@ -64,11 +69,12 @@ pub fn run(args: &ModelArgs) -> Result<()> {
         tensors.iter().map(|(name, t)| (name.clone(), NamedTensor { mask: None, ..t.clone() }));
     let dense = condense(&spec, &dense_tensors.collect())?.fold()?;
     let sparse = condense(&spec, &tensors)?.fold()?;
-    drop(tensors);
     // What is between them is checked by whoever computes it.
     let sample = dense.input_shape().len().max(dense.output_shape().len());
     memory::check(memory::product(&[measure.batch, sample, size_of::<f32>()]))
         .with_context(|| format!("the images or results of --batch {} are too large", measure.batch))?;
+    save(measure, || tensors.iter().flat_map(saved).collect())?;
+    drop(tensors);
     let outputs = measure.batch * dense.output_shape().len();
     let mut rng = Stream { seed: measure.seed, layer: 0, step: 1 }.rng(Purpose::Weights, 0);
     let input: Vec<f32> =
@@ -132,6 +138,7 @@ fn contender(
 
 /// Makes random weights with masks of constant fan-in, and normalisations that keep the size of activations.
 struct Random {
+    name: &'static str,
     sparsity: f64,
     distribution: Distribution,
     seed: u64,
@@ -141,7 +148,9 @@ impl WithModel for Random {
     type Output = Result<BTreeMap<String, NamedTensor>>;
 
     fn run<M: Classifier>(self, model: M) -> Self::Output {
-        let Self { sparsity, distribution, seed } = self;
+        let Self { name, sparsity, distribution, seed } = self;
+        // As tensors, dense and condensed, and as the engines pack both.
+        check_weights(&model, name, 6)?;
         let layers = sparse_layers(&model)?;
         let names: Vec<String> = layers.iter().map(|layer| format!("{}.weight", layer.name)).collect();
         let masks: BTreeMap<_, _> =

@@ -21,7 +21,7 @@ use srigl_train::memory::{check_results, check_weights};
 
 use super::device::failed;
 use super::report::quantile;
-use super::{Contender, PlaceArgs};
+use super::{Contender, MOST_ROUNDS, PlaceArgs};
 
 /// Time training steps: dense and with SRigL, and what a topology update takes
 ///
@@ -69,9 +69,6 @@ enum Float {
 /// Steps between updates here.
 const UPDATE_EVERY: usize = 10;
 
-/// More steps than anybody waits for.
-const MOST_STEPS: usize = 1_000_000;
-
 /// ΔT of the paper, over which the time of an update is shared out.
 const DELTA_T: f64 = 100.0;
 
@@ -106,10 +103,10 @@ struct StepTiming {
 }
 
 pub fn run(args: &TrainArgs) -> Result<()> {
-    ensure!((0.0..1.0).contains(&args.sparsity), "--sparsity is {:?}, but must be in [0, 1)", args.sparsity);
+    srigl_run::check_sparsity(args.sparsity)?;
     ensure!(args.batch > 0, "--batch must be at least 1");
-    let steps = 1..=MOST_STEPS;
-    ensure!(steps.contains(&args.steps), "--steps is {}, but must be 1 to {MOST_STEPS}", args.steps);
+    let steps = 1..=MOST_ROUNDS;
+    ensure!(steps.contains(&args.steps), "--steps is {}, but must be 1 to {MOST_ROUNDS}", args.steps);
     let mut device = args.place.device()?.unwrap_or_else(Device::flex);
     if args.float == Float::Bf16 {
         ensure!(device.supports_dtype(FloatDType::BF16), "this device has no bf16: leave out --float");
@@ -132,8 +129,8 @@ impl WithModel for Work<'_> {
     fn run<M: Classifier>(self, model: M) -> Result<()> {
         let (args, parameters) = (self.args, model.num_params());
         let (name, image) = (self.spec.info.name, self.spec.images);
-        // SGD with momentum has one moment, AdamW two.
-        check_weights(&model, name, if self.is_transformer() { 2 } else { 1 })?;
+        // Two contenders, each with its moments: one of SGD with momentum, two of AdamW.
+        check_weights(&model, name, 2 * (2 + if self.is_transformer() { 2 } else { 1 }))?;
         check_results(&model, name, image, args.batch)?;
         let mut contenders = vec![
             self.contender("dense", "Burn", model.clone(), Dense.into())?,

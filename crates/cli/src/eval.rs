@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use clap::Args;
 use srigl_data::Loader;
 use srigl_models::{Classifier, ModelInfo, WithModel};
-use srigl_run::{Inputs, RunFolder, print};
+use srigl_run::{RunFolder, print};
 use srigl_train::{Accuracy, Checkpoint, Latest, Weights, device, evaluate, fill_module, model_spec};
 use std::path::PathBuf;
 
@@ -37,24 +37,25 @@ pub struct EvalArgs {
 pub fn run(args: EvalArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let (folder, config) = RunFolder::existing(&args.run)?;
-    let (epoch, trained) = match folder.result()? {
-        Some(result) => (result.epochs, Trained::Finished(folder.model(false)?)),
+    let inputs = folder.inputs()?.map(|inputs| inputs.data);
+    let (epoch, trained_on, trained) = match folder.result()? {
+        Some(result) => (result.epochs, Some(result.data.name), Trained::Finished(folder.model(false)?)),
         None => {
             let run = args.run.display();
             let latest = Checkpoint::latest(&folder)?;
-            let Latest { checkpoint, lost } = latest.with_context(|| match folder.metrics() {
-                Ok(epochs) if epochs.is_empty() => format!("{run} has no checkpoint yet: train it first"),
-                _ => format!("{run} has lost its checkpoints: train it again"),
+            let Latest { checkpoint, lost } = latest.with_context(|| {
+                format!("{run} has no checkpoint: `srigl train … --resume` trains it from its first step")
             })?;
             if let Some(lost) = lost {
                 print::note(&lost);
             }
-            (checkpoint.progress.epoch, Trained::SoFar(Box::new(checkpoint)))
+            let progress = &checkpoint.progress;
+            (progress.epoch, progress.data().map(str::to_string), Trained::SoFar(Box::new(checkpoint)))
         }
     };
     let source = srigl_data::open(config.dataset, args.data.as_deref(), config.allow_empty)?;
     let data = source.set().to_string();
-    if let Some(Inputs { data: trained_on, .. }) = folder.inputs()? {
+    if let Some(trained_on) = inputs.or(trained_on) {
         ensure!(
             trained_on == data,
             "the run was trained on {trained_on}, but the data is {data}: provide it with --data"
@@ -67,9 +68,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let info = ModelInfo::named(&config.model.name)?;
     let evaluation = Evaluation { trained: &trained, info, loader: &loader, device: &device };
     let spec = model_spec(&config.model, loader.shape(), loader.classes())?;
-    let Accuracy { loss, top1, top5 } = spec
-        .with(&device, evaluation)?
-        .with_context(|| format!("{} does not hold this model", args.run.display()))?;
+    let Accuracy { loss, top1, top5 } =
+        spec.with(&device, evaluation)?.with_context(|| format!("cannot evaluate {}", args.run.display()))?;
     if args.json {
         let count = loader.test_images();
         let result = serde_json::json!({

@@ -95,6 +95,7 @@ fn use_threads(threads: usize) -> Result<()> {
 }
 
 fn main() {
+    srigl_data::picture::hush_decoders();
     #[cfg(feature = "cuda")]
     srigl_train::device::explain_panics();
     let Cli { command, max_memory } = parse();
@@ -115,7 +116,7 @@ fn main() {
     };
     if let Err(error) = result {
         // Whatever names are in it.
-        print::err(&format!("srigl: {}", print::lines(&format!("{error:#}"))));
+        print::say(&format!("srigl: {}", print::lines(&format!("{error:#}"))));
         std::process::exit(1);
     }
 }

@@ -1,12 +1,12 @@
 //! `srigl train`.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use indicatif::{ProgressBar, ProgressStyle};
 use srigl_data::Source;
-use srigl_run::{Config, Epoch, Inputs, LayerResult, RunFolder, RunResult, print};
-use srigl_train::{Observer, Session, Standing, device};
+use srigl_run::{Config, Epoch, Error, Inputs, LayerResult, RunFolder, RunResult, file, print};
+use srigl_train::{Checkpoint, Observer, Session, Standing, device};
 use std::path::PathBuf;
 
 /// Arguments of `srigl train`.
@@ -79,25 +79,18 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let (folder, config) = RunFolder::open(&args.out, &args.config, args.resume)?;
     // A run that has been extended so far is only to be resumed.
     let extend_to = args.extend_to.filter(|epochs| config.extended.is_empty() || *epochs != config.epochs);
-    let finished = match folder.result() {
-        Err(lost @ srigl_run::Error::Remade { .. }) => {
-            print::note(&lost.to_string());
-            None
-        }
-        finished => finished?.filter(|_| match folder.lost_model() {
-            Some(lost) if extend_to.is_none() => {
-                print::note(&format!("{lost}: it is made again from the last checkpoint"));
-                false
-            }
-            _ => extend_to.is_none(),
-        }),
+    let finished = match extend_to {
+        None => finished(&folder)?,
+        Some(_) => None,
     };
     let open = || srigl_data::open(config.dataset, args.data.as_deref(), config.allow_empty);
     let result = match finished {
         Some(finished) => {
             if args.data.is_some() {
                 let inputs = Inputs::new(&config.loader(open()?, 0)?, config.weights.as_deref())?;
-                folder.check_inputs(&inputs, folder.inputs()?.as_ref())?;
+                let latest = Checkpoint::latest(&folder).ok().flatten();
+                let of_checkpoint = latest.and_then(|latest| latest.checkpoint.progress.inputs);
+                folder.check_inputs(&inputs, folder.inputs()?.or(of_checkpoint).as_ref())?;
             }
             folder.clear_lock();
             print::note(&format!("{} is finished already", args.out.display()));
@@ -130,6 +123,36 @@ pub fn run(args: TrainArgs) -> Result<()> {
         print_summary(&config, &result)?;
     }
     Ok(())
+}
+
+/// The result of a finished run. If that or the model is gone or damaged, there is none, and training on from the last
+/// checkpoint makes it again.
+fn finished(folder: &RunFolder) -> Result<Option<RunResult>> {
+    let can_be_remade = || Ok::<_, anyhow::Error>(Checkpoint::latest(folder)?.is_some());
+    let result = match folder.result() {
+        Err(damaged @ Error::Remade { .. }) => {
+            ensure!(can_be_remade()?, "{damaged} from the last checkpoint, but there is none");
+            print::note(&damaged.to_string());
+            return Ok(None);
+        }
+        result => result?,
+    };
+    if result.is_none() || !folder.has_lost_model()? {
+        return Ok(result);
+    }
+    let model = folder.file(file::MODEL);
+    if can_be_remade()? {
+        print::note(&format!(
+            "{} is gone or damaged: it is made again from the last checkpoint",
+            model.display()
+        ));
+        return Ok(None);
+    }
+    print::note(&format!(
+        "{} is gone or damaged, and there is no checkpoint to make it from",
+        model.display()
+    ));
+    Ok(result)
 }
 
 /// Threads that make batches ahead, unless told otherwise. Grey images in memory are only copied, which is not worth one.
@@ -188,8 +211,8 @@ impl Observer for Progress {
             epoch.images_per_second.unwrap_or(f64::NAN)
         );
         match &self.bar {
-            Some(bar) => bar.suspend(|| print::err(&text)),
-            None => print::err(&text),
+            Some(bar) => bar.suspend(|| print::say(&text)),
+            None => print::say(&text),
         }
     }
 

@@ -106,9 +106,9 @@ fn a_killed_run_resumes_bit_for_bit() {
     for file in ["result.json", "model.safetensors"] {
         fs::remove_file(straight.join(file)).unwrap();
     }
-    fs::write(straight.join(".tmp-of-a-killed-write"), "half").unwrap();
+    fs::write(straight.join(".tmpAb12Cd"), "half").unwrap();
     run(command(&straight).arg("--resume"));
-    assert!(!straight.join(".tmp-of-a-killed-write").exists());
+    assert!(!straight.join(".tmpAb12Cd").exists());
     let again = dir.path().join("again");
     run(&mut command(&again));
     assert_same_run(&straight, &again);

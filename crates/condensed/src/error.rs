@@ -31,6 +31,10 @@ pub enum Error {
         /// What that node would take; `u64::MAX` may be more.
         bytes: u64,
     },
+    /// What a layer that trains needs beside inputs and results would take more memory than the
+    /// [budget](srigl_tensors::memory::limit).
+    #[error("{0}; take a smaller batch")]
+    TrainingMemory(TooLarge),
     /// The bytes are not a condensed network.
     #[error("{0}")]
     File(FileError),
@@ -153,7 +157,7 @@ pub enum NodeError {
     Input,
     #[error("it reads {got} results instead of {expected}")]
     Inputs { got: usize, expected: usize },
-    #[error("a result of shape {0:?} is empty or too large")]
+    #[error("a result of {0} is empty or too large")]
     Result(Shape),
     #[error("a network has at least one node")]
     Empty,

@@ -67,6 +67,8 @@ pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
         Error::File(match refused {
             Refused::Damaged(what) => FileError::Damaged(what),
             Refused::TooLarge(cause) => FileError::TooLarge(cause),
+            // Memory can be read.
+            Refused::Unreadable(cause) => FileError::Damaged(cause.to_string()),
         })
     })?;
     let mut metadata = file.metadata.unwrap_or_default();

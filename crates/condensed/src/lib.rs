@@ -33,6 +33,7 @@ mod network;
 pub mod ops;
 mod planes;
 mod shape;
+pub mod training;
 mod tuning;
 mod weight;
 
@@ -44,4 +45,4 @@ pub use layers::{ConvKernel, LinearKernel};
 pub use network::{Network, Node};
 pub use ops::Op;
 pub use shape::{Shape, Window};
-pub use weight::{CondensedWeight, FanIn, Indices, Weight};
+pub use weight::{CondensedWeight, FanIn, Indices, Pattern, Weight};

@@ -250,6 +250,13 @@ pub(crate) fn matmul(
     product(sizes, (out, out_strides), (a, a_strides), (b, b_strides), [0.0, scale], threads);
 }
 
+vectorised! {
+    /// Adds numbers to others.
+    pub(crate) fn add_to(to: &mut [f32], from: &[f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+    }
+}
+
 /// `out += a · b`, likewise.
 #[expect(clippy::too_many_arguments, reason = "as few as a matrix product has")]
 pub(crate) fn add_matmul(

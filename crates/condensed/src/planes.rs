@@ -492,7 +492,7 @@ fn vectors(isa: Isa, positions: usize) -> usize {
 
 /// Channels of a block: as many as fit the cache with the `read` floats that a tile reads of each, or more
 /// where the layer is very sparse.
-pub(crate) fn block(rows: &Rows, channels: usize, read: usize) -> usize {
+pub(crate) fn block<T>(rows: &[Vec<(usize, T)>], channels: usize, read: usize) -> usize {
     let weights: usize = rows.iter().map(Vec::len).sum();
     let visits = (VISIT * channels * rows.len()).div_ceil(weights.max(1));
     // No more than there are, or sizes in floats might not fit a number.

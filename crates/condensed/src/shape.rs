@@ -45,6 +45,13 @@ pub struct Window {
     pub dilation: [usize; 2],
 }
 
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { features, height, width } = self;
+        write!(f, "{features} features of {height} × {width}")
+    }
+}
+
 impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kernel, stride, padding, dilation } = self;

@@ -5,6 +5,9 @@ use std::sync::LazyLock;
 /// Vectors that a tile of a batch holds.
 pub(crate) const BATCH_TILE: usize = 64;
 
+/// Rows of a training layer that one task works on: enough to share out, and their sums of a tile fit the second-level cache.
+pub(crate) const PART: usize = 128;
+
 /// From this batch on, tiles are faster than one vector after the other.
 pub(crate) const BATCH: usize = 4;
 

@@ -3,33 +3,45 @@
 use crate::{Error, WeightError};
 use std::fmt;
 
-/// A sparse weight matrix `[N, M]` in condensed form (SRigL, figure 1): for each active neuron (row)
-/// the values of its active weights and the input (column) that each one reads.
+/// Which weights of a matrix `[N, M]` are active, in condensed form (SRigL, figure 1): for each active neuron (row) the
+/// input (column) that each of its weights reads.
 ///
-/// With constant fan-in `k`, values and indices are matrices `[active neurons, k]`. A matrix of any
-/// other mask is stored with one row pointer per active neuron.
+/// With constant fan-in `k` the indices are a matrix `[active neurons, k]`. Any other mask is stored with one row pointer
+/// per active neuron.
 ///
-/// Built only by checked constructors: active neurons ascend and are `< N`, rows are not empty and have
-/// finite values, and their indices ascend and are `< M`. Kernels rely on it.
-#[derive(Clone, PartialEq)]
-pub struct CondensedWeight {
+/// Built only by checked constructors: active neurons ascend and are `< N`, rows are not empty, and their indices ascend and
+/// are `< M`. Kernels rely on it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pattern {
     neurons: usize,
     inputs: usize,
     active: Vec<u32>,
     fan_in: FanIn,
     indices: Indices,
-    values: Vec<f32>,
 }
 
-impl fmt::Debug for CondensedWeight {
+impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (active, weights) = (self.active.len(), self.values.len());
-        write!(f, "CondensedWeight {{ neurons: {}, active: {active}, ", self.neurons)?;
+        let (active, weights) = (self.active.len(), self.len());
+        write!(f, "{{ neurons: {}, active: {active}, ", self.neurons)?;
         match self.fan_in {
             FanIn::Constant(k) => write!(f, "fan_in: {k}, ")?,
             FanIn::Varying(_) => write!(f, "fan_in: varies, ")?,
         }
         write!(f, "inputs: {}, weights: {weights} }}", self.inputs)
+    }
+}
+
+/// A sparse weight matrix `[N, M]` in condensed form: a [`Pattern`] and the values of its weights, which are finite.
+#[derive(Clone, PartialEq)]
+pub struct CondensedWeight {
+    pattern: Pattern,
+    values: Vec<f32>,
+}
+
+impl fmt::Debug for CondensedWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CondensedWeight {:?}", self.pattern)
     }
 }
 
@@ -138,9 +150,9 @@ impl Indices {
     }
 }
 
-impl CondensedWeight {
-    /// Checks and stores a matrix `[neurons, inputs]`: `active` neurons, their `fan_in`, and the
-    /// `indices` and `values` of all rows one after the other.
+impl Pattern {
+    /// Checks and stores which weights of a matrix `[neurons, inputs]` there are: `active` neurons, their `fan_in`, and the
+    /// `indices` of all rows one after the other.
     ///
     /// # Errors
     /// [`Error::Weight`] if any promise of the type would not hold.
@@ -150,14 +162,10 @@ impl CondensedWeight {
         active: Vec<u32>,
         fan_in: FanIn,
         indices: Vec<u32>,
-        values: Vec<f32>,
     ) -> Result<Self, Error> {
         let bad = |error: WeightError| Err(Error::Weight(error));
         if neurons > u32::MAX as usize || inputs > u32::MAX as usize {
             return bad(WeightError::TooLarge { neurons, inputs });
-        }
-        if indices.len() != values.len() {
-            return bad(WeightError::Indices { indices: indices.len(), values: values.len() });
         }
         if let Some(pair) = active.windows(2).find(|pair| pair[0] >= pair[1]) {
             return bad(WeightError::ActiveOrder { before: pair[0], after: pair[1] });
@@ -173,9 +181,9 @@ impl CondensedWeight {
                 if *k > inputs {
                     return bad(WeightError::FanIn { fan_in: *k, inputs });
                 }
-                if active.len().checked_mul(*k) != Some(values.len()) {
+                if active.len().checked_mul(*k) != Some(indices.len()) {
                     return bad(WeightError::Values {
-                        values: values.len(),
+                        values: indices.len(),
                         active: active.len(),
                         fan_in: *k,
                     });
@@ -185,71 +193,48 @@ impl CondensedWeight {
                 let fits = pointers.len() == active.len() + 1
                     && pointers[0] == 0
                     && pointers.windows(2).all(|p| p[0] < p[1])
-                    && pointers.last().is_some_and(|&p| p as usize == values.len());
+                    && pointers.last().is_some_and(|&p| p as usize == indices.len());
                 if !fits {
                     return bad(WeightError::Pointers);
                 }
             }
         }
-        if let Some(value) = values.iter().find(|v| !v.is_finite()) {
-            return bad(WeightError::NotFinite(*value));
-        }
         if let Some(index) = indices.iter().find(|&&i| i as usize >= inputs) {
             return bad(WeightError::Index { index: *index, inputs });
         }
-        let weight = Self { neurons, inputs, active, fan_in, indices: Indices::new(indices, inputs), values };
-        for row in 0..weight.active.len() {
-            let range = weight.row_range(row);
-            if (range.start + 1..range.end).any(|i| weight.indices.get(i - 1) >= weight.indices.get(i)) {
-                return bad(WeightError::IndexOrder { neuron: weight.active[row] });
+        let pattern = Self { neurons, inputs, active, fan_in, indices: Indices::new(indices, inputs) };
+        for row in 0..pattern.active.len() {
+            let range = pattern.row_range(row);
+            if (range.start + 1..range.end).any(|i| pattern.indices.get(i - 1) >= pattern.indices.get(i)) {
+                return bad(WeightError::IndexOrder { neuron: pattern.active[row] });
             }
         }
-        Ok(weight)
+        Ok(pattern)
     }
 
-    /// Condenses `weights` `[neurons, inputs]` (row-major) where `mask` is true. The fan-in is constant
-    /// if the mask's is; otherwise rows get pointers.
+    /// The pattern of a mask `[neurons, inputs]` (row-major). The fan-in is constant if the mask's is; otherwise rows get
+    /// pointers.
     ///
     /// # Errors
-    /// [`Error::Weight`] if a length is not `neurons · inputs` or an active weight is not finite.
-    pub fn from_masked(weights: &[f32], mask: &[bool], neurons: usize, inputs: usize) -> Result<Self, Error> {
-        let size = neurons.checked_mul(inputs);
-        if size != Some(weights.len()) || size != Some(mask.len()) {
-            return Err(
-                WeightError::Mask { weights: weights.len(), bits: mask.len(), neurons, inputs }.into()
-            );
+    /// [`Error::Weight`] if the length is not `neurons · inputs`.
+    pub fn from_mask(mask: &[bool], neurons: usize, inputs: usize) -> Result<Self, Error> {
+        if neurons.checked_mul(inputs) != Some(mask.len()) {
+            let (weights, bits) = (mask.len(), mask.len());
+            return Err(WeightError::Mask { weights, bits, neurons, inputs }.into());
         }
-        let (mut active, mut pointers) = (Vec::new(), vec![0u32]);
-        let (mut indices, mut values) = (Vec::new(), Vec::new());
-        for neuron in 0..neurons {
-            let row = neuron * inputs..(neuron + 1) * inputs;
-            for (input, (&value, _)) in
-                weights[row.clone()].iter().zip(&mask[row]).enumerate().filter(|(_, (_, bit))| **bit)
-            {
-                indices.push(input as u32);
-                values.push(value);
-            }
-            if values.len() > *pointers.last().expect("starts with 0") as usize {
+        let (mut active, mut pointers, mut indices) = (Vec::new(), vec![0u32], Vec::new());
+        for (neuron, row) in mask.chunks_exact(inputs.max(1)).enumerate() {
+            let before = indices.len();
+            indices.extend((0..inputs as u32).filter(|&input| row[input as usize]));
+            if indices.len() > before {
                 active.push(neuron as u32);
-                pointers.push(values.len() as u32);
+                pointers.push(indices.len() as u32);
             }
         }
         let k = pointers.get(1).map_or(0, |&p| p);
         let constant = pointers.windows(2).all(|p| p[1] - p[0] == k);
         let fan_in = if constant { FanIn::Constant(k as usize) } else { FanIn::Varying(pointers) };
-        Self::new(neurons, inputs, active, fan_in, indices, values)
-    }
-
-    /// The matrix `[N, M]`, row-major, zeros where no weight is active.
-    pub fn to_dense(&self) -> Vec<f32> {
-        let mut dense = vec![0.0; self.neurons * self.inputs];
-        for row in 0..self.active.len() {
-            let start = self.active[row] as usize * self.inputs;
-            for i in self.row_range(row) {
-                dense[start + self.indices.get(i)] = self.values[i];
-            }
-        }
-        dense
+        Self::new(neurons, inputs, active, fan_in, indices)
     }
 
     /// Rows `N`, ablated ones included.
@@ -277,12 +262,13 @@ impl CondensedWeight {
         &self.indices
     }
 
-    /// Values of all rows, one row after the other.
-    pub fn values(&self) -> &[f32] {
-        &self.values
+    /// Active weights.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> usize {
+        self.indices.len()
     }
 
-    /// Where the weights of the `row`-th active neuron lie in [`values`](Self::values).
+    /// Where the weights of the `row`-th active neuron lie among all.
     pub fn row_range(&self, row: usize) -> std::ops::Range<usize> {
         match &self.fan_in {
             FanIn::Constant(k) => row * k..(row + 1) * k,
@@ -290,26 +276,134 @@ impl CondensedWeight {
         }
     }
 
-    /// The weights of the `row`-th active neuron as (input, value), inputs ascending.
-    pub fn row(&self, row: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
-        self.row_range(row).map(|i| (self.indices.get(i), self.values[i]))
-    }
-
-    /// All neurons' weights, ablated neurons with none.
-    pub(crate) fn rows(&self) -> Rows {
-        let mut rows = vec![Vec::new(); self.neurons];
+    /// For all neurons, ablated ones included, the weights as (input, what `of` says of the weight's place among all).
+    pub(crate) fn rows<T>(&self, of: impl Fn(usize) -> T) -> Vec<Vec<(usize, T)>> {
+        let mut rows: Vec<Vec<(usize, T)>> = (0..self.neurons).map(|_| Vec::new()).collect();
         for (row, &neuron) in self.active.iter().enumerate() {
-            rows[neuron as usize] = self.row(row).collect();
+            rows[neuron as usize] = self.row_range(row).map(|i| (self.indices.get(i), of(i))).collect();
         }
         rows
     }
 
-    /// Bytes that values, indices, active neurons and row pointers take.
+    /// Bytes that indices, active neurons and row pointers take.
     pub fn bytes(&self) -> usize {
         let pointers = match &self.fan_in {
             FanIn::Constant(_) => 0,
             FanIn::Varying(pointers) => pointers.len() * 4,
         };
-        self.values.len() * (4 + self.indices.width()) + self.active.len() * 4 + pointers
+        self.len() * self.indices.width() + self.active.len() * 4 + pointers
+    }
+}
+
+impl CondensedWeight {
+    /// Checks and stores a matrix `[neurons, inputs]`: `active` neurons, their `fan_in`, and the
+    /// `indices` and `values` of all rows one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if any promise of the type would not hold.
+    pub fn new(
+        neurons: usize,
+        inputs: usize,
+        active: Vec<u32>,
+        fan_in: FanIn,
+        indices: Vec<u32>,
+        values: Vec<f32>,
+    ) -> Result<Self, Error> {
+        if indices.len() != values.len() {
+            return Err(WeightError::Indices { indices: indices.len(), values: values.len() }.into());
+        }
+        let pattern = Pattern::new(neurons, inputs, active, fan_in, indices)?;
+        match values.iter().find(|v| !v.is_finite()) {
+            Some(value) => Err(WeightError::NotFinite(*value).into()),
+            None => Ok(Self { pattern, values }),
+        }
+    }
+
+    /// Condenses `weights` `[neurons, inputs]` (row-major) where `mask` is true. The fan-in is constant
+    /// if the mask's is; otherwise rows get pointers.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if a length is not `neurons · inputs` or an active weight is not finite.
+    pub fn from_masked(weights: &[f32], mask: &[bool], neurons: usize, inputs: usize) -> Result<Self, Error> {
+        let size = neurons.checked_mul(inputs);
+        if size != Some(weights.len()) || size != Some(mask.len()) {
+            return Err(
+                WeightError::Mask { weights: weights.len(), bits: mask.len(), neurons, inputs }.into()
+            );
+        }
+        let pattern = Pattern::from_mask(mask, neurons, inputs)?;
+        let values: Vec<f32> =
+            weights.iter().zip(mask).filter(|(_, active)| **active).map(|(value, _)| *value).collect();
+        match values.iter().find(|v| !v.is_finite()) {
+            Some(value) => Err(WeightError::NotFinite(*value).into()),
+            None => Ok(Self { pattern, values }),
+        }
+    }
+
+    /// The matrix `[N, M]`, row-major, zeros where no weight is active.
+    pub fn to_dense(&self) -> Vec<f32> {
+        let mut dense = vec![0.0; self.neurons() * self.inputs()];
+        for row in 0..self.active().len() {
+            let start = self.active()[row] as usize * self.inputs();
+            for (input, value) in self.row(row) {
+                dense[start + input] = value;
+            }
+        }
+        dense
+    }
+
+    /// Which weights are active.
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
+    }
+
+    /// Rows `N`, ablated ones included.
+    pub fn neurons(&self) -> usize {
+        self.pattern.neurons
+    }
+
+    /// Columns `M`, the dense fan-in.
+    pub fn inputs(&self) -> usize {
+        self.pattern.inputs
+    }
+
+    /// The neurons that have weights, ascending.
+    pub fn active(&self) -> &[u32] {
+        &self.pattern.active
+    }
+
+    /// Weights per active neuron.
+    pub fn fan_in(&self) -> &FanIn {
+        &self.pattern.fan_in
+    }
+
+    /// Input indices of all rows, one row after the other.
+    pub fn indices(&self) -> &Indices {
+        &self.pattern.indices
+    }
+
+    /// Values of all rows, one row after the other.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Where the weights of the `row`-th active neuron lie in [`values`](Self::values).
+    pub fn row_range(&self, row: usize) -> std::ops::Range<usize> {
+        self.pattern.row_range(row)
+    }
+
+    /// The weights of the `row`-th active neuron as (input, value), inputs ascending.
+    pub fn row(&self, row: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
+        self.row_range(row).map(|i| (self.pattern.indices.get(i), self.values[i]))
+    }
+
+    /// All neurons' weights, ablated neurons with none.
+    pub(crate) fn rows(&self) -> Rows {
+        self.pattern.rows(|i| self.values[i])
+    }
+
+    /// Bytes that values, indices, active neurons and row pointers take.
+    pub fn bytes(&self) -> usize {
+        self.values.len() * 4 + self.pattern.bytes()
     }
 }

@@ -455,12 +455,12 @@ mod hostile {
         case("unread", "layer `fc`: nobody reads", parts().nodes("\"inputs\":[1]", "\"inputs\":[0]").bytes());
         case(
             "input-huge",
-            "layer `input`: a result of shape",
+            "layer `input`: a result of 4 features of ",
             parts().nodes("\"height\":1", "\"height\":4611686018427387904").bytes(),
         );
         case(
             "input-empty",
-            "layer `input`: a result of shape",
+            "layer `input`: a result of 4 features of ",
             parts().nodes("\"height\":1", "\"height\":0").bytes(),
         );
         let window = |kernel: u64, stride: u64, padding: u64, dilation: u64| {

@@ -23,7 +23,6 @@
 //! ```
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -398,8 +397,7 @@ fn load_from(set: DataSet, dir: Option<&Path>, places: &Places) -> Result<Images
         if !set.falls_back() {
             bail!("{set} was not found\n{}", where_and_how(set, &failures));
         }
-        // Nobody needs to be there to read it.
-        _ = writeln!(io::stderr(), "{}", synthetic_notice(set, &failures));
+        srigl_tensors::say(&synthetic_notice(set, &failures));
         Ok(generated(format!("generated (synthetic), as {set} was not found")))
     })
 }

@@ -1,7 +1,6 @@
 //! Batches for training and testing, made ahead by threads.
 
 use std::collections::HashSet;
-use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -388,8 +387,7 @@ impl Shared {
             return Err(error.into());
         }
         if self.reported.lock().expect("nothing panics under the lock").insert((part, index)) {
-            // Nobody needs to be there to read it.
-            _ = writeln!(std::io::stderr(), "left out: {error}");
+            srigl_tensors::say(&format_args!("left out: {error}"));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ pub struct Staged {
 /// # Errors
 /// [`Error::Write`] as [`atomic::stage`]; [`Error::OfRun`] if it is a file of a run, which only the run replaces.
 pub fn stage(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Staged, Error> {
-    if atomic::target(path).is_ok_and(|path| RunFolder::owns(&path)) {
+    if RunFolder::owns(path) || atomic::target(path).is_ok_and(|path| RunFolder::owns(&path)) {
         return Err(Error::OfRun { path: path.to_path_buf() });
     }
     stage_any(path, write)

@@ -19,6 +19,15 @@ const PICTURED_UPDATES: u64 = 12;
 /// More threads than any machine that this runs on has; each takes some megabytes.
 const MAX_THREADS: usize = 1024;
 
+/// Checks the value of `--sparsity`.
+///
+/// # Errors
+/// If it is not in `[0, 1)`.
+pub fn check_sparsity(sparsity: f64) -> Result<()> {
+    ensure!((0.0..1.0).contains(&sparsity), "--sparsity is {sparsity:?}, but must be in [0, 1)");
+    Ok(())
+}
+
 /// Checks `--threads` of any command.
 ///
 /// # Errors
@@ -421,11 +430,7 @@ impl Default for Config {
 impl Config {
     /// Checks what the sparsity library does not.
     pub fn validate(&self) -> Result<()> {
-        ensure!(
-            (0.0..1.0).contains(&self.sparsity),
-            "--sparsity is {:?}, but must be in [0, 1)",
-            self.sparsity
-        );
+        check_sparsity(self.sparsity)?;
         ensure!(self.epochs > 0, "--epochs must be at least 1");
         ensure!(self.batch_size > 0, "--batch-size must be at least 1");
         ensure!(self.delta_t > 0, "--delta-t must be at least 1");
@@ -741,6 +746,41 @@ mod tests {
         let whole = steps("--epochs 2 --delta-t 30 --limit-steps 900", 100);
         assert_eq!((whole.total, whole.delta_t), (200, 30));
         assert!(config("--epochs 18446744073709551615").steps(100).is_err());
+    }
+
+    #[test]
+    fn pictures_are_spread_over_the_updates() {
+        // 14 updates, one after each ten steps of the first 150 of 200; after the last of them pictures end, but for the end.
+        let config = config("--epochs 2 --delta-t 10");
+        let steps = config.steps(100).unwrap();
+        let pictured: Vec<u64> = (1..=200).filter(|step| config.is_pictured(*step, &steps)).collect();
+        assert_eq!(pictured.len(), 1 + PICTURED_UPDATES.min(14) as usize, "{pictured:?}");
+        assert_eq!((pictured[pictured.len() - 2], pictured[pictured.len() - 1]), (140, 200), "{pictured:?}");
+        assert!(pictured[0] <= 20 && !config.is_pictured(150, &steps), "{pictured:?}");
+        // The first comes when a picture's share of the updates is done.
+        let many = super::Config { delta_t: 1, ..config };
+        let steps = many.steps(100).unwrap();
+        let first = (1..).find(|step| many.is_pictured(*step, &steps)).unwrap();
+        assert_eq!(first, 149_u64.div_ceil(PICTURED_UPDATES));
+    }
+
+    #[test]
+    fn a_run_goes_on_with_as_many_epochs_as_it_has() {
+        let before = config("--epochs 2");
+        assert_eq!(before.differing_key(&before), None);
+        let longer = before.extended_to(4, 10).unwrap();
+        let other = before.extended_to(4, 20).unwrap();
+        // As many epochs, but otherwise extended.
+        assert_eq!(longer.differing_key(&other).as_deref(), Some("epochs"));
+        assert_eq!(config("--epochs 3").differing_key(&before).as_deref(), Some("epochs"));
+    }
+
+    #[test]
+    fn threads_and_sparsity_are_within_bounds() {
+        assert!([1, MAX_THREADS].map(check_threads).iter().all(Result::is_ok));
+        assert!([0, MAX_THREADS + 1, usize::MAX].map(check_threads).iter().all(Result::is_err));
+        assert!([0.0, 0.99].map(check_sparsity).iter().all(Result::is_ok));
+        assert!([-0.1, 1.0, f64::NAN, f64::INFINITY].map(check_sparsity).iter().all(Result::is_err));
     }
 
     #[test]

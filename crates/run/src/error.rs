@@ -29,7 +29,7 @@ pub enum Error {
         what: String,
     },
     /// A line of a log of a run does not hold what it should.
-    #[error("{}, line {line}: {what}; remove the line or train the run again", shown(path))]
+    #[error("{}, line {line}: {what}; restore the file or train the run again", shown(path))]
     Line {
         /// The log.
         path: PathBuf,
@@ -99,6 +99,12 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         what: String,
+    },
+    /// A file of a run is gone that it cannot make again.
+    #[error("{} is gone: only to train the run again would make it", shown(path))]
+    Lost {
+        /// The file.
+        path: PathBuf,
     },
     /// A run has not come to its last epoch.
     #[error("{} is not finished: finish it with `srigl train … --resume`", shown(path))]

@@ -96,7 +96,9 @@ impl RunFolder {
         // Folders of other programs have a config.json, too.
         let is_run = || {
             folder.join(file::CONFIG).exists()
-                && [file::INPUTS, file::METRICS, file::LOCK].iter().any(|name| folder.join(name).exists())
+                && [file::INPUTS, file::METRICS, file::LOCK, file::CHECKPOINT]
+                    .iter()
+                    .any(|name| folder.join(name).exists())
         };
         let of_runs = file::WHOLE.iter().chain(&file::LOGS).chain(&[file::LOCK]);
         of_runs.into_iter().any(|of_run| name == *of_run) && is_run()
@@ -189,7 +191,8 @@ impl RunFolder {
 
     fn remove_file(&self, name: &str) -> Result<(), Error> {
         let path = self.file(name);
-        match fs::remove_file(&path) {
+        // A link stays.
+        match srigl_tensors::atomic::target(&path).and_then(fs::remove_file) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::Write { path, cause }),
             _ => Ok(()),
         }
@@ -226,7 +229,7 @@ impl RunFolder {
     /// The result of a finished run.
     ///
     /// # Errors
-    /// [`Error::Remade`] if it is damaged or a share in it is none.
+    /// [`Error::Remade`] if it is damaged or a share in it is none, [`Error::Run`] if it cannot be read.
     pub fn result(&self) -> Result<Option<RunResult>, Error> {
         let path = self.file(file::RESULT);
         let result: Result<Option<RunResult>, String> = match json(&path) {
@@ -243,7 +246,8 @@ impl RunFolder {
     /// The file of the finished run's model, or, with `best`, of that after the best epoch so far.
     ///
     /// # Errors
-    /// [`Error::Unfinished`] if the run has not come so far, [`Error::Remade`] if the file is gone.
+    /// [`Error::Unfinished`] if the run has not come so far, [`Error::Remade`] or [`Error::Lost`] if the file is gone, and as
+    /// [`result`](Self::result).
     pub fn model(&self, best: bool) -> Result<PathBuf, Error> {
         let finished = self.result()?.is_some();
         let path = self.file(if best { file::BEST } else { file::MODEL });
@@ -251,6 +255,7 @@ impl RunFolder {
             (true, true) => Ok(path),
             (true, false) if best => Ok(path),
             (_, false) => Err(Error::Unfinished { path: self.path.clone() }),
+            (false, true) if best => Err(Error::Lost { path }),
             (false, true) => Err(Error::Remade { path, what: "it is missing".into() }),
         }
     }
@@ -262,9 +267,17 @@ impl RunFolder {
         }
     }
 
-    /// Which model of a finished run is gone or cannot be read, and why.
-    pub fn lost_model(&self) -> Option<Error> {
-        [file::MODEL, file::BEST].into_iter().find_map(|name| Store::open(&self.file(name)).err())
+    /// Whether the model of a finished run is gone or damaged.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if it cannot be read: it may be whole.
+    pub fn has_lost_model(&self) -> Result<bool, Error> {
+        match Store::open(&self.file(file::MODEL)) {
+            Ok(_) => Ok(false),
+            Err(Error::Damaged { .. } | Error::PyTorch { .. }) => Ok(true),
+            Err(Error::Read { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// The epochs so far; none if there is no log.
@@ -320,8 +333,14 @@ fn is_ours(path: &Path) -> bool {
 
 /// Whether a file is one of an atomic write that has not got its name yet, by this version or an earlier one.
 fn is_temporary(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
-        name.starts_with(".tmp") || file::WHOLE.iter().any(|file| name.starts_with(&format!(".{file}.")))
+    // Those of earlier versions were `.tmp` and six letters or digits.
+    let early = |name: &str| {
+        name.strip_prefix(".tmp")
+            .is_some_and(|rest| rest.len() == 6 && rest.chars().all(|c| c.is_ascii_alphanumeric()))
+    };
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.filter(|_| path.is_file()).is_some_and(|name| {
+        early(name) || file::WHOLE.iter().any(|file| name.starts_with(&format!(".{file}.")))
     })
 }
 
@@ -423,6 +442,16 @@ mod tests {
             assert!(matches!(refused, Err(Error::OfRun { .. })), "{name}");
         }
         atomic::write(&path.join("export.safetensors"), b"").unwrap();
+        #[cfg(unix)]
+        {
+            let link = |from: PathBuf, to: &Path| std::os::unix::fs::symlink(from, to).unwrap();
+            let (to_run, elsewhere) = (path.with_file_name("link"), path.with_file_name("elsewhere"));
+            link(path.join(file::METRICS), &to_run);
+            link(elsewhere, &path.join(file::BEST));
+            for path in [to_run, path.join(file::BEST)] {
+                assert!(matches!(atomic::write(&path, b""), Err(Error::OfRun { .. })), "{path:?}");
+            }
+        }
         folder.stage(file::MODEL, |to| to.write_all(b"x")).unwrap().commit().unwrap();
     }
 
@@ -437,6 +466,17 @@ mod tests {
         fs::write(path.join(file::LOCK), "process 1").unwrap();
         folder.clear_lock();
         assert!(!path.join(file::LOCK).exists());
+    }
+
+    #[test]
+    fn a_run_is_removed_as_a_whole_unless_it_is_written() {
+        let (parent, path) = path();
+        let folder = RunFolder::at(&path);
+        let lock = folder.create(&config(1), &inputs("1")).unwrap();
+        assert!(matches!(folder.clone().remove(), Err(Error::Locked { .. })) && folder.has_run());
+        drop(lock);
+        folder.remove().unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -456,14 +496,19 @@ mod tests {
         assert!(model().unwrap_err().contains("is not finished"));
         folder.write_json(file::RESULT, &result()).unwrap();
         assert_eq!(model().unwrap(), path.join(file::MODEL));
-        assert!(folder.lost_model().is_none());
-        fs::write(path.join(file::BEST), "damaged").unwrap();
-        assert!(folder.lost_model().unwrap().to_string().contains("best.safetensors"));
+        assert!(!folder.has_lost_model().unwrap());
+        fs::remove_file(path.join(file::BEST)).unwrap();
+        assert!(best().unwrap_err().contains("best.safetensors is gone: only to train the run again"));
+        fs::write(path.join(file::MODEL), "damaged").unwrap();
+        assert!(folder.has_lost_model().unwrap());
         fs::remove_file(path.join(file::MODEL)).unwrap();
+        assert!(folder.has_lost_model().unwrap());
+        fs::create_dir(path.join(file::MODEL)).unwrap();
+        assert!(folder.has_lost_model().is_err(), "that is something else");
+        fs::remove_dir(path.join(file::MODEL)).unwrap();
         assert!(
             model().unwrap_err().contains("model.safetensors: it is missing; `srigl train … --resume` makes")
         );
-        assert!(folder.lost_model().unwrap().to_string().contains("model.safetensors"));
         drop(lock);
     }
 
@@ -482,6 +527,7 @@ mod tests {
         let path = parent.path().join("deep/er/run");
         let folder = RunFolder::at(&path);
         let lock = folder.create(&config(1), &inputs("1")).unwrap();
+        assert!(lock.is_of_new_run());
         fs::write(path.join("metrics.jsonl"), "").unwrap();
         lock.abandon();
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
@@ -490,7 +536,9 @@ mod tests {
         folder.create(&config(1), &inputs("1")).unwrap().abandon();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
         drop(folder.create(&config(1), &inputs("1")).unwrap());
-        folder.create(&config(1), &inputs("1")).unwrap().abandon();
+        let lock = folder.create(&config(1), &inputs("1")).unwrap();
+        assert!(!lock.is_of_new_run());
+        lock.abandon();
         assert!(folder.has_run() && path.join("inputs.json").exists());
     }
 
@@ -503,6 +551,10 @@ mod tests {
         fs::write(path.join("result.json"), "{}").unwrap();
         folder.extend(&lock, &longer).unwrap();
         assert!(!path.join("result.json").exists(), "it is not finished any more");
+        folder.extend(&lock, &longer).unwrap();
+        fs::create_dir(path.join("result.json")).unwrap();
+        assert!(folder.extend(&lock, &longer).is_err(), "what cannot be removed is told");
+        fs::remove_dir(path.join("result.json")).unwrap();
         drop(lock);
         for epochs in [first.epochs, 9] {
             let (_, found) = RunFolder::open(&path, &Config { epochs, ..config(1) }, true).unwrap();
@@ -539,7 +591,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(!is_foreign(), "empty");
-        for ours in [file::LOCK, ".tmpAb12", ".config.json.Ab12"] {
+        for ours in [file::LOCK, ".tmpAb12Cd", ".config.json.Ab12"] {
             fs::write(path.join(ours), "").unwrap();
             assert!(!is_foreign(), "{ours}");
         }
@@ -554,7 +606,7 @@ mod tests {
     fn what_a_killed_write_has_left_is_removed() {
         let (_parent, path) = path();
         fs::create_dir(&path).unwrap();
-        for name in [".tmpAb12", ".result.json.Ab12", "metrics.jsonl", "tmp"] {
+        for name in [".tmpAb12Cd", ".result.json.Ab12", "metrics.jsonl", "tmp"] {
             fs::write(path.join(name), "").unwrap();
         }
         let _lock = RunFolder::at(&path).create(&config(1), &inputs("1")).unwrap();

@@ -1,15 +1,6 @@
 //! Run folders of sparse training: what their files hold, and the one way to read and write them.
 //!
-//! | file | what | type |
-//! |---|---|---|
-//! | `config.json` | settings: same settings and inputs, same result | [`Config`] |
-//! | `inputs.json` | which images and weights it reads, by digest | [`Inputs`] |
-//! | `metrics.jsonl` | a line per epoch | [`Epoch`] |
-//! | `topology.jsonl` | a line per topology update and layer | [`TopologyLine`] |
-//! | `masks.jsonl` | a line per picture of a layer's mask | [`MaskLine`] |
-//! | `checkpoint.safetensors`, `checkpoint.previous.safetensors` | all that a training needs to go on, twice | the crate `srigl-train` |
-//! | `best.safetensors`, `model.safetensors` | weights with masks, in PyTorch's names | [`Store`] |
-//! | `result.json` | the outcome of a finished run | [`RunResult`] |
+//! [`mod@file`] has their names and what is in them.
 //!
 //! [`RunFolder`] makes and finds them, [`Run::read`] reads a whole folder with suspicion, and [`atomic`] writes files
 //! that are whole or absent. No tensor library.
@@ -32,8 +23,8 @@ mod schema;
 mod store;
 
 pub use config::{
-    Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, check_threads,
-    named_parser,
+    Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, check_sparsity,
+    check_threads, named_parser,
 };
 pub use error::Error;
 pub use folder::RunFolder;

@@ -117,23 +117,20 @@ pub struct JsonLines {
 }
 
 impl JsonLines {
-    /// Opens a log and drops what comes after its `end`.
+    /// Opens a log, which is to be cut off at its `end` before anything is written.
     ///
     /// # Errors
-    /// [`Error::Write`] if it cannot be opened, [`Error::File`] if it is shorter or does not begin as it did.
+    /// [`Error::Write`] if it cannot be opened, [`Error::File`] if it is missing, shorter or does not begin as it did.
     pub fn open(path: PathBuf, end: &LogEnd) -> Result<Self, Error> {
         let open = || -> io::Result<(File, Sha256, bool)> {
             // To open a pipe would wait for a reader.
             if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
                 return Err(io::Error::other("it is not a regular file"));
             }
-            let file = OpenOptions::new().create(true).append(true).read(true).open(&path)?;
+            let file = OpenOptions::new().create(end.bytes == 0).append(true).read(true).open(&path)?;
             let mut sha = Sha256::new();
             let whole = hash((&file).take(end.bytes), &mut sha)? == end.bytes;
             let same = end.sha256.as_ref().is_none_or(|sha256| hex(&sha.clone().finalize()) == *sha256);
-            if whole && same {
-                file.set_len(end.bytes)?;
-            }
             Ok((file, sha, whole && same))
         };
         match open() {
@@ -145,7 +142,21 @@ impl JsonLines {
                 );
                 Err(Error::File { path, what })
             }
+            Err(cause) if cause.kind() == ErrorKind::NotFound && end.bytes > 0 => {
+                Err(Error::File { path, what: "it is missing".into() })
+            }
             Err(cause) => Err(Error::Write { path, cause }),
+        }
+    }
+
+    /// Drops what comes after its end.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if that fails.
+    pub fn cut(self) -> Result<Self, Error> {
+        match self.file.set_len(self.bytes) {
+            Ok(()) => Ok(self),
+            Err(cause) => Err(self.cannot(cause)),
         }
     }
 
@@ -212,7 +223,7 @@ mod tests {
     fn errors_name_file_line_cause_and_fix() {
         let error = numbers("1\nx\n").unwrap_err();
         assert!(error.starts_with("log, line 2: expected value"), "{error}");
-        assert!(error.ends_with("remove the line or train the run again"), "{error}");
+        assert!(error.ends_with("restore the file or train the run again"), "{error}");
         assert!(numbers("9\n").unwrap_err().starts_with("log, line 1: is 9 or more;"));
         assert!(numbers("1\n1\n1\n1\n").unwrap_err().contains("line 4: is more than the 3 lines"));
     }
@@ -229,6 +240,7 @@ mod tests {
         assert!(json::<u32>(&folder.path().join("none")).unwrap().is_none());
         assert!(!json_lines(&folder.path().join("none"), 1, |_: u32| Ok(())).unwrap());
         assert!(json::<u32>(folder.path()).is_err());
+        assert!(json_lines(folder.path(), 1, |_: u32| Ok(())).is_err());
     }
 
     #[test]
@@ -255,11 +267,13 @@ mod tests {
         assert_eq!((checkpoint.bytes, log.sync().unwrap().bytes, read()), (2, 8, "1\n[2,3]\n".into()));
         drop(log);
 
-        let mut log = JsonLines::open(path.clone(), &checkpoint).unwrap();
+        let log = JsonLines::open(path.clone(), &checkpoint).unwrap();
+        assert_eq!(read(), "1\n[2,3]\n", "not yet");
+        let mut log = log.cut().unwrap();
         log.write(&4).unwrap();
         let end = log.sync().unwrap();
         assert_eq!((end.bytes, read()), (4, "1\n4\n".into()));
-        drop(JsonLines::open(path.clone(), &end).unwrap());
+        drop(JsonLines::open(path.clone(), &end).unwrap().cut().unwrap());
         assert_eq!(read(), "1\n4\n", "all of it is kept");
         let earlier: LogEnd = serde_json::from_str("2").unwrap();
         assert_eq!(earlier, LogEnd { bytes: 2, sha256: None }, "of an earlier version");
@@ -275,6 +289,9 @@ mod tests {
         refused(&end);
         std::fs::write(&path, "4\n").unwrap();
         refused(&end);
+        fs::remove_file(&path).unwrap();
+        let error = JsonLines::open(path.clone(), &end).unwrap_err().to_string();
+        assert!(error.contains("it is missing") && !path.exists(), "{error}");
         assert!(JsonLines::open("/dev/null".into(), &LogEnd::default()).is_err(), "no regular file");
     }
 }

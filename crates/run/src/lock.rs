@@ -168,6 +168,18 @@ mod tests {
 
     #[test]
     #[cfg(unix)]
+    fn somebody_elses_lock_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(LOCK);
+        let lock = Lock::take(folder.path()).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "another's").unwrap();
+        drop(lock);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "another's");
+    }
+
+    #[test]
+    #[cfg(unix)]
     fn a_file_that_has_been_replaced_is_another() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(LOCK);

@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use srigl_tensors::printable;
+pub use srigl_tensors::say;
 use std::fmt::Display;
 use std::io::{self, Write};
 
@@ -67,12 +68,7 @@ pub fn notes(notes: &[String]) {
 
 /// Says one thing on standard error.
 pub fn note(text: &str) {
-    err(&format!("note: {}", printable(&text)));
-}
-
-/// Says something on standard error. Nobody needs to be there to read it: unlike `eprintln!`, it does not panic then.
-pub fn err(text: &str) {
-    _ = writeln!(io::stderr(), "{text}");
+    say(&format_args!("note: {}", printable(&text)));
 }
 
 #[cfg(test)]

@@ -140,6 +140,13 @@ pub enum Error {
         allowed: &'static str,
     },
 
+    /// A layer would have a sparsity of 1.
+    #[error("layer `{layer}` would have no weights; lower the sparsity, or bring the ERK power nearer to 0")]
+    NoWeights {
+        /// The layer.
+        layer: String,
+    },
+
     /// No method has this name.
     #[error("there is no method `{name}`; known are {}", names())]
     UnknownMethod {

@@ -3,7 +3,6 @@
 use burn::tensor::Tensor;
 use sparsity_core::{Error, LayerStats, Mask, UpdateReport, itop_rate};
 use std::collections::BTreeSet;
-use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Follows the topology while the optimizer updates it: a cheap handle, shared by all its clones.
@@ -165,8 +164,8 @@ impl Topology {
             && state.observers.is_empty()
             && state.warned.insert(event.layer.clone())
         {
-            // Unlike `eprintln!`, it does not panic where nobody can read it.
-            _ = writeln!(io::stderr(), "warning: step {}: {error}; the layer keeps its mask", event.step);
+            let step = event.step;
+            srigl_tensors::say(&format_args!("warning: step {step}: {error}; the layer keeps its mask"));
         }
     }
 

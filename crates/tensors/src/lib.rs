@@ -85,6 +85,8 @@ pub enum Refused {
     Damaged(String),
     /// It may be whole, but there is no memory for its header.
     TooLarge(TooLarge),
+    /// It may be whole, but cannot be read.
+    Unreadable(io::ErrorKind),
 }
 
 impl From<TooLarge> for Refused {
@@ -98,6 +100,7 @@ impl fmt::Display for Refused {
         match self {
             Self::Damaged(what) => f.write_str(what),
             Self::TooLarge(cause) => cause.fmt(f),
+            Self::Unreadable(cause) => cause.fmt(f),
         }
     }
 }
@@ -109,15 +112,19 @@ impl Index {
     /// is allocated for a header longer than `max_header` bytes, or than the file.
     ///
     /// # Errors
-    /// [`Refused::Damaged`] with what is wrong with the file, [`Refused::TooLarge`] if there is no memory for its header.
+    /// [`Refused::Damaged`] with what is wrong with the file, [`Refused::TooLarge`] if there is no memory for its header,
+    /// [`Refused::Unreadable`] if `from` fails.
     pub fn read(mut from: impl Read, size: usize, max_header: usize) -> Result<Self, Refused> {
         let mut length = [0; LENGTH_BYTES];
         let damaged = |what| Err(Refused::Damaged(what));
-        let wrong = |cause: &dyn fmt::Display| Refused::Damaged(printable(cause));
+        let unread = |cause: io::Error| match cause.kind() {
+            io::ErrorKind::UnexpectedEof => Refused::Damaged("it ends within its header".into()),
+            kind => Refused::Unreadable(kind),
+        };
         let Some(rest) = size.checked_sub(LENGTH_BYTES) else {
             return damaged("it has less than 8 bytes".into());
         };
-        from.read_exact(&mut length).map_err(|e| wrong(&e))?;
+        from.read_exact(&mut length).map_err(unread)?;
         let length = u64::from_le_bytes(length);
         if length > max_header as u64 {
             return damaged(format!("a header of {length} bytes, more than {max_header}"));
@@ -127,8 +134,8 @@ impl Index {
         }
         let (length, data) = (length as usize, rest - length as usize);
         let mut header = memory::filled(0, length)?;
-        from.read_exact(&mut header).map_err(|e| wrong(&e))?;
-        let header: Header = serde_json::from_slice(&header).map_err(|e| wrong(&e))?;
+        from.read_exact(&mut header).map_err(unread)?;
+        let header: Header = serde_json::from_slice(&header).map_err(|e| Refused::Damaged(printable(&e)))?;
 
         let mut ordered: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
         ordered.sort_by_key(|(_, info)| info.data_offsets);
@@ -237,6 +244,11 @@ pub fn printable(text: &dyn fmt::Display) -> String {
         }
     }
     shown
+}
+
+/// Says something on standard error. Nobody needs to be there to read it: unlike `eprintln!`, it does not panic then.
+pub fn say(text: &dyn fmt::Display) {
+    _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Bytes as hexadecimal digits, two each.

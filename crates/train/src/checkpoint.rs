@@ -62,6 +62,9 @@ pub struct Progress {
     /// What the run was started on; `None` in checkpoints of earlier versions.
     #[serde(default)]
     pub inputs: Option<Inputs>,
+    /// The data set's name, in their place.
+    #[serde(default, skip_serializing)]
+    pub(crate) data: Option<String>,
     /// What of `metrics.jsonl` belongs to this state.
     #[serde(alias = "metrics_bytes")]
     pub metrics: LogEnd,
@@ -209,6 +212,13 @@ impl Checkpoint {
 
     fn parts(&self) -> [&[u8]; 2] {
         [&self.model, &self.optimizer]
+    }
+}
+
+impl Progress {
+    /// The data set that the run was started on, as far as its checkpoint says.
+    pub fn data(&self) -> Option<&str> {
+        self.inputs.as_ref().map(|inputs| &*inputs.data).or(self.data.as_deref())
     }
 }
 

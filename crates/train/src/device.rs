@@ -70,7 +70,7 @@ pub fn explain_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if let Some(cause) = panic.payload_as_str().and_then(explain) {
-            srigl_run::print::err(&format!("srigl: {cause}"));
+            srigl_run::print::say(&format!("srigl: {cause}"));
             std::process::exit(1);
         }
         usual(panic);

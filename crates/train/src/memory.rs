@@ -7,17 +7,17 @@ use srigl_burn::lower;
 use srigl_models::{Classifier, torchvision_name};
 use srigl_tensors::memory;
 
-/// Checks the weights of a model, before Burn has made any of them: each with its gradient and so many moments, which the
+/// Checks the weights of a model, before Burn has made any of them: so many numbers for each, itself, its gradient and what the
 /// optimizer keeps.
 ///
 /// # Errors
 /// If they take more than the budget.
-pub fn check_weights<M: Module>(model: &M, name: &str, moments: usize) -> Result<()> {
+pub fn check_weights<M: Module>(model: &M, name: &str, numbers: usize) -> Result<()> {
     let weights = model.num_params();
-    memory::check(memory::product(&[weights, 2 + moments, size_of::<f32>()])).with_context(|| {
+    memory::check(memory::product(&[weights, numbers, size_of::<f32>()])).with_context(|| {
         format!(
-            "the {weights} weights of `{name}` with gradients and moments are too many; take a smaller network, such as \
-             with a smaller --width, or raise --max-memory"
+            "the {weights} weights of `{name}` are too many, each with {numbers} numbers that are needed; take a smaller \
+             network, such as with a smaller --width, or raise --max-memory"
         )
     })
 }
@@ -33,8 +33,8 @@ pub fn check_results<M: Classifier>(model: &M, name: &str, image: [usize; 3], im
     let numbers = network.shapes().iter().fold(0usize, |sum, shape| sum.saturating_add(shape.len()));
     memory::check(memory::product(&[numbers, images, size_of::<f32>()])).with_context(|| {
         format!(
-            "the results of all layers of `{name}` for {images} images are too large; take a smaller batch (or --micro-batch), \
-             or raise --max-memory"
+            "the results of all layers of `{name}` for {images} images are too large; take a smaller batch (in training also \
+             --micro-batch), or raise --max-memory"
         )
     })
 }

@@ -94,7 +94,6 @@ pub fn sparsify<M: Module>(
 /// ε of Adam and AdamW in PyTorch; Burn's default is 1e-5.
 const EPSILON: f32 = 1e-8;
 
-/// With the optimizer that `build` makes for a weight decay.
 /// Numbers that the optimizer keeps for each weight.
 pub(crate) fn moments(config: &Config) -> usize {
     match config.optimizer {
@@ -103,6 +102,7 @@ pub(crate) fn moments(config: &Config) -> usize {
     }
 }
 
+/// With the optimizer that `build` makes for a weight decay.
 fn sparsify_with<M: Module, O: Optimizer>(
     config: &Config,
     model: M,

@@ -13,10 +13,13 @@ use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
 use srigl_models::{Classifier, WithModel};
 use srigl_run::{
-    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, Store,
-    TopologyLine, file, mask_line,
+    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, TopologyLine,
+    file, mask_line,
 };
 use std::time::Instant;
+
+/// Less than any accuracy.
+const NONE_YET: f64 = -1.0;
 
 /// Losses are read back from the device and shown every so many steps.
 const READ_EVERY: usize = 16;
@@ -107,7 +110,12 @@ impl Session<'_> {
                 self.config.extended_to(epochs, latest.checkpoint.progress.step)?
             }
             (Some(epochs), None) => {
-                bail!("--extend-to: the run has no checkpoint yet; start it with --epochs {epochs}")
+                let run = self.folder.has_run();
+                bail!(match run {
+                    true => "--extend-to: the run has no checkpoint to go on from".to_string(),
+                    false =>
+                        format!("--extend-to: the run has no checkpoint yet; start it with --epochs {epochs}"),
+                })
             }
         };
         // An extended run that falls back to before its extension is extended from there.
@@ -142,7 +150,7 @@ impl WithModel for Training<'_> {
         let Session { config, folder, loader, .. } = loop_.session;
         let steps = config.steps(loader.steps_per_epoch(config.batch_size))?;
         let name = &config.model.name;
-        check_weights(&model, name, moments(config))?;
+        check_weights(&model, name, 2 + moments(config))?;
         let start = match latest {
             Some(latest) => loop_.go_on(model, &steps, latest)?,
             None => loop_.begin(model, &steps)?,
@@ -171,6 +179,8 @@ impl WithModel for Training<'_> {
 struct Start<M> {
     sparse: Sparsified<M>,
     progress: Progress,
+    /// Whether the last checkpoint could not be used.
+    lost: bool,
 }
 
 struct Loop<'a> {
@@ -218,19 +228,30 @@ impl Loop<'_> {
         let mut progress =
             Progress { inputs, started_from: start.from, targets: start.targets, ..Default::default() };
         self.tell_start(&start.sparse, &mut progress, steps)?;
-        Ok(Start { sparse: start.sparse, progress })
+        Ok(Start { sparse: start.sparse, progress, lost: false })
     }
 
     /// The state of the last checkpoint.
     fn go_on<M: Classifier>(&mut self, model: M, steps: &Steps, latest: Latest) -> Result<Start<M>> {
         let Session { config, folder, .. } = self.session;
-        let Latest { checkpoint, lost } = latest;
+        let Latest { mut checkpoint, lost } = latest;
         folder.check_inputs(&self.inputs, checkpoint.progress.inputs.as_ref())?;
-        if checkpoint.progress.inputs.is_none() && folder.inputs()?.is_none() {
-            self.observer.note(
-                "inputs.json is missing, as in runs of earlier versions: it cannot be checked that the images are those the \
-                 run was started on",
+        if let Some(data) = checkpoint.progress.data() {
+            let now = &self.inputs.data;
+            ensure!(
+                data == now,
+                "the run was started on {data}, but the data is {now} now: provide {data} with --data"
             );
+        }
+        if checkpoint.progress.inputs.is_none() {
+            // Of an earlier version.
+            let known = folder.inputs()?;
+            if known.is_none() {
+                self.observer.note(
+                    "inputs.json is missing: it cannot be checked that the images are those that the run was started on",
+                );
+            }
+            checkpoint.progress.inputs = Some(known.unwrap_or_else(|| self.inputs.clone()));
         }
         let logged = folder.metrics().unwrap_or_default();
         if let Some(lost) = &lost {
@@ -249,16 +270,25 @@ impl Loop<'_> {
                 self.session.device
             ));
         }
+        // Its best model may be of an epoch that other schedules replace.
+        let best = checkpoint.progress.best_test_accuracy;
+        let better = |line: &Epoch| {
+            line.epoch > checkpoint.progress.epoch
+                && line.test_accuracy.is_some_and(|accuracy| accuracy > best)
+        };
+        if config.extended != self.before.extended && logged.iter().any(better) {
+            self.observer.note(
+                "best.safetensors is of an epoch that is lost: the best of the epochs to come takes its place",
+            );
+            checkpoint.progress.best_test_accuracy = NONE_YET;
+        }
         let again = start_again(config, model, steps, &checkpoint.progress.targets)?;
         let schedule = match config.extended[..] {
             [] => None,
             _ => Some(sparsity_config(config, steps)?.schedule()),
         };
         let sparse = checkpoint.load(again, schedule)?;
-        if lost.is_some() {
-            Checkpoint::put_damaged_aside(folder)?;
-        }
-        Ok(Start { sparse, progress: checkpoint.progress })
+        Ok(Start { sparse, progress: checkpoint.progress, lost: lost.is_some() })
     }
 
     /// What more epochs do to the schedules.
@@ -285,10 +315,15 @@ impl Loop<'_> {
 
     fn train<M: Classifier>(&mut self, start: Start<M>, steps: &Steps, lock: &Lock) -> Result<RunResult> {
         let Session { config, folder, loader, .. } = self.session;
-        let Start { sparse: Sparsified { model, optim, topology }, progress } = start;
+        let Start { sparse: Sparsified { model, optim, topology }, progress, lost } = start;
         let metrics = JsonLines::open(folder.file(file::METRICS), &progress.metrics)?;
         let updates = JsonLines::open(folder.file(file::TOPOLOGY), &progress.topology)?;
-        let mut masks = JsonLines::open(folder.file(file::MASKS), &progress.masks)?;
+        let masks = JsonLines::open(folder.file(file::MASKS), &progress.masks)?;
+        // All is well; nothing has been changed before.
+        let (metrics, updates, mut masks) = (metrics.cut()?, updates.cut()?, masks.cut()?);
+        if lost {
+            Checkpoint::put_damaged_aside(folder)?;
+        }
         folder.keep_inputs(lock, progress.inputs.as_ref().unwrap_or(&self.inputs))?;
         if config.extended != self.before.extended {
             if config.epochs != self.before.epochs {
@@ -486,7 +521,7 @@ impl Loop<'_> {
     }
 
     /// The last model, then the result.
-    fn finish<M: Classifier>(&mut self, state: &State<M>) -> Result<RunResult> {
+    fn finish<M: Classifier>(&self, state: &State<M>) -> Result<RunResult> {
         let accuracy = evaluate(&state.model.valid(), self.session.loader, self.device)?;
         let layers = state.topology.layers().into_iter().map(|layer| LayerResult {
             weights: layer.mask.positions(),
@@ -494,16 +529,11 @@ impl Loop<'_> {
             itop: layer.itop(),
             name: layer.name,
         });
-        // Of a finished run that has lost it.
-        if Store::open(&self.session.folder.file(file::BEST)).is_err() {
-            match accuracy.top1 >= state.progress.best_test_accuracy {
-                true => self.write_model(state, file::BEST)?,
-                false => self.observer.note(
-                    "best.safetensors is gone and cannot be made again: the best epoch was an earlier one",
-                ),
-            }
-        }
         self.write_model(state, file::MODEL)?;
+        // A finished run that had lost its model alone.
+        if let Ok(Some(result)) = self.session.folder.result() {
+            return Ok(result);
+        }
         let result = RunResult {
             test_accuracy: accuracy.top1,
             best_test_accuracy: state.progress.best_test_accuracy,

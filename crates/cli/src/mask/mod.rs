@@ -231,11 +231,7 @@ impl TargetArgs {
     /// The layers with what is kept dense, and what was guessed.
     fn layers(&self, file: &Store) -> Result<(Vec<FileLayer>, Vec<String>)> {
         // Here too: a file may have masks, to which the sparsity does not matter.
-        ensure!(
-            (0.0..1.0).contains(&self.sparsity),
-            "--sparsity is {:?}, but must be in [0, 1)",
-            self.sparsity
-        );
+        srigl_run::check_sparsity(self.sparsity)?;
         let (mut layers, notes) = self.names.layers(file)?;
         let keep_dense = matching("--keep-dense", &self.keep_dense, &layers)?;
         layers.iter_mut().zip(keep_dense).for_each(|(layer, dense)| layer.spec.keep_dense = dense);

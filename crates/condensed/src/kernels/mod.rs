@@ -9,7 +9,7 @@ mod transpose;
 
 pub(crate) use lookup::Lookup;
 pub(crate) use rows::dot_rows;
-pub(crate) use tiles::Tiles;
+pub(crate) use tiles::{Changing, SAMPLED, Tiles};
 pub(crate) use transpose::transpose_part;
 
 use std::sync::LazyLock;

@@ -16,6 +16,10 @@ pub(super) unsafe trait Simd: Copy {
     /// `self + a · b`, rounded once where the hardware can.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
+    /// The sum of all lanes.
+    unsafe fn total(self) -> f32;
+    /// Adds the sums of all lanes of four registers to four floats.
+    unsafe fn add_totals(four: [Self; 4], to: *mut f32);
 }
 
 /// Registers that can be looked up as tables of `R` registers.
@@ -62,6 +66,18 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn total(self) -> f32 {
+        let pair = |i: usize| self.0[i] + self.0[i + 4];
+        (pair(0) + pair(1)) + (pair(2) + pair(3))
+    }
+    #[inline(always)]
+    unsafe fn add_totals(four: [Self; 4], to: *mut f32) {
+        for (i, register) in four.into_iter().enumerate() {
+            // SAFETY: the caller promises 4 writable floats.
+            unsafe { *to.add(i) += register.total() };
+        }
     }
 }
 
@@ -111,6 +127,24 @@ pub(super) mod x86 {
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
             Self(unsafe { _mm256_add_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        unsafe fn total(self) -> f32 {
+            unsafe {
+                let pairs = _mm256_hadd_ps(self.0, self.0);
+                let fours = _mm256_hadd_ps(pairs, pairs);
+                let (low, high) = (_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours));
+                _mm_cvtss_f32(_mm_add_ss(low, high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_totals([a, b, c, d]: [Self; 4], to: *mut f32) {
+            unsafe {
+                // In each half the sums of its four lanes, of all four registers.
+                let halves = _mm256_hadd_ps(_mm256_hadd_ps(a.0, b.0), _mm256_hadd_ps(c.0, d.0));
+                let (low, high) = (_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+                _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), _mm_add_ps(low, high)));
+            }
         }
     }
 
@@ -171,6 +205,25 @@ pub(super) mod x86 {
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
             Self(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        unsafe fn total(self) -> f32 {
+            unsafe { self.folded().total() }
+        }
+        #[inline(always)]
+        unsafe fn add_totals(four: [Self; 4], to: *mut f32) {
+            unsafe { Avx2::add_totals(four.map(|register| register.folded()), to) }
+        }
+    }
+
+    impl Avx512 {
+        /// The upper half added to the lower one.
+        #[inline(always)]
+        unsafe fn folded(self) -> Avx2 {
+            unsafe {
+                let upper = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+                Avx2(_mm256_add_ps(_mm512_castps512_ps256(self.0), _mm256_castpd_ps(upper)))
+            }
         }
     }
 
@@ -251,6 +304,18 @@ pub(super) mod arm {
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
             unsafe { Self(vaddq_f32(self.0, other.0), vaddq_f32(self.1, other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn total(self) -> f32 {
+            unsafe { vaddvq_f32(vaddq_f32(self.0, self.1)) }
+        }
+        #[inline(always)]
+        unsafe fn add_totals(four: [Self; 4], to: *mut f32) {
+            unsafe {
+                let [a, b, c, d] = four.map(|register| vaddq_f32(register.0, register.1));
+                let totals = vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d));
+                vst1q_f32(to, vaddq_f32(vld1q_f32(to), totals));
+            }
         }
     }
 }

@@ -50,14 +50,84 @@ enum Offsets {
     U32(Vec<u32>),
 }
 
+impl Offsets {
+    fn len(&self) -> usize {
+        match self {
+            Self::U8(offsets) => offsets.len(),
+            Self::U16(offsets) => offsets.len(),
+            Self::U32(offsets) => offsets.len(),
+        }
+    }
+}
+
+/// Registers of a tile that [`Tiles::sample`] takes at most: they and eight sums are all that most machines have.
+pub(crate) const SAMPLED: usize = 8;
+
+/// Weights whose values change, as in training.
+#[derive(Clone, Debug)]
+pub(crate) struct Changing {
+    tiles: Tiles,
+    /// For each value of the tiles its place among the layer's.
+    places: Vec<u32>,
+}
+
+impl Changing {
+    /// Packs `rows`: for each neuron its weights as (offset of the input run, place of its value), offsets ascending.
+    pub fn new(rows: &[Vec<(usize, u32)>], block: usize) -> Self {
+        let (tiles, places) = Tiles::arrange(rows, block);
+        let values = vec![0.0; places.len()];
+        Self { tiles: Tiles { values, ..tiles }, places }
+    }
+
+    /// Takes the layer's values, and the biases of these neurons if they have any.
+    pub fn set(&mut self, values: &[f32], bias: Option<&[f32]>) {
+        for (value, place) in self.tiles.values.iter_mut().zip(&self.places) {
+            *value = values[*place as usize];
+        }
+        match bias {
+            Some(bias) => self.tiles.bias.copy_from_slice(bias),
+            None => self.tiles.bias.fill(0.0),
+        }
+    }
+
+    /// To run them.
+    pub fn tiles(&self) -> &Tiles {
+        &self.tiles
+    }
+
+    /// Weights.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Puts what [`Tiles::sample`] has summed in the places of the layer's values, of which `gradient` begins with `first`.
+    pub fn place(&self, sums: &[f32], first: usize, gradient: &mut [f32]) {
+        for (sum, place) in sums.iter().zip(&self.places) {
+            gradient[*place as usize - first] = *sum;
+        }
+    }
+
+    /// Bytes of all streams.
+    pub fn bytes(&self) -> usize {
+        self.tiles.bytes() + self.places.len() * 4
+    }
+}
+
 impl Tiles {
     /// Packs `rows`: for each neuron its weights as (offset of the input run, value), offsets ascending.
     /// Inputs whose offsets share `offset / block` are one block.
     pub fn new(rows: &[Vec<(usize, f32)>], bias: &[f32], block: usize) -> Self {
         assert_eq!(rows.len(), bias.len());
+        let (tiles, values) = Self::arrange(rows, block);
+        Self { values, bias: bias.to_vec(), ..tiles }
+    }
+
+    /// The same without values and with biases of 0, and in the order of values what `rows` has in their place.
+    fn arrange<T: Copy>(rows: &[Vec<(usize, T)>], block: usize) -> (Self, Vec<T>) {
         let reach = rows.iter().flatten().map(|w| w.0 + 1).max().unwrap_or(0);
+        let mut places = Vec::new();
         let mut this = Self {
-            bias: bias.to_vec(),
+            bias: vec![0.0; rows.len()],
             blocks: Vec::new(),
             runs: Vec::new(),
             rows: Vec::new(),
@@ -89,13 +159,13 @@ impl Tiles {
                 this.runs.push(Run { rows: same.len() as u32, weights: spans[same[0]].len() as u32 });
                 for &n in same {
                     this.rows.push(n as u32);
-                    for &(offset, value) in &rows[n][spans[n].clone()] {
+                    for &(offset, place) in &rows[n][spans[n].clone()] {
                         match &mut this.offsets {
                             Offsets::U8(o) => o.push((offset - base) as u8),
                             Offsets::U16(o) => o.push((offset - base) as u16),
                             Offsets::U32(o) => o.push((offset - base) as u32),
                         }
-                        this.values.push(value);
+                        places.push(place);
                     }
                 }
             }
@@ -103,7 +173,7 @@ impl Tiles {
                 this.blocks.push(Block { base, runs: first..this.runs.len() });
             }
         }
-        this
+        (this, places)
     }
 
     /// Neurons.
@@ -119,6 +189,37 @@ impl Tiles {
             Offsets::U32(o) => o.len() * 4,
         };
         self.values.len() * 4 + offsets + (self.rows.len() + self.bias.len()) * 4 + self.runs.len() * 8
+    }
+
+    /// The sums of products that gradients of values are, for one tile: `sums[i] += Σ y[n · stride + p] · x[offset · unit + p]`
+    /// over `p < width` for each weight `i` of neuron `n`, in the order of values. `width` is `vectors` registers.
+    ///
+    /// # Panics
+    /// If a slice is too short, or the instruction set is not there.
+    pub fn sample(
+        &self,
+        isa: Isa,
+        vectors: usize,
+        (x, unit): (&[f32], usize),
+        (y, stride): (&[f32], usize),
+        sums: &mut [f32],
+    ) {
+        let width = vectors * isa.lanes();
+        let neurons = self.bias.len();
+        assert!(isa.available() && vectors >= 1);
+        assert!(self.reach == 0 || x.len() >= (self.reach - 1) * unit + width, "input too short");
+        assert!(neurons == 0 || y.len() >= (neurons - 1) * stride + width, "gradient too short");
+        assert_eq!(sums.len(), self.offsets.len());
+        let (x, y, sums) = ((x.as_ptr(), unit), (y.as_ptr(), stride), sums.as_mut_ptr());
+        // SAFETY: the instruction set is there; every row is below `bias.len()`, every offset plus its block's base below
+        // `reach`, so all runs of `width` floats lie in `x` and `y`; there are as many sums as offsets.
+        unsafe {
+            match &self.offsets {
+                Offsets::U8(offsets) => dispatch_sample(self, offsets, isa, vectors, x, y, sums),
+                Offsets::U16(offsets) => dispatch_sample(self, offsets, isa, vectors, x, y, sums),
+                Offsets::U32(offsets) => dispatch_sample(self, offsets, isa, vectors, x, y, sums),
+            }
+        }
     }
 
     /// One tile: `out[n · width + p] = bias[n] + Σ value · x[offset · unit + p]` for `p < width`, where
@@ -175,9 +276,54 @@ unsafe fn dispatch<O: Offset>(
     }
 }
 
+/// # Safety
+/// As in [`Tiles::sample`].
+unsafe fn dispatch_sample<O: Offset>(
+    tiles: &Tiles,
+    offsets: &[O],
+    isa: Isa,
+    vectors: usize,
+    x: (*const f32, usize),
+    y: (*const f32, usize),
+    sums: *mut f32,
+) {
+    macro_rules! by_vectors {
+        ($kernel:ident: $($n:literal)*) => {
+            match vectors {
+                // SAFETY: passed on from the caller.
+                $($n => unsafe { $kernel::<O, $n>(tiles, offsets, x, y, sums) },)*
+                _ => panic!("no kernel for samples of {vectors} registers"),
+            }
+        };
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => by_vectors!(sample_avx512: 1 2 3 4 5 6 7 8),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => by_vectors!(sample_avx2: 1 2 3 4 5 6 7 8),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => by_vectors!(sample_neon: 1 2 3 4 5 6 7 8),
+        _ => by_vectors!(sample_portable: 1 2 3 4 5 6 7 8),
+    }
+}
+
 macro_rules! kernels {
-    ($($(#[$attribute:meta])* $name:ident: $simd:ty;)*) => {
+    ($($(#[$attribute:meta])* $name:ident $sample:ident: $simd:ty;)*) => {
         $(
+            /// # Safety
+            /// As in [`Tiles::sample`].
+            $(#[$attribute])*
+            unsafe fn $sample<O: Offset, const V: usize>(
+                tiles: &Tiles,
+                offsets: &[O],
+                x: (*const f32, usize),
+                y: (*const f32, usize),
+                sums: *mut f32,
+            ) {
+                // SAFETY: passed on from the caller.
+                unsafe { sample::<$simd, O, V>(tiles, offsets, x, y, sums) }
+            }
+
             /// # Safety
             /// As in [`Tiles::run`].
             $(#[$attribute])*
@@ -196,10 +342,10 @@ macro_rules! kernels {
 }
 
 kernels! {
-    #[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx512f")] avx512: simd::x86::Avx512;
-    #[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx2,fma")] avx2: simd::x86::Avx2;
-    #[cfg(target_arch = "aarch64")] neon: simd::arm::Neon;
-    portable: simd::Portable;
+    #[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx512f")] avx512 sample_avx512: simd::x86::Avx512;
+    #[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx2,fma")] avx2 sample_avx2: simd::x86::Avx2;
+    #[cfg(target_arch = "aarch64")] neon sample_neon: simd::arm::Neon;
+    portable sample_portable: simd::Portable;
 }
 
 trait Offset: Copy + Into<u32> {
@@ -289,6 +435,52 @@ unsafe fn tile<S: Simd, O: Offset, const V: usize>(
                     for (v, (sum, other)) in sums.into_iter().zip(others).enumerate() {
                         let sum = if V <= 2 { sum.add(other) } else { sum };
                         sum.store(out.add(v * S::LANES));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As in [`Tiles::sample`], in a function that enables the instruction set of `S`.
+#[inline(always)]
+unsafe fn sample<S: Simd, O: Offset, const V: usize>(
+    tiles: &Tiles,
+    offsets: &[O],
+    (x, unit): (*const f32, usize),
+    (y, stride): (*const f32, usize),
+    mut sum: *mut f32,
+) {
+    let (mut row, mut offset) = (tiles.rows.as_ptr(), offsets.as_ptr());
+    for block in &tiles.blocks {
+        // SAFETY: as in `tile`.
+        unsafe {
+            let x = x.add(block.base * unit);
+            for run in &tiles.runs[block.runs.clone()] {
+                for _ in 0..run.rows {
+                    let y = y.add(*row as usize * stride);
+                    row = row.add(1);
+                    if run.weights == 0 {
+                        continue;
+                    }
+                    let y: [S; V] = std::array::from_fn(|v| S::load(y.add(v * S::LANES)));
+                    // Two sums a weight, so that products need not wait for each other.
+                    let products = |offset: usize| {
+                        let x = x.add(offset * unit);
+                        let mut sums = [S::splat(0.0); 2];
+                        for (v, y) in y.iter().enumerate() {
+                            sums[v % 2] = sums[v % 2].add_product(*y, S::load(x.add(v * S::LANES)));
+                        }
+                        sums[0].add(sums[1])
+                    };
+                    for _ in 0..run.weights / 4 {
+                        S::add_totals(O::four(offset).map(products), sum);
+                        (sum, offset) = (sum.add(4), offset.add(4));
+                    }
+                    for _ in 0..run.weights % 4 {
+                        *sum += products((*offset).into() as usize).total();
+                        (sum, offset) = (sum.add(1), offset.add(1));
                     }
                 }
             }

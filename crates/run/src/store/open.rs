@@ -127,6 +127,7 @@ fn single(path: &Path) -> Result<Store, Error> {
         match (refused, path.to_path_buf()) {
             (Refused::Damaged(what), path) => Error::Damaged { path, what },
             (Refused::TooLarge(cause), path) => Error::TooLarge { path, cause },
+            (Refused::Unreadable(cause), path) => Error::Read { path, cause: cause.into() },
         }
     })?;
     let file = Arc::new(Mutex::new(file));

@@ -121,7 +121,7 @@ pub fn reproduce(options: &Options) -> Result<Report> {
         let outcome =
             result.ms(Engine::Condensed).map_or("failed".into(), |ms| format!("{} ms", milliseconds(ms)));
         let (label, took) = (case.label(), start.elapsed().as_secs_f64());
-        srigl_run::print::err(&format!(
+        srigl_run::print::say(&format!(
             "[{:>3}/{}] {label}: condensed {outcome}, took {took:.1} s",
             index + 1,
             cases.len()
