@@ -465,25 +465,39 @@ unsafe fn sample<S: Simd, O: Offset, const V: usize>(
                         continue;
                     }
                     let y: [S; V] = std::array::from_fn(|v| S::load(y.add(v * S::LANES)));
-                    // Two sums a weight, so that products need not wait for each other.
-                    let products = |offset: usize| {
-                        let x = x.add(offset * unit);
-                        let mut sums = [S::splat(0.0); 2];
-                        for (v, y) in y.iter().enumerate() {
-                            sums[v % 2] = sums[v % 2].add_product(*y, S::load(x.add(v * S::LANES)));
-                        }
-                        sums[0].add(sums[1])
-                    };
                     for _ in 0..run.weights / 4 {
-                        S::add_totals(O::four(offset).map(products), sum);
+                        let [a, b, c, d] = O::four(offset);
+                        let four = [
+                            products(&y, x.add(a * unit)),
+                            products(&y, x.add(b * unit)),
+                            products(&y, x.add(c * unit)),
+                            products(&y, x.add(d * unit)),
+                        ];
+                        S::add_totals(four, sum);
                         (sum, offset) = (sum.add(4), offset.add(4));
                     }
                     for _ in 0..run.weights % 4 {
-                        *sum += products((*offset).into() as usize).total();
+                        *sum += products(&y, x.add((*offset).into() as usize * unit)).total();
                         (sum, offset) = (sum.add(1), offset.add(1));
                     }
                 }
             }
         }
+    }
+}
+
+/// The products of registers with as many at `x`, summed lane by lane; in two sums, so that they need not wait for each other.
+///
+/// # Safety
+/// As in [`sample`].
+#[inline(always)]
+unsafe fn products<S: Simd, const V: usize>(y: &[S; V], x: *const f32) -> S {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let mut sums = [S::splat(0.0); 2];
+        for (v, y) in y.iter().enumerate() {
+            sums[v % 2] = sums[v % 2].add_product(*y, S::load(x.add(v * S::LANES)));
+        }
+        sums[0].add(sums[1])
     }
 }
