@@ -313,10 +313,7 @@ impl CondensedWeight {
             return Err(WeightError::Indices { indices: indices.len(), values: values.len() }.into());
         }
         let pattern = Pattern::new(neurons, inputs, active, fan_in, indices)?;
-        match values.iter().find(|v| !v.is_finite()) {
-            Some(value) => Err(WeightError::NotFinite(*value).into()),
-            None => Ok(Self { pattern, values }),
-        }
+        Self::of(pattern, values)
     }
 
     /// Condenses `weights` `[neurons, inputs]` (row-major) where `mask` is true. The fan-in is constant
@@ -334,6 +331,11 @@ impl CondensedWeight {
         let pattern = Pattern::from_mask(mask, neurons, inputs)?;
         let values: Vec<f32> =
             weights.iter().zip(mask).filter(|(_, active)| **active).map(|(value, _)| *value).collect();
+        Self::of(pattern, values)
+    }
+
+    /// A pattern with as many values, which must be finite.
+    fn of(pattern: Pattern, values: Vec<f32>) -> Result<Self, Error> {
         match values.iter().find(|v| !v.is_finite()) {
             Some(value) => Err(WeightError::NotFinite(*value).into()),
             None => Ok(Self { pattern, values }),
