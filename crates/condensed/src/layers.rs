@@ -275,22 +275,12 @@ impl ConvKernel {
     ) -> Result<Self, Error> {
         check(weight.neurons(), bias, isa)?;
         let misfit = |what| Error::Node { node: "convolution".into(), what };
-        let (taps, [height, width]) = window.check(input).map_err(misfit)?;
-        if groups == 0 || !input.features.is_multiple_of(groups) || !weight.neurons().is_multiple_of(groups) {
-            return Err(misfit(NodeError::Groups {
-                groups,
-                inputs: input.features,
-                outputs: weight.neurons(),
-            }));
-        }
-        let fan_in = taps.checked_mul(input.features / groups);
-        let fan_in = fan_in.ok_or_else(|| misfit(NodeError::TooManyWeights))?;
+        let (output, fan_in) = window.convolution(input, groups, weight.neurons()).map_err(misfit)?;
         if fan_in != weight.inputs() {
             let (neurons, inputs) = (weight.neurons(), weight.inputs());
             return Err(misfit(NodeError::WeightShape { neurons, inputs, expected: neurons, fan_in }));
         }
-        window.check_gathered(input, [height, width]).map_err(misfit)?;
-        let output = Shape { features: weight.neurons(), height, width };
+        window.check_gathered(input, [output.height, output.width]).map_err(misfit)?;
         for shape in [input, output] {
             at_most(MAX_RESULT, &[shape.features, shape.height, shape.width])
                 .map_err(|_| misfit(NodeError::Result(shape)))?;

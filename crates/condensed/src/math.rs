@@ -257,6 +257,16 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// The sum of all, sixteen at a time.
+    pub(crate) fn sum(x: &[f32]) -> f32 {
+        let (chunks, rest) = x.as_chunks::<16>();
+        let mut sums = [0.0; 16];
+        chunks.iter().for_each(|chunk| sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x));
+        sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
+    }
+}
+
 /// `out += a · b`, likewise.
 #[expect(clippy::too_many_arguments, reason = "as few as a matrix product has")]
 pub(crate) fn add_matmul(

@@ -115,6 +115,21 @@ impl Window {
         Ok((taps, size))
     }
 
+    /// The result of a convolution of images of shape `input` in `groups` with so many filters, and the weights of a filter.
+    pub(crate) fn convolution(
+        &self,
+        input: Shape,
+        groups: usize,
+        filters: usize,
+    ) -> Result<(Shape, usize), NodeError> {
+        if groups == 0 || !input.features.is_multiple_of(groups) || !filters.is_multiple_of(groups) {
+            return Err(NodeError::Groups { groups, inputs: input.features, outputs: filters });
+        }
+        let (taps, [height, width]) = self.check(input)?;
+        let fan_in = taps.checked_mul(input.features / groups).ok_or(NodeError::TooManyWeights)?;
+        Ok((Shape { features: filters, height, width }, fan_in))
+    }
+
     /// Checks that what a convolution gathers of an image stays small: a sheet for each column of the window and each row
     /// of it within a stride. The window has been checked.
     pub(crate) fn check_gathered(&self, input: Shape, [height, width]: [usize; 2]) -> Result<(), NodeError> {

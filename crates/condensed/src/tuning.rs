@@ -5,8 +5,17 @@ use std::sync::LazyLock;
 /// Vectors that a tile of a batch holds.
 pub(crate) const BATCH_TILE: usize = 64;
 
-/// Rows of a training layer that one task works on: enough to share out, and their sums of a tile fit the second-level cache.
+/// Planes of a training layer that one task works on: enough to share out, and their sums fit the second-level cache.
 pub(crate) const PART: usize = 128;
+
+/// Sums of such planes that are kept before they are put in their places, in floats.
+pub(crate) const SUMS: usize = 32 << 10;
+
+/// Values that one task puts in the kernels' order.
+pub(crate) const PACKED: usize = 8 << 10;
+
+/// Tasks that the gradient by values is cut into, so that the order of its sums does not depend on the number of threads.
+pub(crate) const SAMPLERS: usize = 16;
 
 /// From this batch on, tiles are faster than one vector after the other.
 pub(crate) const BATCH: usize = 4;

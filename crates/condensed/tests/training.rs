@@ -1,7 +1,7 @@
 //! Layers that train, against plain sums in double precision: random shapes, every instruction set, any number of threads.
 
-use condensed::training::Linear;
-use condensed::{Error, FanIn, Isa, Pattern};
+use condensed::training::{Layer, Scratch};
+use condensed::{Error, FanIn, Isa, Pattern, Shape, Window};
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -36,9 +36,11 @@ fn assert_close(got: &[f32], want: &[f64], what: &str) {
     assert!(error <= 1e-5 * norm + 1e-6, "{what}: error {error} of {norm}");
 }
 
-/// All that a step of a linear layer reads.
+/// A layer, and all that a step of it reads.
 struct Case {
     pattern: Pattern,
+    /// Window, groups and shape of an image; a linear layer has none.
+    conv: Option<(Window, usize, Shape)>,
     batch: usize,
     values: Vec<f32>,
     bias: Vec<f32>,
@@ -57,73 +59,125 @@ struct Step<T> {
 }
 
 impl Case {
-    fn new(pattern: Pattern, batch: usize, rng: &mut SmallRng) -> Self {
-        let (neurons, inputs) = (pattern.neurons(), pattern.inputs());
-        let values = floats(pattern.len(), rng);
-        let [bias, x, dy] = [neurons, batch * inputs, batch * neurons].map(|count| floats(count, rng));
-        Self { pattern, batch, values, bias, x, dy }
+    fn linear(pattern: Pattern, batch: usize, rng: &mut SmallRng) -> Self {
+        Self::new(pattern, None, batch, rng)
+    }
+
+    fn conv(
+        (window, groups, input): (Window, usize, Shape),
+        (filters, fan_in): (usize, Option<usize>),
+        batch: usize,
+        rng: &mut SmallRng,
+    ) -> Self {
+        let inputs = input.features / groups * window.kernel[0] * window.kernel[1];
+        Self::new(pattern(filters, inputs, fan_in, rng), Some((window, groups, input)), batch, rng)
+    }
+
+    fn new(pattern: Pattern, conv: Option<(Window, usize, Shape)>, batch: usize, rng: &mut SmallRng) -> Self {
+        let (values, bias) = (floats(pattern.len(), rng), floats(pattern.neurons(), rng));
+        let mut case = Self { pattern, conv, batch, values, bias, x: vec![], dy: vec![] };
+        let (_, _, input, [height, width]) = case.geometry();
+        case.x = floats(batch * input.len(), rng);
+        case.dy = floats(batch * case.pattern.neurons() * height * width, rng);
+        case
+    }
+
+    /// Window, groups, shape of a sample, rows and columns of the result.
+    fn geometry(&self) -> (Window, usize, Shape, [usize; 2]) {
+        let point = Window { kernel: [1; 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
+        let vector = Shape { features: self.pattern.inputs(), height: 1, width: 1 };
+        let (window, groups, input) = self.conv.unwrap_or((point, 1, vector));
+        (window, groups, input, window.output_size(input).unwrap())
+    }
+
+    fn layer(&self, isa: Isa) -> Layer {
+        let pattern = self.pattern.clone();
+        match self.conv {
+            None => Layer::linear_with_isa(pattern, isa).unwrap(),
+            Some((window, groups, input)) => {
+                Layer::conv2d_with_isa(pattern, window, groups, input, isa).unwrap()
+            }
+        }
     }
 
     /// By the definition.
     fn plainly(&self) -> Step<f64> {
-        let Self { pattern, batch, values, bias, x, dy } = self;
+        let Self { pattern, batch, values, bias, x, dy, .. } = self;
+        let (window, groups, input, [height, width]) = self.geometry();
         let (neurons, inputs) = (pattern.neurons(), pattern.inputs());
+        let mut of_input = vec![None; neurons * inputs];
+        for (row, &neuron) in pattern.active().iter().enumerate() {
+            for place in pattern.row_range(row) {
+                of_input[neuron as usize * inputs + pattern.indices().get(place)] = Some(place);
+            }
+        }
         let mut step = Step {
-            y: bias.repeat(*batch).into_iter().map(f64::from).collect(),
+            y: vec![0.0; dy.len()],
             dx: vec![0.0; x.len()],
             dvalues: vec![0.0; values.len()],
             dbias: vec![0.0; neurons],
             dense: vec![0.0; neurons * inputs],
         };
-        for b in 0..*batch {
-            for (row, &neuron) in pattern.active().iter().enumerate() {
-                let result = b * neurons + neuron as usize;
-                for place in pattern.row_range(row) {
-                    let input = b * inputs + pattern.indices().get(place);
-                    step.y[result] += f64::from(values[place]) * f64::from(x[input]);
-                    step.dx[input] += f64::from(values[place]) * f64::from(dy[result]);
-                    step.dvalues[place] += f64::from(dy[result]) * f64::from(x[input]);
-                }
-            }
-            for neuron in 0..neurons {
-                let dy = f64::from(dy[b * neurons + neuron]);
-                step.dbias[neuron] += dy;
-                for input in 0..inputs {
-                    step.dense[neuron * inputs + input] += dy * f64::from(x[b * inputs + input]);
+        let [rows, columns] = window.kernel;
+        let channels = input.features / groups;
+        let inside = |axis: usize, window_at: usize, tap: usize, size: usize| {
+            let at = window_at * window.stride[axis] + tap * window.dilation[axis];
+            at.checked_sub(window.padding[axis]).filter(|at| *at < size)
+        };
+        for result in 0..dy.len() {
+            let (column, row) = (result % width, result / width % height);
+            let (neuron, b) = (result / (width * height) % neurons, result / (width * height * neurons));
+            step.y[result] += f64::from(bias[neuron]);
+            step.dbias[neuron] += f64::from(dy[result]);
+            for weight in 0..inputs {
+                let (channel, tap) = (weight / (rows * columns), weight % (rows * columns));
+                let channel = neuron / (neurons / groups) * channels + channel;
+                let row = inside(0, row, tap / columns, input.height);
+                let column = inside(1, column, tap % columns, input.width);
+                let (Some(row), Some(column)) = (row, column) else { continue };
+                let at = ((b * input.features + channel) * input.height + row) * input.width + column;
+                let product = f64::from(dy[result]) * f64::from(x[at]);
+                step.dense[neuron * inputs + weight] += product;
+                if let Some(place) = of_input[neuron * inputs + weight] {
+                    step.y[result] += f64::from(values[place]) * f64::from(x[at]);
+                    step.dx[at] += f64::from(values[place]) * f64::from(dy[result]);
+                    step.dvalues[place] += product;
                 }
             }
         }
+        assert_eq!(*batch * neurons * height * width, dy.len());
         step
     }
 
-    fn run(&self, layer: &mut Linear) -> Step<f32> {
-        let Self { pattern, batch, values, bias, x, dy } = self;
+    fn run(&self, layer: &Layer, scratch: &mut Scratch) -> Step<f32> {
+        let Self { pattern, batch, values, bias, x, dy, .. } = self;
         let (neurons, inputs) = (pattern.neurons(), pattern.inputs());
-        // What was there before does not matter.
+        // What was there before does not matter, but for the gradient that is added to.
         let nan = |count: usize| vec![f32::NAN; count];
         let mut step = Step {
-            y: nan(batch * neurons),
-            dx: nan(batch * inputs),
+            y: nan(dy.len()),
+            dx: nan(x.len()),
             dvalues: nan(values.len()),
             dbias: nan(neurons),
-            dense: nan(neurons * inputs),
+            dense: vec![0.0; neurons * inputs],
         };
-        layer.forward(values, Some(bias), *batch, x, &mut step.y).unwrap();
-        layer.backward(values, *batch, x, dy, Some(&mut step.dx), &mut step.dvalues).unwrap();
-        layer.bias_gradient(dy, &mut step.dbias);
+        layer.forward(values, Some(bias), *batch, x, &mut step.y, scratch).unwrap();
+        layer.backward(values, *batch, x, dy, Some(&mut step.dx), &mut step.dvalues, scratch).unwrap();
+        layer.bias_gradient(*batch, dy, &mut step.dbias);
         let (first, second) = step.dense.split_at_mut(neurons / 2 * inputs);
-        layer.dense_gradient(0..neurons / 2, *batch, x, dy, first);
-        layer.dense_gradient(neurons / 2..neurons, *batch, x, dy, second);
+        layer.add_dense_gradient(0..neurons / 2, *batch, x, dy, first, scratch).unwrap();
+        layer.add_dense_gradient(neurons / 2..neurons, *batch, x, dy, second, scratch).unwrap();
         step
     }
 
     fn check(&self) {
         let want = self.plainly();
         for isa in Isa::all() {
-            let mut layer = Linear::with_isa(self.pattern.clone(), isa).unwrap();
+            let layer = self.layer(isa);
+            let scratch = &mut Scratch::default();
             // Twice: the second time with memory that has been used.
             for _ in 0..2 {
-                let got = self.run(&mut layer);
+                let got = self.run(&layer, scratch);
                 assert_close(&got.y, &want.y, &format!("{isa:?} y"));
                 assert_close(&got.dx, &want.dx, &format!("{isa:?} dx"));
                 assert_close(&got.dvalues, &want.dvalues, &format!("{isa:?} dvalues"));
@@ -132,11 +186,12 @@ impl Case {
             }
             // Whoever does not ask for the gradient by the input gets the other.
             let mut dvalues = vec![f32::NAN; self.values.len()];
-            layer.backward(&self.values, self.batch, &self.x, &self.dy, None, &mut dvalues).unwrap();
+            layer.backward(&self.values, self.batch, &self.x, &self.dy, None, &mut dvalues, scratch).unwrap();
             assert_close(&dvalues, &want.dvalues, &format!("{isa:?} dvalues alone"));
             let mut y = vec![f32::NAN; want.y.len()];
-            layer.forward(&self.values, None, self.batch, &self.x, &mut y).unwrap();
-            let bias = self.bias.iter().cycle();
+            layer.forward(&self.values, None, self.batch, &self.x, &mut y, scratch).unwrap();
+            let positions = (want.y.len() / (self.batch * self.bias.len()).max(1)).max(1);
+            let bias = self.bias.iter().flat_map(|bias| std::iter::repeat_n(bias, positions)).cycle();
             let without: Vec<f64> = want.y.iter().zip(bias).map(|(y, b)| y - f64::from(*b)).collect();
             assert_close(&y, &without, &format!("{isa:?} without bias"));
         }
@@ -156,7 +211,31 @@ proptest! {
         let rng = &mut SmallRng::seed_from_u64(seed);
         let (neurons, inputs, batch) =
             if cfg!(miri) { (neurons / 16, inputs / 16, batch / 8) } else { (neurons, inputs, batch) };
-        Case::new(pattern(neurons, inputs, fan_in, rng), batch, rng).check();
+        Case::linear(pattern(neurons, inputs, fan_in, rng), batch, rng).check();
+    }
+
+    #[test]
+    fn convolutions(
+        (groups, channels, filters) in (1_usize..4, 0_usize..9, 0_usize..9),
+        kernel in [1_usize..5, 1_usize..5],
+        stride in [1_usize..5, 1_usize..5],
+        padding in [0_usize..4, 0_usize..4],
+        dilation in [1_usize..4, 1_usize..4],
+        more in [0_usize..9, 0_usize..20],
+        fan_in in proptest::option::of(1_usize..12),
+        batch in 0_usize..40,
+        seed: u64,
+    ) {
+        let rng = &mut SmallRng::seed_from_u64(seed);
+        // Images are at least as large as the window, less its padding.
+        let size: [usize; 2] = std::array::from_fn(|axis| {
+            let least = (kernel[axis] - 1) * dilation[axis] + 1;
+            least.saturating_sub(2 * padding[axis]).max(1) + more[axis]
+        });
+        let input = Shape { features: groups * channels, height: size[0], width: size[1] };
+        let window = Window { kernel, stride, padding, dilation };
+        let batch = if cfg!(miri) { batch / 20 } else { batch };
+        Case::conv((window, groups, input), (groups * filters, fan_in), batch, rng).check();
     }
 }
 
@@ -166,16 +245,21 @@ fn offsets_of_every_width() {
     let rng = &mut SmallRng::seed_from_u64(3);
     // Few weights in many inputs are one block, whose offsets are wide.
     for (neurons, inputs, fan_in) in [(40, 3000, 3), (3, 70_000, 2), (70_000, 3, 1), (130, 257, 200)] {
-        Case { dy: vec![], ..Case::new(pattern(neurons, inputs, Some(fan_in), rng), 0, rng) };
-        let case = Case::new(pattern(neurons, inputs, Some(fan_in), rng), 9, rng);
-        let (mut layer, want) = (Linear::new(case.pattern.clone()).unwrap(), case.plainly());
-        let (mut y, mut dx) = (vec![0.0; want.y.len()], vec![0.0; want.dx.len()]);
-        let mut dvalues = vec![0.0; want.dvalues.len()];
-        layer.forward(&case.values, Some(&case.bias), 9, &case.x, &mut y).unwrap();
-        layer.backward(&case.values, 9, &case.x, &case.dy, Some(&mut dx), &mut dvalues).unwrap();
-        assert_close(&y, &want.y, "y");
-        assert_close(&dx, &want.dx, "dx");
-        assert_close(&dvalues, &want.dvalues, "dvalues");
+        Case::linear(pattern(neurons, inputs, Some(fan_in), rng), 9, rng).check();
+    }
+}
+
+/// Many neurons are several parts, large images several bands.
+#[test]
+#[cfg_attr(miri, ignore = "too large")]
+fn large_convolutions() {
+    let rng = &mut SmallRng::seed_from_u64(5);
+    let window = |stride| Window { kernel: [3; 2], stride: [stride; 2], padding: [1; 2], dilation: [1; 2] };
+    for (stride, channels, filters, size, batch) in
+        [(1, 40, 150, 20, 9), (2, 150, 20, 33, 3), (1, 2, 3, 80, 2)]
+    {
+        let input = Shape { features: channels, height: size, width: size };
+        Case::conv((window(stride), 1, input), (filters, Some(10)), batch, rng).check();
     }
 }
 
@@ -183,12 +267,17 @@ fn offsets_of_every_width() {
 #[cfg_attr(miri, ignore = "too large")]
 fn steps_do_not_depend_on_the_number_of_threads() {
     let rng = &mut SmallRng::seed_from_u64(4);
-    for (neurons, inputs, batch) in [(500, 700, 200), (1000, 30, 3), (30, 1000, 64)] {
-        let case = Case::new(pattern(neurons, inputs, Some(25), rng), batch, rng);
+    let mut cases: Vec<Case> = [(500, 700, 200), (1000, 30, 3), (30, 1000, 64)]
+        .map(|(neurons, inputs, batch)| Case::linear(pattern(neurons, inputs, Some(25), rng), batch, rng))
+        .into();
+    let window = Window { kernel: [3; 2], stride: [2, 1], padding: [1; 2], dilation: [1; 2] };
+    let input = Shape { features: 16, height: 13, width: 9 };
+    cases.push(Case::conv((window, 1, input), (140, Some(20)), 70, rng));
+    for case in cases {
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let step = pool.install(|| case.run(&mut Linear::new(case.pattern.clone()).unwrap()));
-            [step.y, step.dx, step.dvalues, step.dbias]
+            let step = pool.install(|| case.run(&case.layer(Isa::best()), &mut Scratch::default()));
+            [step.y, step.dx, step.dvalues, step.dbias, step.dense]
                 .map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>())
         };
         let alone = on(1);
@@ -204,13 +293,14 @@ fn specials_are_passed_on_by_the_weights_that_read_them() {
     let pattern = Pattern::from_mask(&[true, false, true, true], 2, 2).unwrap();
     let (values, inf, nan) = ([2.0, 3.0, 4.0], f32::INFINITY, f32::NAN);
     for isa in Isa::all() {
-        let mut layer = Linear::with_isa(pattern.clone(), isa).unwrap();
+        let (layer, scratch) =
+            (Layer::linear_with_isa(pattern.clone(), isa).unwrap(), &mut Scratch::default());
         let mut y = [0.0; 4];
-        layer.forward(&values, None, 2, &[1.0, nan, inf, 1.0], &mut y).unwrap();
+        layer.forward(&values, None, 2, &[1.0, nan, inf, 1.0], &mut y, scratch).unwrap();
         assert!(y[0] == 2.0 && y[1].is_nan() && y[2] == inf && y[3] == inf, "{isa:?}: {y:?}");
         let (mut dx, mut dvalues) = ([0.0; 4], [0.0; 3]);
         let dy = [nan, 1.0, 1.0, 1.0];
-        layer.backward(&values, 2, &[1.0; 4], &dy, Some(&mut dx), &mut dvalues).unwrap();
+        layer.backward(&values, 2, &[1.0; 4], &dy, Some(&mut dx), &mut dvalues, scratch).unwrap();
         assert!(dx[0].is_nan() && dx[1..] == [4.0, 5.0, 4.0], "{isa:?}: {dx:?}");
         assert!(dvalues[0].is_nan() && dvalues[1..] == [2.0, 2.0], "{isa:?}: {dvalues:?}");
     }

@@ -9,8 +9,8 @@ mod transpose;
 
 pub(crate) use lookup::Lookup;
 pub(crate) use rows::dot_rows;
-pub(crate) use tiles::{Changing, SAMPLED, Tiles};
-pub(crate) use transpose::transpose_part;
+pub(crate) use tiles::{Reads, SAMPLED, Tiles};
+pub(crate) use transpose::{transpose, transpose_part};
 
 use std::sync::LazyLock;
 

@@ -212,7 +212,8 @@ pub(super) mod x86 {
         }
         #[inline(always)]
         unsafe fn add_totals(four: [Self; 4], to: *mut f32) {
-            unsafe { Avx2::add_totals(four.map(|register| register.folded()), to) }
+            let [a, b, c, d] = four;
+            unsafe { Avx2::add_totals([a.folded(), b.folded(), c.folded(), d.folded()], to) }
         }
     }
 
@@ -312,7 +313,9 @@ pub(super) mod arm {
         #[inline(always)]
         unsafe fn add_totals(four: [Self; 4], to: *mut f32) {
             unsafe {
-                let [a, b, c, d] = four.map(|register| vaddq_f32(register.0, register.1));
+                let [a, b, c, d] = four;
+                let [a, b] = [vaddq_f32(a.0, a.1), vaddq_f32(b.0, b.1)];
+                let [c, d] = [vaddq_f32(c.0, c.1), vaddq_f32(d.0, d.1)];
                 let totals = vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d));
                 vst1q_f32(to, vaddq_f32(vld1q_f32(to), totals));
             }

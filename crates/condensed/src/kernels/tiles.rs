@@ -13,19 +13,26 @@ use super::{Isa, simd};
 use simd::Simd;
 use std::ops::Range;
 
-/// Weights of some neurons, in the order in which the kernel reads them.
+/// Which inputs the weights of some neurons read, in the order in which the kernel reads them.
 ///
 /// Offsets are counted in units, whose size in floats is given when the kernel runs.
 #[derive(Clone, Debug)]
-pub(crate) struct Tiles {
-    bias: Vec<f32>,
+pub(crate) struct Reads {
+    neurons: usize,
     blocks: Vec<Block>,
     runs: Vec<Run>,
     rows: Vec<u32>,
     offsets: Offsets,
-    values: Vec<f32>,
     /// One past the last unit of the input that position 0 reads.
     reach: usize,
+}
+
+/// Weights of some neurons: what they read, and their values in that order.
+#[derive(Clone, Debug)]
+pub(crate) struct Tiles {
+    reads: Reads,
+    values: Vec<f32>,
+    bias: Vec<f32>,
 }
 
 /// Weights whose inputs lie close together.
@@ -50,84 +57,28 @@ enum Offsets {
     U32(Vec<u32>),
 }
 
-impl Offsets {
-    fn len(&self) -> usize {
-        match self {
-            Self::U8(offsets) => offsets.len(),
-            Self::U16(offsets) => offsets.len(),
-            Self::U32(offsets) => offsets.len(),
+/// Runs an expression on the offsets, whatever their type.
+macro_rules! any_offsets {
+    ($offsets:expr, $name:ident => $run:expr) => {
+        match $offsets {
+            Offsets::U8($name) => $run,
+            Offsets::U16($name) => $run,
+            Offsets::U32($name) => $run,
         }
-    }
+    };
 }
 
-/// Registers of a tile that [`Tiles::sample`] takes at most: they and eight sums are all that most machines have.
+/// Registers of a tile that [`Reads::sample`] takes at most: they and eight sums are all that most machines have.
 pub(crate) const SAMPLED: usize = 8;
 
-/// Weights whose values change, as in training.
-#[derive(Clone, Debug)]
-pub(crate) struct Changing {
-    tiles: Tiles,
-    /// For each value of the tiles its place among the layer's.
-    places: Vec<u32>,
-}
-
-impl Changing {
-    /// Packs `rows`: for each neuron its weights as (offset of the input run, place of its value), offsets ascending.
-    pub fn new(rows: &[Vec<(usize, u32)>], block: usize) -> Self {
-        let (tiles, places) = Tiles::arrange(rows, block);
-        let values = vec![0.0; places.len()];
-        Self { tiles: Tiles { values, ..tiles }, places }
-    }
-
-    /// Takes the layer's values, and the biases of these neurons if they have any.
-    pub fn set(&mut self, values: &[f32], bias: Option<&[f32]>) {
-        for (value, place) in self.tiles.values.iter_mut().zip(&self.places) {
-            *value = values[*place as usize];
-        }
-        match bias {
-            Some(bias) => self.tiles.bias.copy_from_slice(bias),
-            None => self.tiles.bias.fill(0.0),
-        }
-    }
-
-    /// To run them.
-    pub fn tiles(&self) -> &Tiles {
-        &self.tiles
-    }
-
-    /// Weights.
-    pub fn len(&self) -> usize {
-        self.places.len()
-    }
-
-    /// Puts what [`Tiles::sample`] has summed in the places of the layer's values, of which `gradient` begins with `first`.
-    pub fn place(&self, sums: &[f32], first: usize, gradient: &mut [f32]) {
-        for (sum, place) in sums.iter().zip(&self.places) {
-            gradient[*place as usize - first] = *sum;
-        }
-    }
-
-    /// Bytes of all streams.
-    pub fn bytes(&self) -> usize {
-        self.tiles.bytes() + self.places.len() * 4
-    }
-}
-
-impl Tiles {
-    /// Packs `rows`: for each neuron its weights as (offset of the input run, value), offsets ascending.
-    /// Inputs whose offsets share `offset / block` are one block.
-    pub fn new(rows: &[Vec<(usize, f32)>], bias: &[f32], block: usize) -> Self {
-        assert_eq!(rows.len(), bias.len());
-        let (tiles, values) = Self::arrange(rows, block);
-        Self { values, bias: bias.to_vec(), ..tiles }
-    }
-
-    /// The same without values and with biases of 0, and in the order of values what `rows` has in their place.
-    fn arrange<T: Copy>(rows: &[Vec<(usize, T)>], block: usize) -> (Self, Vec<T>) {
+impl Reads {
+    /// Packs `rows`: for each neuron its weights as (offset of the input run, something), offsets ascending. Inputs whose
+    /// offsets share `offset / block` are one block. Also returns what `rows` has beside the offsets, in the kernel's order.
+    pub fn new<T: Copy>(rows: &[Vec<(usize, T)>], block: usize) -> (Self, Vec<T>) {
         let reach = rows.iter().flatten().map(|w| w.0 + 1).max().unwrap_or(0);
-        let mut places = Vec::new();
+        let mut beside = Vec::new();
         let mut this = Self {
-            bias: vec![0.0; rows.len()],
+            neurons: rows.len(),
             blocks: Vec::new(),
             runs: Vec::new(),
             rows: Vec::new(),
@@ -136,7 +87,6 @@ impl Tiles {
                 0x101..=0x1_0000 => Offsets::U16(Vec::new()),
                 _ => Offsets::U32(Vec::new()),
             },
-            values: Vec::new(),
             reach,
         };
         let mut next = vec![0; rows.len()];
@@ -159,13 +109,13 @@ impl Tiles {
                 this.runs.push(Run { rows: same.len() as u32, weights: spans[same[0]].len() as u32 });
                 for &n in same {
                     this.rows.push(n as u32);
-                    for &(offset, place) in &rows[n][spans[n].clone()] {
+                    for &(offset, thing) in &rows[n][spans[n].clone()] {
                         match &mut this.offsets {
                             Offsets::U8(o) => o.push((offset - base) as u8),
                             Offsets::U16(o) => o.push((offset - base) as u16),
                             Offsets::U32(o) => o.push((offset - base) as u32),
                         }
-                        places.push(place);
+                        beside.push(thing);
                     }
                 }
             }
@@ -173,26 +123,47 @@ impl Tiles {
                 this.blocks.push(Block { base, runs: first..this.runs.len() });
             }
         }
-        (this, places)
-    }
-
-    /// Neurons.
-    pub fn neurons(&self) -> usize {
-        self.bias.len()
+        (this, beside)
     }
 
     /// Bytes of all streams.
     pub fn bytes(&self) -> usize {
-        let offsets = match &self.offsets {
-            Offsets::U8(o) => o.len(),
-            Offsets::U16(o) => o.len() * 2,
-            Offsets::U32(o) => o.len() * 4,
-        };
-        self.values.len() * 4 + offsets + (self.rows.len() + self.bias.len()) * 4 + self.runs.len() * 8
+        let offsets = any_offsets!(&self.offsets, offsets => size_of_val(offsets.as_slice()));
+        offsets
+            + self.rows.len() * 4
+            + self.runs.len() * size_of::<Run>()
+            + self.blocks.len() * size_of::<Block>()
+    }
+
+    /// One tile: `out[n · stride + p] = bias[n] + Σ value · x[offset · unit + p]` for `p < width`, where `width` is `vectors`
+    /// registers. Values are in the kernel's order; without `bias` it is 0.
+    ///
+    /// # Panics
+    /// If a slice is too short, or the instruction set is not there.
+    pub fn run(
+        &self,
+        isa: Isa,
+        vectors: usize,
+        (values, bias): (&[f32], Option<&[f32]>),
+        (x, unit): (&[f32], usize),
+        (out, stride): (&mut [f32], usize),
+    ) {
+        let width = vectors * isa.lanes();
+        assert!(isa.available() && vectors >= 1);
+        assert!(self.reach == 0 || x.len() >= (self.reach - 1) * unit + width, "input too short");
+        assert!(self.neurons == 0 || out.len() >= (self.neurons - 1) * stride + width, "output too short");
+        assert!(bias.is_none_or(|bias| bias.len() == self.neurons), "bias");
+        assert_eq!(values.len(), any_offsets!(&self.offsets, offsets => offsets.len()), "values");
+        let weights = (values.as_ptr(), bias.map(<[f32]>::as_ptr));
+        let (x, out) = ((x.as_ptr(), unit), (out.as_mut_ptr(), stride));
+        // SAFETY: the instruction set is there; every row is below `neurons`, every offset plus its block's base below `reach`,
+        // so all runs of `width` floats lie in `x` and `out`; there are as many values as offsets, and as many biases as
+        // neurons.
+        any_offsets!(&self.offsets, offsets => unsafe { dispatch(self, offsets, isa, vectors, weights, x, out) });
     }
 
     /// The sums of products that gradients of values are, for one tile: `sums[i] += Σ y[n · stride + p] · x[offset · unit + p]`
-    /// over `p < width` for each weight `i` of neuron `n`, in the order of values. `width` is `vectors` registers.
+    /// over `p < width` for each weight `i` of neuron `n`, in the kernel's order. `width` is `vectors` registers.
     ///
     /// # Panics
     /// If a slice is too short, or the instruction set is not there.
@@ -205,21 +176,34 @@ impl Tiles {
         sums: &mut [f32],
     ) {
         let width = vectors * isa.lanes();
-        let neurons = self.bias.len();
         assert!(isa.available() && vectors >= 1);
         assert!(self.reach == 0 || x.len() >= (self.reach - 1) * unit + width, "input too short");
-        assert!(neurons == 0 || y.len() >= (neurons - 1) * stride + width, "gradient too short");
-        assert_eq!(sums.len(), self.offsets.len());
+        assert!(self.neurons == 0 || y.len() >= (self.neurons - 1) * stride + width, "gradient too short");
+        assert_eq!(sums.len(), any_offsets!(&self.offsets, offsets => offsets.len()), "sums");
         let (x, y, sums) = ((x.as_ptr(), unit), (y.as_ptr(), stride), sums.as_mut_ptr());
-        // SAFETY: the instruction set is there; every row is below `bias.len()`, every offset plus its block's base below
-        // `reach`, so all runs of `width` floats lie in `x` and `y`; there are as many sums as offsets.
-        unsafe {
-            match &self.offsets {
-                Offsets::U8(offsets) => dispatch_sample(self, offsets, isa, vectors, x, y, sums),
-                Offsets::U16(offsets) => dispatch_sample(self, offsets, isa, vectors, x, y, sums),
-                Offsets::U32(offsets) => dispatch_sample(self, offsets, isa, vectors, x, y, sums),
-            }
-        }
+        // SAFETY: the instruction set is there; every row is below `neurons`, every offset plus its block's base below `reach`,
+        // so all runs of `width` floats lie in `x` and `y`; there are as many sums as offsets.
+        any_offsets!(&self.offsets, offsets => unsafe { dispatch_sample(self, offsets, isa, vectors, x, y, sums) });
+    }
+}
+
+impl Tiles {
+    /// Packs `rows`: for each neuron its weights as (offset of the input run, value), offsets ascending.
+    /// Inputs whose offsets share `offset / block` are one block.
+    pub fn new(rows: &[Vec<(usize, f32)>], bias: &[f32], block: usize) -> Self {
+        assert_eq!(rows.len(), bias.len());
+        let (reads, values) = Reads::new(rows, block);
+        Self { reads, values, bias: bias.to_vec() }
+    }
+
+    /// Neurons.
+    pub fn neurons(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Bytes of all streams.
+    pub fn bytes(&self) -> usize {
+        self.reads.bytes() + (self.values.len() + self.bias.len()) * 4
     }
 
     /// One tile: `out[n · width + p] = bias[n] + Σ value · x[offset · unit + p]` for `p < width`, where
@@ -228,124 +212,125 @@ impl Tiles {
     /// # Panics
     /// If `x` or `out` is too short, or the instruction set is not there.
     pub fn run(&self, isa: Isa, vectors: usize, x: &[f32], unit: usize, out: &mut [f32]) {
-        let width = vectors * isa.lanes();
-        assert!(isa.available() && vectors >= 1);
-        assert!(self.reach == 0 || x.len() >= (self.reach - 1) * unit + width, "input too short");
-        assert!(out.len() >= self.bias.len() * width, "output too short");
-        let (x, out) = (x.as_ptr(), out.as_mut_ptr());
-        // SAFETY: the instruction set is there; every row is below `bias.len()`, every offset plus its
-        // block's base below `reach`, so all runs of `width` floats lie in `x` and `out`.
-        unsafe {
-            match &self.offsets {
-                Offsets::U8(offsets) => dispatch(self, offsets, isa, vectors, x, unit, out),
-                Offsets::U16(offsets) => dispatch(self, offsets, isa, vectors, x, unit, out),
-                Offsets::U32(offsets) => dispatch(self, offsets, isa, vectors, x, unit, out),
-            }
-        }
+        let out = (out, vectors * isa.lanes());
+        self.reads.run(isa, vectors, (&self.values, Some(&self.bias)), (x, unit), out);
     }
 }
 
+/// Values and biases of the weights.
+type Weights = (*const f32, Option<*const f32>);
+
+/// Numbers, and floats from one to the next.
+type Input = (*const f32, usize);
+type Output = (*mut f32, usize);
+
+/// Calls the kernel for so many registers.
+macro_rules! by_vectors {
+    ($vectors:ident: $isa:ident::$kernel:ident [$($n:literal)*] $arguments:tt) => {
+        match $vectors {
+            // SAFETY: passed on from the caller.
+            $($n => unsafe { $isa::$kernel::<O, $n> $arguments },)*
+            _ => panic!("no kernel for tiles of {} registers", $vectors),
+        }
+    };
+}
+
 /// # Safety
-/// As in [`Tiles::run`].
+/// As in [`Reads::run`].
 unsafe fn dispatch<O: Offset>(
-    tiles: &Tiles,
+    reads: &Reads,
     offsets: &[O],
     isa: Isa,
     vectors: usize,
-    x: *const f32,
-    unit: usize,
-    out: *mut f32,
+    weights: Weights,
+    x: Input,
+    out: Output,
 ) {
-    macro_rules! by_vectors {
-        ($kernel:ident: $($n:literal)*) => {
-            match vectors {
-                // SAFETY: passed on from the caller.
-                $($n => unsafe { $kernel::<O, $n>(tiles, offsets, x, unit, out) },)*
-                _ => panic!("no kernel for tiles of {vectors} registers"),
-            }
-        };
-    }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => by_vectors!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        Isa::Avx512 => {
+            by_vectors!(vectors: avx512::run [1 2 3 4 5 6 7 8 9 10 11 12 13 14] (reads, offsets, weights, x, out))
+        }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => by_vectors!(avx2: 1 2 3 4 5 6 7 8 9 10 11 12),
+        Isa::Avx2 => {
+            by_vectors!(vectors: avx2::run [1 2 3 4 5 6 7 8 9 10 11 12] (reads, offsets, weights, x, out))
+        }
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => by_vectors!(neon: 1 2 3 4 5 6 7 8),
-        _ => by_vectors!(portable: 1 2 3 4),
+        Isa::Neon => by_vectors!(vectors: neon::run [1 2 3 4 5 6 7 8] (reads, offsets, weights, x, out)),
+        _ => by_vectors!(vectors: portable::run [1 2 3 4] (reads, offsets, weights, x, out)),
     }
 }
 
 /// # Safety
-/// As in [`Tiles::sample`].
+/// As in [`Reads::sample`].
 unsafe fn dispatch_sample<O: Offset>(
-    tiles: &Tiles,
+    reads: &Reads,
     offsets: &[O],
     isa: Isa,
     vectors: usize,
-    x: (*const f32, usize),
-    y: (*const f32, usize),
+    x: Input,
+    y: Input,
     sums: *mut f32,
 ) {
-    macro_rules! by_vectors {
-        ($kernel:ident: $($n:literal)*) => {
-            match vectors {
-                // SAFETY: passed on from the caller.
-                $($n => unsafe { $kernel::<O, $n>(tiles, offsets, x, y, sums) },)*
-                _ => panic!("no kernel for samples of {vectors} registers"),
-            }
-        };
-    }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => by_vectors!(sample_avx512: 1 2 3 4 5 6 7 8),
+        Isa::Avx512 => by_vectors!(vectors: avx512::sample [1 2 3 4 5 6 7 8] (reads, offsets, x, y, sums)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => by_vectors!(sample_avx2: 1 2 3 4 5 6 7 8),
+        Isa::Avx2 => by_vectors!(vectors: avx2::sample [1 2 3 4 5 6 7 8] (reads, offsets, x, y, sums)),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => by_vectors!(sample_neon: 1 2 3 4 5 6 7 8),
-        _ => by_vectors!(sample_portable: 1 2 3 4 5 6 7 8),
+        Isa::Neon => by_vectors!(vectors: neon::sample [1 2 3 4 5 6 7 8] (reads, offsets, x, y, sums)),
+        _ => by_vectors!(vectors: portable::sample [1 2 3 4 5 6 7 8] (reads, offsets, x, y, sums)),
     }
 }
 
+/// The kernels of an instruction set, in a module of its name.
 macro_rules! kernels {
-    ($($(#[$attribute:meta])* $name:ident $sample:ident: $simd:ty;)*) => {
+    ($($(#[$attribute:meta])* mod $name:ident: $simd:ty $(, enable $features:literal)?;)*) => {
         $(
-            /// # Safety
-            /// As in [`Tiles::sample`].
             $(#[$attribute])*
-            unsafe fn $sample<O: Offset, const V: usize>(
-                tiles: &Tiles,
-                offsets: &[O],
-                x: (*const f32, usize),
-                y: (*const f32, usize),
-                sums: *mut f32,
-            ) {
-                // SAFETY: passed on from the caller.
-                unsafe { sample::<$simd, O, V>(tiles, offsets, x, y, sums) }
-            }
+            mod $name {
+                use super::*;
 
-            /// # Safety
-            /// As in [`Tiles::run`].
-            $(#[$attribute])*
-            unsafe fn $name<O: Offset, const V: usize>(
-                tiles: &Tiles,
-                offsets: &[O],
-                x: *const f32,
-                unit: usize,
-                out: *mut f32,
-            ) {
-                // SAFETY: passed on from the caller.
-                unsafe { tile::<$simd, O, V>(tiles, offsets, x, unit, out) }
+                /// # Safety
+                /// As in [`Reads::run`].
+                $(#[target_feature(enable = $features)])?
+                pub unsafe fn run<O: Offset, const V: usize>(
+                    reads: &Reads,
+                    offsets: &[O],
+                    weights: Weights,
+                    x: Input,
+                    out: Output,
+                ) {
+                    // SAFETY: passed on from the caller.
+                    unsafe { tile::<$simd, O, V>(reads, offsets, weights, x, out) }
+                }
+
+                /// # Safety
+                /// As in [`Reads::sample`].
+                $(#[target_feature(enable = $features)])?
+                pub unsafe fn sample<O: Offset, const V: usize>(
+                    reads: &Reads,
+                    offsets: &[O],
+                    x: Input,
+                    y: Input,
+                    sums: *mut f32,
+                ) {
+                    // SAFETY: passed on from the caller.
+                    unsafe { super::sample::<$simd, O, V>(reads, offsets, x, y, sums) }
+                }
             }
         )*
     };
 }
 
 kernels! {
-    #[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx512f")] avx512 sample_avx512: simd::x86::Avx512;
-    #[cfg(target_arch = "x86_64")] #[target_feature(enable = "avx2,fma")] avx2 sample_avx2: simd::x86::Avx2;
-    #[cfg(target_arch = "aarch64")] neon sample_neon: simd::arm::Neon;
-    portable sample_portable: simd::Portable;
+    #[cfg(target_arch = "x86_64")]
+    mod avx512: simd::x86::Avx512, enable "avx512f";
+    #[cfg(target_arch = "x86_64")]
+    mod avx2: simd::x86::Avx2, enable "avx2,fma";
+    #[cfg(target_arch = "aarch64")]
+    mod neon: simd::arm::Neon;
+    mod portable: simd::Portable;
 }
 
 trait Offset: Copy + Into<u32> {
@@ -383,28 +368,28 @@ impl Offset for u32 {
 }
 
 /// # Safety
-/// As in [`Tiles::run`], in a function that enables the instruction set of `S`.
+/// As in [`Reads::run`], in a function that enables the instruction set of `S`.
 #[inline(always)]
 unsafe fn tile<S: Simd, O: Offset, const V: usize>(
-    tiles: &Tiles,
+    reads: &Reads,
     offsets: &[O],
-    x: *const f32,
-    unit: usize,
-    out: *mut f32,
+    (mut value, bias): Weights,
+    (x, unit): Input,
+    (out, stride): Output,
 ) {
-    let (mut row, mut offset, mut value) = (tiles.rows.as_ptr(), offsets.as_ptr(), tiles.values.as_ptr());
-    for (index, block) in tiles.blocks.iter().enumerate() {
+    let (mut row, mut offset) = (reads.rows.as_ptr(), offsets.as_ptr());
+    for (index, block) in reads.blocks.iter().enumerate() {
         // SAFETY: the streams hold what blocks and runs say, by construction, and the caller promises
         // that all runs of positions lie in `x` and `out`.
         unsafe {
             let x = x.add(block.base * unit);
-            for run in &tiles.runs[block.runs.clone()] {
+            for run in &reads.runs[block.runs.clone()] {
                 for _ in 0..run.rows {
                     let neuron = *row as usize;
                     row = row.add(1);
-                    let out = out.add(neuron * V * S::LANES);
+                    let out = out.add(neuron * stride);
                     let mut sums: [S; V] = if index == 0 {
-                        [S::splat(*tiles.bias.as_ptr().add(neuron)); V]
+                        [S::splat(bias.map_or(0.0, |bias| *bias.add(neuron))); V]
                     } else {
                         std::array::from_fn(|v| S::load(out.add(v * S::LANES)))
                     };
@@ -443,21 +428,21 @@ unsafe fn tile<S: Simd, O: Offset, const V: usize>(
 }
 
 /// # Safety
-/// As in [`Tiles::sample`], in a function that enables the instruction set of `S`.
+/// As in [`Reads::sample`], in a function that enables the instruction set of `S`.
 #[inline(always)]
 unsafe fn sample<S: Simd, O: Offset, const V: usize>(
-    tiles: &Tiles,
+    reads: &Reads,
     offsets: &[O],
-    (x, unit): (*const f32, usize),
-    (y, stride): (*const f32, usize),
+    (x, unit): Input,
+    (y, stride): Input,
     mut sum: *mut f32,
 ) {
-    let (mut row, mut offset) = (tiles.rows.as_ptr(), offsets.as_ptr());
-    for block in &tiles.blocks {
+    let (mut row, mut offset) = (reads.rows.as_ptr(), offsets.as_ptr());
+    for block in &reads.blocks {
         // SAFETY: as in `tile`.
         unsafe {
             let x = x.add(block.base * unit);
-            for run in &tiles.runs[block.runs.clone()] {
+            for run in &reads.runs[block.runs.clone()] {
                 for _ in 0..run.rows {
                     let y = y.add(*row as usize * stride);
                     row = row.add(1);
@@ -476,9 +461,20 @@ unsafe fn sample<S: Simd, O: Offset, const V: usize>(
                         S::add_totals(four, sum);
                         (sum, offset) = (sum.add(4), offset.add(4));
                     }
-                    for _ in 0..run.weights % 4 {
-                        *sum += products(&y, x.add((*offset).into() as usize * unit)).total();
-                        (sum, offset) = (sum.add(1), offset.add(1));
+                    let rest = run.weights as usize % 4;
+                    if rest > 0 {
+                        // One sum over all lanes of four registers costs as much as one of one.
+                        let mut four = [S::splat(0.0); 4];
+                        for products_of in &mut four[..rest] {
+                            *products_of = products(&y, x.add((*offset).into() as usize * unit));
+                            offset = offset.add(1);
+                        }
+                        let mut totals = [0.0; 4];
+                        S::add_totals(four, totals.as_mut_ptr());
+                        for total in &totals[..rest] {
+                            *sum += total;
+                            sum = sum.add(1);
+                        }
                     }
                 }
             }

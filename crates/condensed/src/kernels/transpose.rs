@@ -15,59 +15,107 @@ pub(crate) fn transpose_part(
     rows: usize,
     columns: usize,
 ) {
-    if rows == 0 || columns == 0 {
+    transpose(isa, (from, |r| r * from_stride), (to, |c| c * to_stride), rows, columns);
+}
+
+/// `to[to_at(c) + r] = from[from_at(r) + c]` for `rows` rows and `columns` columns.
+///
+/// # Panics
+/// If a slice is too short.
+pub(crate) fn transpose(
+    isa: Isa,
+    (from, from_at): (&[f32], impl Fn(usize) -> usize),
+    (to, to_at): (&mut [f32], impl Fn(usize) -> usize),
+    rows: usize,
+    columns: usize,
+) {
+    assert!(isa.available());
+    if rows < 8 || columns < 8 {
+        for c in 0..columns {
+            let to = &mut to[to_at(c)..][..rows];
+            to.iter_mut().enumerate().for_each(|(r, to)| *to = from[from_at(r) + c]);
+        }
         return;
     }
-    assert!(from.len() >= (rows - 1) * from_stride + columns, "input too short");
-    assert!(to.len() >= (columns - 1) * to_stride + rows, "output too short");
-    assert!(isa.available());
-    let (whole_rows, whole_columns) = (rows - rows % 8, columns - columns % 8);
-    // Sixteen columns at a time, a cache line of each row: rows whose distance is a large power of two would
-    // drive each other out of the cache before the second half of a line is read.
-    for line in (0..whole_columns).step_by(16) {
-        for r in (0..whole_rows).step_by(8) {
-            for c in (line..whole_columns.min(line + 16)).step_by(8) {
-                let (from, to) = (&from[r * from_stride + c..], &mut to[c * to_stride + r..]);
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: the block of 8 × 8 lies in both slices, as asserted, and the machine has AVX2.
-                    Isa::Avx512 | Isa::Avx2 => unsafe {
-                        block(from.as_ptr(), from_stride, to.as_mut_ptr(), to_stride);
-                    },
-                    _ => copy(from, from_stride, to, to_stride, 8, 8),
-                }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the machine has AVX2.
+        Isa::Avx512 | Isa::Avx2 => unsafe { avx2((from, from_at), (to, to_at), rows, columns) },
+        _ => blocks((from, from_at), (to, to_at), rows, columns, |from, to, at| {
+            for (c, at) in at.into_iter().enumerate() {
+                to[at..at + 8].iter_mut().zip(from).for_each(|(to, row)| *to = row[c]);
             }
-        }
-    }
-    // What is left: the last columns, and the last rows of the others.
-    if whole_columns < columns {
-        let (from, to) = (&from[whole_columns..], &mut to[whole_columns * to_stride..]);
-        copy(from, from_stride, to, to_stride, rows, columns - whole_columns);
-    }
-    if whole_rows < rows {
-        let (from, to) = (&from[whole_rows * from_stride..], &mut to[whole_rows..]);
-        copy(from, from_stride, to, to_stride, rows - whole_rows, whole_columns);
+        }),
     }
 }
 
-fn copy(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize, rows: usize, columns: usize) {
-    for c in 0..columns {
-        for r in 0..rows {
-            to[c * to_stride + r] = from[r * from_stride + c];
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn avx2(
+    from: (&[f32], impl Fn(usize) -> usize),
+    to: (&mut [f32], impl Fn(usize) -> usize),
+    rows: usize,
+    columns: usize,
+) {
+    blocks(from, to, rows, columns, |from, to, at| {
+        let mut columns = [to.as_mut_ptr(); 8];
+        for (column, at) in columns.iter_mut().zip(at) {
+            *column = to[at..at + 8].as_mut_ptr();
         }
+        // SAFETY: eight floats are borrowed at each of `from`, and lie in `to` at each of `at`; the machine has AVX2.
+        unsafe { block(from, columns) };
+    });
+}
+
+/// Calls `run` with eight rows, from some column on, and the places of their columns: for all blocks of 8 × 8, of which the
+/// last may overlap those before.
+#[inline(always)]
+fn blocks(
+    (from, from_at): (&[f32], impl Fn(usize) -> usize),
+    (to, to_at): (&mut [f32], impl Fn(usize) -> usize),
+    rows: usize,
+    columns: usize,
+    run: impl Fn([&[f32; 8]; 8], &mut [f32], [usize; 8]),
+) {
+    // Sixteen columns at a time, a cache line of each row: rows whose distance is a large power of two would
+    // drive each other out of the cache before the second half of a line is read.
+    let mut line = 0;
+    while line < columns {
+        let mut row = 0;
+        while row < rows {
+            let first_row = row.min(rows - 8);
+            let mut column = line;
+            while column < columns.min(line + 16) {
+                let first = column.min(columns - 8);
+                let mut block = [&[0.0; 8]; 8];
+                let mut at = [0; 8];
+                for i in 0..8 {
+                    block[i] = from[from_at(first_row + i) + first..].first_chunk().expect("input too short");
+                    at[i] = to_at(first + i) + first_row;
+                }
+                run(block, to, at);
+                column += 8;
+            }
+            row += 8;
+        }
+        line += 16;
     }
 }
 
 /// A block of 8 × 8 in registers.
 ///
 /// # Safety
-/// Eight rows of eight floats are readable at `from` and writable at `to`; the machine has AVX2.
+/// Eight floats are writable at each of `to`; the machine has AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn block(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+#[inline]
+unsafe fn block(from: [&[f32; 8]; 8], to: [*mut f32; 8]) {
     use std::arch::x86_64::*;
-    // SAFETY: promised by the caller.
-    let row: [__m256; 8] = std::array::from_fn(|r| unsafe { _mm256_loadu_ps(from.add(r * from_stride)) });
+    let mut row = [_mm256_setzero_ps(); 8];
+    for (row, from) in row.iter_mut().zip(from) {
+        // SAFETY: eight floats.
+        *row = unsafe { _mm256_loadu_ps(from.as_ptr()) };
+    }
     // Pairs of rows, then fours, then all eight.
     let low = |i: usize| _mm256_unpacklo_ps(row[2 * i], row[2 * i + 1]);
     let high = |i: usize| _mm256_unpackhi_ps(row[2 * i], row[2 * i + 1]);
@@ -87,8 +135,8 @@ unsafe fn block(from: *const f32, from_stride: usize, to: *mut f32, to_stride: u
         let second = _mm256_permute2f128_ps::<0x31>(top[i], bottom[i]);
         // SAFETY: promised by the caller.
         unsafe {
-            _mm256_storeu_ps(to.add(i * to_stride), first);
-            _mm256_storeu_ps(to.add((i + 4) * to_stride), second);
+            _mm256_storeu_ps(to[i], first);
+            _mm256_storeu_ps(to[i + 4], second);
         }
     }
 }

@@ -42,15 +42,11 @@ impl fmt::Debug for Conv2d {
 impl Operation for Conv2d {
     fn output_shape(&self, inputs: &[Shape]) -> Result<Shape, NodeError> {
         let Self { weight, bias, window, groups } = self;
-        let (input, groups, neurons) = (inputs[0], *groups, bias.len());
-        if groups == 0 || !input.features.is_multiple_of(groups) || !neurons.is_multiple_of(groups) {
-            return Err(NodeError::Groups { groups, inputs: input.features, outputs: neurons });
-        }
-        let (taps, [height, width]) = window.check(input)?;
-        let fan_in = taps.checked_mul(input.features / groups).ok_or(NodeError::TooManyWeights)?;
+        let input = inputs[0];
+        let (output, fan_in) = window.convolution(input, *groups, bias.len())?;
         weights::check(weight, bias, fan_in)?;
-        window.check_gathered(input, [height, width])?;
-        Ok(Shape { features: neurons, height, width })
+        window.check_gathered(input, [output.height, output.width])?;
+        Ok(output)
     }
 
     fn cost(&self, _input: Shape, output: Shape) -> Cost {

@@ -8,12 +8,14 @@
 //! - the gradient by its input, `dx = dy · W`;
 //! - the gradient by the values, `dyᵀ · x` at active positions only;
 //! - the gradient by the bias;
-//! - and, for topology updates, all of `dyᵀ · x` for some neurons ([`Linear::dense_gradient`]).
+//! - and, for topology updates, all of `dyᵀ · x` for some neurons ([`Layer::add_dense_gradient`]).
 //!
 //! Neither a dense weight nor a dense gradient exists at any time but the last, for as many neurons as one asks for. All passes
 //! run on the current rayon pool, and give the same bits on any number of threads. After the first call with a batch of a size,
 //! none allocates.
 
-mod linear;
+mod layer;
+mod layout;
+mod pass;
 
-pub use linear::Linear;
+pub use layer::{Layer, Scratch};

@@ -1,0 +1,446 @@
+use super::pass::{Geometry, Part, Pass, tile};
+use crate::buffer::{Buffer, floats};
+use crate::kernels::{Isa, SAMPLED};
+use crate::math::{self, Strides};
+use crate::shape::{MAX_RESULT, at_most};
+use crate::tuning::{BATCH_TILE, SAMPLERS};
+use crate::{Error, NodeError, Pattern, Shape, Window};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// A linear layer or a 2-d convolution that trains in condensed form.
+///
+/// Samples are one after the other, as in Burn and PyTorch: `x` is `[batch, C, H, W]`, `y` `[batch, N, H', W']`; of a linear
+/// layer `[batch, M]` and `[batch, N]`. Values are those of the pattern's weights, one row after the other: `[active neurons,
+/// k]` with constant fan-in. Ablated neurons give their bias.
+///
+/// ```
+/// use condensed::Pattern;
+/// use condensed::training::{Layer, Scratch};
+///
+/// // Of two inputs the neuron reads the second.
+/// let layer = Layer::linear(Pattern::from_mask(&[false, true], 1, 2)?)?;
+/// let mut scratch = Scratch::default();
+/// let (values, x) = ([2.0], [7.0, 1.0, 7.0, 3.0]);
+/// let mut y = [0.0; 2];
+/// layer.forward(&values, Some(&[0.5]), 2, &x, &mut y, &mut scratch)?;
+/// assert_eq!(y, [2.5, 6.5]);
+///
+/// let (dy, mut dx, mut dvalues) = ([1.0, -1.0], [0.0; 4], [0.0]);
+/// layer.backward(&values, 2, &x, &dy, Some(&mut dx), &mut dvalues, &mut scratch)?;
+/// assert_eq!((dx, dvalues), ([0.0, 2.0, 0.0, -2.0], [-2.0]));
+/// # Ok::<(), condensed::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Layer {
+    pattern: Pattern,
+    isa: Isa,
+    geometry: Geometry,
+    /// Images that are worked on together.
+    images: usize,
+    /// The slots that the first window reads in a plane.
+    taps: Vec<usize>,
+    forward: Pass,
+    backward: Pass,
+}
+
+/// Memory that layers use while they run. One is enough for all layers that run one after the other; after the first call of
+/// each, none allocates.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Inputs, laid out.
+    inputs: Buffer,
+    /// Gradients by results, laid out.
+    gradients: Buffer,
+    /// Results of bands, or gradients by values.
+    sums: Buffer,
+    /// Values in the kernels' order.
+    values: Buffer,
+}
+
+impl Layer {
+    /// A linear layer of this pattern `[N, M]`.
+    ///
+    /// # Errors
+    /// [`Error::TrainingMemory`] if it takes more than the [budget](srigl_tensors::memory::limit).
+    pub fn linear(pattern: Pattern) -> Result<Self, Error> {
+        Self::linear_with_isa(pattern, Isa::best())
+    }
+
+    /// The same with the kernels of one instruction set.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear), or [`Error::Isa`] if the machine lacks the instruction set.
+    pub fn linear_with_isa(pattern: Pattern, isa: Isa) -> Result<Self, Error> {
+        let vector = |features| Shape { features, height: 1, width: 1 };
+        let (input, output) = (vector(pattern.inputs()), vector(pattern.neurons()));
+        let window = Window { kernel: [1; 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
+        Self::new(pattern, Geometry { window, groups: 1, input, output }, isa)
+    }
+
+    /// A convolution of images of shape `input` `[C, H, W]`; the pattern is `[N, C / groups · kh · kw]`.
+    ///
+    /// # Errors
+    /// [`Error::Node`] if sizes do not fit each other, [`Error::TrainingMemory`] as [`linear`](Self::linear).
+    pub fn conv2d(pattern: Pattern, window: Window, groups: usize, input: Shape) -> Result<Self, Error> {
+        Self::conv2d_with_isa(pattern, window, groups, input, Isa::best())
+    }
+
+    /// The same with the kernels of one instruction set.
+    ///
+    /// # Errors
+    /// As [`conv2d`](Self::conv2d), or [`Error::Isa`] if the machine lacks the instruction set.
+    pub fn conv2d_with_isa(
+        pattern: Pattern,
+        window: Window,
+        groups: usize,
+        input: Shape,
+        isa: Isa,
+    ) -> Result<Self, Error> {
+        let misfit = |what| Error::Node { node: "convolution".into(), what };
+        let (output, fan_in) = window.convolution(input, groups, pattern.neurons()).map_err(misfit)?;
+        if fan_in != pattern.inputs() {
+            let (neurons, inputs) = (pattern.neurons(), pattern.inputs());
+            return Err(misfit(NodeError::WeightShape { neurons, inputs, expected: neurons, fan_in }));
+        }
+        for shape in [input, output] {
+            at_most(MAX_RESULT, &[shape.features, shape.height, shape.width])
+                .map_err(|_| misfit(NodeError::Result(shape)))?;
+        }
+        Self::new(pattern, Geometry { window, groups, input, output }, isa)
+    }
+
+    fn new(pattern: Pattern, geometry: Geometry, isa: Isa) -> Result<Self, Error> {
+        if !isa.available() {
+            return Err(Error::Isa(isa));
+        }
+        let images = images(isa, geometry.output.width);
+        srigl_tensors::memory::check(Some(geometry.bytes(&pattern))).map_err(Error::TrainingMemory)?;
+        let misfit = |what| Error::Node { node: "convolution".into(), what };
+        let (forward, taps) = geometry.forward(isa, &pattern, images).map_err(misfit)?;
+        let backward = geometry.backward(isa, &pattern, images).map_err(misfit)?;
+        Ok(Self { pattern, isa, geometry, images, taps, forward, backward })
+    }
+
+    /// Which weights are active.
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
+    }
+
+    /// Shape of a sample of the result.
+    pub fn output_shape(&self) -> Shape {
+        self.geometry.output
+    }
+
+    /// Bytes of the pattern and of what the kernels make of it.
+    pub fn bytes(&self) -> usize {
+        self.pattern.bytes() + self.forward.bytes() + self.backward.bytes()
+    }
+
+    /// `y = W x + b`; `bias` is `[N]`.
+    ///
+    /// # Errors
+    /// [`Error::TrainingMemory`] if what it needs beside them is more than the [budget](srigl_tensors::memory::limit).
+    ///
+    /// # Panics
+    /// If a slice has another length than pattern and batch say.
+    pub fn forward(
+        &self,
+        values: &[f32],
+        bias: Option<&[f32]>,
+        batch: usize,
+        x: &[f32],
+        y: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
+        self.check(values.len(), batch, x.len(), y.len());
+        assert!(bias.is_none_or(|bias| bias.len() == self.pattern.neurons()), "bias [N]");
+        let room = self.room(&self.forward, batch);
+        scratch.grow([room[0], 0, room[1], floats(&[values.len()])])?;
+        let Scratch { inputs, sums, values: packed, .. } = scratch;
+        let packed = &mut packed[..values.len()];
+        self.forward.pack(values, packed);
+        self.product(&self.forward, (packed, bias), batch, x, (inputs, sums), y);
+        Ok(())
+    }
+
+    /// From `x` and the gradient `dy` of a loss by the result: the gradient `dx` by the input, if it is asked for, and that by
+    /// the values.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    #[expect(clippy::too_many_arguments, reason = "as many as a backward pass has")]
+    pub fn backward(
+        &self,
+        values: &[f32],
+        batch: usize,
+        x: &[f32],
+        dy: &[f32],
+        dx: Option<&mut [f32]>,
+        dvalues: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
+        self.check(values.len(), batch, x.len(), dy.len());
+        assert_eq!(dvalues.len(), values.len(), "dvalues");
+        let [gradients, sums] = self.room(&self.backward, batch);
+        let sums = sums.max(floats(&[self.chunks(batch).0, values.len()]));
+        scratch.grow([self.room(&self.forward, batch)[0], gradients, sums, floats(&[values.len()])])?;
+        let Scratch { inputs, gradients, sums, values: packed } = scratch;
+        if let Some(dx) = dx {
+            assert_eq!(dx.len(), x.len(), "dx");
+            let packed = &mut packed[..values.len()];
+            self.backward.pack(values, packed);
+            self.product(&self.backward, (packed, None), batch, dy, (gradients, sums), dx);
+        } else {
+            self.lay_out(&self.backward, batch, dy, gradients);
+        }
+        self.lay_out(&self.forward, batch, x, inputs);
+        self.sample(batch, inputs, gradients, sums, dvalues);
+        Ok(())
+    }
+
+    /// The gradient `[N]` by the bias.
+    ///
+    /// # Panics
+    /// If a slice has another length than pattern and batch say.
+    pub fn bias_gradient(&self, batch: usize, dy: &[f32], dbias: &mut [f32]) {
+        let Shape { features, height, width } = self.geometry.output;
+        let positions = height * width;
+        assert_eq!(dbias.len(), features, "dbias [N]");
+        assert_eq!(Some(dy.len()), batch.checked_mul(features * positions), "dy");
+        if positions == 1 {
+            dbias.fill(0.0);
+            dy.chunks_exact(features.max(1)).for_each(|row| math::add_to(dbias, row));
+            return;
+        }
+        dbias.par_iter_mut().enumerate().for_each(|(neuron, dbias)| {
+            let planes = dy.chunks_exact(positions).skip(neuron).step_by(features);
+            *dbias = planes.map(math::sum).sum();
+        });
+    }
+
+    /// Adds the gradient by all weights of some neurons, active or not, `[neurons, M]` or `[neurons, C / groups, kh, kw]`: what
+    /// topology updates look at.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    ///
+    /// # Panics
+    /// If a slice has another length than pattern and batch say, or `neurons` are not the layer's.
+    pub fn add_dense_gradient(
+        &self,
+        neurons: Range<usize>,
+        batch: usize,
+        x: &[f32],
+        dy: &[f32],
+        gradient: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
+        let Geometry { groups, input, output, .. } = self.geometry;
+        self.check(self.pattern.len(), batch, x.len(), dy.len());
+        assert!(neurons.start <= neurons.end && neurons.end <= output.features, "neurons");
+        let fan_in = self.pattern.inputs();
+        assert_eq!(Some(gradient.len()), neurons.len().checked_mul(fan_in), "gradient [neurons, M]");
+        if gradient.is_empty() || batch == 0 {
+            return Ok(());
+        }
+        let (forward, backward) = (&self.forward, &self.backward);
+        scratch.grow([self.room(forward, batch)[0], self.room(backward, batch)[0], 0, 0])?;
+        self.lay_out(forward, batch, x, &mut scratch.inputs);
+        self.lay_out(backward, batch, dy, &mut scratch.gradients);
+        let (channels, filters) = (input.features / groups, output.features / groups);
+        let taps = self.taps.len();
+        let threads = rayon::current_num_threads();
+        for of_group in (0..groups).map(|group| group * filters..(group + 1) * filters) {
+            let neurons_here = neurons.start.max(of_group.start)..neurons.end.min(of_group.end);
+            if neurons_here.is_empty() {
+                continue;
+            }
+            let gradient = &mut gradient[(neurons_here.start - neurons.start) * fan_in..];
+            let channel = of_group.start / filters * channels;
+            for group in 0..self.groups(batch) {
+                let (_, unit) = self.group(group, batch);
+                let x = &scratch.inputs[group * self.region(forward, batch)..];
+                let dy = &scratch.gradients[group * self.region(backward, batch)..];
+                let [x_plane, dy_plane] = [forward, backward].map(|pass| pass.field.layout.slots * unit);
+                for row in 0..output.height {
+                    for (tap, slot) in self.taps.iter().enumerate() {
+                        let slot = forward.field.window(row, 0) + slot;
+                        math::add_matmul(
+                            [neurons_here.len(), channels, output.width * unit],
+                            &mut gradient[tap..],
+                            Strides { row: fan_in, column: taps },
+                            &dy[neurons_here.start * dy_plane + backward.field.position(row, 0) * unit..],
+                            Strides { row: dy_plane, column: 1 },
+                            &x[channel * x_plane + slot * unit..],
+                            Strides { row: 1, column: x_plane },
+                            threads,
+                        );
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, values: usize, batch: usize, x: usize, y: usize) {
+        let Geometry { input, output, .. } = self.geometry;
+        assert_eq!(values, self.pattern.len(), "values");
+        assert_eq!(Some(x), batch.checked_mul(input.len()), "x [batch, {input:?}]");
+        assert_eq!(Some(y), batch.checked_mul(output.len()), "y [batch, {output:?}]");
+    }
+
+    /// Groups of images that are worked on together.
+    fn groups(&self, batch: usize) -> usize {
+        batch.div_ceil(self.images)
+    }
+
+    /// The images of a group, and the floats of a slot.
+    fn group(&self, group: usize, batch: usize) -> (usize, usize) {
+        let images = self.images.min(batch - group * self.images);
+        (images, images.next_multiple_of(self.isa.lanes()))
+    }
+
+    /// Floats from one laid out group to the next.
+    fn region(&self, pass: &Pass, batch: usize) -> usize {
+        self.group(0, batch).1 * pass.planes * pass.field.layout.slots
+    }
+
+    /// Floats that all groups of a pass take, and their sums.
+    fn room(&self, pass: &Pass, batch: usize) -> [u64; 2] {
+        let unit = if batch == 0 { 0 } else { self.group(0, batch).1 };
+        let [planes, slots] = pass.sums();
+        [[pass.planes, pass.field.layout.slots], [planes, slots]]
+            .map(|[planes, slots]| floats(&[self.groups(batch), unit, planes, slots]))
+    }
+
+    /// Groups in chunks, whose gradients by values are summed one after the other: how many chunks, of how many groups.
+    fn chunks(&self, batch: usize) -> (usize, usize) {
+        let groups = self.groups(batch);
+        let per_chunk = groups.div_ceil((SAMPLERS / self.forward.parts().len().max(1)).max(1)).max(1);
+        (groups.div_ceil(per_chunk), per_chunk)
+    }
+
+    /// Lays out what a pass reads.
+    fn lay_out(&self, pass: &Pass, batch: usize, from: &[f32], to: &mut [f32]) {
+        if from.is_empty() {
+            return;
+        }
+        let region = self.region(pass, batch);
+        let from = from.par_chunks(self.images * (from.len() / batch));
+        from.zip(to.par_chunks_mut(region)).enumerate().for_each(|(group, (from, to))| {
+            let (images, unit) = self.group(group, batch);
+            let to = &mut to[..pass.planes * pass.field.layout.slots * unit];
+            pass.field.layout.fill(self.isa, images, from, to, unit);
+        });
+    }
+
+    /// One way through the layer, with memory for what it reads and for sums.
+    fn product(
+        &self,
+        pass: &Pass,
+        weights: (&[f32], Option<&[f32]>),
+        batch: usize,
+        from: &[f32],
+        (laid_out, sums): (&mut [f32], &mut [f32]),
+        to: &mut [f32],
+    ) {
+        if to.is_empty() {
+            return self.lay_out(pass, batch, from, laid_out);
+        }
+        let [results, kept] = pass.sums();
+        if from.is_empty() {
+            // Nothing is read, so there is no window to run.
+            let bias = |plane: usize| weights.1.map_or(0.0, |bias| bias[plane % results]);
+            let planes = to.chunks_exact_mut(to.len() / batch / results).enumerate();
+            return planes.for_each(|(plane, to)| to.fill(bias(plane)));
+        }
+        let (region, image) = (self.region(pass, batch), from.len() / batch);
+        let sums = sums.par_chunks_mut(results * kept * self.group(0, batch).1);
+        let to = to.par_chunks_mut(self.images * (to.len() / batch));
+        let from = from.par_chunks(self.images * image).zip(laid_out.par_chunks_mut(region));
+        from.zip(to.zip(sums)).enumerate().for_each(|(group, ((from, laid_out), (to, sums)))| {
+            let (images, unit) = self.group(group, batch);
+            let laid_out = &mut laid_out[..pass.planes * pass.field.layout.slots * unit];
+            pass.field.layout.fill(self.isa, images, from, laid_out, unit);
+            pass.run(self.isa, weights, (laid_out, images, unit), sums, to);
+        });
+    }
+
+    /// The gradient by the values, from laid out inputs and gradients.
+    fn sample(&self, batch: usize, x: &[f32], dy: &[f32], sums: &mut [f32], dvalues: &mut [f32]) {
+        let (isa, weights) = (self.isa, dvalues.len());
+        if weights == 0 {
+            return;
+        }
+        let Shape { height, width, .. } = self.geometry.output;
+        let (forward, backward) = (&self.forward, &self.backward);
+        let (chunks, per_chunk) = self.chunks(batch);
+        let sums = &mut sums[..chunks * weights];
+        let of_part = |groups: Range<usize>, part: &Part, sums: &mut [f32]| {
+            sums.fill(0.0);
+            for group in groups {
+                let (_, unit) = self.group(group, batch);
+                let x = &x[group * self.region(forward, batch)..];
+                let dy = &dy[group * self.region(backward, batch)..];
+                let plane = backward.field.layout.slots * unit;
+                let dy = &dy[part.planes.start * plane..];
+                let registers = unit / isa.lanes();
+                let tile = tile(SAMPLED / registers, width);
+                for row in 0..height {
+                    for first in (0..width).step_by(tile) {
+                        let vectors = tile.min(width - first) * registers;
+                        let x = &x[forward.field.window(row, first) * unit..];
+                        let dy = &dy[backward.field.position(row, first) * unit..];
+                        part.reads.sample(isa, vectors, (x, unit), (dy, plane), sums);
+                    }
+                }
+            }
+        };
+        sums.par_chunks_mut(weights).enumerate().for_each(|(chunk, sums)| {
+            let groups = chunk * per_chunk..((chunk + 1) * per_chunk).min(self.groups(batch));
+            each_part(forward.parts(), sums, &|part, sums| of_part(groups.clone(), part, sums));
+        });
+        each_part(forward.parts(), dvalues, &|part, dvalues| {
+            let first = part.weights.start;
+            for weight in part.weights.clone() {
+                let sum: f32 = sums.iter().skip(weight).step_by(weights).sum();
+                dvalues[forward.places[weight] as usize - first] = sum;
+            }
+        });
+    }
+}
+
+/// Images that are worked on together: so many that the positions of a row fill registers.
+fn images(isa: Isa, width: usize) -> usize {
+    let most = SAMPLED.min(isa.accumulators()).min(BATCH_TILE / isa.lanes());
+    let together = (most / width.max(1)).max(1);
+    isa.lanes() << together.ilog2()
+}
+
+/// Runs on each part with its numbers, one for each weight, at the same time.
+fn each_part(parts: &[Part], numbers: &mut [f32], run: &(impl Fn(&Part, &mut [f32]) + Sync)) {
+    match parts {
+        [] => {}
+        [part] => run(part, numbers),
+        _ => {
+            let (left, right) = parts.split_at(parts.len() / 2);
+            let (of_left, of_right) = numbers.split_at_mut(right[0].weights.start - left[0].weights.start);
+            rayon::join(|| each_part(left, of_left, run), || each_part(right, of_right, run));
+        }
+    }
+}
+
+impl Scratch {
+    /// At least so many floats each from now on.
+    fn grow(&mut self, room: [u64; 4]) -> Result<(), Error> {
+        let Self { inputs, gradients, sums, values } = self;
+        for (buffer, floats) in [inputs, gradients, sums, values].into_iter().zip(room) {
+            buffer.grow(usize::try_from(floats).unwrap_or(usize::MAX)).map_err(Error::TrainingMemory)?;
+        }
+        Ok(())
+    }
+}

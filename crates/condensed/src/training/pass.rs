@@ -1,0 +1,332 @@
+//! One way through a layer: from inputs to results, or from gradients by results to gradients by inputs.
+
+use super::layout::Layout;
+use crate::buffer::floats;
+use crate::kernels::{Isa, Reads};
+use crate::planes::block;
+use crate::shape::{MAX_RESULT, at_most};
+use crate::tuning::{PACKED, PART, SUMS};
+use crate::{NodeError, Pattern, Shape, Window};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// What a pass reads.
+#[derive(Debug)]
+pub(super) struct Field {
+    pub layout: Layout,
+    /// Slots from a window to the one in the next row; those of a row follow each other.
+    row: usize,
+}
+
+impl Field {
+    /// Slots from the first window to another.
+    pub fn window(&self, row: usize, column: usize) -> usize {
+        row * self.row + column
+    }
+
+    /// The slot of a position that the windows of stride 1 of a backward pass read.
+    pub fn position(&self, row: usize, column: usize) -> usize {
+        self.layout.first() + self.window(row, column)
+    }
+}
+
+/// A pass.
+#[derive(Debug)]
+pub(super) struct Pass {
+    pub field: Field,
+    /// Planes that it reads.
+    pub planes: usize,
+    result: Shape,
+    /// The result's rows and columns are those of so many phases in turn.
+    steps: [usize; 2],
+    phases: Vec<Phase>,
+    /// For each weight, in the order in which the kernels read them, its place among the layer's values.
+    pub places: Vec<u32>,
+    /// Rows of each phase that are computed before they are put in their places.
+    band: usize,
+    /// Results of a band.
+    sums: Layout,
+}
+
+/// Every so many rows and columns of the result: a convolution of stride 1 of what the pass reads.
+#[derive(Debug)]
+struct Phase {
+    /// Rows and columns of it.
+    size: [usize; 2],
+    parts: Vec<Part>,
+}
+
+/// What a phase is made from.
+struct Plan {
+    size: [usize; 2],
+    weights: Rows,
+    /// Rows and columns that a window reads.
+    window: [usize; 2],
+}
+
+/// The weights of some planes of the result.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub reads: Reads,
+    pub planes: Range<usize>,
+    /// Which of the pass's weights are its.
+    pub weights: Range<usize>,
+}
+
+/// Where weights lie, by plane of the result: (slot of what they read, place among the layer's values).
+type Rows = Vec<Vec<(usize, u32)>>;
+
+/// Bytes of a weight, and of a row of them, while passes are made: sorted rows, offsets and places, both ways.
+const WEIGHT: usize = 64;
+const ROW: usize = 64;
+
+/// How the windows of a layer lie over its images.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    pub window: Window,
+    pub groups: usize,
+    pub input: Shape,
+    pub output: Shape,
+}
+
+impl Geometry {
+    /// Bytes that passes of this pattern take while they are made; `u64::MAX` may be more.
+    pub fn bytes(&self, pattern: &Pattern) -> u64 {
+        let Self { window, input, output, .. } = self;
+        let phases = window.stride[0].min(input.height) * window.stride[1].min(input.width);
+        let sizes = [
+            floats(&[pattern.len(), WEIGHT]),
+            floats(&[phases, input.features, ROW]),
+            floats(&[output.features, ROW]),
+            floats(&[self.taps(), WEIGHT]),
+            floats(&[input.positions(), 2 * WEIGHT]),
+            floats(&[output.positions(), 2 * WEIGHT]),
+        ];
+        sizes.into_iter().fold(0, u64::saturating_add)
+    }
+
+    fn taps(&self) -> usize {
+        self.window.kernel[0] * self.window.kernel[1]
+    }
+
+    /// For each weight: result, channel, tap and place among the values.
+    fn weights(&self, pattern: &Pattern) -> impl Iterator<Item = (usize, usize, [usize; 2], u32)> {
+        let (taps, columns) = (self.taps(), self.window.kernel[1]);
+        let (channels, neurons) =
+            (self.input.features / self.groups, (self.output.features / self.groups).max(1));
+        pattern.active().iter().enumerate().flat_map(move |(row, &neuron)| {
+            let neuron = neuron as usize;
+            pattern.row_range(row).map(move |place| {
+                let (channel, tap) =
+                    (pattern.indices().get(place) / taps, pattern.indices().get(place) % taps);
+                let channel = neuron / neurons * channels + channel;
+                (neuron, channel, [tap / columns, tap % columns], place as u32)
+            })
+        })
+    }
+
+    /// From inputs to results. Images have zeros around them, and columns that are read by the same windows lie side by side.
+    ///
+    /// Also the slots that the first window reads in a plane.
+    pub fn forward(
+        &self,
+        isa: Isa,
+        pattern: &Pattern,
+        images: usize,
+    ) -> Result<(Pass, Vec<usize>), NodeError> {
+        let Self { window, input, output, .. } = *self;
+        let Window { kernel, stride, padding, dilation } = window;
+        let size = [input.height, input.width];
+        // As many rows and columns as windows read, or images have.
+        let padded: [usize; 2] = std::array::from_fn(|axis| {
+            let windows = [output.height, output.width][axis] - 1;
+            let read = windows * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1;
+            read.max(padding[axis] + size[axis])
+        });
+        let columns = padded[1].div_ceil(stride[1]);
+        let line = stride[1].min(padded[1]) * columns;
+        let slot =
+            move |row: usize, column: usize| row * line + column % stride[1] * columns + column / stride[1];
+        let positions: Vec<usize> = (0..size[0] * size[1])
+            .map(|p| slot(p / size[1] + padding[0], p % size[1] + padding[1]))
+            .collect();
+        at_most(MAX_RESULT, &[input.features, padded[0], line + 1]).map_err(NodeError::Gathered)?;
+        let layout = Layout::new(input.features, padded[0] * line, &positions);
+        let tap_slot = |tap: [usize; 2]| slot(tap[0] * dilation[0], tap[1] * dilation[1]);
+        let mut rows: Rows = vec![Vec::new(); output.features];
+        for (neuron, channel, tap, place) in self.weights(pattern) {
+            rows[neuron].push((channel * layout.slots + tap_slot(tap), place));
+        }
+        let field = Field { layout, row: stride[0] * line };
+        let phases = vec![Plan { size: [output.height, output.width], weights: rows, window: kernel }];
+        let taps = (0..self.taps()).map(|tap| tap_slot([tap / kernel[1], tap % kernel[1]])).collect();
+        Ok((Pass::new(isa, field, output, [1, 1], (phases, input.features), images), taps))
+    }
+
+    /// From gradients by results to gradients by inputs: the rows and columns of the input that the same taps read are a
+    /// convolution of stride 1 of the results, which have zeros around them.
+    pub fn backward(&self, isa: Isa, pattern: &Pattern, images: usize) -> Result<Pass, NodeError> {
+        let Self { window, input, output, .. } = *self;
+        let Window { kernel, stride, padding, dilation } = window;
+        let size = [input.height, input.width];
+        let steps: [usize; 2] = std::array::from_fn(|axis| stride[axis].min(size[axis]));
+        // The first result that a phase's first position reads through a tap, if it reads any.
+        let first = move |axis: usize, phase: usize, tap: usize| {
+            let at = (phase + padding[axis]) as isize - (tap * dilation[axis]) as isize;
+            let stride = stride[axis] as isize;
+            (at.rem_euclid(stride) == 0).then_some(at.div_euclid(stride))
+        };
+        let count = |axis: usize, phase: usize| (size[axis] - phase).div_ceil(stride[axis]);
+        let all = |axis: usize| {
+            (0..steps[axis]).flat_map(move |phase| {
+                (0..kernel[axis]).filter_map(move |tap| Some((phase, first(axis, phase, tap)?)))
+            })
+        };
+        let before: [usize; 2] =
+            std::array::from_fn(|axis| all(axis).map(|(_, at)| (-at).max(0) as usize).max().unwrap_or(0));
+        let padded: [usize; 2] = std::array::from_fn(|axis| {
+            let read = all(axis).map(|(phase, at)| before[axis].wrapping_add_signed(at) + count(axis, phase));
+            read.max().unwrap_or(0).max(before[axis] + [output.height, output.width][axis])
+        });
+        let line = padded[1];
+        let positions: Vec<usize> = (0..output.positions())
+            .map(|p| (p / output.width + before[0]) * line + p % output.width + before[1])
+            .collect();
+        at_most(MAX_RESULT, &[output.features, padded[0], line + 1]).map_err(NodeError::Gathered)?;
+        let layout = Layout::new(output.features, padded[0] * line, &positions);
+        let mut phases: Vec<Rows> = vec![vec![Vec::new(); input.features]; steps[0] * steps[1]];
+        for (neuron, channel, tap, place) in self.weights(pattern) {
+            let of_axis = |axis: usize| {
+                (0..steps[axis]).filter_map(move |phase| Some((phase, first(axis, phase, tap[axis])?)))
+            };
+            for (row_phase, row) in of_axis(0) {
+                for (column_phase, column) in of_axis(1) {
+                    let row = before[0].wrapping_add_signed(row);
+                    let column = before[1].wrapping_add_signed(column);
+                    let offset = neuron * layout.slots + row * line + column;
+                    phases[row_phase * steps[1] + column_phase][channel].push((offset, place));
+                }
+            }
+        }
+        let phases = phases.into_iter().enumerate().map(|(phase, rows)| {
+            let phase = [phase / steps[1], phase % steps[1]];
+            let size = std::array::from_fn(|axis| count(axis, phase[axis]));
+            Plan {
+                size,
+                weights: rows,
+                window: std::array::from_fn(|axis| kernel[axis].div_ceil(stride[axis])),
+            }
+        });
+        let field = Field { layout, row: line };
+        let phases = phases.collect();
+        Ok(Pass::new(isa, field, input, steps, (phases, output.features), images))
+    }
+}
+
+/// Positions of a tile, so that all tiles of a row are about as wide.
+pub(super) fn tile(most: usize, columns: usize) -> usize {
+    columns.div_ceil(columns.div_ceil(most.max(1)).max(1))
+}
+
+impl Pass {
+    /// Of phases, each with its rows and columns, its weights, and the rows and columns that a window reads.
+    fn new(
+        isa: Isa,
+        field: Field,
+        result: Shape,
+        steps: [usize; 2],
+        (phases, planes): (Vec<Plan>, usize),
+        unit: usize,
+    ) -> Self {
+        let mut places = Vec::new();
+        let most = isa.lanes() * isa.accumulators() / unit;
+        let rows = phases.iter().map(|phase| phase.size[0]).max().unwrap_or(1);
+        let phase = |Plan { size, weights: mut rows, window }| {
+            rows.iter_mut().for_each(|row| row.sort_unstable());
+            let read = window[0] * (tile(most, size[1]) + window[1] - 1) * unit;
+            let block = block(&rows, planes, read) * field.layout.slots;
+            let part = |(index, rows): (usize, &[Vec<(usize, u32)>])| {
+                let (reads, of_part) = Reads::new(rows, block);
+                let (plane, first) = (index * PART, places.len());
+                places.extend(of_part);
+                Part { reads, planes: plane..plane + rows.len(), weights: first..places.len() }
+            };
+            Phase { size, parts: rows.chunks(PART).enumerate().map(part).collect() }
+        };
+        let phases = phases.into_iter().map(phase).collect();
+        let columns = result.width.div_ceil(steps[1]);
+        let row = steps[0] * steps[1] * columns;
+        let band = (SUMS / (PART.min(result.features).max(1) * row * unit)).clamp(1, rows);
+        let positions: Vec<usize> = (0..(band * steps[0]).min(result.height))
+            .flat_map(|row| (0..result.width).map(move |column| (row, column)))
+            .map(|(row, column)| (row * steps[1] + column % steps[1]) * columns + column / steps[1])
+            .collect();
+        let sums = Layout::new(result.features, band * row, &positions);
+        Self { field, planes, result, steps, phases, places, band, sums }
+    }
+
+    /// The parts of the only phase of a forward pass.
+    pub fn parts(&self) -> &[Part] {
+        &self.phases[0].parts
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        let parts = self.phases.iter().flat_map(|phase| &phase.parts);
+        let reads: usize = parts.map(|part| part.reads.bytes() + size_of::<Part>()).sum();
+        reads + self.places.len() * 4 + self.field.layout.bytes() + self.sums.bytes()
+    }
+
+    /// Planes of the result, and slots of their sums.
+    pub fn sums(&self) -> [usize; 2] {
+        [self.result.features, self.sums.slots]
+    }
+
+    /// The layer's values in the kernels' order.
+    pub fn pack(&self, values: &[f32], packed: &mut [f32]) {
+        let chunks = packed.par_chunks_mut(PACKED).zip(self.places.par_chunks(PACKED));
+        chunks.for_each(|(packed, places)| {
+            packed.iter_mut().zip(places).for_each(|(packed, place)| *packed = values[*place as usize]);
+        });
+    }
+
+    /// From laid out images to results `[images, planes, positions]`.
+    pub fn run(
+        &self,
+        isa: Isa,
+        (values, bias): (&[f32], Option<&[f32]>),
+        (from, images, unit): (&[f32], usize, usize),
+        sums: &mut [f32],
+        to: &mut [f32],
+    ) {
+        let Shape { features: planes, height, width } = self.result;
+        let (rows, columns) = (height.div_ceil(self.steps[0]), width.div_ceil(self.steps[1]));
+        let registers = unit / isa.lanes();
+        let stride = self.sums.slots * unit;
+        for first_row in (0..rows).step_by(self.band) {
+            let band = first_row..first_row + self.band;
+            let parts = sums[..planes * stride].par_chunks_mut(PART * stride).enumerate();
+            parts.for_each(|(part, sums)| {
+                for (index, Phase { size, parts }) in self.phases.iter().enumerate() {
+                    let part = &parts[part];
+                    let weights =
+                        (&values[part.weights.clone()], bias.map(|bias| &bias[part.planes.clone()]));
+                    let tile = tile(isa.accumulators() / registers, size[1]);
+                    for row in band.start..band.end.min(size[0]) {
+                        let line = (row - band.start) * self.phases.len() + index;
+                        for first in (0..size[1]).step_by(tile) {
+                            let vectors = tile.min(size[1] - first) * registers;
+                            let from = &from[self.field.window(row, first) * unit..];
+                            let to = &mut sums[(line * columns + first) * unit..];
+                            part.reads.run(isa, vectors, weights, (from, unit), (to, stride));
+                        }
+                    }
+                }
+            });
+            let result_row = first_row * self.steps[0];
+            let positions = (self.band * self.steps[0]).min(height - result_row) * width;
+            let to = (&mut to[result_row * width..], planes * height * width, height * width);
+            self.sums.read(isa, (images, unit), (sums, planes, positions), to);
+        }
+    }
+}
