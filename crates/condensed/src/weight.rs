@@ -334,8 +334,14 @@ impl CondensedWeight {
         Self::of(pattern, values)
     }
 
-    /// A pattern with as many values, which must be finite.
-    fn of(pattern: Pattern, values: Vec<f32>) -> Result<Self, Error> {
+    /// The weights of a pattern, one row after the other.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if there are not as many values, or one is not finite.
+    pub fn of(pattern: Pattern, values: Vec<f32>) -> Result<Self, Error> {
+        if values.len() != pattern.len() {
+            return Err(WeightError::Indices { indices: pattern.len(), values: values.len() }.into());
+        }
         match values.iter().find(|v| !v.is_finite()) {
             Some(value) => Err(WeightError::NotFinite(*value).into()),
             None => Ok(Self { pattern, values }),

@@ -1,0 +1,198 @@
+//! Layers that train in condensed form, as operations of Burn's CPU backends with backward passes of their own.
+
+// Burn deprecates the NdArray backend, but users of it are served as well.
+#![allow(deprecated)]
+
+use crate::condensed_ops::lock;
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{
+    Autodiff, Backend, DispatchDevice, Flex, NdArray, TensorMetadata, backend_extension, read_sync,
+};
+use burn::tensor::{Device, TensorData};
+use condensed::training::{Layer, Scratch};
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
+
+/// Sparse layers as an operation; `Dispatch` calls that of the tensor's own backend.
+#[backend_extension(Flex, NdArray, Autodiff)]
+pub(crate) trait SparseOps: Backend {
+    /// `y = W x + b` in f32, where `W` has these values at the layer's active positions; the result has dimensions `dims`.
+    fn sparse_layer(
+        input: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        layer: Arc<Layer>,
+        dims: Vec<usize>,
+    ) -> FloatTensor<Self>;
+}
+
+/// A backend whose tensors lie in memory.
+trait InMemory: Backend {
+    /// The numbers of an f32 tensor, row-major; copied only if they do not lie so.
+    fn numbers(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]>;
+}
+
+impl InMemory for Flex {
+    fn numbers(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]> {
+        match tensor.as_slice() {
+            Some(numbers) => numbers.into(),
+            None => copy::<Self>(tensor).into(),
+        }
+    }
+}
+
+impl InMemory for NdArray {
+    fn numbers(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]> {
+        copy::<Self>(tensor).into()
+    }
+}
+
+fn copy<B: Backend>(tensor: &FloatTensor<B>) -> Vec<f32> {
+    let data = read_sync(B::float_into_data(tensor.clone())).expect("CPU tensors can be read at any time");
+    data.try_into_vec().expect("modules cast to f32")
+}
+
+/// Memory of layers that run at the same time: each takes one, and puts it back.
+static SCRATCH: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
+
+/// # Panics
+/// If the layer needs more memory than there may be.
+fn with_scratch(run: impl FnOnce(&mut Scratch) -> Result<(), condensed::Error>) {
+    let mut scratch = lock(&SCRATCH).pop().unwrap_or_default();
+    run(&mut scratch).unwrap_or_else(|error| panic!("{error}"));
+    lock(&SCRATCH).push(scratch);
+}
+
+/// A new tensor.
+fn tensor<B: Backend>(numbers: Vec<f32>, dims: Vec<usize>, device: &B::Device) -> FloatTensor<B> {
+    B::float_from_data(TensorData::new(numbers, dims), device)
+}
+
+/// Samples of a tensor, of a layer whose samples have so many numbers.
+fn batch(dims: &[usize], sample: usize) -> usize {
+    // Layers of no inputs have samples, too.
+    if sample == 0 { dims[0] } else { dims.iter().product::<usize>() / sample }
+}
+
+fn forward<B: InMemory>(
+    input: FloatTensor<B>,
+    values: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    layer: &Layer,
+    dims: Vec<usize>,
+) -> FloatTensor<B> {
+    let mut output = vec![0.0; dims.iter().product()];
+    let batch = batch(&dims, layer.output_shape().len());
+    with_scratch(|scratch| {
+        let (values, bias) = (B::numbers(&values), B::numbers(&bias));
+        layer.forward(&values, Some(&bias), batch, &B::numbers(&input), &mut output, scratch)
+    });
+    tensor::<B>(output, dims, &input.device())
+}
+
+impl SparseOps for Flex {
+    fn sparse_layer(
+        input: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        layer: Arc<Layer>,
+        dims: Vec<usize>,
+    ) -> FloatTensor<Self> {
+        forward::<Self>(input, values, bias, &layer, dims)
+    }
+}
+
+impl SparseOps for NdArray {
+    fn sparse_layer(
+        input: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        layer: Arc<Layer>,
+        dims: Vec<usize>,
+    ) -> FloatTensor<Self> {
+        forward::<Self>(input, values, bias, &layer, dims)
+    }
+}
+
+/// The backward pass.
+#[derive(Debug)]
+struct SparseLayerBackward;
+
+impl<B: InMemory + SparseOps> Backward<B, 3> for SparseLayerBackward {
+    /// Where input and values are kept, and the layer.
+    type State = (NodeId, NodeId, Arc<Layer>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [of_input, of_values, of_bias] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        let (input, values, layer) = ops.state;
+        let x: FloatTensor<B> = checkpointer.retrieve_node_output(input);
+        let values: FloatTensor<B> = checkpointer.retrieve_node_output(values);
+        let device = x.device();
+        let (x_dims, values_dims) = (x.shape().to_vec(), values.shape().to_vec());
+        let batch = batch(&dy.shape().to_vec(), layer.output_shape().len());
+        let (x, values, dy) = (B::numbers(&x), B::numbers(&values), B::numbers(&dy));
+        if let Some(node) = of_bias {
+            let mut dbias = vec![0.0; layer.pattern().neurons()];
+            layer.bias_gradient(batch, &dy, &mut dbias);
+            let dims = vec![dbias.len()];
+            grads.register::<B>(node.id, tensor::<B>(dbias, dims, &device));
+        }
+        if of_input.is_none() && of_values.is_none() {
+            return;
+        }
+        let mut dx = of_input.is_some().then(|| vec![0.0; x.len()]);
+        let mut dvalues = vec![0.0; values.len()];
+        with_scratch(|scratch| {
+            layer.backward(&values, batch, &x, &dy, dx.as_deref_mut(), &mut dvalues, scratch)
+        });
+        if let (Some(node), Some(dx)) = (of_input, dx) {
+            grads.register::<B>(node.id, tensor::<B>(dx, x_dims, &device));
+        }
+        if let Some(node) = of_values {
+            grads.register::<B>(node.id, tensor::<B>(dvalues, values_dims, &device));
+        }
+    }
+}
+
+impl<B: InMemory + SparseOps, C: CheckpointStrategy> SparseOps for Autodiff<B, C> {
+    fn sparse_layer(
+        input: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        layer: Arc<Layer>,
+        dims: Vec<usize>,
+    ) -> FloatTensor<Self> {
+        let nodes = [input.node(), values.node(), bias.node()];
+        match SparseLayerBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&input), prep.checkpoint(&values), layer.clone());
+                let output = B::sparse_layer(
+                    input.into_primitive(),
+                    values.into_primitive(),
+                    bias.into_primitive(),
+                    layer,
+                    dims,
+                );
+                prep.finish(state, output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::sparse_layer(
+                input.into_primitive(),
+                values.into_primitive(),
+                bias.into_primitive(),
+                layer,
+                dims,
+            )),
+        }
+    }
+}
+
+/// Whether [`SparseOps`] runs on tensors of this device, with autodiff or without.
+pub(crate) fn trains_condensed(device: &Device) -> bool {
+    let device = device.clone().without_autodiff();
+    matches!(device.as_dispatch(), DispatchDevice::Flex(_) | DispatchDevice::NdArray(_))
+}
