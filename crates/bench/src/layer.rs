@@ -16,7 +16,7 @@ use srigl_tensors::memory;
 
 use super::csr::{Csr, dense_times_vector, im2col, transpose};
 use super::peer::Offer;
-use super::{Case, Contender, MeasureArgs, Saved, compare, device, fastest, save};
+use super::{Case, Contender, MeasureArgs, Saved, compare, device, fastest, save, training};
 
 /// Time one linear layer or convolution: dense, compressed sparse rows (CSR), condensed
 ///
@@ -25,11 +25,16 @@ use super::{Case, Contender, MeasureArgs, Saved, compare, device, fastest, save}
 #[command(after_help = "\
 A convolution pads by half its kernel. --save-weights writes `weight` (dense, with zeros), `bias` and `input`.
 
+With --training each call goes forward and backward: to the gradients by input, weights and bias. The dense contender is then
+Burn's layer, `masked` the same with a mask over its gradient, and `condensed` the kernels that compute with active weights
+alone.
+
 Examples:
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --threads 4 --json
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --device cuda --torch python3
-  srigl bench layer --conv 64 64 3 --size 56 --stride 1 --sparsity 0.95 --onnxruntime python3")]
+  srigl bench layer --conv 64 64 3 --size 56 --stride 1 --sparsity 0.95 --onnxruntime python3
+  srigl bench layer --conv 128 128 3 --size 16 --sparsity 0.9 --batch 64 --training --torch python3")]
 pub struct LayerArgs {
     /// Inputs of a linear layer
     #[arg(long = "in", value_name = "M", requires = "outputs", required_unless_present = "conv")]
@@ -46,6 +51,9 @@ pub struct LayerArgs {
     /// Step between the convolution's windows
     #[arg(long, value_name = "S", requires = "conv", default_value_t = 1)]
     stride: usize,
+    /// Forward and backward, as in training; --torch brings SparseProp, too, if the interpreter has it
+    #[arg(long, conflicts_with_all = ["device", "onnxruntime", "deepsparse"])]
+    training: bool,
     #[command(flatten)]
     measure: MeasureArgs,
 }
@@ -113,16 +121,23 @@ pub fn run(args: &LayerArgs) -> Result<()> {
         );
     };
     let input = uniform(inputs, &mut rng);
+    let gradient = uniform(if args.training { outputs } else { 0 }, &mut rng);
     let saved = || {
         let mut dims = vec![layer.batch, sample.features];
         if window.is_some() {
             dims.extend([sample.height, sample.width]);
         }
-        vec![
+        let mut saved = vec![
             Saved::floats("weight", &layer.spec.dims, &layer.weights),
             Saved::floats("bias", &[layer.bias.len()], &layer.bias),
             Saved::floats("input", &dims, &input),
-        ]
+        ];
+        if args.training {
+            dims[1] = layer.spec.neurons();
+            dims.iter_mut().skip(2).zip(output).for_each(|(dim, size)| *dim = size);
+            saved.push(Saved::floats("gradient", &dims, &gradient));
+        }
+        saved
     };
     let weights = measure.save_weights.is_some().then(&saved);
 
@@ -132,10 +147,13 @@ pub fn run(args: &LayerArgs) -> Result<()> {
     let peers = measure.peers()?;
     let (stride, padding) = window.map_or((1, 0), |w| (w.stride[0], w.padding[0]));
     let offer = match peers.any() {
-        true => peers.layer(&saved(), stride, padding, &layer, input.len() + outputs),
+        true => peers.layer(&saved(), (stride, padding), &layer, input.len() + outputs, args.training),
         false => Offer::default(),
     };
+    let step = training::Step { layer: &layer, sample, window, input: &input, gradient: &gradient };
+    let outputs = if args.training { step.outputs() } else { outputs };
     let mut contenders = match (device, window) {
+        _ if args.training => step.contenders(&pool)?,
         (Some(device), window) => {
             let place = device::Place { device: &device, is_gpu: measure.place.is_gpu() };
             if place.is_gpu {
@@ -153,7 +171,7 @@ pub fn run(args: &LayerArgs) -> Result<()> {
         save(measure, || weights)?;
     }
     let case = Case {
-        what: "layer",
+        what: if args.training { "training of a layer" } else { "layer" },
         shape,
         actual_sparsity: 1.0 - mask.density(),
         input,

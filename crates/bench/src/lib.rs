@@ -10,6 +10,7 @@ mod model;
 mod peer;
 mod report;
 mod train;
+mod training;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

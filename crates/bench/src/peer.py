@@ -6,6 +6,8 @@ and answers are lines of JSON, one answer for each request:
     (at the start)                              {"version": "2.11.0"} or {"error": why}
     {"do": "layer", "file": F, "stride": 1,     {"contenders": [{"name": "torch f32", "engine": "F.linear"}, ...],
      "padding": 1, "half": false}                "skipped": [{"name": "torch condensed", "why": "out of memory"}]}
+    {"do": "train_layer", ...}                  the same: forward and backward, where F also has the `gradient` by the
+                                                result. torch only
     {"do": "model", "file": F, "onnx": O,       the same; torch has written O before
      "model": NAME, "half": false}
     {"do": "export", "file": F, "onnx": O,      {}: the network is in O, for the others. torch only
@@ -22,6 +24,7 @@ are safetensors: `weight`, `bias`, `input` of a layer; the tensors of a network 
 
 import copy
 import importlib
+import importlib.util
 import json
 import os
 import struct
@@ -186,6 +189,59 @@ class Torch:
             makers["torch csr product"] = lambda: self.csr_product(weight, bias, x)
             if DEVICE.type == "cpu":
                 makers["torch condensed"] = lambda: self.condensed(weight, bias, x)
+        return makers
+
+    def train_layer(self, request):
+        """Forward and backward through a layer: PyTorch's, and SparseProp's if it is there."""
+        torch.set_grad_enabled(True)
+        tensors = self.tensors(request)
+        weight, bias, gradient = tensors["weight"], tensors["bias"], tensors["gradient"]
+        x = tensors["input"].requires_grad_()
+        is_conv, active = weight.ndim == 4, weight != 0
+        if is_conv:
+            options = {"stride": request["stride"], "padding": request["padding"]}
+            dense = torch.nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], **options)
+        else:
+            dense = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            dense.weight.copy_(weight)
+            dense.bias.copy_(bias)
+
+        class Step(TorchContender):
+            def __init__(self, layer, of_active):
+                self.of_active = of_active
+
+                def run():
+                    x.grad = None
+                    layer.zero_grad(set_to_none=True)
+                    y = layer(x)
+                    y.backward(gradient)
+                    # The gradients are taken along: another contender has the same input.
+                    return y, x.grad, layer.weight.grad, layer.bias.grad
+
+                super().__init__(run)
+
+            def numbers(self):
+                y, of_input, of_weight, of_bias = self.result
+                parts = [y.detach(), of_input, self.of_active(of_weight), of_bias]
+                return torch.cat([part.flatten() for part in parts]).numpy()
+
+        def sparse():
+            from sparseprop import modules
+            from sparseprop.modules import utils
+
+            if not is_conv:
+                return "SparseProp's SparseLinear", Step(modules.SparseLinear.from_dense(dense), lambda values: values)
+            layers = [modules.SparseConv2d.from_dense(dense, over_width) for over_width in (False, True)]
+
+            def of_active(layer):
+                return lambda values: utils.from_sparse_format_conv2d(values, layer.W_idx, weight.shape)[active]
+
+            return "SparseProp's SparseConv2d", fastest([Step(layer, of_active(layer)) for layer in layers])
+
+        makers = {"torch f32": lambda: (type(dense).__name__, Step(dense, lambda whole: whole[active]))}
+        if importlib.util.find_spec("sparseprop"):
+            makers["sparseprop"] = sparse
         return makers
 
     @staticmethod

@@ -93,16 +93,17 @@ impl Peers {
 
     /// A layer, dense and in each sparse form that an engine has; `saved` are `weight`, `bias` and `input`.
     ///
-    /// `numbers` are those of input and output together.
+    /// `numbers` are those of input and output together. For `training` there is the `gradient` by the result, too.
     pub fn layer(
         &self,
         saved: &[Saved],
-        stride: usize,
-        padding: usize,
+        (stride, padding): (usize, usize),
         layer: &Layer,
         numbers: usize,
+        training: bool,
     ) -> Offer {
-        let request = json!({ "do": "layer", "stride": stride, "padding": padding, "half": self.half });
+        let todo = if training { "train_layer" } else { "layer" };
+        let request = json!({ "do": todo, "stride": stride, "padding": padding, "half": self.half });
         let mut offer = Offer::default();
         for peer in self.torch.iter().chain(&self.others) {
             offer.extend(peer.with_file(saved, request.clone()));
@@ -197,6 +198,8 @@ impl Peer {
     fn start(engine: &'static str, python: &Path, device: &str, threads: usize) -> Result<Self> {
         let mut child = Command::new(python)
             .args(["-c", SCRIPT, engine, device, &threads.to_string()])
+            // Extensions bring an OpenMP of their own.
+            .env("OMP_NUM_THREADS", threads.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
