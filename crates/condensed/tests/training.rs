@@ -1,4 +1,5 @@
-//! Layers that train, against plain sums in double precision: random shapes, every instruction set, any number of threads.
+//! Layers that train, against plain sums in double precision and PyTorch's autograd (`fixtures/training.py`): random shapes,
+//! every instruction set, any number of threads.
 
 use condensed::training::{Layer, Scratch};
 use condensed::{Error, FanIn, Isa, Pattern, Shape, Window};
@@ -124,11 +125,11 @@ impl Case {
             let at = window_at * window.stride[axis] + tap * window.dilation[axis];
             at.checked_sub(window.padding[axis]).filter(|at| *at < size)
         };
-        for result in 0..dy.len() {
+        for (result, &dy) in dy.iter().enumerate() {
             let (column, row) = (result % width, result / width % height);
             let (neuron, b) = (result / (width * height) % neurons, result / (width * height * neurons));
             step.y[result] += f64::from(bias[neuron]);
-            step.dbias[neuron] += f64::from(dy[result]);
+            step.dbias[neuron] += f64::from(dy);
             for weight in 0..inputs {
                 let (channel, tap) = (weight / (rows * columns), weight % (rows * columns));
                 let channel = neuron / (neurons / groups) * channels + channel;
@@ -136,11 +137,11 @@ impl Case {
                 let column = inside(1, column, tap % columns, input.width);
                 let (Some(row), Some(column)) = (row, column) else { continue };
                 let at = ((b * input.features + channel) * input.height + row) * input.width + column;
-                let product = f64::from(dy[result]) * f64::from(x[at]);
+                let product = f64::from(dy) * f64::from(x[at]);
                 step.dense[neuron * inputs + weight] += product;
                 if let Some(place) = of_input[neuron * inputs + weight] {
                     step.y[result] += f64::from(values[place]) * f64::from(x[at]);
-                    step.dx[at] += f64::from(values[place]) * f64::from(dy[result]);
+                    step.dx[at] += f64::from(values[place]) * f64::from(dy);
                     step.dvalues[place] += product;
                 }
             }
@@ -194,6 +195,68 @@ impl Case {
             let bias = self.bias.iter().flat_map(|bias| std::iter::repeat_n(bias, positions)).cycle();
             let without: Vec<f64> = want.y.iter().zip(bias).map(|(y, b)| y - f64::from(*b)).collect();
             assert_close(&y, &without, &format!("{isa:?} without bias"));
+        }
+    }
+}
+
+/// Numbers of `fixtures/training.py`.
+fn hashed(name: &str, count: usize) -> Vec<f32> {
+    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, hash);
+    let number = |i: u64| {
+        let mixed = seed.wrapping_add(i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        (mixed >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count as u64).map(number).collect()
+}
+
+/// A case of `fixtures/training.json`.
+#[derive(serde::Deserialize)]
+struct Recorded {
+    batch: usize,
+    groups: usize,
+    filters: usize,
+    window: Window,
+    input: Shape,
+    y: Vec<f64>,
+    dx: Vec<f64>,
+    dweight: Vec<f64>,
+    dbias: Vec<f64>,
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "many cases")]
+fn steps_are_those_of_pytorch() {
+    let recorded: Vec<Recorded> = serde_json::from_str(include_str!("fixtures/training.json")).unwrap();
+    assert_eq!(recorded.len(), 20);
+    for (index, want) in recorded.into_iter().enumerate() {
+        let Recorded { batch, groups, filters, window, input, .. } = want;
+        let hashed = |what: &str, count| hashed(&format!("{index} {what}"), count);
+        let inputs = input.features / groups * window.kernel[0] * window.kernel[1];
+        let mask: Vec<bool> = hashed("mask", filters * inputs).iter().map(|number| *number < -0.2).collect();
+        let at_mask = |all: Vec<f64>| -> Vec<f64> {
+            all.into_iter().zip(&mask).filter(|(_, active)| **active).map(|(number, _)| number).collect()
+        };
+        let weights = hashed("weight", filters * inputs).into_iter().map(f64::from).collect();
+        let is_vector = input.positions() == 1 && window.kernel == [1, 1];
+        let case = Case {
+            pattern: Pattern::from_mask(&mask, filters, inputs).unwrap(),
+            conv: (!is_vector).then_some((window, groups, input)),
+            batch,
+            values: at_mask(weights).into_iter().map(|value| value as f32).collect(),
+            bias: hashed("bias", filters),
+            x: hashed("x", want.dx.len()),
+            dy: hashed("dy", want.y.len()),
+        };
+        for isa in Isa::all() {
+            let got = case.run(&case.layer(isa), &mut Scratch::default());
+            assert_close(&got.y, &want.y, &format!("case {index}, {isa:?} y"));
+            assert_close(&got.dx, &want.dx, &format!("case {index}, {isa:?} dx"));
+            assert_close(&got.dense, &want.dweight, &format!("case {index}, {isa:?} dense"));
+            let dvalues = at_mask(want.dweight.clone());
+            assert_close(&got.dvalues, &dvalues, &format!("case {index}, {isa:?} dvalues"));
+            assert_close(&got.dbias, &want.dbias, &format!("case {index}, {isa:?} dbias"));
         }
     }
 }

@@ -52,10 +52,12 @@ pub struct Scratch {
     inputs: Buffer,
     /// Gradients by results, laid out.
     gradients: Buffer,
-    /// Results of bands, or gradients by values.
+    /// Results of bands.
     sums: Buffer,
     /// Values in the kernels' order.
     values: Buffer,
+    /// Gradients by values, of each chunk.
+    dvalues: Buffer,
 }
 
 impl Layer {
@@ -155,12 +157,17 @@ impl Layer {
     ) -> Result<(), Error> {
         self.check(values.len(), batch, x.len(), y.len());
         assert!(bias.is_none_or(|bias| bias.len() == self.pattern.neurons()), "bias [N]");
-        let room = self.room(&self.forward, batch);
-        scratch.grow([room[0], 0, room[1], floats(&[values.len()])])?;
+        let wave = self.wave(batch, usize::MAX);
+        let room = self.room(&self.forward, wave);
+        scratch.grow([room[0], 0, room[1], floats(&[values.len()]), 0])?;
         let Scratch { inputs, sums, values: packed, .. } = scratch;
         let packed = &mut packed[..values.len()];
         self.forward.pack(values, packed);
-        self.product(&self.forward, (packed, bias), batch, x, (inputs, sums), y);
+        for first in (0..batch).step_by(wave.max(1)) {
+            let images = first..batch.min(first + wave);
+            let (x, y) = (of(x, batch, &images), of_mut(y, batch, &images));
+            self.product(&self.forward, (packed, bias), images.len(), x, (inputs, sums), y);
+        }
         Ok(())
     }
 
@@ -185,20 +192,34 @@ impl Layer {
     ) -> Result<(), Error> {
         self.check(values.len(), batch, x.len(), dy.len());
         assert_eq!(dvalues.len(), values.len(), "dvalues");
-        let [gradients, sums] = self.room(&self.backward, batch);
-        let sums = sums.max(floats(&[self.chunks(batch).0, values.len()]));
-        scratch.grow([self.room(&self.forward, batch)[0], gradients, sums, floats(&[values.len()])])?;
-        let Scratch { inputs, gradients, sums, values: packed } = scratch;
-        if let Some(dx) = dx {
+        if let Some(dx) = &dx {
             assert_eq!(dx.len(), x.len(), "dx");
-            let packed = &mut packed[..values.len()];
-            self.backward.pack(values, packed);
-            self.product(&self.backward, (packed, None), batch, dy, (gradients, sums), dx);
-        } else {
-            self.lay_out(&self.backward, batch, dy, gradients);
         }
-        self.lay_out(&self.forward, batch, x, inputs);
-        self.sample(batch, inputs, gradients, sums, dvalues);
+        let chunks = self.chunks();
+        let wave = self.wave(batch, chunks);
+        let [inputs, _] = self.room(&self.forward, wave);
+        let [gradients, sums] = self.room(&self.backward, wave);
+        let packed = floats(&[values.len()]);
+        scratch.grow([inputs, gradients, sums, packed, floats(&[chunks, values.len()])])?;
+        let Scratch { inputs, gradients, sums, values: packed, dvalues: sampled } = scratch;
+        let (packed, sampled) = (&mut packed[..values.len()], &mut sampled[..chunks * values.len()]);
+        self.backward.pack(values, packed);
+        sampled.fill(0.0);
+        let mut dx = dx;
+        for first in (0..batch).step_by(wave.max(1)) {
+            let images = first..batch.min(first + wave);
+            let (x, dy, count) = (of(x, batch, &images), of(dy, batch, &images), images.len());
+            match &mut dx {
+                Some(dx) => {
+                    let dx = of_mut(dx, batch, &images);
+                    self.product(&self.backward, (packed, None), count, dy, (gradients, sums), dx);
+                }
+                None => self.lay_out(&self.backward, count, dy, gradients),
+            }
+            self.lay_out(&self.forward, count, x, inputs);
+            self.sample(first / self.images, count, inputs, gradients, sampled);
+        }
+        self.place(sampled, dvalues);
         Ok(())
     }
 
@@ -248,7 +269,7 @@ impl Layer {
             return Ok(());
         }
         let (forward, backward) = (&self.forward, &self.backward);
-        scratch.grow([self.room(forward, batch)[0], self.room(backward, batch)[0], 0, 0])?;
+        scratch.grow([self.room(forward, batch)[0], self.room(backward, batch)[0], 0, 0, 0])?;
         self.lay_out(forward, batch, x, &mut scratch.inputs);
         self.lay_out(backward, batch, dy, &mut scratch.gradients);
         let (channels, filters) = (input.features / groups, output.features / groups);
@@ -317,11 +338,17 @@ impl Layer {
             .map(|[planes, slots]| floats(&[self.groups(batch), unit, planes, slots]))
     }
 
-    /// Groups in chunks, whose gradients by values are summed one after the other: how many chunks, of how many groups.
-    fn chunks(&self, batch: usize) -> (usize, usize) {
-        let groups = self.groups(batch);
-        let per_chunk = groups.div_ceil((SAMPLERS / self.forward.parts().len().max(1)).max(1)).max(1);
-        (groups.div_ceil(per_chunk), per_chunk)
+    /// Images of a wave: a group for each thread, so that what is laid out of it stays in the cache; at most so many groups.
+    fn wave(&self, batch: usize, most: usize) -> usize {
+        // A power of two, as the number of chunks is.
+        let groups = 1 << rayon::current_num_threads().min(most).ilog2();
+        batch.min(groups * self.images)
+    }
+
+    /// Chunks of groups whose gradients by values are summed by themselves, so that the order of sums does not depend on the
+    /// number of threads: every so many groups.
+    fn chunks(&self) -> usize {
+        1 << (SAMPLERS / self.forward.parts().len().max(1)).max(1).ilog2()
     }
 
     /// Lays out what a pass reads.
@@ -370,48 +397,60 @@ impl Layer {
         });
     }
 
-    /// The gradient by the values, from laid out inputs and gradients.
-    fn sample(&self, batch: usize, x: &[f32], dy: &[f32], sums: &mut [f32], dvalues: &mut [f32]) {
-        let (isa, weights) = (self.isa, dvalues.len());
+    /// Adds the gradient by the values to the sums of each chunk, from laid out inputs and gradients of groups from `first` on.
+    fn sample(&self, first: usize, batch: usize, x: &[f32], dy: &[f32], sums: &mut [f32]) {
+        let (isa, weights) = (self.isa, self.pattern.len());
         if weights == 0 {
             return;
         }
         let Shape { height, width, .. } = self.geometry.output;
         let (forward, backward) = (&self.forward, &self.backward);
-        let (chunks, per_chunk) = self.chunks(batch);
-        let sums = &mut sums[..chunks * weights];
-        let of_part = |groups: Range<usize>, part: &Part, sums: &mut [f32]| {
-            sums.fill(0.0);
-            for group in groups {
-                let (_, unit) = self.group(group, batch);
-                let x = &x[group * self.region(forward, batch)..];
-                let dy = &dy[group * self.region(backward, batch)..];
-                let plane = backward.field.layout.slots * unit;
-                let dy = &dy[part.planes.start * plane..];
-                let registers = unit / isa.lanes();
-                let tile = tile(SAMPLED / registers, width);
-                for row in 0..height {
-                    for first in (0..width).step_by(tile) {
-                        let vectors = tile.min(width - first) * registers;
-                        let x = &x[forward.field.window(row, first) * unit..];
-                        let dy = &dy[backward.field.position(row, first) * unit..];
-                        part.reads.sample(isa, vectors, (x, unit), (dy, plane), sums);
-                    }
+        let of_part = |group: usize, part: &Part, sums: &mut [f32]| {
+            let (_, unit) = self.group(group, batch);
+            let x = &x[group * self.region(forward, batch)..];
+            let dy = &dy[group * self.region(backward, batch)..];
+            let plane = backward.field.layout.slots * unit;
+            let dy = &dy[part.planes.start * plane..];
+            let registers = unit / isa.lanes();
+            let tile = tile(SAMPLED / registers, width);
+            for row in 0..height {
+                for first in (0..width).step_by(tile) {
+                    let vectors = tile.min(width - first) * registers;
+                    let x = &x[forward.field.window(row, first) * unit..];
+                    let dy = &dy[backward.field.position(row, first) * unit..];
+                    part.reads.sample(isa, vectors, (x, unit), (dy, plane), sums);
                 }
             }
         };
-        sums.par_chunks_mut(weights).enumerate().for_each(|(chunk, sums)| {
-            let groups = chunk * per_chunk..((chunk + 1) * per_chunk).min(self.groups(batch));
-            each_part(forward.parts(), sums, &|part, sums| of_part(groups.clone(), part, sums));
+        let sums = &mut sums[first % self.chunks() * weights..];
+        let groups = sums.par_chunks_mut(weights).enumerate().take(self.groups(batch));
+        groups.for_each(|(group, sums)| {
+            each_part(forward.parts(), sums, &|part, sums| of_part(group, part, sums));
         });
-        each_part(forward.parts(), dvalues, &|part, dvalues| {
+    }
+
+    /// Adds up the sums of all chunks, in the places of the layer's values.
+    fn place(&self, sums: &[f32], dvalues: &mut [f32]) {
+        let weights = dvalues.len();
+        each_part(self.forward.parts(), dvalues, &|part, dvalues| {
             let first = part.weights.start;
             for weight in part.weights.clone() {
                 let sum: f32 = sums.iter().skip(weight).step_by(weights).sum();
-                dvalues[forward.places[weight] as usize - first] = sum;
+                dvalues[self.forward.places[weight] as usize - first] = sum;
             }
         });
     }
+}
+
+/// The numbers of some images of a batch.
+fn of<'a>(numbers: &'a [f32], batch: usize, images: &Range<usize>) -> &'a [f32] {
+    let image = numbers.len() / batch;
+    &numbers[images.start * image..images.end * image]
+}
+
+fn of_mut<'a>(numbers: &'a mut [f32], batch: usize, images: &Range<usize>) -> &'a mut [f32] {
+    let image = numbers.len() / batch;
+    &mut numbers[images.start * image..images.end * image]
 }
 
 /// Images that are worked on together: so many that the positions of a row fill registers.
@@ -436,9 +475,9 @@ fn each_part(parts: &[Part], numbers: &mut [f32], run: &(impl Fn(&Part, &mut [f3
 
 impl Scratch {
     /// At least so many floats each from now on.
-    fn grow(&mut self, room: [u64; 4]) -> Result<(), Error> {
-        let Self { inputs, gradients, sums, values } = self;
-        for (buffer, floats) in [inputs, gradients, sums, values].into_iter().zip(room) {
+    fn grow(&mut self, room: [u64; 5]) -> Result<(), Error> {
+        let Self { inputs, gradients, sums, values, dvalues } = self;
+        for (buffer, floats) in [inputs, gradients, sums, values, dvalues].into_iter().zip(room) {
             buffer.grow(usize::try_from(floats).unwrap_or(usize::MAX)).map_err(Error::TrainingMemory)?;
         }
         Ok(())
