@@ -88,9 +88,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
         Some(finished) => {
             if args.data.is_some() {
                 let inputs = Inputs::new(&config.loader(open()?, 0)?, config.weights.as_deref())?;
-                let latest = Checkpoint::latest(&folder).ok().flatten();
-                let of_checkpoint = latest.and_then(|latest| latest.checkpoint.progress.inputs);
-                folder.check_inputs(&inputs, folder.inputs()?.or(of_checkpoint).as_ref())?;
+                // Checkpoints know them, too, but are large.
+                let known = folder.inputs()?.or_else(|| {
+                    Checkpoint::latest(&folder).ok().flatten()?.checkpoint.progress.inputs
+                });
+                folder.check_inputs(&inputs, known.as_ref())?;
             }
             folder.clear_lock();
             print::note(&format!("{} is finished already", args.out.display()));

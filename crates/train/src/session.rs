@@ -324,7 +324,9 @@ impl Loop<'_> {
         if lost {
             Checkpoint::put_damaged_aside(folder)?;
         }
-        folder.keep_inputs(lock, progress.inputs.as_ref().unwrap_or(&self.inputs))?;
+        if let Some(inputs) = &progress.inputs {
+            folder.keep_inputs(lock, inputs)?;
+        }
         if config.extended != self.before.extended {
             if config.epochs != self.before.epochs {
                 self.tell_extension(progress.step, steps)?;
@@ -522,6 +524,11 @@ impl Loop<'_> {
 
     /// The last model, then the result.
     fn finish<M: Classifier>(&self, state: &State<M>) -> Result<RunResult> {
+        self.write_model(state, file::MODEL)?;
+        // A finished run that had lost its model alone.
+        if let Ok(Some(result)) = self.session.folder.result() {
+            return Ok(result);
+        }
         let accuracy = evaluate(&state.model.valid(), self.session.loader, self.device)?;
         let layers = state.topology.layers().into_iter().map(|layer| LayerResult {
             weights: layer.mask.positions(),
@@ -529,11 +536,6 @@ impl Loop<'_> {
             itop: layer.itop(),
             name: layer.name,
         });
-        self.write_model(state, file::MODEL)?;
-        // A finished run that had lost its model alone.
-        if let Ok(Some(result)) = self.session.folder.result() {
-            return Ok(result);
-        }
         let result = RunResult {
             test_accuracy: accuracy.top1,
             best_test_accuracy: state.progress.best_test_accuracy,
