@@ -77,17 +77,20 @@ impl Step<'_> {
         };
         // A linear layer is a convolution of images of one pixel, but for what is called.
         let x = tensor(input, &[layer.batch, features, height, width]);
-        let dy = Tensor::<4>::from_data(tensor(gradient, &[layer.batch, neurons, result[0], result[1]]), &device);
+        let dy =
+            Tensor::<4>::from_data(tensor(gradient, &[layer.batch, neurons, result[0], result[1]]), &device);
         let kernel = window.map_or([1, 1], |window| window.kernel);
         let dims = [neurons, fan_in / kernel[0] / kernel[1], kernel[0], kernel[1]];
         let weight = Tensor::<4>::from_data(tensor(&layer.weights, &dims), &device).require_grad();
         let bias = Tensor::<1>::from_data(tensor(&layer.bias, &[neurons]), &device).require_grad();
         let inactive: Vec<bool> = layer.weights.iter().map(|weight| *weight == 0.0).collect();
-        let cleared = Tensor::<4, Bool>::from_data(TensorData::new(inactive.clone(), dims), &device.clone().without_autodiff());
+        let cleared = Tensor::<4, Bool>::from_data(
+            TensorData::new(inactive.clone(), dims),
+            &device.clone().without_autodiff(),
+        );
         let is_masked = name == "masked";
-        let options = window.map(|Window { stride, padding, dilation, .. }| {
-            ConvOptions::new(stride, padding, dilation, 1)
-        });
+        let options = window
+            .map(|Window { stride, padding, dilation, .. }| ConvOptions::new(stride, padding, dilation, 1));
         let x = Tensor::<4>::from_data(x, &device).require_grad();
 
         let results = Rc::new(RefCell::new(None));
@@ -117,7 +120,8 @@ impl Step<'_> {
         contender.read = Some(Box::new(move |output| {
             let result = results.borrow_mut().take();
             let (y, dx, of_weight, dbias) = result.context("nothing has been run")?;
-            let numbers = |data: TensorData| data.try_into_vec::<f32>().map_err(|_| anyhow::anyhow!("not in f32"));
+            let numbers =
+                |data: TensorData| data.try_into_vec::<f32>().map_err(|_| anyhow::anyhow!("not in f32"));
             let of_weight = numbers(of_weight.into_data())?.into_iter().zip(&inactive);
             let of_active = of_weight.filter(|(_, inactive)| !**inactive).map(|(number, _)| number);
             let mut all = numbers(y.into_data())?;

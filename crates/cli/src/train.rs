@@ -89,9 +89,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
             if args.data.is_some() {
                 let inputs = Inputs::new(&config.loader(open()?, 0)?, config.weights.as_deref())?;
                 // Checkpoints know them, too, but are large.
-                let known = folder.inputs()?.or_else(|| {
-                    Checkpoint::latest(&folder).ok().flatten()?.checkpoint.progress.inputs
-                });
+                let known = folder
+                    .inputs()?
+                    .or_else(|| Checkpoint::latest(&folder).ok().flatten()?.checkpoint.progress.inputs);
                 folder.check_inputs(&inputs, known.as_ref())?;
             }
             folder.clear_lock();

@@ -1,9 +1,9 @@
 //! Initial masks, at random or by the magnitude of given weights, and sparse-aware initial weights.
 
 use crate::random::{Purpose, Stream};
-use crate::select::{Candidates, Scores, add_largest_to_row, magnitude};
+use crate::select::{keep_largest, magnitude, mark_largest, row_keys};
 use crate::topology::check_values;
-use crate::{ConstantFanInMask, Error, LayerSpec, Mask};
+use crate::{ConstantFanInMask, Error, LayerSpec, Mask, mask};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
@@ -57,7 +57,7 @@ pub fn magnitude_mask(layer: &LayerSpec, weights: &[f32], sparsity: f64) -> Resu
         return Err(Error::FanInZero { layer: layer.name.clone(), sparsity, target, active: n });
     }
     let mut mask = Mask::empty(n, m);
-    Scores { values: weights, neurons: n, candidates: Candidates::All }.mark_largest(target, &mut mask);
+    mark_largest(weights, target, &mut mask);
     Ok(mask)
 }
 
@@ -76,8 +76,11 @@ pub fn constant_fan_in_magnitude_mask(
     let fan_in = initial_fan_in(layer, sparsity)?;
     let mut mask = Mask::empty(n, m);
     let (words, width) = mask.rows_mut();
-    words.par_chunks_mut(width).enumerate().for_each_init(Vec::new, |scratch, (neuron, row)| {
-        add_largest_to_row(row, &weights[neuron * m..][..m], fan_in, scratch);
+    words.par_chunks_mut(width).enumerate().for_each_init(Vec::new, |keys, (neuron, row)| {
+        keys.clear();
+        keys.extend(row_keys(0, &weights[neuron * m..][..m]));
+        keep_largest(keys, fan_in);
+        keys.iter().for_each(|key| mask::set_bit(row, key.position()));
     });
     ConstantFanInMask::try_from(mask)
 }

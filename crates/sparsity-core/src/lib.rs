@@ -82,6 +82,7 @@ pub use methods::{AnyMethod, METHODS, Method};
 pub use random::{Purpose, Stream};
 pub use schedule::UpdateSchedule;
 pub use topology::{
-    Layer, LayerStats, Update, UpdateReport, initial_mask, initial_mask_by_magnitude, initial_masks,
-    itop_rate, settle_weights, update_layer, update_topology,
+    ActiveLayer, DenseGradient, Layer, LayerStats, Update, UpdateReport, initial_mask,
+    initial_mask_by_magnitude, initial_masks, itop_rate, settle_weights, update_active_layer, update_layer,
+    update_topology,
 };

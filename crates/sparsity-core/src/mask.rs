@@ -194,6 +194,16 @@ impl Mask {
     }
 }
 
+/// Sets a bit.
+pub(crate) fn set_bit(words: &mut [u64], bit: usize) {
+    words[bit / 64] |= 1 << (bit % 64);
+}
+
+/// Whether a bit is set.
+pub(crate) fn has_bit(words: &[u64], bit: usize) -> bool {
+    words[bit / 64] >> (bit % 64) & 1 == 1
+}
+
 /// Number of set bits.
 pub(crate) fn count(words: &[u64]) -> usize {
     words.iter().map(|w| w.count_ones() as usize).sum()

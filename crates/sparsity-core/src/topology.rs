@@ -1,11 +1,13 @@
 //! Topology updates of layers and models by any method, and what to report of them.
 
+use crate::select::{Key, blocks};
 use crate::{
     Distribution, Error, InitialMask, LayerSpec, Mask, Method, Stream, global_magnitude_sparsities,
     layer_sparsities,
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// One layer as an update sees it. All slices are row-major `[N · M]`, rows are neurons.
 #[derive(Clone, Copy, Debug)]
@@ -24,15 +26,117 @@ pub struct Layer<'a> {
     pub ablate: bool,
 }
 
-impl Layer<'_> {
+/// One layer of which only the active weights are there, as an update sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct ActiveLayer<'a> {
+    /// Its name, for errors.
+    pub name: &'a str,
+    /// `W` at the active positions, one row (neuron) after the other.
+    pub values: &'a [f32],
+    /// The present topology.
+    pub mask: &'a Mask,
+    /// As [`Layer::sparsity`].
+    pub sparsity: f64,
+    /// As [`Layer::ablate`].
+    pub ablate: bool,
+}
+
+/// The dense gradient `G = ∂L/∂W`, row-major `[N · M]`.
+pub enum DenseGradient<'a> {
+    /// All of it.
+    All(&'a [f32]),
+    /// Whoever writes that of some neurons, `[neurons · M]`, which may be asked for more than once.
+    Rows(&'a mut dyn FnMut(Range<usize>, &mut [f32])),
+}
+
+impl std::fmt::Debug for DenseGradient<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::All(_) => "All",
+            Self::Rows(_) => "Rows",
+        })
+    }
+}
+
+impl ActiveLayer<'_> {
+    /// Where each neuron's values begin, and the last's end.
+    pub(crate) fn rows(&self) -> Vec<usize> {
+        let ends = (0..self.mask.neurons()).scan(0, |end, neuron| {
+            *end += self.mask.fan_in(neuron);
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends).collect()
+    }
+
+    /// The weights of a neuron with their positions in the layer.
+    pub(crate) fn keys(&self, rows: &[usize], neuron: usize) -> impl Iterator<Item = Key> + use<'_> {
+        let first = neuron * self.mask.dense_fan_in();
+        let values = &self.values[rows[neuron]..rows[neuron + 1]];
+        self.mask.inputs(neuron).zip(values).map(move |(input, value)| Key::new(*value, first + input))
+    }
+
+    /// Calls `each` with some neurons and their dense gradient, in order.
+    pub(crate) fn each_block(
+        &self,
+        gradient: &mut DenseGradient,
+        mut each: impl FnMut(Range<usize>, &[f32]),
+    ) -> Result<(), Error> {
+        let (neurons, inputs) = (self.mask.neurons(), self.mask.dense_fan_in());
+        let mut rows = Vec::new();
+        for block in blocks(neurons, inputs) {
+            let positions = block.start * inputs..block.end * inputs;
+            match gradient {
+                DenseGradient::All(all) => each(block, &all[positions]),
+                DenseGradient::Rows(write) => {
+                    rows.resize(positions.len(), 0.0);
+                    write(block.clone(), &mut rows);
+                    check_finite(self.name, inputs, "gradient", &rows, positions.start)?;
+                    each(block, &rows);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), Error> {
-        if !(0.0..1.0).contains(&self.sparsity) {
-            return Err(Error::Sparsity(self.sparsity));
+        check_layer(self.name, self.sparsity, self.mask)?;
+        let (expected, got) = (self.mask.nnz(), self.values.len());
+        if got != expected {
+            return Err(Error::Length { layer: self.name.into(), what: "active weight", expected, got });
         }
-        if self.mask.positions() == 0 || self.mask.positions() >= u32::MAX as usize {
-            let (layer, positions) = (self.name.to_string(), self.mask.positions());
-            return Err(Error::TooLarge { layer, positions });
-        }
+        let Some(bad) = first_not_finite(self.values) else { return Ok(()) };
+        let positions = (0..self.mask.neurons())
+            .flat_map(|neuron| self.mask.inputs(neuron).map(move |input| (neuron, input)));
+        let (neuron, input) = positions.skip(bad).next().unwrap_or_default();
+        let (layer, value) = (self.name.into(), self.values[bad]);
+        Err(Error::NotFinite { layer, what: "weight", value, neuron, input })
+    }
+}
+
+fn check_layer(name: &str, sparsity: f64, mask: &Mask) -> Result<(), Error> {
+    if !(0.0..1.0).contains(&sparsity) {
+        return Err(Error::Sparsity(sparsity));
+    }
+    let positions = mask.positions();
+    if positions == 0 || positions >= u32::MAX as usize {
+        return Err(Error::TooLarge { layer: name.to_string(), positions });
+    }
+    Ok(())
+}
+
+impl Layer<'_> {
+    /// Calls `run` with the active weights alone, and the gradient.
+    pub(crate) fn active<T>(&self, run: impl FnOnce(&ActiveLayer, DenseGradient) -> T) -> T {
+        let Self { name, mask, sparsity, ablate, .. } = *self;
+        let inputs = mask.dense_fan_in();
+        let row = |neuron: usize| mask.inputs(neuron).map(move |input| self.weights[neuron * inputs + input]);
+        let values: Vec<f32> = (0..mask.neurons()).into_par_iter().flat_map_iter(row).collect();
+        let layer = ActiveLayer { name, values: &values, mask, sparsity, ablate };
+        run(&layer, DenseGradient::All(self.grads))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        check_layer(self.name, self.sparsity, self.mask)?;
         for (what, values) in [("weight", self.weights), ("gradient", self.grads)] {
             check_values(self.name, self.mask.shape(), what, values)?;
         }
@@ -205,9 +309,20 @@ pub(crate) fn check_values(
     if got != expected {
         return Err(Error::Length { layer: layer.into(), what, expected, got });
     }
+    check_finite(layer, m, what, values, 0)
+}
+
+/// Refuses values, of a layer of dense fan-in `m` from the position `first` on, that are not finite.
+fn check_finite(
+    layer: &str,
+    m: usize,
+    what: &'static str,
+    values: &[f32],
+    first: usize,
+) -> Result<(), Error> {
     match first_not_finite(values) {
         Some(i) => {
-            let (layer, neuron, input) = (layer.into(), i / m, i % m);
+            let (layer, neuron, input) = (layer.into(), (first + i) / m, (first + i) % m);
             Err(Error::NotFinite { layer, what, value: values[i], neuron, input })
         }
         None => Ok(()),
@@ -231,18 +346,54 @@ fn check_shape(method: &dyn Method, layer: &str, mask: &Mask, expected: [usize; 
 /// # Errors
 /// Sizes that do not fit, values that are not finite, settings out of range, or a fan-in of 0.
 pub fn update_layer(method: &dyn Method, alpha: f64, layer: &Layer, stream: Stream) -> Result<Update, Error> {
+    check_method(method, alpha)?;
+    layer.check()?;
+    let updates = layer.sparsity > 0.0 && method.info().needs.updates;
+    let mask = updates.then(|| method.update(layer, alpha, stream)).transpose()?;
+    updated(method, layer.name, layer.mask, mask)
+}
+
+/// The same from the active weights alone, and the dense gradient some neurons at a time: equal numbers give equal masks.
+/// `None` if the method must see all weights.
+///
+/// # Errors
+/// As [`update_layer`].
+pub fn update_active_layer(
+    method: &dyn Method,
+    alpha: f64,
+    layer: &ActiveLayer,
+    gradient: DenseGradient,
+    stream: Stream,
+) -> Result<Option<Update>, Error> {
+    check_method(method, alpha)?;
+    layer.check()?;
+    if let DenseGradient::All(all) = gradient {
+        check_values(layer.name, layer.mask.shape(), "gradient", all)?;
+    }
+    let updates = layer.sparsity > 0.0 && method.info().needs.updates;
+    let mask = match updates {
+        true => match method.update_active(layer, gradient, alpha, stream) {
+            Some(mask) => Some(mask?),
+            None => return Ok(None),
+        },
+        false => None,
+    };
+    updated(method, layer.name, layer.mask, mask).map(Some)
+}
+
+fn check_method(method: &dyn Method, alpha: f64) -> Result<(), Error> {
     method.check()?;
     if !(0.0..=1.0).contains(&alpha) {
         return Err(Error::Setting { name: "drop fraction", value: alpha, allowed: "in [0, 1]" });
     }
-    layer.check()?;
-    let mask = if layer.sparsity == 0.0 || !method.info().needs.updates {
-        layer.mask.clone()
-    } else {
-        method.update(layer, alpha, stream)?
-    };
-    check_shape(method, layer.name, &mask, layer.mask.shape())?;
-    let report = UpdateReport::new(layer.mask, &mask);
+    Ok(())
+}
+
+/// The update from a mask to another, if there is one.
+fn updated(method: &dyn Method, layer: &str, before: &Mask, after: Option<Mask>) -> Result<Update, Error> {
+    let mask = after.unwrap_or_else(|| before.clone());
+    check_shape(method, layer, &mask, before.shape())?;
+    let report = UpdateReport::new(before, &mask);
     Ok(Update { mask, report })
 }
 

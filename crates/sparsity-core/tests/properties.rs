@@ -4,8 +4,9 @@
 use proptest::prelude::*;
 use sparsity_core::methods::{Rigl, Set, Srigl, StaticMask, ThresholdBase};
 use sparsity_core::{
-    ConstantFanInMask, Distribution, Error, Layer, LayerSpec, Mask, Method, Stream, UpdateReport,
-    initial_mask, itop_rate, layer_sparsities, settle_weights, update_layer, update_topology,
+    ActiveLayer, ConstantFanInMask, DenseGradient, Distribution, Error, Layer, LayerSpec, Mask, Method,
+    Stream, UpdateReport, initial_mask, itop_rate, layer_sparsities, settle_weights, update_active_layer,
+    update_layer, update_topology,
 };
 
 const STREAM: Stream = Stream { seed: 7, layer: 0, step: 100 };
@@ -293,6 +294,27 @@ proptest! {
             prop_assert!(rate >= before && rate >= now.density());
             prop_assert_eq!(rate, seen.iter().filter(|seen| **seen == 1).count() as f64 / seen.len() as f64);
             prop_assert_eq!(ever_active.to_bytes(), &seen[..]);
+        }
+    }
+
+    /// Weights that are not there, and gradients of some neurons at a time, give the same masks.
+    #[test]
+    fn updates_from_active_weights_alone_are_the_same(case in cases(), keep in any::<bool>()) {
+        let mask = &case.mask();
+        let values: Vec<f32> = (0..mask.neurons())
+            .flat_map(|neuron| mask.inputs(neuron).map(move |input| (neuron, input)))
+            .map(|(neuron, input)| case.weights[neuron * case.m + input])
+            .collect();
+        let (sparsity, ablate) = (case.sparsity, case.ablate);
+        let layer = ActiveLayer { name: "fc", values: &values, mask, sparsity, ablate };
+        for method in [&case.settings as &dyn Method, &Rigl, &Set, &StaticMask] {
+            let mut rows = |neurons: std::ops::Range<usize>, to: &mut [f32]| {
+                to.copy_from_slice(&case.grads[neurons.start * case.m..neurons.end * case.m]);
+            };
+            let gradient =
+                if keep { DenseGradient::All(&case.grads) } else { DenseGradient::Rows(&mut rows) };
+            let update = update_active_layer(method, case.alpha, &layer, gradient, STREAM);
+            prop_assert_eq!(update.map(|update| update.expect("it sees enough").mask), case.update(method));
         }
     }
 

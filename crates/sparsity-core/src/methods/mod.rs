@@ -18,7 +18,10 @@ pub use srigl::{Srigl, ThresholdBase};
 pub use static_mask::StaticMask;
 pub use structured_static::StructuredStatic;
 
-use crate::{Error, Layer, LayerSpec, Mask, Stream, constant_fan_in_magnitude_mask, magnitude_mask};
+use crate::{
+    ActiveLayer, DenseGradient, Error, Layer, LayerSpec, Mask, Stream, constant_fan_in_magnitude_mask,
+    magnitude_mask,
+};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -72,9 +75,33 @@ pub trait Method: Debug + Send + Sync {
     /// The new mask `[N, M]` of a layer, a pure function of the arguments: `alpha` is the drop fraction `α_t`, and
     /// `stream` feeds random choices. The layer has been checked. Never called unless [`Needs::updates`].
     ///
+    /// By default that of [`update_active`](Self::update_active).
+    ///
     /// # Errors
     /// If the layer cannot keep its sparsity, such as [`Error::FanInZero`].
-    fn update(&self, layer: &Layer, alpha: f64, stream: Stream) -> Result<Mask, Error>;
+    ///
+    /// # Panics
+    /// If the method has neither.
+    fn update(&self, layer: &Layer, alpha: f64, stream: Stream) -> Result<Mask, Error> {
+        let mask = layer.active(|layer, gradient| self.update_active(layer, gradient, alpha, stream));
+        mask.unwrap_or_else(|| panic!("method `{}` has no update", self.info().name))
+    }
+
+    /// The same from the active weights alone, and the dense gradient some neurons at a time: what layers are trained with
+    /// that have no other weights. `None` for methods that must see all.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update), and [`Error::NotFinite`] for a gradient that is not.
+    fn update_active(
+        &self,
+        layer: &ActiveLayer,
+        gradient: DenseGradient,
+        alpha: f64,
+        stream: Stream,
+    ) -> Option<Result<Mask, Error>> {
+        let _ = (layer, gradient, alpha, stream);
+        None
+    }
 
     /// Which positions the optimizer may move until the next update, given the mask until then. `weights` computes
     /// the present values `[N · M]`, which may be expensive.

@@ -2,7 +2,8 @@
 
 use super::unstructured::{drop_smallest, dropped, grow_largest_gradients};
 use super::{AnyMethod, Method, MethodInfo, Needs, Variant};
-use crate::{Error, Layer, LayerSpec, Mask, Stream, unstructured_mask};
+use crate::topology::{ActiveLayer, DenseGradient};
+use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
 
 /// Drop by magnitude, grow by gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,10 +29,15 @@ impl Method for Rigl {
     }
 
     /// Keeps the top `n − K` active weights by |W| and grows the top `K = ⌊n·α_t⌋` of |G| among the rest.
-    fn update(&self, layer: &Layer, alpha: f64, _stream: Stream) -> Result<Mask, Error> {
+    fn update_active(
+        &self,
+        layer: &ActiveLayer,
+        gradient: DenseGradient,
+        alpha: f64,
+        _stream: Stream,
+    ) -> Option<Result<Mask, Error>> {
         let k = dropped(layer.mask, alpha);
         let mut mask = drop_smallest(layer, k);
-        grow_largest_gradients(&mut mask, layer.grads, k);
-        Ok(mask)
+        Some(grow_largest_gradients(layer, &mut mask, gradient, k).map(|()| mask))
     }
 }

@@ -2,7 +2,8 @@
 
 use super::unstructured::{drop_smallest, dropped, grow_at_random};
 use super::{AnyMethod, Method, MethodInfo, Needs, Variant};
-use crate::{Error, Layer, LayerSpec, Mask, Stream, unstructured_mask};
+use crate::topology::{ActiveLayer, DenseGradient};
+use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
 
 /// Drop by magnitude, grow at random.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,10 +29,16 @@ impl Method for Set {
     }
 
     /// Keeps the top `n − K` active weights by |W| and grows `K = ⌊n·α_t⌋` others at random.
-    fn update(&self, layer: &Layer, alpha: f64, stream: Stream) -> Result<Mask, Error> {
+    fn update_active(
+        &self,
+        layer: &ActiveLayer,
+        _gradient: DenseGradient,
+        alpha: f64,
+        stream: Stream,
+    ) -> Option<Result<Mask, Error>> {
         let k = dropped(layer.mask, alpha);
         let mut mask = drop_smallest(layer, k);
         grow_at_random(&mut mask, stream, k);
-        Ok(mask)
+        Some(Ok(mask))
     }
 }

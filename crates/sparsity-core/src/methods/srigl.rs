@@ -5,8 +5,9 @@
 
 use super::{AnyMethod, Method, MethodInfo, Needs, Setting, SettingKind, Settings, Value, Variant};
 use crate::init::{constant_fan_in_mask, target_weights};
-use crate::select::{Candidates, Largest, Scores, add_largest_to_row, keep_largest_of_row};
-use crate::{ConstantFanInMask, Error, Layer, LayerSpec, Mask, Stream, mask};
+use crate::select::{Key, Largest, keep_largest, row_keys};
+use crate::topology::{ActiveLayer, DenseGradient};
+use crate::{ConstantFanInMask, Error, LayerSpec, Mask, Stream, mask};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -104,26 +105,126 @@ impl Method for Srigl {
         constant_fan_in_mask(layer, sparsity, stream).map(ConstantFanInMask::into_mask)
     }
 
-    fn update(&self, layer: &Layer, alpha: f64, _stream: Stream) -> Result<Mask, Error> {
-        update(layer, self, alpha).map(ConstantFanInMask::into_mask)
+    fn update_active(
+        &self,
+        layer: &ActiveLayer,
+        gradient: DenseGradient,
+        alpha: f64,
+        _stream: Stream,
+    ) -> Option<Result<Mask, Error>> {
+        Some(update(layer, gradient, self, alpha).map(ConstantFanInMask::into_mask))
     }
 }
 
 /// The new mask of one layer. `alpha` is the drop fraction `α_t`.
-fn update(layer: &Layer, settings: &Srigl, alpha: f64) -> Result<ConstantFanInMask, Error> {
+fn update(
+    layer: &ActiveLayer,
+    mut gradient: DenseGradient,
+    settings: &Srigl,
+    alpha: f64,
+) -> Result<ConstantFanInMask, Error> {
     let target = target_weights(layer.mask.positions(), layer.sparsity);
-    let quota = quota(layer, alpha);
-    let ablated = if layer.ablate && settings.gamma_sal > 0.0 {
-        let salient = salient_weights_per_neuron(layer, &quota);
+    let weights = Weights { layer, rows: layer.rows() };
+    let quota = quota(&weights, alpha);
+    let none_ablated = vec![false; layer.mask.neurons()];
+    let ablates = layer.ablate && settings.gamma_sal > 0.0;
+    let expected = if ablates { usual_fan_in(layer) } else { new_fan_in(layer, target, &none_ablated)? };
+    let mut top = Largest::new(if ablates { quota.drop } else { 0 });
+    let mut candidates = Candidates::find(layer, &mut gradient, expected, Some(&mut top))?;
+    let ablated = if ablates {
+        let salient = salient_weights_per_neuron(&weights, &quota, top);
         let threshold = ablation_threshold(layer.mask, target, settings);
         ablated_neurons(&salient, feasible_threshold(&salient, threshold, target, layer.mask))
     } else {
-        vec![false; layer.mask.neurons()]
+        none_ablated
     };
     let fan_in = new_fan_in(layer, target, &ablated)?;
-    let kept = kept_weights(layer, &quota, &ablated);
-    let mask = pruned_and_grown(layer, &kept, &ablated, fan_in);
+    if !candidates.are_enough(fan_in) {
+        candidates = Candidates::find(layer, &mut gradient, fan_in, None)?;
+    }
+    let kept = kept_weights(&weights, &quota, &ablated);
+    let mask = pruned_and_grown(&weights, kept, &candidates, &ablated, fan_in);
     ConstantFanInMask::try_from(mask)
+}
+
+/// The active weights of a layer.
+struct Weights<'a> {
+    layer: &'a ActiveLayer<'a>,
+    /// Where each neuron's values begin, and the last's end.
+    rows: Vec<usize>,
+}
+
+impl Weights<'_> {
+    /// Those of a neuron that are not exactly zero. One that is says nothing, and its gradient decides.
+    fn non_zero(&self, neuron: usize) -> impl Iterator<Item = Key> + use<'_> {
+        self.layer.keys(&self.rows, neuron).filter(|key| !key.is_zero())
+    }
+
+    /// Marks the `n` largest that are not zero, outside the skipped neurons.
+    fn mark_largest(&self, n: usize, skip: impl Fn(usize) -> bool + Sync, mask: &mut Mask) {
+        let mut largest = Largest::new(n);
+        let rows = 0..self.layer.mask.neurons();
+        largest.offer(rows, |neuron| {
+            self.non_zero(neuron).filter({
+                let skipped = skip(neuron);
+                move |_| !skipped
+            })
+        });
+        largest.mark(mask);
+    }
+}
+
+/// Of each neuron the positions with the largest |G|, at most so many: those that it may grow.
+struct Candidates {
+    /// Of each neuron, largest first.
+    keys: Vec<Key>,
+    per_neuron: usize,
+    /// Whether they are all there are.
+    all: bool,
+}
+
+/// How many weights a neuron is likely to have after the update: ablation may give it more than it has.
+fn usual_fan_in(layer: &ActiveLayer) -> usize {
+    let most = (0..layer.mask.neurons()).map(|neuron| layer.mask.fan_in(neuron)).max().unwrap_or(0);
+    most + most / 4 + 8
+}
+
+impl Candidates {
+    /// One pass over the dense gradient, which also offers all of it to `top`.
+    fn find(
+        layer: &ActiveLayer,
+        gradient: &mut DenseGradient,
+        per_neuron: usize,
+        mut top: Option<&mut Largest>,
+    ) -> Result<Self, Error> {
+        let inputs = layer.mask.dense_fan_in();
+        let per_neuron = per_neuron.min(inputs);
+        let mut found = Vec::with_capacity(layer.mask.neurons() * per_neuron);
+        layer.each_block(gradient, |neurons, block| {
+            let first = neurons.start;
+            let row =
+                |neuron: usize| row_keys(neuron * inputs, &block[(neuron - first) * inputs..][..inputs]);
+            if let Some(top) = &mut top {
+                top.offer(neurons.clone(), row);
+            }
+            found.par_extend(neurons.into_par_iter().flat_map_iter(|neuron| {
+                let mut keys: Vec<Key> = row(neuron).collect();
+                keep_largest(&mut keys, per_neuron);
+                keys.sort_unstable_by(|a, b| b.cmp(a));
+                keys
+            }));
+        })?;
+        Ok(Self { keys: found, per_neuron, all: per_neuron == inputs })
+    }
+
+    /// Whether every neuron can grow to a fan-in, whichever of its weights are kept.
+    fn are_enough(&self, fan_in: usize) -> bool {
+        self.all || fan_in <= self.per_neuron
+    }
+
+    fn of_neuron(&self, neuron: usize) -> &[Key] {
+        &self.keys[neuron * self.per_neuron..][..self.per_neuron]
+    }
 }
 
 /// How many weights of the layer are kept and how many dropped.
@@ -133,28 +234,21 @@ struct Quota {
 }
 
 /// Step 1: `K = ⌊n·α_t⌋`, `n_keep = n − K`; if fewer than that are non-zero, exactly those are kept.
-fn quota(layer: &Layer, alpha: f64) -> Quota {
-    let active = layer.mask.nnz();
+fn quota(weights: &Weights, alpha: f64) -> Quota {
+    let active = weights.layer.values.len();
     let keep = active - (active as f64 * alpha).floor() as usize;
-    let keep = keep.min(weight_scores(layer, &vec![false; layer.mask.neurons()]).count());
+    let keep = keep.min(weights.layer.values.iter().filter(|value| **value != 0.0).count());
     Quota { keep, drop: active - keep }
 }
 
 /// Step 2: the number `s_i` of salient weights of each neuron: in the layer's top `n_keep` by |W| or in its
 /// top `K` by |G|.
-fn salient_weights_per_neuron(layer: &Layer, quota: &Quota) -> Vec<usize> {
-    let none_ablated = vec![false; layer.mask.neurons()];
-    let weights = weight_scores(layer, &none_ablated);
-    let grads = gradient_scores(layer);
-    let (top_weights, top_grads) = (weights.largest(quota.keep), grads.largest(quota.drop));
-    let count = |row: &mut Vec<u64>, neuron| {
-        row.fill(0);
-        weights.mark(&top_weights, neuron, row);
-        grads.mark(&top_grads, neuron, row);
-        mask::count(row)
-    };
-    let width = layer.mask.row(0).len();
-    (0..layer.mask.neurons()).into_par_iter().map_init(|| vec![0; width], count).collect()
+fn salient_weights_per_neuron(weights: &Weights, quota: &Quota, top_grads: Largest) -> Vec<usize> {
+    let mask = weights.layer.mask;
+    let mut salient = Mask::empty(mask.neurons(), mask.dense_fan_in());
+    weights.mark_largest(quota.keep, |_| false, &mut salient);
+    top_grads.mark(&mut salient);
+    (0..mask.neurons()).map(|neuron| salient.fan_in(neuron)).collect()
 }
 
 /// Step 3: `τ = max(1, ⌊γ_sal·k0⌋)`, or `γ_sal` itself from 1 on.
@@ -183,7 +277,7 @@ fn ablated_neurons(salient: &[usize], threshold: usize) -> Vec<bool> {
 }
 
 /// Step 6: `k' = ⌊A / (N − ablated)⌋`.
-fn new_fan_in(layer: &Layer, target: usize, ablated: &[bool]) -> Result<usize, Error> {
+fn new_fan_in(layer: &ActiveLayer, target: usize, ablated: &[bool]) -> Result<usize, Error> {
     let active = ablated.iter().filter(|a| !**a).count();
     match target.checked_div(active) {
         Some(fan_in) if fan_in > 0 => Ok(fan_in),
@@ -194,47 +288,54 @@ fn new_fan_in(layer: &Layer, target: usize, ablated: &[bool]) -> Result<usize, E
     }
 }
 
-/// Step 7, over the layer: the boundary of the top `n_keep` of |W| outside ablated neurons. A weight that is
-/// exactly zero is never kept: it says nothing, and its gradient decides (as in step 1).
-fn kept_weights<'a>(layer: &Layer<'a>, quota: &Quota, ablated: &'a [bool]) -> (Scores<'a>, Largest) {
-    let weights = weight_scores(layer, ablated);
-    (weights, weights.largest(quota.keep))
+/// Step 7, over the layer: the top `n_keep` of |W| outside ablated neurons. A weight that is exactly zero is never
+/// kept (as in step 1).
+fn kept_weights(weights: &Weights, quota: &Quota, ablated: &[bool]) -> Mask {
+    let mut kept = Mask::empty(ablated.len(), weights.layer.mask.dense_fan_in());
+    weights.mark_largest(quota.keep, |neuron| ablated[neuron], &mut kept);
+    kept
 }
 
 /// Steps 7 and 8, neuron by neuron: keep at most `k'` of the neuron's kept weights by |W|, then grow to `k'`
 /// by |G| among the other positions.
-fn pruned_and_grown(layer: &Layer, kept: &(Scores, Largest), ablated: &[bool], fan_in: usize) -> Mask {
-    let m = layer.mask.dense_fan_in();
-    let mut new = Mask::empty(layer.mask.neurons(), m);
-    let (words, width) = new.rows_mut();
+fn pruned_and_grown(
+    weights: &Weights,
+    mut mask: Mask,
+    candidates: &Candidates,
+    ablated: &[bool],
+    fan_in: usize,
+) -> Mask {
+    let inputs = mask.dense_fan_in();
+    let (words, width) = mask.rows_mut();
     let rows = words.par_chunks_mut(width).enumerate().filter(|(neuron, _)| !ablated[*neuron]);
-    rows.for_each_init(Vec::new, |scratch, (neuron, row)| {
-        let (weights, grads) = (&layer.weights[neuron * m..][..m], &layer.grads[neuron * m..][..m]);
-        kept.0.mark(&kept.1, neuron, row);
+    rows.for_each(|(neuron, row)| {
+        let input = |key: &Key| key.position() - neuron * inputs;
         let mut kept = mask::count(row);
         if kept > fan_in {
-            keep_largest_of_row(row, weights, fan_in);
+            let mut keys: Vec<Key> =
+                weights.non_zero(neuron).filter(|key| mask::has_bit(row, input(key))).collect();
+            keep_largest(&mut keys, fan_in);
+            row.fill(0);
+            keys.iter().for_each(|key| mask::set_bit(row, input(key)));
             kept = fan_in;
         }
-        add_largest_to_row(row, grads, fan_in - kept, scratch);
+        for key in candidates.of_neuron(neuron) {
+            if kept == fan_in {
+                break;
+            }
+            if !mask::has_bit(row, input(key)) {
+                mask::set_bit(row, input(key));
+                kept += 1;
+            }
+        }
     });
-    new
-}
-
-/// |W| of active, non-zero weights outside the skipped neurons.
-fn weight_scores<'a>(layer: &Layer<'a>, skip: &'a [bool]) -> Scores<'a> {
-    let candidates = Candidates::NonZero { mask: layer.mask, skip };
-    Scores { values: layer.weights, neurons: layer.mask.neurons(), candidates }
-}
-
-/// |G| of all positions.
-fn gradient_scores<'a>(layer: &Layer<'a>) -> Scores<'a> {
-    Scores { values: layer.grads, neurons: layer.mask.neurons(), candidates: Candidates::All }
+    mask
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Layer;
 
     #[test]
     fn the_guard_keeps_one_neuron_more_than_could_be_filled() {
@@ -261,7 +362,7 @@ mod tests {
             ablate: true,
         };
         let settings = Srigl { gamma_sal: 3.0, ..Srigl::default() };
-        assert_eq!(update(&layer, &settings, 0.5).unwrap().into_mask(), mask);
+        assert_eq!(settings.update(&layer, 0.5, Stream { seed: 0, layer: 0, step: 0 }).unwrap(), mask);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What methods without a structure are made of: dropping and growing weights of a whole layer.
 
-use crate::select::{Candidates, Scores};
-use crate::{Layer, Mask, Purpose, Stream};
+use crate::select::Largest;
+use crate::topology::{ActiveLayer, DenseGradient};
+use crate::{Error, Mask, Purpose, Stream};
 
 /// `K = ⌊n·α_t⌋`: how many of the `n` active weights are dropped.
 pub fn dropped(mask: &Mask, alpha: f64) -> usize {
@@ -9,19 +10,38 @@ pub fn dropped(mask: &Mask, alpha: f64) -> usize {
 }
 
 /// The mask without the `k` smallest active |W|.
-pub fn drop_smallest(layer: &Layer, k: usize) -> Mask {
-    let neurons = layer.mask.neurons();
-    let weights = Scores { values: layer.weights, neurons, candidates: Candidates::Active(layer.mask) };
-    let mut kept = Mask::empty(neurons, layer.mask.dense_fan_in());
-    weights.mark_largest(layer.mask.nnz() - k, &mut kept);
+pub fn drop_smallest(layer: &ActiveLayer, k: usize) -> Mask {
+    let mut kept = Mask::empty(layer.mask.neurons(), layer.mask.dense_fan_in());
+    let mut largest = Largest::new(layer.mask.nnz() - k);
+    let rows = layer.rows();
+    largest.offer(0..layer.mask.neurons(), |neuron| layer.keys(&rows, neuron));
+    largest.mark(&mut kept);
     kept
 }
 
 /// Activates the `n` largest |G| among the inactive positions.
-pub fn grow_largest_gradients(mask: &mut Mask, grads: &[f32], n: usize) {
-    let kept = mask.clone();
-    let scores = Scores { values: grads, neurons: kept.neurons(), candidates: Candidates::NotIn(&kept) };
-    scores.mark_largest(n, mask);
+///
+/// # Errors
+/// [`Error::NotFinite`] for a gradient that is not.
+pub fn grow_largest_gradients(
+    layer: &ActiveLayer,
+    mask: &mut Mask,
+    mut gradient: DenseGradient,
+    n: usize,
+) -> Result<(), Error> {
+    let mut largest = Largest::new(n);
+    let kept = &*mask;
+    layer.each_block(&mut gradient, |neurons, block| {
+        let inputs = kept.dense_fan_in();
+        let first = neurons.start;
+        largest.offer(neurons, |neuron| {
+            let row = &block[(neuron - first) * inputs..][..inputs];
+            crate::select::row_keys(neuron * inputs, row)
+                .filter(move |key| !kept.is_active(neuron, key.position() - neuron * inputs))
+        });
+    })?;
+    largest.mark(mask);
+    Ok(())
 }
 
 /// Activates `n` of the inactive positions, uniformly without replacement.
