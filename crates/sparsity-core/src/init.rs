@@ -1,7 +1,7 @@
 //! Initial masks, at random or by the magnitude of given weights, and sparse-aware initial weights.
 
 use crate::random::{Purpose, Stream};
-use crate::select::{keep_largest, magnitude, mark_largest, row_keys};
+use crate::select::{Key, largest_of_row, magnitude, mark_largest};
 use crate::topology::check_values;
 use crate::{ConstantFanInMask, Error, LayerSpec, Mask, mask};
 use rand::RngExt;
@@ -76,10 +76,9 @@ pub fn constant_fan_in_magnitude_mask(
     let fan_in = initial_fan_in(layer, sparsity)?;
     let mut mask = Mask::empty(n, m);
     let (words, width) = mask.rows_mut();
-    words.par_chunks_mut(width).enumerate().for_each_init(Vec::new, |keys, (neuron, row)| {
-        keys.clear();
-        keys.extend(row_keys(0, &weights[neuron * m..][..m]));
-        keep_largest(keys, fan_in);
+    let scratch = || (vec![Key::default(); fan_in], Vec::new());
+    words.par_chunks_mut(width).enumerate().for_each_init(scratch, |(keys, scratch), (neuron, row)| {
+        largest_of_row(&weights[neuron * m..][..m], 0, keys, scratch);
         keys.iter().for_each(|key| mask::set_bit(row, key.position()));
     });
     ConstantFanInMask::try_from(mask)

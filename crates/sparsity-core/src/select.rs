@@ -3,7 +3,7 @@
 //! Magnitudes are compared by their bit pattern, which is exact for finite values. Among equal ones the lower
 //! position comes first, so every selection is the one a stable sort would make, whatever the thread count.
 
-use crate::Mask;
+use crate::{Mask, mask};
 use rayon::prelude::*;
 
 /// Bit pattern of |x|; monotone in |x| for finite values.
@@ -12,7 +12,7 @@ pub(crate) fn magnitude(x: f32) -> u32 {
 }
 
 /// A value and its position: the larger magnitude is larger, and of equal ones the lower position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key(u64);
 
 impl Key {
@@ -24,8 +24,12 @@ impl Key {
         !(self.0 as u32) as usize
     }
 
+    fn magnitude(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     pub fn is_zero(self) -> bool {
-        self.0 >> 32 == 0
+        self.magnitude() == 0
     }
 }
 
@@ -57,19 +61,47 @@ impl Largest {
     }
 
     /// Offers keys of several rows, made by `row` of each.
-    pub fn offer<I: Iterator<Item = Key>>(
+    pub fn offer<I: Iterator<Item = Key> + Send>(
         &mut self,
         rows: std::ops::Range<usize>,
         row: impl Fn(usize) -> I + Sync + Send,
-    ) where
-        I: Send,
-    {
+    ) {
         if self.n == 0 {
             return;
         }
         let least = self.least;
         let passes = |key: &Key| least.is_none_or(|least| *key > least);
         self.keys.par_extend(rows.into_par_iter().flat_map_iter(|i| row(i).filter(passes)));
+        if self.keys.len() >= 2 * self.n + SPARE {
+            self.sort_out();
+        }
+    }
+
+    /// Offers all of `values`, rows of a mask of `inputs` columns from the neuron `first` on; but for what is marked in
+    /// `except`.
+    pub fn offer_rows(&mut self, first: usize, inputs: usize, values: &[f32], except: Option<&Mask>) {
+        if self.n == 0 {
+            return;
+        }
+        let least = self.least.unwrap_or(Key(0));
+        let of_row = |mut keys: Vec<Key>, (row, values): (usize, &[f32])| {
+            let neuron = first + row;
+            let marked = except.map(|mask| mask.row(neuron));
+            for (word, chunk) in values.chunks(64).enumerate() {
+                let free = marked.map_or(u64::MAX, |marked| !marked[word]);
+                // Most lie below what is known, and are left out 64 at a time.
+                for bit in mask::set_bits(&[free & bits(chunk, |s| s >= least.magnitude())]) {
+                    let key = Key::new(chunk[bit], neuron * inputs + word * 64 + bit);
+                    if key > least {
+                        keys.push(key);
+                    }
+                }
+            }
+            keys
+        };
+        let rows = values.par_chunks(inputs).enumerate();
+        let pieces: Vec<Vec<Key>> = rows.fold(Vec::new, of_row).collect();
+        pieces.iter().for_each(|keys| self.keys.extend_from_slice(keys));
         if self.keys.len() >= 2 * self.n + SPARE {
             self.sort_out();
         }
@@ -94,17 +126,53 @@ impl Largest {
 
 /// Activates the `n` largest of `values` `[N · M]`.
 pub(crate) fn mark_largest(values: &[f32], n: usize, mask: &mut Mask) {
-    let (neurons, inputs) = (mask.neurons(), mask.dense_fan_in());
+    let inputs = mask.dense_fan_in();
     let mut largest = Largest::new(n);
-    for rows in blocks(neurons, inputs) {
-        largest.offer(rows, |neuron| row_keys(neuron * inputs, &values[neuron * inputs..][..inputs]));
+    for rows in blocks(mask.neurons(), inputs) {
+        largest.offer_rows(rows.start, inputs, &values[rows.start * inputs..rows.end * inputs], None);
     }
     largest.mark(mask);
 }
 
-/// Keys of values that begin at a position.
-pub(crate) fn row_keys(first: usize, values: &[f32]) -> impl Iterator<Item = Key> {
-    values.iter().enumerate().map(move |(i, value)| Key::new(*value, first + i))
+/// Writes to `keys` the largest of `values`, as many as there is room for and at most as many as there are values, whose
+/// positions begin with `first`. `scratch` spares an allocation per row.
+pub(crate) fn largest_of_row(values: &[f32], first: usize, keys: &mut [Key], scratch: &mut Vec<u32>) {
+    let n = keys.len();
+    if n == 0 {
+        return;
+    }
+    scratch.clear();
+    scratch.extend(values.iter().map(|value| magnitude(*value)));
+    let (larger, &mut boundary, _) = scratch.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
+    let mut ties = n - larger.iter().filter(|s| **s > boundary).count();
+    let mut room = keys.iter_mut();
+    for (word, chunk) in values.chunks(64).enumerate() {
+        for bit in mask::set_bits(&[bits(chunk, |s| s >= boundary)]) {
+            if magnitude(chunk[bit]) == boundary {
+                if ties == 0 {
+                    continue;
+                }
+                ties -= 1;
+            }
+            if let Some(key) = room.next() {
+                *key = Key::new(chunk[bit], first + word * 64 + bit);
+            }
+        }
+    }
+}
+
+/// One bit for each of up to 64 values: whether its magnitude passes the test.
+///
+/// The results go through bytes, since comparing into bytes vectorises and shifting bit by bit does not.
+/// The factor moves byte `i` of eight to bit `56 + i`.
+fn bits(values: &[f32], pass: impl Fn(u32) -> bool) -> u64 {
+    let mut bytes = [0u8; 64];
+    for (byte, value) in bytes.iter_mut().zip(values) {
+        *byte = u8::from(pass(magnitude(*value)));
+    }
+    let (eights, _) = bytes.as_chunks();
+    let pack = |eight: [u8; 8]| u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+    eights.iter().rev().fold(0, |word, eight| word << 8 | pack(*eight))
 }
 
 /// Neurons in groups that are worth several tasks, and few enough that their dense gradient is small.
@@ -154,11 +222,17 @@ mod tests {
         ) {
             let values: Vec<f32> = (0..neurons * m).map(|i| value(kind, i, seed[i])).collect();
             prop_assert_eq!(by_selection(&values, neurons, n), by_sorting(&values, n));
-            let mut keys: Vec<Key> = row_keys(0, &values).collect();
+            let marked = |keys: &[Key]| {
+                let mut marked = vec![0; values.len()];
+                keys.iter().for_each(|key| marked[key.position() - 7] = 1);
+                marked
+            };
+            let mut keys: Vec<Key> = values.iter().enumerate().map(|(i, value)| Key::new(*value, 7 + i)).collect();
             keep_largest(&mut keys, n);
-            let mut kept = vec![0; values.len()];
-            keys.iter().for_each(|key| kept[key.position()] = 1);
-            prop_assert_eq!(kept, by_sorting(&values, n));
+            prop_assert_eq!(marked(&keys), by_sorting(&values, n));
+            keys.fill(Key::default());
+            largest_of_row(&values, 7, &mut keys, &mut vec![3]);
+            prop_assert_eq!(marked(&keys), by_sorting(&values, n));
         }
     }
 

@@ -105,9 +105,9 @@ impl ActiveLayer<'_> {
             return Err(Error::Length { layer: self.name.into(), what: "active weight", expected, got });
         }
         let Some(bad) = first_not_finite(self.values) else { return Ok(()) };
-        let positions = (0..self.mask.neurons())
+        let mut positions = (0..self.mask.neurons())
             .flat_map(|neuron| self.mask.inputs(neuron).map(move |input| (neuron, input)));
-        let (neuron, input) = positions.skip(bad).next().unwrap_or_default();
+        let (neuron, input) = positions.nth(bad).unwrap_or_default();
         let (layer, value) = (self.name.into(), self.values[bad]);
         Err(Error::NotFinite { layer, what: "weight", value, neuron, input })
     }

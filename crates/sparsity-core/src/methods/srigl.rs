@@ -5,7 +5,7 @@
 
 use super::{AnyMethod, Method, MethodInfo, Needs, Setting, SettingKind, Settings, Value, Variant};
 use crate::init::{constant_fan_in_mask, target_weights};
-use crate::select::{Key, Largest, keep_largest, row_keys};
+use crate::select::{Key, Largest, keep_largest, largest_of_row};
 use crate::topology::{ActiveLayer, DenseGradient};
 use crate::{ConstantFanInMask, Error, LayerSpec, Mask, Stream, mask};
 use rayon::prelude::*;
@@ -127,20 +127,19 @@ fn update(
     let weights = Weights { layer, rows: layer.rows() };
     let quota = quota(&weights, alpha);
     let none_ablated = vec![false; layer.mask.neurons()];
-    let ablates = layer.ablate && settings.gamma_sal > 0.0;
-    let expected = if ablates { usual_fan_in(layer) } else { new_fan_in(layer, target, &none_ablated)? };
-    let mut top = Largest::new(if ablates { quota.drop } else { 0 });
-    let mut candidates = Candidates::find(layer, &mut gradient, expected, Some(&mut top))?;
-    let ablated = if ablates {
+    let (mut candidates, mut ablated) = (Candidates::default(), none_ablated);
+    if layer.ablate && settings.gamma_sal > 0.0 {
+        let mut top = Largest::new(quota.drop);
+        // Where the gradient has to be computed, once should be enough.
+        let expected = if let DenseGradient::Rows(_) = gradient { usual_fan_in(layer) } else { 0 };
+        candidates = Candidates::find(layer, &mut gradient, expected, &ablated, &mut top)?;
         let salient = salient_weights_per_neuron(&weights, &quota, top);
         let threshold = ablation_threshold(layer.mask, target, settings);
-        ablated_neurons(&salient, feasible_threshold(&salient, threshold, target, layer.mask))
-    } else {
-        none_ablated
-    };
+        ablated = ablated_neurons(&salient, feasible_threshold(&salient, threshold, target, layer.mask));
+    }
     let fan_in = new_fan_in(layer, target, &ablated)?;
-    if !candidates.are_enough(fan_in) {
-        candidates = Candidates::find(layer, &mut gradient, fan_in, None)?;
+    if candidates.per_neuron < fan_in.min(layer.mask.dense_fan_in()) {
+        candidates = Candidates::find(layer, &mut gradient, fan_in, &ablated, &mut Largest::new(0))?;
     }
     let kept = kept_weights(&weights, &quota, &ablated);
     let mask = pruned_and_grown(&weights, kept, &candidates, &ablated, fan_in);
@@ -174,13 +173,13 @@ impl Weights<'_> {
     }
 }
 
-/// Of each neuron the positions with the largest |G|, at most so many: those that it may grow.
+/// Of each neuron the positions with the largest |G|: those that it may grow. As many as its fan-in are enough, whichever of
+/// its weights are kept.
+#[derive(Default)]
 struct Candidates {
-    /// Of each neuron, largest first.
+    /// Of one neuron after the other, in no order.
     keys: Vec<Key>,
     per_neuron: usize,
-    /// Whether they are all there are.
-    all: bool,
 }
 
 /// How many weights a neuron is likely to have after the update: ablation may give it more than it has.
@@ -190,36 +189,27 @@ fn usual_fan_in(layer: &ActiveLayer) -> usize {
 }
 
 impl Candidates {
-    /// One pass over the dense gradient, which also offers all of it to `top`.
+    /// One pass over the dense gradient, which also offers all of it to `top`. Neurons that are skipped have none.
     fn find(
         layer: &ActiveLayer,
         gradient: &mut DenseGradient,
         per_neuron: usize,
-        mut top: Option<&mut Largest>,
+        skip: &[bool],
+        top: &mut Largest,
     ) -> Result<Self, Error> {
         let inputs = layer.mask.dense_fan_in();
         let per_neuron = per_neuron.min(inputs);
-        let mut found = Vec::with_capacity(layer.mask.neurons() * per_neuron);
+        let mut found = vec![Key::default(); layer.mask.neurons() * per_neuron];
         layer.each_block(gradient, |neurons, block| {
-            let first = neurons.start;
-            let row =
-                |neuron: usize| row_keys(neuron * inputs, &block[(neuron - first) * inputs..][..inputs]);
-            if let Some(top) = &mut top {
-                top.offer(neurons.clone(), row);
-            }
-            found.par_extend(neurons.into_par_iter().flat_map_iter(|neuron| {
-                let mut keys: Vec<Key> = row(neuron).collect();
-                keep_largest(&mut keys, per_neuron);
-                keys.sort_unstable_by(|a, b| b.cmp(a));
-                keys
-            }));
+            top.offer_rows(neurons.start, inputs, block, None);
+            let found = &mut found[neurons.start * per_neuron..neurons.end * per_neuron];
+            let rows = found.par_chunks_mut(per_neuron.max(1)).zip(block.par_chunks(inputs));
+            let rows = neurons.into_par_iter().zip(rows).filter(|(neuron, _)| !skip[*neuron]);
+            rows.for_each_init(Vec::new, |scratch, (neuron, (found, values))| {
+                largest_of_row(values, neuron * inputs, found, scratch);
+            });
         })?;
-        Ok(Self { keys: found, per_neuron, all: per_neuron == inputs })
-    }
-
-    /// Whether every neuron can grow to a fan-in, whichever of its weights are kept.
-    fn are_enough(&self, fan_in: usize) -> bool {
-        self.all || fan_in <= self.per_neuron
+        Ok(Self { keys: found, per_neuron })
     }
 
     fn of_neuron(&self, neuron: usize) -> &[Key] {
@@ -319,15 +309,10 @@ fn pruned_and_grown(
             keys.iter().for_each(|key| mask::set_bit(row, input(key)));
             kept = fan_in;
         }
-        for key in candidates.of_neuron(neuron) {
-            if kept == fan_in {
-                break;
-            }
-            if !mask::has_bit(row, input(key)) {
-                mask::set_bit(row, input(key));
-                kept += 1;
-            }
-        }
+        let free = |key: &&Key| !mask::has_bit(row, input(key));
+        let mut grown: Vec<Key> = candidates.of_neuron(neuron).iter().filter(free).copied().collect();
+        keep_largest(&mut grown, fan_in - kept);
+        grown.iter().for_each(|key| mask::set_bit(row, input(key)));
     });
     mask
 }

@@ -30,15 +30,9 @@ pub fn grow_largest_gradients(
     n: usize,
 ) -> Result<(), Error> {
     let mut largest = Largest::new(n);
-    let kept = &*mask;
+    let inputs = mask.dense_fan_in();
     layer.each_block(&mut gradient, |neurons, block| {
-        let inputs = kept.dense_fan_in();
-        let first = neurons.start;
-        largest.offer(neurons, |neuron| {
-            let row = &block[(neuron - first) * inputs..][..inputs];
-            crate::select::row_keys(neuron * inputs, row)
-                .filter(move |key| !kept.is_active(neuron, key.position() - neuron * inputs))
-        });
+        largest.offer_rows(neurons.start, inputs, block, Some(mask));
     })?;
     largest.mark(mask);
     Ok(())
