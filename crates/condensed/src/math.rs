@@ -115,6 +115,26 @@ vectorised! {
 }
 
 vectorised! {
+    /// The larger one at each place, or NaN if there is one.
+    pub(crate) fn larger_of(most: &mut [f32], x: &[f32]) {
+        most.iter_mut().zip(x).for_each(|(most, x)| *most = larger(*most, *x));
+    }
+}
+
+vectorised! {
+    /// Numbers at even and at odd places.
+    pub(crate) fn split(x: &[f32], even: &mut [f32], odd: &mut [f32]) {
+        let (pairs, last) = x.as_chunks::<2>();
+        for ((even, odd), pair) in even.iter_mut().zip(odd).zip(pairs) {
+            (*even, *odd) = (pair[0], pair[1]);
+        }
+        if let (Some(last), Some(even)) = (last.first(), even.get_mut(pairs.len())) {
+            *even = *last;
+        }
+    }
+}
+
+vectorised! {
     /// Whether there is neither NaN nor infinity.
     pub(crate) fn all_finite(x: &[f32]) -> bool {
         // On the bits without the sign, since the largest of integers may be found in any order.

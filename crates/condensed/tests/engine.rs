@@ -77,6 +77,29 @@ fn dense_layers_and_odd_shapes_agree() {
     check(&network, 5, &mut rng, 1e-5);
 }
 
+/// Maxima over windows of every step, also of images wider than a row is put together for.
+#[test]
+fn pools_of_any_window_agree() {
+    let rng = &mut SmallRng::seed_from_u64(6);
+    for (kernel, stride, padding, dilation) in [
+        ([3, 3], [2, 2], [1, 1], [1, 1]),
+        ([2, 2], [2, 2], [0, 0], [1, 1]),
+        ([1, 4], [1, 2], [0, 3], [1, 2]),
+        ([5, 2], [1, 1], [2, 1], [2, 3]),
+        ([3, 3], [3, 3], [1, 1], [1, 1]),
+        ([2, 5], [3, 4], [0, 2], [2, 1]),
+    ] {
+        let window = Window { kernel, stride, padding, dilation };
+        for (height, width) in [(17, 9), (9, 16), (9, 17), (11, 1024), (11, 1025), (11, 1100)] {
+            let image = Shape { features: if width < 100 { 9 } else { 1 }, height, width };
+            let node = |name: &str, op, inputs| Node { name: name.into(), op, inputs };
+            let input = node("input", Op::Input(ops::Input(image)), vec![]);
+            let pool = node("pool", Op::MaxPool(ops::MaxPool(window)), vec![0]);
+            check(&Network::new(vec![input, pool]).unwrap(), 2, rng, 0.0);
+        }
+    }
+}
+
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let mut rng = SmallRng::seed_from_u64(3);
