@@ -1,5 +1,6 @@
 //! The two-line integration.
 
+use crate::active_weight::{self, Capture, Told, VALUES, tell};
 use crate::discover::{Found, ModulePath, find};
 use crate::optimizer::{SparseOptimizer, SparseWeight, loaded_masks};
 use crate::topology::{Topology, TopologyLayer};
@@ -9,12 +10,12 @@ use burn::grad_clipping::GradientClippingConfig;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{ModuleOptimizer, Optimizer, OptimizerRecord};
 use burn::store::ModuleRecord;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use globset::{Glob, GlobMatcher};
 use sparsity_core::methods::{AnyMethod, Srigl};
 use sparsity_core::{
-    Distribution, LayerSpec, Mask, Stream, UpdateSchedule, initial_masks, initialise_weights,
-    sparsity_of_count,
+    ActiveLayer, DenseGradient, Distribution, LayerSpec, Mask, Method, Stream, UpdateSchedule, initial_masks,
+    initialise_weights, sparsity_of_count,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -172,6 +173,10 @@ impl SparsityConfig {
                 clipping: clipping.clone(),
                 topology: topology.clone(),
             };
+            let path = match weight.capture {
+                Some(_) => format!("{path}.{VALUES}"),
+                None => path.clone(),
+            };
             // Clipping is the wrapper's business, after masking.
             optimizers.with_group(ParamGroup::from_path(path), sparse, None)
         });
@@ -224,6 +229,9 @@ impl SparsityConfig {
                 sparsity,
                 ablate: !no_ablation.matches(&found),
                 method: self.method.clone(),
+                // A layer that stays dense is Burn's.
+                capture: (found.condenses && sparsity > 0.0 && sees_active_weights_alone(&*self.method))
+                    .then(Capture::wanted),
                 initial_mask: Arc::new(mask),
             };
             (found.parameter_path(), Arc::new(weight))
@@ -352,7 +360,8 @@ impl<M: Module> Sparsified<M> {
         let mut ids = ParamIds::default();
         model.visit(&mut ids);
         for (index, layer) in topology.layers().iter().enumerate().filter(|(_, layer)| layer.sparsity > 0.0) {
-            let id = ids.found.get(&crate::discover::parameter_path(&layer.name));
+            let path = crate::discover::parameter_path(&layer.name);
+            let id = ids.found.get(&path).or_else(|| ids.found.get(&format!("{path}.{VALUES}")));
             match id.and_then(|id| masks.get(id)) {
                 Some((mask, ever_active)) if mask.shape() == layer.mask.shape() => {
                     topology.publish(index, mask, ever_active);
@@ -399,6 +408,14 @@ impl ModuleVisitor for Alive<'_> {
         mask.apply(&mut masked);
         // NaN is not equal to itself, but active.
         if rows.iter().zip(&masked).any(|(value, kept)| value.to_bits() != kept.to_bits() && *value != 0.0) {
+            self.found = Some(layer);
+        }
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let Some(layer) = self.path.positions_of() else { return };
+        let Some(mask) = self.topology.sparse_mask(&layer).filter(|_| self.found.is_none()) else { return };
+        if !active_weight::are_positions_of(param.val(), &mask) {
             self.found = Some(layer);
         }
     }
@@ -478,13 +495,27 @@ impl ModuleMapper for Initialise {
         };
         let mask: &Mask = &weight.initial_mask;
         let stream = Stream { seed: self.seed, layer: weight.index as u64, step: 0 };
-        param.map(|tensor| {
+        let param = param.map(|tensor| {
             let (dims, device, dtype) = (tensor.dims(), tensor.device(), tensor.dtype());
             let requires_grad = tensor.is_require_grad();
             let mut rows = weight.layout.to_rows(tensor);
             initialise_weights(&mut rows, mask, self.init, stream);
             let tensor: Tensor<D> = weight.layout.tensor_of_rows(rows, dims, &device);
             tensor.cast(dtype).detach().set_require_grad(requires_grad)
-        })
+        });
+        if let Some(capture) = &weight.capture {
+            let (mask, capture) = (weight.initial_mask.clone(), capture.clone());
+            tell(Told::Sparsified { mask, room: weight.room(), capture });
+        }
+        param
     }
+}
+
+/// Whether layers can be trained by a method that have no weights but active ones.
+fn sees_active_weights_alone(method: &dyn Method) -> bool {
+    let (mask, values) = (Mask::full(1, 2), [1.0, 2.0]);
+    let layer = ActiveLayer { name: "", values: &values, mask: &mask, sparsity: 0.5, ablate: false };
+    let stream = Stream { seed: 0, layer: 0, step: 0 };
+    let updates = || method.update_active(&layer, DenseGradient::All(&values), 0.0, stream).is_some();
+    !method.keeps_inactive_weights() && (!method.info().needs.updates || updates())
 }

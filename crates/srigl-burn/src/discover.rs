@@ -1,6 +1,8 @@
 //! Finds the weights that can be sparse in any Burn module.
 
+use crate::active_weight;
 use crate::layout::Layout;
+use crate::sparse_ops::trains_condensed;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use sparsity_core::LayerSpec;
@@ -12,6 +14,8 @@ pub(crate) struct Found {
     pub layout: Layout,
     /// Its parameter requires no gradient on a device that computes gradients.
     pub frozen: bool,
+    /// Its layer trains in condensed form once it is sparse.
+    pub condenses: bool,
 }
 
 impl Found {
@@ -70,6 +74,25 @@ impl ModulePath {
         Some((module, field, layout))
     }
 
+    /// Whether the innermost module is a layer that trains in condensed form.
+    pub fn condenses(&self) -> bool {
+        self.containers.last().is_some_and(|container| Layout::condenses(container))
+    }
+
+    /// What the innermost field is of a weight that trains in condensed form, and the path of that weight.
+    pub fn of_active_weight(&self) -> Option<(&str, &[String])> {
+        let (field, weight) = self.fields.split_last()?;
+        (self.containers.last()? == active_weight::CONTAINER).then_some((field, weight))
+    }
+
+    /// The name of the layer whose positions of active weights this is.
+    pub fn positions_of(&self) -> Option<String> {
+        let (field, weight) = self.of_active_weight()?;
+        let (_, module) = weight.split_last()?;
+        let name = || if module.is_empty() { BARE.to_string() } else { module.join(".") };
+        (field == active_weight::POSITIONS).then(name)
+    }
+
     /// The name of the layer whose weight this is, and its layout. `None` elsewhere.
     pub fn layer(&self) -> Option<(String, Layout)> {
         let (module, _, layout) = self.field()?;
@@ -98,6 +121,7 @@ impl ModuleVisitor for Visitor {
         let weight = param.val();
         let frozen = weight.device().is_autodiff() && !weight.is_require_grad();
         let spec = LayerSpec::new(name, layout.out_in_dims(&weight.dims()));
-        self.found.push(spec.map(|spec| Found { spec, layout, frozen }));
+        let condenses = self.path.condenses() && trains_condensed(&weight.device());
+        self.found.push(spec.map(|spec| Found { spec, layout, frozen, condenses }));
     }
 }

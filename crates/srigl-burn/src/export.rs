@@ -1,9 +1,10 @@
 //! Parameters under PyTorch's names and in PyTorch's layout, for files that other tools read.
 
+use crate::active_weight::{POSITIONS, numbers_of};
 use crate::discover::ModulePath;
 use crate::layout::Layout;
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 /// One parameter or running statistic of a module.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +38,8 @@ pub(crate) fn torch_field(field: &str) -> &str {
 struct Visitor {
     path: ModulePath,
     tensors: Vec<NamedTensor>,
+    /// Positions of the active weights that the last tensor has the values of.
+    positions: Vec<i64>,
 }
 
 impl ModuleVisitor for Visitor {
@@ -49,6 +52,11 @@ impl ModuleVisitor for Visitor {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some((_, weight)) = self.path.of_active_weight() {
+            // Where they belong is said next.
+            let (name, values) = (weight.join("."), Layout::OutIn.to_rows(param.val()));
+            return self.tensors.push(NamedTensor { name, dims: vec![values.len()], values });
+        }
         let Some((module, field, layout)) = self.path.field() else {
             return;
         };
@@ -58,5 +66,22 @@ impl ModuleVisitor for Visitor {
         let tensor = param.val();
         let dims = layout.out_in_dims(&tensor.dims());
         self.tensors.push(NamedTensor { name, dims, values: layout.to_rows(tensor) });
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let Some((field, _)) = self.path.of_active_weight() else { return };
+        let numbers = numbers_of(param.val());
+        if field == POSITIONS {
+            self.positions = numbers;
+        } else if let Some(tensor) = self.tensors.last_mut() {
+            tensor.dims = numbers.into_iter().map(|size| size as usize).collect();
+            let values = std::mem::replace(&mut tensor.values, vec![0.0; tensor.dims.iter().product()]);
+            for (position, value) in self.positions.iter().zip(values) {
+                // Room for weights that there could be has no position.
+                if let Ok(position) = usize::try_from(*position) {
+                    tensor.values[position] = value;
+                }
+            }
+        }
     }
 }

@@ -17,10 +17,15 @@ impl Layout {
     /// The layout of the field `weight` in a Burn module, `None` for modules that stay dense.
     pub fn of_container(container: &str) -> Option<Self> {
         match container {
-            "Struct:Linear" => Some(Self::InOut),
-            "Struct:Conv1d" | "Struct:Conv2d" | "Struct:Conv3d" => Some(Self::OutIn),
+            "Struct:Linear" | "Struct:SparseLinear" => Some(Self::InOut),
+            "Struct:Conv1d" | "Struct:Conv2d" | "Struct:Conv3d" | "Struct:SparseConv2d" => Some(Self::OutIn),
             _ => None,
         }
+    }
+
+    /// Whether a Burn module is a layer that trains in condensed form once it is sparse.
+    pub fn condenses(container: &str) -> bool {
+        matches!(container, "Struct:SparseLinear" | "Struct:SparseConv2d")
     }
 
     /// Dimensions `[out, in, …]` of a tensor with these dimensions in Burn.

@@ -53,6 +53,7 @@
 
 #![forbid(unsafe_code)]
 
+mod active_weight;
 mod clipping;
 mod condensed_conv;
 mod condensed_linear;

@@ -1,6 +1,8 @@
 //! Wraps any Burn optimizer for one sparse weight.
 
+use crate::active_weight::{Capture, Captured, Told, tell};
 use crate::layout::Layout;
+use crate::sparse_ops::with_scratch;
 use crate::topology::{Topology, TopologyEvent};
 use burn::grad_clipping::GradientClipping;
 use burn::optim::momentum::{Momentum, MomentumConfig, MomentumState};
@@ -9,10 +11,14 @@ use burn::optim::{
 };
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use sparsity_core::methods::{AnyMethod, GradientPositions};
-use sparsity_core::{Layer, Mask, Stream, UpdateSchedule, itop_rate, update_layer};
+use sparsity_core::{
+    ActiveLayer, DenseGradient, Layer, Mask, Stream, UpdateSchedule, itop_rate, target_weights,
+    update_active_layer, update_layer,
+};
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What never changes about one sparse weight.
@@ -26,6 +32,15 @@ pub(crate) struct SparseWeight {
     pub ablate: bool,
     pub method: AnyMethod,
     pub initial_mask: Arc<Mask>,
+    /// Of a layer that trains in condensed form: what its backward passes leave.
+    pub capture: Option<Arc<Capture>>,
+}
+
+impl SparseWeight {
+    /// Values that a layer has room for in condensed form: its topology never has more.
+    pub fn room(&self) -> usize {
+        self.initial_mask.nnz().max(target_weights(self.initial_mask.positions(), self.sparsity))
+    }
 }
 
 /// Burn optimizer for one sparse weight: the inner optimizer sees masked gradients only, and every `ΔT` steps
@@ -66,6 +81,8 @@ pub struct SparseState<S, const D: usize> {
     gradient: Option<GradientPositions>,
     /// The masks on the device, made when they are first needed.
     on_device: Option<OnDevice<D>>,
+    /// Of a layer that trains in condensed form: the backward passes that the next update adds up.
+    captured: Vec<Captured>,
 }
 
 /// Masks as tensors of the weight's shape.
@@ -89,6 +106,9 @@ impl<O: Optimizer> Optimizer for SparseOptimizer<O> {
     ) -> (Tensor<D>, Option<Self::State<D>>) {
         let is_new = state.is_none();
         let mut state = state.unwrap_or_else(|| self.initial_state());
+        if let Some(capture) = &self.weight.capture {
+            return self.step_condensed(capture, lr, tensor, grad, state);
+        }
         let OnDevice { inactive, frozen } = self.on_device(&mut state, &tensor);
         if is_new {
             self.check_start(&tensor, &inactive);
@@ -161,7 +181,102 @@ impl<O: Optimizer> SparseOptimizer<O> {
             hidden: None,
             gradient: None,
             on_device: None,
+            captured: Vec::new(),
         }
+    }
+
+    /// The step of a layer that trains in condensed form: `tensor` has the values of active weights, and zeros for weights
+    /// that there could be.
+    fn step_condensed<const D: usize>(
+        &self,
+        capture: &Capture,
+        lr: LearningRate,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        mut state: SparseState<O::State<D>, D>,
+    ) -> (Tensor<D>, Option<SparseState<O::State<D>, D>>) {
+        let SparseWeight { index, name, method, .. } = &*self.weight;
+        let needs = method.info().needs;
+        assert!(
+            state.mask.nnz() <= tensor.shape().num_elements(),
+            "layer `{name}`: the optimizer's record has a mask of {} weights, and the layer room for {}; it was saved for \
+             another model",
+            state.mask.nnz(),
+            tensor.shape().num_elements()
+        );
+        if !self.topology.shows(*index, &state.mask) {
+            self.topology.publish(*index, &state.mask, &state.ever_active);
+        }
+        state.step += 1;
+        // What was captured is as it was before clipping.
+        self.topology.take_clipped(*index);
+        let captured = capture.take();
+        if needs.dense_gradients && state.schedule.gathers_gradient(state.step) {
+            state.captured.extend(captured);
+        }
+        let grad = match &self.clipping {
+            Some(clipping) => clipping.clip_gradient(grad),
+            None => grad,
+        };
+        let (mut tensor, inner) = self.inner.step(lr, tensor, grad, state.inner.take());
+        state.inner = inner;
+        let mut mask = None;
+        if needs.updates && state.schedule.is_update(state.step) {
+            (tensor, mask) = self.update_condensed(tensor, &mut state);
+        }
+        capture.want(needs.dense_gradients && state.schedule.gathers_gradient(state.step + 1));
+        tell(Told::Stepped(mask));
+        (tensor, Some(state))
+    }
+
+    /// Values and captured passes in, new mask out; values and moments move to their new places. The mask is returned if the
+    /// update has succeeded.
+    fn update_condensed<const D: usize>(
+        &self,
+        tensor: Tensor<D>,
+        state: &mut SparseState<O::State<D>, D>,
+    ) -> (Tensor<D>, Option<Arc<Mask>>) {
+        let weight = &*self.weight;
+        let values = Layout::OutIn.to_rows(tensor.clone());
+        let (captured, before) = (std::mem::take(&mut state.captured), state.mask.clone());
+        let dense = state.dense_grad.take().map(|sum| Layout::OutIn.to_rows(sum));
+        let inputs = before.dense_fan_in();
+        // Their sum, since what it is divided by changes no order.
+        let mut rows = |neurons: Range<usize>, to: &mut [f32]| {
+            match &dense {
+                Some(dense) => to.copy_from_slice(&dense[neurons.start * inputs..neurons.end * inputs]),
+                None => to.fill(0.0),
+            }
+            add_captured(&captured, neurons, to);
+        };
+        let layer = ActiveLayer {
+            name: &weight.name,
+            values: &values[..before.nnz()],
+            mask: &before,
+            sparsity: weight.sparsity,
+            ablate: weight.ablate,
+        };
+        let alpha = state.schedule.drop_fraction_at(state.step);
+        let stream = Stream { seed: state.seed, layer: weight.index as u64, step: state.step };
+        let gradient = DenseGradient::Rows(&mut rows);
+        let update = update_active_layer(&*weight.method, alpha, &layer, gradient, stream);
+
+        let (step, layer) = (state.step, weight.name.clone());
+        let (tensor, mask, report) = match update.map(|update| update.expect("checked by `sparsify`")) {
+            Ok(update) => {
+                let mask = Arc::new(update.mask);
+                let moves = Moves::new(&before, &mask, values.len());
+                Arc::make_mut(&mut state.ever_active).union_with(&mask);
+                state.mask = mask.clone();
+                state.inner = state.inner.take().map(|inner| moves.moments(inner, &tensor));
+                self.topology.publish(weight.index, &mask, &state.ever_active);
+                (moves.tensor(values, &tensor), Some(mask), Ok(update.report))
+            }
+            Err(error) => (tensor, None, Err(error)),
+        };
+        let itop = itop_rate(&state.ever_active);
+        self.topology.record(TopologyEvent { step, layer, report, itop });
+        (tensor, mask)
     }
 
     /// Checks that a weight without a state is one that has been sparsified, and not trained since.
@@ -314,6 +429,57 @@ impl<O: Optimizer> SparseOptimizer<O> {
     }
 }
 
+/// Adds the dense gradient of some neurons by backward passes.
+fn add_captured(captured: &[Captured], neurons: Range<usize>, to: &mut [f32]) {
+    for Captured { layer, batch, x, dy } in captured {
+        with_scratch(|scratch| layer.add_dense_gradient(neurons.clone(), *batch, x, dy, to, scratch));
+    }
+}
+
+/// Where the values of a layer in condensed form go when its topology changes.
+struct Moves {
+    /// For each new place the old one; `None` for weights that are new, and for room.
+    from: Vec<Option<usize>>,
+}
+
+impl Moves {
+    fn new(before: &Mask, after: &Mask, room: usize) -> Self {
+        let mut from = Vec::with_capacity(room);
+        let mut old = 0;
+        for neuron in 0..after.neurons() {
+            let mut olds = before.inputs(neuron).enumerate().peekable();
+            for input in after.inputs(neuron) {
+                while olds.next_if(|(_, old)| *old < input).is_some() {}
+                from.push(olds.next_if(|(_, old)| *old == input).map(|(place, _)| old + place));
+            }
+            old += before.fan_in(neuron);
+        }
+        from.resize(room, None);
+        Self { from }
+    }
+
+    fn values(&self, values: &[f32]) -> Vec<f32> {
+        self.from.iter().map(|from| from.map_or(0.0, |from| values[from])).collect()
+    }
+
+    /// A tensor like another.
+    fn tensor<const D: usize>(&self, values: Vec<f32>, like: &Tensor<D>) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(self.values(&values), like.dims()), (&like.device(), like.dtype()))
+    }
+
+    /// Every tensor of an optimizer state that has the values' shape.
+    fn moments<S: RecordState, const D: usize>(&self, state: S, like: &Tensor<D>) -> S {
+        map_record(state, &like.device(), |data| {
+            if data.shape() != &like.shape() {
+                return data;
+            }
+            let dtype = data.dtype();
+            let numbers: Vec<f32> = data.convert::<f32>().try_into_vec().expect("converted to f32");
+            TensorData::new(self.values(&numbers), like.dims()).convert_dtype(dtype)
+        })
+    }
+}
+
 /// Masks and ever-active positions by parameter id.
 type LoadedMasks = HashMap<String, (Arc<Mask>, Arc<Mask>)>;
 
@@ -372,18 +538,25 @@ fn velocity<const D: usize>(momentum: MomentumState<D>, zeros: Tensor<D>) -> Ten
 /// again, through the host's memory.
 fn mask_record<S: RecordState, const D: usize>(state: S, inactive: &Tensor<D, Bool>) -> S {
     let device = inactive.device();
+    map_record(state, &device, |data| {
+        if data.shape() != &inactive.shape() {
+            return data;
+        }
+        let dtype = data.dtype();
+        let moment = Tensor::<D>::from_data(data, (&device, dtype));
+        moment.mask_fill(inactive.clone(), 0.0).into_data()
+    })
+}
+
+/// Applies a function to all tensors of an optimizer state.
+fn map_record<S: RecordState>(state: S, device: &Device, map: impl Fn(TensorData) -> TensorData) -> S {
     let mut sink = StateSink::default();
     state.state_flatten("", &mut sink);
     let mut source = StateSource::new(sink.scalars.into_iter().collect());
-    for (name, mut data) in sink.tensors {
-        if data.shape() == &inactive.shape() {
-            let dtype = data.dtype();
-            let moment = Tensor::<D>::from_data(data, (&device, dtype));
-            data = moment.mask_fill(inactive.clone(), 0.0).into_data();
-        }
-        source.insert_tensor(name, data);
+    for (name, data) in sink.tensors {
+        source.insert_tensor(name, map(data));
     }
-    S::state_unflatten("", &mut source, &device)
+    S::state_unflatten("", &mut source, device)
         .expect("an optimizer state can be rebuilt from its own record")
 }
 
@@ -401,9 +574,18 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             let length = bytes.len();
             out.push_tensor(prefix, leaf, TensorData::new(bytes, [length]));
         }
-        for (leaf, tensor) in [("dense_grad", &self.dense_grad), ("hidden", &self.hidden)] {
-            if let Some(tensor) = tensor {
-                out.push_tensor(prefix, leaf, tensor.to_data());
+        let mut dense = self.dense_grad.as_ref().map(Tensor::to_data);
+        if !self.captured.is_empty() {
+            // Passes are not recorded, but what they add up to is.
+            let [neurons, inputs] = self.mask.shape();
+            let known = dense.and_then(|data| data.convert::<f32>().try_into_vec().ok());
+            let mut sum = known.unwrap_or_else(|| vec![0.0; neurons * inputs]);
+            add_captured(&self.captured, 0..neurons, &mut sum);
+            dense = Some(TensorData::new(sum, [neurons * inputs]));
+        }
+        for (leaf, data) in [("dense_grad", dense), ("hidden", self.hidden.as_ref().map(Tensor::to_data))] {
+            if let Some(data) = data {
+                out.push_tensor(prefix, leaf, data);
             }
         }
         for (leaf, value) in [
@@ -456,6 +638,7 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             hidden: tensor(src, "hidden"),
             gradient: mask(src, "gradient").map(GradientPositions::Superset),
             on_device: None,
+            captured: Vec::new(),
         };
         LOADING.with_borrow_mut(|loading| {
             if let Some(loading) = loading {
@@ -504,6 +687,7 @@ mod tests {
             ablate: true,
             method,
             initial_mask: mask,
+            capture: None,
         };
         let topology = Topology::new(vec![layer]);
         SparseOptimizer { inner, weight: Arc::new(weight), schedule, seed: 5, clipping: None, topology }

@@ -1,31 +1,31 @@
 //! Layers that train in condensed form.
 
-use crate::condensed_ops::condense;
-use crate::conv_geometry::{BySize, ConvGeometry, pad_if_uneven};
+use crate::active_weight::{ActiveWeight, Weight};
+use crate::conv_geometry::{ConvGeometry, pad_if_uneven};
 use crate::layout::Layout;
-use crate::sparse_ops::{SparseOps, trains_condensed};
+use crate::sparse_ops::{SparseCall, SparseOps, trains_condensed};
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::Linear;
 use burn::nn::conv::Conv2d;
 use burn::tensor::module::{conv2d, linear};
-use burn::tensor::{Device, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor};
 use condensed::training::Layer;
 use condensed::{CondensedWeight, Error, Pattern, Shape};
 use sparsity_core::Mask;
 use std::sync::Arc;
 
-/// A sparse linear layer that trains in condensed form: `y = x · Wᵀ + b` over the last dimension.
+/// A linear layer that trains in condensed form once it is sparse: `y = x · Wᵀ + b` over the last dimension.
 ///
-/// Its parameter `weight` holds the values of the active weights alone, one neuron after the other: `[active neurons · k]` with
-/// constant fan-in `k`. Neither a dense weight nor a dense gradient exists at any time, and an optimizer keeps moments of
-/// active weights alone.
+/// Made from Burn's layer, it is that layer until [`sparsify`](crate::SparsityConfig::sparsify) turns it sparse, or
+/// [`from_linear`](Self::from_linear) does so with a mask that stays. From then on its parameter holds the values of active
+/// weights alone: no dense weight exists, nor a dense gradient, and an optimizer keeps moments of active weights alone.
+/// Topology updates compute the dense gradient of some neurons at a time. Records hold values and positions, so that they
+/// bring their topology along.
 ///
-/// On `Device::flex()` and `Device::ndarray()`, with autodiff or without, it runs the kernels of [`condensed::training`], on
-/// rayon's current thread pool, in f32. On any other device it runs Burn's dense operation on weights that are made for each
-/// call, so results and gradients are right everywhere.
-///
-/// The topology is fixed.
+/// On `Device::flex()` and `Device::ndarray()`, with autodiff or without, a sparse layer runs the kernels of
+/// [`condensed::training`], on rayon's current thread pool, in f32. On any other device `sparsify` masks it as it does Burn's
+/// layers.
 ///
 /// ```
 /// use burn::nn::LinearConfig;
@@ -39,29 +39,33 @@ use std::sync::Arc;
 /// let layer = SparseLinear::from_linear(&layer, &mask)?;
 /// let loss = layer.forward(Tensor::<2>::ones([3, 4], &device)).sum();
 /// let gradients = loss.backward();
-/// assert_eq!(layer.weight.val().grad(&gradients).unwrap().into_data().as_slice(), Ok(&[3.0f32, 3.0][..]));
+/// assert_eq!(layer.parameter().grad(&gradients).unwrap().into_data().as_slice(), Ok(&[3.0f32, 3.0][..]));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct SparseLinear {
-    /// Values of the active weights, one neuron after the other.
-    pub weight: Param<Tensor<1>>,
+    weight: Weight<2>,
     /// Bias `[N]`.
     pub bias: Option<Param<Tensor<1>>>,
-    #[module(skip)]
-    layer: Arc<Layer>,
+}
+
+impl From<Linear> for SparseLinear {
+    fn from(Linear { weight, bias, .. }: Linear) -> Self {
+        Self { weight: Weight::Dense(weight), bias }
+    }
 }
 
 impl SparseLinear {
-    /// A layer with the weights of `layer` that `mask` `[out, in]` selects; their parameters keep their identities.
+    /// A sparse layer with the weights of `layer` that `mask` `[out, in]` selects; their parameters keep their identities.
     ///
     /// # Errors
-    /// [`Error::Weight`] if the mask has another shape or an active weight is not finite, [`Error::TrainingMemory`] if there is no
-    /// memory for it.
+    /// [`Error::Weight`] if the mask has another shape or an active weight is not finite, [`Error::TrainingMemory`] if there
+    /// is no memory for it.
     pub fn from_linear(layer: &Linear, mask: &Mask) -> Result<Self, Error> {
-        let (weight, pattern) = values(Layout::InOut, &layer.weight, mask)?;
-        Ok(Self { weight, bias: layer.bias.clone(), layer: Arc::new(Layer::linear(pattern)?) })
+        let weight = ActiveWeight::new(Layout::InOut, &layer.weight, mask, mask.nnz(), Arc::default())?;
+        Layer::linear(weight.pattern().clone())?;
+        Ok(Self { weight: Weight::Sparse(weight), bias: layer.bias.clone() })
     }
 
     /// `[…, M]` → `[…, N]`, in the input's float type.
@@ -69,33 +73,48 @@ impl SparseLinear {
     /// # Panics
     /// If the last dimension is not `M`, or what the layer needs beside its input exceeds the memory that there may be.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let (inputs, neurons) = (self.pattern().inputs(), self.pattern().neurons());
+        let weight = match &self.weight {
+            Weight::Dense(weight) => {
+                return linear(input, weight.val(), self.bias.as_ref().map(|bias| bias.val()));
+            }
+            Weight::Sparse(weight) => weight,
+        };
+        let pattern = weight.pattern();
         let mut dims = input.dims();
-        assert_eq!(dims[D - 1], inputs, "the last dimension is the layer's input");
-        let device = input.device();
-        if !trains_condensed(&device) {
-            let weight = dense(self.weight.val(), self.pattern(), &device).reshape([neurons, inputs]);
-            return linear(input, weight.transpose(), self.bias.as_ref().map(|bias| bias.val()));
+        assert_eq!(dims[D - 1], pattern.inputs(), "the last dimension is the layer's input");
+        if !trains_condensed(&input.device()) {
+            return linear(input, weight.dense(), self.bias.as_ref().map(|bias| bias.val()));
         }
-        dims[D - 1] = neurons;
-        run(input, self.weight.val(), self.bias.as_ref(), &self.layer, dims)
+        dims[D - 1] = pattern.neurons();
+        let vector = Shape { features: pattern.inputs(), height: 1, width: 1 };
+        let layer = weight.topology.layers.get(vector, |_| Layer::linear(pattern.clone()));
+        run(input, weight, self.bias.as_ref(), layer, dims)
     }
 
-    /// Which weights are active.
-    pub fn pattern(&self) -> &Pattern {
-        self.layer.pattern()
+    /// Which weights are active; `None` while the layer is dense.
+    pub fn pattern(&self) -> Option<&Pattern> {
+        self.weight.sparse().map(ActiveWeight::pattern)
     }
 
-    /// The present weights `[N, M]`.
+    /// The present weights `[N, M]`; `None` while the layer is dense.
     ///
     /// # Errors
     /// [`Error::Weight`] if one is not finite.
-    pub fn condensed(&self) -> Result<CondensedWeight, Error> {
-        condensed_weight(self.pattern(), self.weight.val())
+    pub fn condensed(&self) -> Result<Option<CondensedWeight>, Error> {
+        self.weight.sparse().map(ActiveWeight::condensed).transpose()
+    }
+
+    /// The parameter of a sparse layer: its values, one neuron after the other, and zeros for weights that there could be.
+    ///
+    /// # Panics
+    /// If the layer is dense.
+    pub fn parameter(&self) -> Tensor<1> {
+        self.weight.sparse().expect("a sparse layer").values.val()
     }
 }
 
-/// A sparse convolution that trains in condensed form, on images `[batch, C, H, W]`. All that [`SparseLinear`] says holds.
+/// A convolution that trains in condensed form once it is sparse, on images `[batch, C, H, W]`. All that [`SparseLinear`] says
+/// holds.
 ///
 /// What the kernels need is made for one image size when that size is first seen; the last few are kept.
 ///
@@ -113,35 +132,34 @@ impl SparseLinear {
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct SparseConv2d {
-    /// Values of the active weights, one output channel after the other.
-    pub weight: Param<Tensor<1>>,
+    weight: Weight<4>,
     /// Bias `[out channels]`.
     pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
-    topology: Arc<ConvTopology>,
+    geometry: ConvGeometry,
 }
 
-#[derive(Debug)]
-struct ConvTopology {
-    pattern: Pattern,
-    geometry: ConvGeometry,
-    layers: BySize<Layer>,
+impl From<Conv2d> for SparseConv2d {
+    fn from(conv: Conv2d) -> Self {
+        let geometry = ConvGeometry::of(&conv);
+        Self { weight: Weight::Dense(conv.weight), bias: conv.bias, geometry }
+    }
 }
 
 impl SparseConv2d {
-    /// A layer with the weights of `conv` that `mask` `[out, in / groups · kh · kw]` selects; their parameters keep their
-    /// identities.
+    /// A sparse layer with the weights of `conv` that `mask` `[out, in / groups · kh · kw]` selects; their parameters keep
+    /// their identities.
     ///
     /// # Errors
     /// As [`SparseLinear::from_linear`].
     pub fn from_conv(conv: &Conv2d, mask: &Mask) -> Result<Self, Error> {
-        let (weight, pattern) = values(Layout::OutIn, &conv.weight, mask)?;
+        let weight = ActiveWeight::new(Layout::OutIn, &conv.weight, mask, mask.nnz(), Arc::default())?;
         let geometry = ConvGeometry::of(conv);
         // What does not fit on the smallest image fits on none.
+        let pattern = weight.pattern();
         let image = geometry.smallest_image(pattern.inputs());
         Layer::conv2d(pattern.clone(), geometry.window([0, 0]), geometry.groups, image)?;
-        let topology = Arc::new(ConvTopology { pattern, geometry, layers: BySize::default() });
-        Ok(Self { weight, bias: conv.bias.clone(), topology })
+        Ok(Self { weight: Weight::Sparse(weight), bias: conv.bias.clone(), geometry })
     }
 
     /// `[batch, C, H, W]` → `[batch, C', H', W']`, in the input's float type.
@@ -149,67 +167,56 @@ impl SparseConv2d {
     /// # Panics
     /// If the channels are not the layer's, the window is larger than the padded image, or as [`SparseLinear::forward`].
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let ConvTopology { pattern, geometry, layers } = &*self.topology;
+        let geometry = &self.geometry;
         let [batch, channels, height, width] = input.dims();
-        assert_eq!(channels, geometry.channels(pattern.inputs()), "channels of the image and of the layer");
         let padding = geometry.padding(height, width);
-        let device = input.device();
-        if !trains_condensed(&device) {
-            let [kh, kw] = geometry.kernel_size;
-            let dims = [pattern.neurons(), channels / geometry.groups, kh, kw];
-            let weight = dense(self.weight.val(), pattern, &device).reshape(dims);
-            let bias = self.bias.as_ref().map(|bias| bias.val());
-            return conv2d(input, weight, bias, geometry.options(padding));
+        let bias = || self.bias.as_ref().map(|bias| bias.val());
+        let weight = match &self.weight {
+            Weight::Dense(weight) => return conv2d(input, weight.val(), bias(), geometry.options(padding)),
+            Weight::Sparse(weight) => weight,
+        };
+        let pattern = weight.pattern();
+        assert_eq!(channels, geometry.channels(pattern.inputs()), "channels of the image and of the layer");
+        if !trains_condensed(&input.device()) {
+            return conv2d(input, weight.dense(), bias(), geometry.options(padding));
         }
-        let layer = layers.get(Shape { features: channels, height, width }, |image| {
+        let layer = weight.topology.layers.get(Shape { features: channels, height, width }, |image| {
             let (window, image) = geometry.on(image);
             Layer::conv2d(pattern.clone(), window, geometry.groups, image)
         });
         let Shape { features, height, width } = layer.output_shape();
         let dims = [batch, features, height, width];
-        run(pad_if_uneven(input, padding), self.weight.val(), self.bias.as_ref(), &layer, dims)
+        run(pad_if_uneven(input, padding), weight, self.bias.as_ref(), layer, dims)
     }
 
-    /// Which weights are active.
-    pub fn pattern(&self) -> &Pattern {
-        &self.topology.pattern
+    /// Which weights are active; `None` while the layer is dense.
+    pub fn pattern(&self) -> Option<&Pattern> {
+        self.weight.sparse().map(ActiveWeight::pattern)
     }
 
-    /// The present weights `[out channels, in channels / groups · kh · kw]`.
+    /// The present weights `[out channels, in channels / groups · kh · kw]`; `None` while the layer is dense.
     ///
     /// # Errors
     /// [`Error::Weight`] if one is not finite.
-    pub fn condensed(&self) -> Result<CondensedWeight, Error> {
-        condensed_weight(self.pattern(), self.weight.val())
+    pub fn condensed(&self) -> Result<Option<CondensedWeight>, Error> {
+        self.weight.sparse().map(ActiveWeight::condensed).transpose()
+    }
+
+    /// As [`SparseLinear::parameter`].
+    ///
+    /// # Panics
+    /// If the layer is dense.
+    pub fn parameter(&self) -> Tensor<1> {
+        self.weight.sparse().expect("a sparse layer").values.val()
     }
 }
 
-/// The values of a Burn weight where `mask` is active, as its parameter, and where they are.
-fn values<const D: usize>(
-    layout: Layout,
-    weight: &Param<Tensor<D>>,
-    mask: &Mask,
-) -> Result<(Param<Tensor<1>>, Pattern), Error> {
-    let tensor = weight.val();
-    let condensed = condense(layout, tensor.clone(), mask)?;
-    let values = TensorData::new(condensed.values().to_vec(), [condensed.values().len()]);
-    let values = Tensor::from_data(values, (&tensor.device(), tensor.dtype()));
-    // Only with autodiff does a parameter say whether it is frozen.
-    let trains = tensor.is_require_grad() || !tensor.is_autodiff();
-    let values = Param::initialized(weight.id, values).set_require_grad(trains);
-    Ok((values, condensed.pattern().clone()))
-}
-
-fn condensed_weight(pattern: &Pattern, values: Tensor<1>) -> Result<CondensedWeight, Error> {
-    CondensedWeight::of(pattern.clone(), Layout::OutIn.to_rows(values))
-}
-
 /// One of the kernels.
-fn run<const D: usize>(
+fn run<const D: usize, const W: usize>(
     input: Tensor<D>,
-    values: Tensor<1>,
+    weight: &ActiveWeight<W>,
     bias: Option<&Param<Tensor<1>>>,
-    layer: &Arc<Layer>,
+    layer: Arc<Layer>,
     dims: [usize; D],
 ) -> Tensor<D> {
     let dtype = input.dtype();
@@ -217,27 +224,22 @@ fn run<const D: usize>(
         Some(bias) => bias.val().cast(FloatDType::F32),
         None => Tensor::zeros([layer.pattern().neurons()], (&input.device(), FloatDType::F32.into())),
     };
-    let [values, input] =
-        [values.cast(FloatDType::F32).into_dispatch(), input.cast(FloatDType::F32).into_dispatch()];
-    let output = Dispatch::sparse_layer(input, values, bias.into_dispatch(), layer.clone(), dims.to_vec());
-    Tensor::<D>::from_dispatch(output).cast(dtype)
-}
-
-/// The dense weights `[N · M]`, by an operation that has gradients.
-fn dense(values: Tensor<1>, pattern: &Pattern, device: &Device) -> Tensor<1> {
-    let positions = pattern.active().iter().enumerate().flat_map(|(row, &neuron)| {
-        let first = neuron as usize * pattern.inputs();
-        pattern.row_range(row).map(move |place| (first + pattern.indices().get(place)) as i64)
-    });
-    let positions: Vec<i64> = positions.collect();
-    let count = positions.len();
-    let positions = Tensor::<1, Int>::from_data(TensorData::new(positions, [count]), device);
-    let zeros = Tensor::zeros([pattern.neurons() * pattern.inputs()], (device, values.dtype()));
-    zeros.select_assign(0, positions, values, IndexingUpdateOp::Add)
+    let values = weight.values.val().cast(FloatDType::F32).into_dispatch();
+    let input = input.cast(FloatDType::F32).into_dispatch();
+    let call = SparseCall { layer, capture: weight.capture.clone(), dims: dims.to_vec() };
+    Tensor::<D>::from_dispatch(Dispatch::sparse_layer(input, values, bias.into_dispatch(), call)).cast(dtype)
 }
 
 fn one_line() -> Option<DisplaySettings> {
     DisplaySettings::new().with_new_line_after_attribute(false).optional()
+}
+
+/// How many neurons and weights are active.
+fn active(content: Content, pattern: Option<&Pattern>) -> Content {
+    match pattern {
+        Some(pattern) => content.add("active", &pattern.active().len()).add("weights", &pattern.len()),
+        None => content,
+    }
 }
 
 impl ModuleDisplay for SparseLinear {
@@ -246,13 +248,11 @@ impl ModuleDisplay for SparseLinear {
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
-        let pattern = self.pattern();
-        content
-            .add("d_input", &pattern.inputs())
-            .add("d_output", &pattern.neurons())
-            .add("active", &pattern.active().len())
-            .add("weights", &pattern.len())
-            .optional()
+        let [inputs, neurons] = match &self.weight {
+            Weight::Dense(weight) => weight.dims(),
+            Weight::Sparse(weight) => [weight.pattern().inputs(), weight.pattern().neurons()],
+        };
+        active(content.add("d_input", &inputs).add("d_output", &neurons), self.pattern()).optional()
     }
 }
 
@@ -262,17 +262,19 @@ impl ModuleDisplay for SparseConv2d {
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
-        let (pattern, geometry) = (self.pattern(), &self.topology.geometry);
-        content
-            .add("ch_in", &geometry.channels(pattern.inputs()))
-            .add("ch_out", &pattern.neurons())
+        let geometry = &self.geometry;
+        let [neurons, fan_in] = match &self.weight {
+            Weight::Dense(weight) => [weight.dims()[0], weight.dims()[1..].iter().product()],
+            Weight::Sparse(weight) => [weight.pattern().neurons(), weight.pattern().inputs()],
+        };
+        let content = content
+            .add("ch_in", &geometry.channels(fan_in))
+            .add("ch_out", &neurons)
             .add("kernel_size", &format!("{:?}", geometry.kernel_size))
             .add("stride", &format!("{:?}", geometry.stride))
             .add("dilation", &format!("{:?}", geometry.dilation))
             .add("groups", &geometry.groups)
-            .add_debug_attribute("padding", &geometry.padding)
-            .add("active", &pattern.active().len())
-            .add("weights", &pattern.len())
-            .optional()
+            .add_debug_attribute("padding", &geometry.padding);
+        active(content, self.pattern()).optional()
     }
 }

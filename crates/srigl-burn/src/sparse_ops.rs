@@ -3,6 +3,7 @@
 // Burn deprecates the NdArray backend, but users of it are served as well.
 #![allow(deprecated)]
 
+use crate::active_weight::{Capture, Captured};
 use crate::condensed_ops::lock;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -17,16 +18,25 @@ use condensed::training::{Layer, Scratch};
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 
+/// A call of a layer.
+#[derive(Clone, Debug)]
+pub(crate) struct SparseCall {
+    pub layer: Arc<Layer>,
+    /// What its backward pass leaves for topology updates.
+    pub capture: Arc<Capture>,
+    /// Of the result.
+    pub dims: Vec<usize>,
+}
+
 /// Sparse layers as an operation; `Dispatch` calls that of the tensor's own backend.
 #[backend_extension(Flex, NdArray, Autodiff)]
 pub(crate) trait SparseOps: Backend {
-    /// `y = W x + b` in f32, where `W` has these values at the layer's active positions; the result has dimensions `dims`.
+    /// `y = W x + b` in f32, where `W` has these values at the layer's active positions.
     fn sparse_layer(
         input: FloatTensor<Self>,
         values: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        layer: Arc<Layer>,
-        dims: Vec<usize>,
+        call: SparseCall,
     ) -> FloatTensor<Self>;
 }
 
@@ -61,7 +71,7 @@ static SCRATCH: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
 
 /// # Panics
 /// If the layer needs more memory than there may be.
-fn with_scratch(run: impl FnOnce(&mut Scratch) -> Result<(), condensed::Error>) {
+pub(crate) fn with_scratch(run: impl FnOnce(&mut Scratch) -> Result<(), condensed::Error>) {
     let mut scratch = lock(&SCRATCH).pop().unwrap_or_default();
     run(&mut scratch).unwrap_or_else(|error| panic!("{error}"));
     lock(&SCRATCH).push(scratch);
@@ -82,14 +92,14 @@ fn forward<B: InMemory>(
     input: FloatTensor<B>,
     values: FloatTensor<B>,
     bias: FloatTensor<B>,
-    layer: &Layer,
-    dims: Vec<usize>,
+    SparseCall { layer, dims, .. }: SparseCall,
 ) -> FloatTensor<B> {
     let mut output = vec![0.0; dims.iter().product()];
     let batch = batch(&dims, layer.output_shape().len());
     with_scratch(|scratch| {
         let (values, bias) = (B::numbers(&values), B::numbers(&bias));
-        layer.forward(&values, Some(&bias), batch, &B::numbers(&input), &mut output, scratch)
+        let values = &values[..layer.pattern().len()];
+        layer.forward(values, Some(&bias), batch, &B::numbers(&input), &mut output, scratch)
     });
     tensor::<B>(output, dims, &input.device())
 }
@@ -99,10 +109,9 @@ impl SparseOps for Flex {
         input: FloatTensor<Self>,
         values: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        layer: Arc<Layer>,
-        dims: Vec<usize>,
+        call: SparseCall,
     ) -> FloatTensor<Self> {
-        forward::<Self>(input, values, bias, &layer, dims)
+        forward::<Self>(input, values, bias, call)
     }
 }
 
@@ -111,10 +120,9 @@ impl SparseOps for NdArray {
         input: FloatTensor<Self>,
         values: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        layer: Arc<Layer>,
-        dims: Vec<usize>,
+        call: SparseCall,
     ) -> FloatTensor<Self> {
-        forward::<Self>(input, values, bias, &layer, dims)
+        forward::<Self>(input, values, bias, call)
     }
 }
 
@@ -123,13 +131,13 @@ impl SparseOps for NdArray {
 struct SparseLayerBackward;
 
 impl<B: InMemory + SparseOps> Backward<B, 3> for SparseLayerBackward {
-    /// Where input and values are kept, and the layer.
-    type State = (NodeId, NodeId, Arc<Layer>);
+    /// Where input and values are kept, and the call.
+    type State = (NodeId, NodeId, SparseCall);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let [of_input, of_values, of_bias] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let (input, values, layer) = ops.state;
+        let (input, values, SparseCall { layer, capture, .. }) = ops.state;
         let x: FloatTensor<B> = checkpointer.retrieve_node_output(input);
         let values: FloatTensor<B> = checkpointer.retrieve_node_output(values);
         let device = x.device();
@@ -142,13 +150,18 @@ impl<B: InMemory + SparseOps> Backward<B, 3> for SparseLayerBackward {
             let dims = vec![dbias.len()];
             grads.register::<B>(node.id, tensor::<B>(dbias, dims, &device));
         }
+        if of_values.is_some() && capture.is_wanted() {
+            capture.put(Captured { layer: layer.clone(), batch, x: x.to_vec(), dy: dy.to_vec() });
+        }
         if of_input.is_none() && of_values.is_none() {
             return;
         }
         let mut dx = of_input.is_some().then(|| vec![0.0; x.len()]);
         let mut dvalues = vec![0.0; values.len()];
         with_scratch(|scratch| {
-            layer.backward(&values, batch, &x, &dy, dx.as_deref_mut(), &mut dvalues, scratch)
+            let weights = layer.pattern().len();
+            let (values, dvalues) = (&values[..weights], &mut dvalues[..weights]);
+            layer.backward(values, batch, &x, &dy, dx.as_deref_mut(), dvalues, scratch)
         });
         if let (Some(node), Some(dx)) = (of_input, dx) {
             grads.register::<B>(node.id, tensor::<B>(dx, x_dims, &device));
@@ -164,19 +177,17 @@ impl<B: InMemory + SparseOps, C: CheckpointStrategy> SparseOps for Autodiff<B, C
         input: FloatTensor<Self>,
         values: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        layer: Arc<Layer>,
-        dims: Vec<usize>,
+        call: SparseCall,
     ) -> FloatTensor<Self> {
         let nodes = [input.node(), values.node(), bias.node()];
         match SparseLayerBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&input), prep.checkpoint(&values), layer.clone());
+                let state = (prep.checkpoint(&input), prep.checkpoint(&values), call.clone());
                 let output = B::sparse_layer(
                     input.into_primitive(),
                     values.into_primitive(),
                     bias.into_primitive(),
-                    layer,
-                    dims,
+                    call,
                 );
                 prep.finish(state, output)
             }
@@ -184,8 +195,7 @@ impl<B: InMemory + SparseOps, C: CheckpointStrategy> SparseOps for Autodiff<B, C
                 input.into_primitive(),
                 values.into_primitive(),
                 bias.into_primitive(),
-                layer,
-                dims,
+                call,
             )),
         }
     }

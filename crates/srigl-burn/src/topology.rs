@@ -129,6 +129,11 @@ impl Topology {
         state.version += 1;
     }
 
+    /// Whether this is the mask of the layer `index` already.
+    pub(crate) fn shows(&self, index: usize, mask: &Arc<Mask>) -> bool {
+        Arc::ptr_eq(&self.lock().layers[index].mask, mask)
+    }
+
     /// Counts the changes of masks so far.
     pub(crate) fn version(&self) -> u64 {
         self.lock().version

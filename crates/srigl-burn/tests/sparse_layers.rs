@@ -2,12 +2,16 @@
 
 mod devices;
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
-use burn::optim::{AdamConfig, GradientsParams};
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, SgdConfig};
 use burn::tensor::{Bool, Device, Distribution, FloatDType, Tensor, TensorData, Tolerance};
-use srigl_burn::{Mask, SparseConv2d, SparseLinear};
+use srigl_burn::methods::{AnyMethod, Rigl, Set, Srigl, StaticMask};
+use srigl_burn::{
+    Mask, NamedTensor, NormClipping, SparseConv2d, SparseLinear, Sparsified, SparsityConfig, state_dict,
+};
 
 /// Those with kernels, and GPUs, which run dense operations.
 fn devices() -> impl Iterator<Item = Device> {
@@ -57,7 +61,7 @@ fn linear_layers_have_the_results_and_gradients_of_masked_ones() {
             let dense = LinearConfig::new(10, 7).with_bias(has_bias).init(&device);
             let dense = masked(dense, &mask, &device);
             let sparse = SparseLinear::from_linear(&dense, &mask).unwrap();
-            assert_eq!(sparse.weight.dims(), [mask.nnz()]);
+            assert_eq!(sparse.parameter().dims(), [mask.nnz()]);
             let random = |dims: [usize; 3]| Tensor::<3>::random(dims, Distribution::Default, &device);
             let (x, weight_of_result) = (random([2, 5, 10]).require_grad(), random([2, 5, 7]));
             let (x_of_sparse, seen) = (x.clone().detach().require_grad(), weight_of_result.clone());
@@ -67,7 +71,7 @@ fn linear_layers_have_the_results_and_gradients_of_masked_ones() {
             let of_sparse = (y_of_sparse * seen).sum().backward();
             close(&x_of_sparse.grad(&of_sparse).unwrap(), &x.grad(&gradients).unwrap());
             let dense_gradient = dense.weight.val().grad(&gradients).unwrap().transpose();
-            close(&sparse.weight.val().grad(&of_sparse).unwrap(), &at_mask(dense_gradient, &mask));
+            close(&sparse.parameter().grad(&of_sparse).unwrap(), &at_mask(dense_gradient, &mask));
             assert_eq!(sparse.bias.is_some(), has_bias);
             if let (Some(bias), Some(of_dense)) = (&sparse.bias, &dense.bias) {
                 close(&bias.val().grad(&of_sparse).unwrap(), &of_dense.val().grad(&gradients).unwrap());
@@ -109,7 +113,7 @@ fn convolutions_have_the_results_and_gradients_of_masked_ones() {
                 close(&x_of_sparse.grad(&of_sparse).unwrap(), &x.grad(&gradients).unwrap());
                 let dense_gradient = dense.weight.val().grad(&gradients).unwrap();
                 let dense_gradient = dense_gradient.reshape([mask.neurons(), mask.dense_fan_in()]);
-                close(&sparse.weight.val().grad(&of_sparse).unwrap(), &at_mask(dense_gradient, &mask));
+                close(&sparse.parameter().grad(&of_sparse).unwrap(), &at_mask(dense_gradient, &mask));
                 if let (Some(bias), Some(of_dense)) = (&sparse.bias, &dense.bias) {
                     close(&bias.val().grad(&of_sparse).unwrap(), &of_dense.val().grad(&gradients).unwrap());
                 }
@@ -135,7 +139,186 @@ fn inference_frozen_inputs_and_half_precision() {
     let x = Tensor::from_inner(x);
     assert!(!x.is_require_grad());
     let gradients = training.forward(x).sum().backward();
-    assert_eq!(training.weight.val().grad(&gradients).unwrap().dims(), [mask.nnz()]);
+    assert_eq!(training.parameter().grad(&gradients).unwrap().dims(), [mask.nnz()]);
+}
+
+/// The same network, with layers of either kind.
+#[derive(Module, Debug)]
+struct Net {
+    conv: Conv2d,
+    fc: Linear,
+    out: Linear,
+}
+
+#[derive(Module, Debug)]
+struct SparseNet {
+    conv: SparseConv2d,
+    fc: SparseLinear,
+    out: Linear,
+}
+
+impl From<Net> for SparseNet {
+    fn from(Net { conv, fc, out }: Net) -> Self {
+        Self { conv: conv.into(), fc: fc.into(), out }
+    }
+}
+
+trait Forward: Module {
+    fn forward(&self, x: Tensor<4>) -> Tensor<2>;
+}
+
+macro_rules! forward {
+    ($($net:ty)*) => {
+        $(impl Forward for $net {
+            fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+                let x: Tensor<2> = self.conv.forward(x).tanh().flatten(1, 3);
+                self.out.forward(self.fc.forward(x).tanh())
+            }
+        })*
+    };
+}
+forward!(Net SparseNet);
+
+/// With weights that do not depend on what other tests draw.
+fn net(device: &Device) -> Net {
+    let net = Net {
+        conv: Conv2dConfig::new([2, 8], [3, 3]).with_padding(PaddingConfig2d::Same).init(device),
+        fc: LinearConfig::new(8 * 36, 24).init(device),
+        out: LinearConfig::new(24, 3).init(device),
+    };
+    net.map(&mut Filled)
+}
+
+struct Filled;
+
+impl ModuleMapper for Filled {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| {
+            let count = tensor.shape().num_elements();
+            let values: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin() * 0.1).collect();
+            let values = TensorData::new(values, tensor.dims());
+            Tensor::from_data(values, &tensor.device()).set_require_grad(tensor.is_require_grad())
+        })
+    }
+}
+
+fn config(method: AnyMethod) -> SparsityConfig {
+    // The last layer is masked in both networks.
+    SparsityConfig::new(0.8, 30).with_method(method).with_delta_t(4).with_grad_accumulation(2)
+}
+
+fn methods() -> [AnyMethod; 5] {
+    let srigl = Srigl { gamma_sal: 0.9, ..Srigl::default() };
+    [srigl.into(), Srigl { gamma_sal: 0.0, ..srigl }.into(), Rigl.into(), Set.into(), StaticMask.into()]
+}
+
+fn images(step: u64, device: &Device) -> Tensor<4> {
+    let value = |i: u64| ((i + 1).wrapping_mul(step + 3).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32;
+    let values: Vec<f32> = (0..4 * 2 * 36).map(|i| value(i) / (1 << 23) as f32 - 1.0).collect();
+    Tensor::from_data(TensorData::new(values, [4, 2, 6, 6]), device)
+}
+
+/// Some steps, each of two backward passes.
+fn train<M: Forward>(
+    sparse: Sparsified<M>,
+    steps: std::ops::RangeInclusive<u64>,
+    device: &Device,
+) -> Sparsified<M> {
+    let Sparsified { mut model, mut optim, topology } = sparse;
+    let mut clipping = NormClipping::new(1.0, topology.clone());
+    for step in steps {
+        let mut accumulator = GradientsAccumulator::new();
+        for half in 0..2 {
+            let x = images(2 * step + half, device);
+            let y = model.forward(x.clone()) - x.sum_dims(&[1, 2, 3]).reshape([4, 1]);
+            let gradients = GradientsParams::from_grads(y.square().mean().backward(), &model);
+            accumulator.accumulate(&model, gradients);
+        }
+        let gradients = clipping.clip(&model, accumulator.grads());
+        model = optim.step(0.01, model, gradients);
+    }
+    Sparsified { model, optim, topology }
+}
+
+/// Masks and weights of a network, dense.
+fn standing<M: Forward>(sparse: &Sparsified<M>) -> (Vec<Mask>, Vec<NamedTensor>) {
+    let masks = sparse.topology.layers().iter().map(|layer| Mask::clone(&layer.mask)).collect();
+    (masks, state_dict(&sparse.model))
+}
+
+#[test]
+fn topologies_change_as_those_of_masked_layers() {
+    let device = Device::flex().autodiff();
+    for method in methods() {
+        for adam in [false, true] {
+            let optim = |sparse: SparsityConfig, masked: bool| {
+                let start = net(&device);
+                macro_rules! sparsify {
+                    ($optim:expr) => {
+                        match masked {
+                            true => Ok(sparse.sparsify(start, $optim).unwrap()),
+                            false => Err(sparse.sparsify(SparseNet::from(start), $optim).unwrap()),
+                        }
+                    };
+                }
+                if adam {
+                    sparsify!(AdamConfig::new().build())
+                } else {
+                    let momentum = MomentumConfig::new().with_dampening(0.0);
+                    sparsify!(SgdConfig::new().with_momentum(Some(momentum)).build())
+                }
+            };
+            let Ok(masked) = optim(config(method.clone()), true) else { unreachable!() };
+            let Err(condensed) = optim(config(method.clone()), false) else { unreachable!() };
+            assert!(condensed.model.conv.pattern().is_some() && condensed.model.fc.pattern().is_some());
+            let first = standing(&condensed);
+            assert!(first == standing(&masked), "{method:?}");
+            let (masked, condensed) = (train(masked, 1..=22, &device), train(condensed, 1..=22, &device));
+            let ((masks, weights), (want_masks, want_weights)) = (standing(&condensed), standing(&masked));
+            assert!(masks == want_masks, "{method:?}, adam {adam}");
+            assert_eq!(masks != first.0, method.info().needs.updates, "{method:?}");
+            for (got, want) in weights.iter().zip(want_weights) {
+                assert_eq!((&got.name, &got.dims), (&want.name, &want.dims));
+                let difference = got.values.iter().zip(want.values).map(|(got, want)| (got - want).abs());
+                assert!(difference.fold(0.0, f32::max) < 1e-3, "{method:?}, adam {adam}: {}", got.name);
+            }
+            // What the layer computes with is what the topology shows.
+            let pattern = condensed.model.fc.pattern().unwrap();
+            assert_eq!((pattern.len(), pattern.neurons()), (masks[1].nnz(), 24));
+        }
+    }
+}
+
+/// Records may be of any moment, also of one where gradients have been gathered for half an update.
+#[test]
+fn training_goes_on_from_records_as_if_it_had_not_stopped() {
+    let device = Device::flex().autodiff();
+    for method in methods() {
+        let start = || {
+            config(method.clone()).sparsify(SparseNet::from(net(&device)), AdamConfig::new().build()).unwrap()
+        };
+        for stop in [3, 9, 11, 12] {
+            let straight = train(train(start(), 1..=stop, &device), stop + 1..=22, &device);
+            let stopped = train(start(), 1..=stop, &device);
+            let (model, optim) = (stopped.model.into_record(), stopped.optim.to_record());
+            let again = start().load_records(model, optim).unwrap();
+            let resumed = train(again, stop + 1..=22, &device);
+            assert!(standing(&resumed) == standing(&straight), "{method:?} from step {stop}");
+        }
+    }
+}
+
+#[test]
+fn records_of_different_moments_do_not_fit() {
+    let device = Device::flex().autodiff();
+    let srigl = methods()[0].clone();
+    let start =
+        || config(srigl.clone()).sparsify(SparseNet::from(net(&device)), AdamConfig::new().build()).unwrap();
+    let early = train(start(), 1..=3, &device);
+    let late = train(start(), 1..=9, &device);
+    let error =
+        start().load_records(late.model.into_record(), early.optim.to_record()).err().unwrap().to_string();
+    assert!(error.contains("another moment"), "{error}");
 }
 
 /// Burn's optimizers and records see a parameter like any other.
@@ -155,7 +338,7 @@ fn optimizers_and_records_work_on_the_values() {
         layer = optim.step(0.05, layer, gradients);
     }
     assert!(loss(&layer).into_scalar::<f32>() < 0.01 * first);
-    let weight = layer.condensed().unwrap();
+    let weight = layer.condensed().unwrap().unwrap();
     assert_eq!((weight.neurons(), weight.inputs(), weight.values().len()), (5, 9, mask.nnz()));
 
     let other = SparseLinear::from_linear(&dense, &mask).unwrap().load_record(layer.clone().into_record());

@@ -1,0 +1,373 @@
+//! The weight of a layer that trains in condensed form.
+
+use crate::condensed_ops::{condense, lock};
+use crate::conv_geometry::BySize;
+use crate::layout::Layout;
+use burn::module::{
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param,
+    ParamId,
+};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use condensed::training::Layer;
+use condensed::{CondensedWeight, Error, FanIn, Pattern};
+use sparsity_core::Mask;
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// What visitors are told that the parameters of a sparse weight belong to.
+pub(crate) const CONTAINER: &str = "Struct:ActiveWeight";
+/// Their names.
+pub(crate) const VALUES: &str = "values";
+pub(crate) const POSITIONS: &str = "positions";
+pub(crate) const SHAPE: &str = "shape";
+
+/// A weight that is dense, as in Burn's layer, until it is sparsified.
+#[derive(Clone, Debug)]
+pub(crate) enum Weight<const D: usize> {
+    Dense(Param<Tensor<D>>),
+    Sparse(ActiveWeight<D>),
+}
+
+/// A sparse weight. Its records hold all that it is.
+#[derive(Clone, Debug)]
+pub(crate) struct ActiveWeight<const D: usize> {
+    /// Values of the active weights, one row after the other, and zeros for weights that there could be.
+    pub values: Param<Tensor<1>>,
+    /// Where they are among `[N · M]`; -1 for those that are not there.
+    positions: Param<Tensor<1, Int>>,
+    /// `[out, in, …]`.
+    shape: Param<Tensor<1, Int>>,
+    layout: Layout,
+    pub topology: Arc<Topology>,
+    pub capture: Arc<Capture>,
+}
+
+/// Which weights are active, and what is made of it.
+#[derive(Debug)]
+pub(crate) struct Topology {
+    pub pattern: Pattern,
+    /// The kernels for each image size.
+    pub layers: BySize<Layer>,
+}
+
+/// What topology updates need of backward passes; shared by all copies of a layer and its optimizer.
+#[derive(Debug, Default)]
+pub(crate) struct Capture {
+    /// Whether the gradients of the steps under way count.
+    wanted: AtomicBool,
+    taken: Mutex<Vec<Captured>>,
+}
+
+/// Input and gradient by the result of one backward pass.
+#[derive(Clone, Debug)]
+pub(crate) struct Captured {
+    pub layer: Arc<Layer>,
+    pub batch: usize,
+    pub x: Vec<f32>,
+    pub dy: Vec<f32>,
+}
+
+impl Capture {
+    /// That of a layer whose topology changes: the first step may be one that counts.
+    pub fn wanted() -> Arc<Self> {
+        Arc::new(Self { wanted: AtomicBool::new(true), taken: Mutex::default() })
+    }
+
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    pub fn want(&self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::Relaxed);
+    }
+
+    pub fn put(&self, captured: Captured) {
+        lock(&self.taken).push(captured);
+    }
+
+    pub fn take(&self) -> Vec<Captured> {
+        std::mem::take(&mut lock(&self.taken))
+    }
+}
+
+/// What whoever maps a parameter tells the weight that it belongs to, on the same thread.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// The dense weight is sparse from now on, with room for so many values.
+    Sparsified { mask: Arc<Mask>, room: usize, capture: Arc<Capture> },
+    /// The optimizer has made a step; the topology has changed if there is a mask.
+    Stepped(Option<Arc<Mask>>),
+}
+
+thread_local! {
+    static TOLD: RefCell<Option<Told>> = const { RefCell::new(None) };
+}
+
+/// Tells the weight whose parameter is being mapped on this thread.
+pub(crate) fn tell(told: Told) {
+    TOLD.set(Some(told));
+}
+
+impl<const D: usize> ActiveWeight<D> {
+    /// The weights of `weight` that `mask` `[N, M]` selects, with room for more. The parameter of values is that of `weight`.
+    pub fn new(
+        layout: Layout,
+        weight: &Param<Tensor<D>>,
+        mask: &Mask,
+        room: usize,
+        capture: Arc<Capture>,
+    ) -> Result<Self, Error> {
+        let tensor = weight.val();
+        let (device, dtype) = (tensor.device(), tensor.dtype());
+        let condensed = condense(layout, tensor.clone(), mask)?;
+        let shape = layout.out_in_dims(&tensor.dims()).into_iter().map(|size| size as i64).collect();
+        let room = room.max(mask.nnz());
+        let mut values = condensed.values().to_vec();
+        values.resize(room, 0.0);
+        let values = Tensor::from_data(TensorData::new(values, [room]), (&device, dtype));
+        // Only with autodiff does a parameter say whether it is frozen.
+        let trains = tensor.is_require_grad() || !tensor.is_autodiff();
+        let int = |numbers: Vec<i64>| Param::initialized(ParamId::new(), integers(numbers, &device));
+        Ok(Self {
+            values: Param::initialized(weight.id, values).set_require_grad(trains),
+            positions: int(positions_of(mask, room)),
+            shape: int(shape),
+            layout,
+            topology: Arc::new(Topology { pattern: condensed.pattern().clone(), layers: BySize::default() }),
+            capture,
+        })
+    }
+
+    pub fn pattern(&self) -> &Pattern {
+        &self.topology.pattern
+    }
+
+    /// The present weights `[N, M]`.
+    pub fn condensed(&self) -> Result<CondensedWeight, Error> {
+        let mut values = Layout::OutIn.to_rows(self.values.val());
+        values.truncate(self.pattern().len());
+        CondensedWeight::of(self.pattern().clone(), values)
+    }
+
+    /// The dense weight in Burn's dimensions, by operations that have gradients.
+    pub fn dense(&self) -> Tensor<D> {
+        let values = self.values.val();
+        let (device, dtype) = (values.device(), values.dtype());
+        let dims = integers_of(&self.shape).into_iter().map(|size| size as usize).collect::<Vec<_>>();
+        let count = self.pattern().len();
+        let positions = self.positions.val().narrow(0, 0, count);
+        let zeros = Tensor::<1>::zeros([dims.iter().product::<usize>()], (&device, dtype));
+        let rows = zeros.select_assign(
+            0,
+            positions,
+            values.narrow(0, 0, count),
+            burn::tensor::IndexingUpdateOp::Add,
+        );
+        let rows: Tensor<D> = rows.reshape::<D, _>(<[usize; D]>::try_from(dims).expect("made of them"));
+        match self.layout {
+            Layout::InOut => rows.swap_dims(0, 1),
+            Layout::OutIn => rows,
+        }
+    }
+
+    /// The same weight with the topology of a mask.
+    fn with_mask(mut self, mask: &Mask) -> Self {
+        let (device, room) = (self.positions.lazy_device(), self.values.dims()[0]);
+        let positions = integers(positions_of(mask, room), &device);
+        self.positions = self.positions.map(|_| positions);
+        self.topology = Arc::new(Topology { pattern: pattern_of(mask), layers: BySize::default() });
+        self
+    }
+
+    /// The same weight with the topology that its positions say, if that is another: they have come from a record.
+    ///
+    /// # Panics
+    /// If they are not those of a mask.
+    fn with_own_positions(mut self) -> Self {
+        let positions = integers_of(&self.positions);
+        let pattern = self.pattern();
+        let (neurons, inputs) = (pattern.neurons(), pattern.inputs());
+        let there: Vec<i64> = positions.iter().copied().take_while(|position| *position >= 0).collect();
+        let is_rest_empty = positions[there.len()..].iter().all(|position| *position == -1);
+        let is_ascending = there.is_sorted_by(|a, b| a < b);
+        let fits = there.last().is_none_or(|last| (*last as u64) < (neurons * inputs) as u64);
+        assert!(
+            is_rest_empty && is_ascending && fits,
+            "the record's positions of weights are not those of a layer of {neurons} neurons with {inputs} inputs"
+        );
+        let mut mask = Mask::empty(neurons, inputs);
+        there.iter().for_each(|position| {
+            let position = *position as usize;
+            mask.activate(position / inputs, position % inputs);
+        });
+        let new = pattern_of(&mask);
+        if new != *pattern {
+            self.topology = Arc::new(Topology { pattern: new, layers: BySize::default() });
+        }
+        self
+    }
+}
+
+/// Positions of a mask's weights, and -1 up to the room there is.
+fn positions_of(mask: &Mask, room: usize) -> Vec<i64> {
+    let inputs = mask.dense_fan_in();
+    let of_neuron = |neuron| mask.inputs(neuron).map(move |input| (neuron * inputs + input) as i64);
+    let mut positions: Vec<i64> = (0..mask.neurons()).flat_map(of_neuron).collect();
+    positions.resize(room, -1);
+    positions
+}
+
+fn pattern_of(mask: &Mask) -> Pattern {
+    let active: Vec<u32> = (0..mask.neurons()).filter(|n| mask.fan_in(*n) > 0).map(|n| n as u32).collect();
+    let fan_ins: Vec<usize> = active.iter().map(|n| mask.fan_in(*n as usize)).collect();
+    let indices = active.iter().flat_map(|n| mask.inputs(*n as usize)).map(|input| input as u32).collect();
+    let k = fan_ins.first().copied().unwrap_or(0);
+    let fan_in = match fan_ins.iter().all(|fan_in| *fan_in == k) {
+        true => FanIn::Constant(k),
+        false => FanIn::Varying(
+            std::iter::once(0)
+                .chain(fan_ins.iter().scan(0, |end, fan_in| {
+                    *end += *fan_in as u32;
+                    Some(*end)
+                }))
+                .collect(),
+        ),
+    };
+    Pattern::new(mask.neurons(), mask.dense_fan_in(), active, fan_in, indices).expect("a mask is a pattern")
+}
+
+fn integers(numbers: Vec<i64>, device: &Device) -> Tensor<1, Int> {
+    let count = numbers.len();
+    Tensor::from_data(TensorData::new(numbers, [count]), device)
+}
+
+fn integers_of(param: &Param<Tensor<1, Int>>) -> Vec<i64> {
+    numbers_of(param.val())
+}
+
+pub(crate) fn numbers_of<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i64> {
+    tensor.into_data().convert::<i64>().try_into_vec().expect("converted")
+}
+
+/// Whether positions are those of a mask.
+pub(crate) fn are_positions_of<const D: usize>(positions: Tensor<D, Int>, mask: &Mask) -> bool {
+    let positions = numbers_of(positions);
+    mask.nnz() <= positions.len() && positions == positions_of(mask, positions.len())
+}
+
+impl<const D: usize> Weight<D> {
+    /// The sparse weight, unless it is dense.
+    pub fn sparse(&self) -> Option<&ActiveWeight<D>> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Sparse(weight) => Some(weight),
+        }
+    }
+
+    /// Applies a function to the parameters.
+    fn each(
+        self,
+        of_dense: impl FnOnce(Param<Tensor<D>>) -> Param<Tensor<D>>,
+        of_values: impl FnOnce(Param<Tensor<1>>) -> Param<Tensor<1>>,
+        of_integers: impl Fn(Param<Tensor<1, Int>>) -> Param<Tensor<1, Int>>,
+    ) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(of_dense(weight)),
+            Self::Sparse(weight) => Self::Sparse(ActiveWeight {
+                values: of_values(weight.values),
+                positions: of_integers(weight.positions),
+                shape: of_integers(weight.shape),
+                ..weight
+            }),
+        }
+    }
+}
+
+impl<const D: usize> Module for Weight<D> {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        match self {
+            Self::Dense(weight) => weight.collect_devices(devices),
+            Self::Sparse(weight) => weight.values.collect_devices(devices),
+        }
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        self.each(|p| p.fork(device), |p| p.fork(device), |p| p.fork(device))
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        self.each(|p| p.to_device(device), |p| p.to_device(device), |p| p.to_device(device))
+    }
+
+    fn train(self) -> Self {
+        self.each(Module::train, Module::train, Module::train)
+    }
+
+    fn valid(&self) -> Self {
+        self.clone().each(|p| p.valid(), |p| p.valid(), |p| p.valid())
+    }
+
+    fn materialize(self) -> Self {
+        self.each(Module::materialize, Module::materialize, Module::materialize)
+    }
+
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        let weight = match self {
+            Self::Dense(weight) => return weight.visit(visitor),
+            Self::Sparse(weight) => weight,
+        };
+        visitor.enter_module(VALUES, CONTAINER);
+        weight.values.visit(visitor);
+        visitor.exit_module(VALUES, CONTAINER);
+        for (name, param) in [(POSITIONS, &weight.positions), (SHAPE, &weight.shape)] {
+            visitor.enter_module(name, CONTAINER);
+            param.visit(visitor);
+            visitor.exit_module(name, CONTAINER);
+        }
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        TOLD.take();
+        let weight = match self {
+            Self::Dense(weight) => {
+                let weight = Module::map(weight, mapper);
+                let Some(Told::Sparsified { mask, room, capture }) = TOLD.take() else {
+                    return Self::Dense(weight);
+                };
+                let layout = if D == 2 { Layout::InOut } else { Layout::OutIn };
+                let sparse = ActiveWeight::new(layout, &weight, &mask, room, capture);
+                return Self::Sparse(sparse.unwrap_or_else(|error| panic!("{error}")));
+            }
+            Self::Sparse(weight) => weight,
+        };
+        mapper.enter_module(VALUES, CONTAINER);
+        let values = Module::map(weight.values, mapper);
+        mapper.exit_module(VALUES, CONTAINER);
+        let told = TOLD.take();
+        mapper.enter_module(POSITIONS, CONTAINER);
+        let positions = Module::map(weight.positions, mapper);
+        mapper.exit_module(POSITIONS, CONTAINER);
+        mapper.enter_module(SHAPE, CONTAINER);
+        let shape = Module::map(weight.shape, mapper);
+        mapper.exit_module(SHAPE, CONTAINER);
+        let weight = ActiveWeight { values, positions, shape, ..weight };
+        Self::Sparse(match told {
+            Some(Told::Stepped(None)) => weight,
+            Some(Told::Stepped(Some(mask))) => weight.with_mask(&mask),
+            _ => weight.with_own_positions(),
+        })
+    }
+}
+
+impl<const D: usize> ModuleDisplayDefault for Weight<D> {
+    fn content(&self, content: Content) -> Option<Content> {
+        let parameters = match self {
+            Self::Dense(weight) => weight.dims().iter().product(),
+            Self::Sparse(weight) => weight.pattern().len(),
+        };
+        content.add("parameters", &parameters).optional()
+    }
+}
+
+impl<const D: usize> ModuleDisplay for Weight<D> {}
