@@ -1,6 +1,7 @@
 //! `srigl bench train`.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -23,7 +24,9 @@ use super::device::failed;
 use super::report::quantile;
 use super::{Contender, MOST_ROUNDS, PlaceArgs};
 
-/// Time training steps: dense and with SRigL, and what a topology update takes
+/// Time training steps: dense, with SRigL over masks and in condensed form, and what a topology update takes
+///
+/// `dense` and `masked` compute with all weights; `sparse`, on CPUs, with the active ones alone.
 ///
 /// Images are random numbers on the device; the time of a step does not depend on them. The optimizer and the
 /// distribution of sparsity are those of the paper's recipe for the kind of network: SGD with momentum and ERK, AdamW and
@@ -83,12 +86,6 @@ struct Report {
     steps: usize,
     parameters: usize,
     results: Vec<StepTiming>,
-    /// One topology update of all layers: what a step with one takes longer than the median of the others.
-    update_ms: f64,
-    /// Of a sparse step over a dense one, without updates, as a share.
-    step_overhead: f64,
-    /// An update's time as a share of ΔT = 100 sparse steps.
-    update_share: f64,
 }
 
 /// The steps of one contender, without those that update the masks.
@@ -100,6 +97,19 @@ struct StepTiming {
     p10_ms: f64,
     p90_ms: f64,
     images_per_second: f64,
+    /// How many times as fast a step is as that of each other contender, by its name.
+    speedup: BTreeMap<String, f64>,
+    #[serde(flatten)]
+    update: Option<UpdateTiming>,
+}
+
+/// A topology update of all layers.
+#[derive(Serialize)]
+struct UpdateTiming {
+    /// What a step with one takes longer than the median of the others.
+    update_ms: f64,
+    /// That as a share of ΔT = 100 steps.
+    update_share: f64,
 }
 
 pub fn run(args: &TrainArgs) -> Result<()> {
@@ -129,28 +139,33 @@ impl WithModel for Work<'_> {
     fn run<M: Classifier>(self, model: M) -> Result<()> {
         let (args, parameters) = (self.args, model.num_params());
         let (name, image) = (self.spec.info.name, self.spec.images);
-        // Two contenders, each with its moments: one of SGD with momentum, two of AdamW.
-        check_weights(&model, name, 2 * (2 + if self.is_transformer() { 2 } else { 1 }))?;
+        // Contenders, each with its moments: one of SGD with momentum, two of AdamW.
+        let ours = if args.place.is_gpu() { 2 } else { 3 };
+        check_weights(&model, name, ours * (2 + if self.is_transformer() { 2 } else { 1 }))?;
         check_results(&model, name, image, args.batch)?;
         let mut contenders = vec![
-            self.contender("dense", "Burn", model.clone(), Dense.into())?,
-            self.contender("srigl", "Burn", model, self.srigl().into())?,
+            self.contender("dense", "Burn", model.clone(), Dense.into(), false)?,
+            self.contender("masked", "Burn, SRigL over masks", model.clone(), self.srigl().into(), false)?,
         ];
+        if ours == 3 {
+            contenders.push(self.contender("sparse", "condensed SRigL", model, self.srigl().into(), true)?);
+        }
         let float = if args.float == Float::Bf16 { "bf16" } else { "f32" };
         if let Some(torch) = args.place.torch(rayon::current_num_threads())? {
             contenders.extend(torch.train(self.spec.info.name, args.batch, float, self.spec.images)?);
         }
         let samples = take_turns(&mut contenders, args.steps.next_multiple_of(UPDATE_EVERY), args.json)?;
 
-        let results: Vec<StepTiming> = contenders
+        let mut results: Vec<StepTiming> = contenders
             .iter()
             .zip(&samples)
             .map(|(contender, samples)| StepTiming::new(contender, samples, args.batch))
             .collect();
-        let [dense, sparse] = [0, 1].map(|i| results[i].median_ms);
-        let updates: Vec<f64> =
-            samples[1].iter().copied().skip(UPDATE_EVERY - 1).step_by(UPDATE_EVERY).collect();
-        let update_ms = 1e3 * quantile(&updates, 0.5) - sparse;
+        let medians: Vec<(String, f64)> = results.iter().map(|r| (r.name.clone(), r.median_ms)).collect();
+        for result in &mut results {
+            let others = medians.iter().filter(|(name, _)| *name != result.name);
+            result.speedup = others.map(|(name, ms)| (name.clone(), ms / result.median_ms)).collect();
+        }
         let report = Report {
             model: self.spec.info.name,
             sparsity: args.sparsity,
@@ -160,9 +175,6 @@ impl WithModel for Work<'_> {
             steps: samples[0].len(),
             parameters,
             results,
-            update_ms,
-            step_overhead: sparse / dense - 1.0,
-            update_share: update_ms / (DELTA_T * sparse),
         };
         Ok(print::either(args.json, &report, Report::text)?)
     }
@@ -176,8 +188,9 @@ impl Work<'_> {
         engine: &str,
         model: M,
         method: AnyMethod,
+        condensed: bool,
     ) -> Result<Contender> {
-        let Sparsified { model, mut optim, .. } = self.sparsify(model, method)?;
+        let Sparsified { model, mut optim, .. } = self.sparsify(model, method, condensed)?;
         let device = self.device.clone();
         let training = device.clone().autodiff();
         let [channels, height, width] = self.spec.images;
@@ -220,9 +233,10 @@ impl Work<'_> {
         }
     }
 
-    fn sparsify<M: Classifier>(&self, model: M, method: AnyMethod) -> Result<Sparsified<M>> {
+    fn sparsify<M: Classifier>(&self, model: M, method: AnyMethod, condensed: bool) -> Result<Sparsified<M>> {
         let sparsity = SparsityConfig::new(self.args.sparsity, u64::MAX)
             .with_method(method)
+            .with_condensed(condensed)
             .with_delta_t(UPDATE_EVERY as u64);
         Ok(if self.is_transformer() {
             let uniform = sparsity.with_distribution(Distribution::Uniform);
@@ -264,6 +278,12 @@ impl StepTiming {
             .map(|(_, seconds)| *seconds)
             .collect();
         let [p10_ms, median_ms, p90_ms] = [0.1, 0.5, 0.9].map(|share| 1e3 * quantile(&ordinary, share));
+        let with_update: Vec<f64> =
+            samples.iter().copied().skip(UPDATE_EVERY - 1).step_by(UPDATE_EVERY).collect();
+        let update = ["masked", "sparse"].contains(&contender.name.as_str()).then(|| {
+            let update_ms = 1e3 * quantile(&with_update, 0.5) - median_ms;
+            UpdateTiming { update_ms, update_share: update_ms / (DELTA_T * median_ms) }
+        });
         Self {
             name: contender.name.clone(),
             engine: contender.engine.clone(),
@@ -271,26 +291,33 @@ impl StepTiming {
             p10_ms,
             p90_ms,
             images_per_second: 1e3 * batch as f64 / median_ms,
+            speedup: BTreeMap::new(),
+            update,
         }
     }
 }
 
 impl Report {
     fn text(&self) -> String {
+        let names = self.results.iter().map(|r| r.name.as_str());
+        let others: Vec<&str> = names.filter(|name| *name == "dense" || name.starts_with("torch")).collect();
         let row = |r: &StepTiming| {
             let mut row = vec![r.name.clone(), r.engine.clone()];
             row.extend([r.median_ms, r.p10_ms, r.p90_ms].map(|ms| format!("{ms:.3}")));
             row.push(format!("{:.0}", r.images_per_second));
+            row.extend(others.iter().map(|other| format!("{:.2}", r.speedup.get(*other).unwrap_or(&1.0))));
+            let update = |u: &UpdateTiming| format!("{:.1} ms, {:.2} %", u.update_ms, 100.0 * u.update_share);
+            row.push(r.update.as_ref().map(update).unwrap_or_default());
             row
         };
-        let header = ["contender", "engine", "median ms", "p10", "p90", "images/s"];
+        let mut header: Vec<String> =
+            ["contender", "engine", "median ms", "p10", "p90", "images/s"].map(String::from).into();
+        header.extend(others.iter().map(|other| format!("over {other}")));
+        header.push(format!("update of all layers, of {DELTA_T} steps"));
+        let header: Vec<&str> = header.iter().map(String::as_str).collect();
         format!(
-            "{}\nSRigL over dense: {:+.2} % a step; one update of all layers {:.1} ms, {:.2} % of {DELTA_T} steps\n\
-             {} ({} parameters), sparsity {}, batch {}, {}, on {}, {} steps each",
+            "{}\n{} ({} parameters), sparsity {}, batch {}, {}, on {}, {} steps each",
             print::table(&header, self.results.iter().map(row)),
-            100.0 * self.step_overhead,
-            self.update_ms,
-            100.0 * self.update_share,
             self.model,
             self.parameters,
             self.sparsity,

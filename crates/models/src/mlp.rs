@@ -1,9 +1,9 @@
 use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::{Linear, LinearConfig, Relu};
+use burn::nn::{LinearConfig, Relu};
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, Value};
+use srigl_burn::{Lower, Lowering, SparseLinear, Value};
 
 /// Configuration of [`Mlp`].
 #[derive(Config, Debug)]
@@ -20,20 +20,20 @@ pub struct MlpConfig {
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// `[300, inputs]`.
-    pub fc1: Linear,
+    pub fc1: SparseLinear,
     /// `[100, 300]`.
-    pub fc2: Linear,
+    pub fc2: SparseLinear,
     /// `[classes, 100]`.
-    pub fc3: Linear,
+    pub fc3: SparseLinear,
 }
 
 impl MlpConfig {
     /// Initialises the model on a device.
     pub fn init(&self, device: &Device) -> Mlp {
         Mlp {
-            fc1: LinearConfig::new(self.inputs, 300).init(device),
-            fc2: LinearConfig::new(300, 100).init(device),
-            fc3: LinearConfig::new(100, self.classes).init(device),
+            fc1: LinearConfig::new(self.inputs, 300).init(device).into(),
+            fc2: LinearConfig::new(300, 100).init(device).into(),
+            fc3: LinearConfig::new(100, self.classes).init(device).into(),
         }
     }
 }

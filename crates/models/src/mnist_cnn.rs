@@ -1,11 +1,11 @@
 use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::conv::Conv2dConfig;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
-use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig, Relu};
+use burn::nn::{Dropout, DropoutConfig, LinearConfig, Relu};
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
 
 /// Configuration of [`MnistCnn`].
 #[derive(Config, Debug)]
@@ -23,13 +23,13 @@ pub struct MnistCnnConfig {
 #[derive(Module, Debug)]
 pub struct MnistCnn {
     /// `[32, channels, 3, 3]`.
-    pub conv1: Conv2d,
+    pub conv1: SparseConv2d,
     /// `[64, 32, 3, 3]`.
-    pub conv2: Conv2d,
+    pub conv2: SparseConv2d,
     /// `[128, 9216]`.
-    pub fc1: Linear,
+    pub fc1: SparseLinear,
     /// `[classes, 128]`.
-    pub fc2: Linear,
+    pub fc2: SparseLinear,
     pool: MaxPool2d,
     dropout1: Dropout,
     dropout2: Dropout,
@@ -39,10 +39,10 @@ impl MnistCnnConfig {
     /// Initialises the model on a device.
     pub fn init(&self, device: &Device) -> MnistCnn {
         MnistCnn {
-            conv1: Conv2dConfig::new([self.channels, 32], [3, 3]).init(device),
-            conv2: Conv2dConfig::new([32, 64], [3, 3]).init(device),
-            fc1: LinearConfig::new(9216, 128).init(device),
-            fc2: LinearConfig::new(128, self.classes).init(device),
+            conv1: Conv2dConfig::new([self.channels, 32], [3, 3]).init(device).into(),
+            conv2: Conv2dConfig::new([32, 64], [3, 3]).init(device).into(),
+            fc1: LinearConfig::new(9216, 128).init(device).into(),
+            fc2: LinearConfig::new(128, self.classes).init(device).into(),
             pool: MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init(),
             dropout1: DropoutConfig::new(0.25).init(),
             dropout2: DropoutConfig::new(0.5).init(),

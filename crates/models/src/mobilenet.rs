@@ -6,7 +6,7 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
 
 /// Configuration of [`MobileNetV3`].
 #[derive(Config, Debug)]
@@ -30,7 +30,7 @@ pub struct MobileNetV3 {
     /// A convolution, blocks, and a last convolution.
     pub features: Vec<Stage>,
     /// Two linear layers, at the places that torchvision gives them.
-    pub classifier: (Linear, HardSwish, Dropout, Linear),
+    pub classifier: (SparseLinear, HardSwish, Dropout, SparseLinear),
 }
 
 /// An element of [`MobileNetV3::features`].
@@ -38,7 +38,7 @@ pub struct MobileNetV3 {
 #[expect(clippy::large_enum_variant, reason = "there are a few dozen")]
 pub enum Stage {
     /// With its normalisation; a hard swish follows.
-    Conv((Conv2d, BatchNorm)),
+    Conv((SparseConv2d, BatchNorm)),
     /// A block.
     Block(InvertedResidual),
 }
@@ -57,7 +57,7 @@ pub struct InvertedResidual {
 #[derive(Module, Debug)]
 pub enum BlockLayer {
     /// With its normalisation; the block's activation follows all but the last.
-    Conv((Conv2d, BatchNorm)),
+    Conv((SparseConv2d, BatchNorm)),
     /// Squeeze-and-excitation.
     Squeeze(SqueezeExcitation),
 }
@@ -66,9 +66,9 @@ pub enum BlockLayer {
 #[derive(Module, Debug)]
 pub struct SqueezeExcitation {
     /// 1×1, to fewer channels.
-    pub fc1: Conv2d,
+    pub fc1: SparseConv2d,
     /// 1×1, back.
-    pub fc2: Conv2d,
+    pub fc2: SparseConv2d,
 }
 
 /// `x · hard_sigmoid(x)`.
@@ -165,8 +165,8 @@ impl MobileNetV3Config {
         features.push(Stage::Conv(conv_norm([from, last], 1, 1, 1, device)));
         let linear = |from, to| {
             let normal = Initializer::Normal { mean: 0.0, std: 0.01 };
-            let linear: Linear = LinearConfig::new(from, to).with_initializer(normal).init(device);
-            Linear { bias: Some(Initializer::Zeros.init([to], device)), ..linear }
+            let linear = LinearConfig::new(from, to).with_initializer(normal).init(device);
+            SparseLinear::from(Linear { bias: Some(Initializer::Zeros.init([to], device)), ..linear })
         };
         let dropout = DropoutConfig::new(self.dropout).init();
         let classifier = (linear(last, hidden), HardSwish, dropout, linear(hidden, self.classes));
@@ -185,7 +185,10 @@ fn block(from: usize, row: &Row, device: &Device) -> InvertedResidual {
         let squeezed = squeezed_channels(expanded);
         let conv = |[from, to]: [usize; 2]| {
             let config = Conv2dConfig::new([from, to], [1, 1]).with_initializer(fan_out(to, 1));
-            Conv2d { bias: Some(Initializer::Zeros.init([to], device)), ..config.init(device) }
+            SparseConv2d::from(Conv2d {
+                bias: Some(Initializer::Zeros.init([to], device)),
+                ..config.init(device)
+            })
         };
         let squeeze = SqueezeExcitation { fc1: conv([expanded, squeezed]), fc2: conv([squeezed, expanded]) };
         block.push(BlockLayer::Squeeze(squeeze));
@@ -214,7 +217,7 @@ fn conv_norm(
     stride: usize,
     groups: usize,
     device: &Device,
-) -> (Conv2d, BatchNorm) {
+) -> (SparseConv2d, BatchNorm) {
     let same = kernel / 2;
     let conv = Conv2dConfig::new(channels, [kernel, kernel])
         .with_stride([stride, stride])
@@ -223,7 +226,7 @@ fn conv_norm(
         .with_bias(false)
         .with_initializer(fan_out(channels[1], kernel));
     let norm = BatchNormConfig::new(channels[1]).with_epsilon(0.001).with_momentum(0.01);
-    (conv.init(device), norm.init(device))
+    (conv.init(device).into(), norm.init(device))
 }
 
 impl SqueezeExcitation {
@@ -272,7 +275,7 @@ impl Classifier for MobileNetV3 {
 
 impl Lower for SqueezeExcitation {
     fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
-        let name = graph.name_around(&self.fc1.weight, 1);
+        let name = graph.name_around(self.fc1.id(), 1);
         let x = graph.global_avg_pool(format!("{name}.avgpool"), input);
         let x = graph.conv2d(&self.fc1, x);
         let x = graph.relu(x);
@@ -289,7 +292,7 @@ impl Lower for InvertedResidual {
         for (i, layer) in self.block.iter().enumerate() {
             x = match layer {
                 BlockLayer::Conv((conv, norm)) => {
-                    name = graph.name_around(&conv.weight, 3);
+                    name = graph.name_around(conv.id(), 3);
                     let x = lower_conv_norm(graph, conv, norm, x);
                     match (i + 1 == self.block.len(), self.hard_swish) {
                         (true, _) => x,
@@ -402,11 +405,11 @@ mod tests {
         let net = MobileNetV3Config::new().small(&device);
         let Stage::Block(block) = &net.features[4] else { panic!("a block") };
         let BlockLayer::Conv((depthwise, _)) = &block.block[1] else { panic!("a depthwise convolution") };
-        assert_eq!(depthwise.weight.dims(), [96, 1, 5, 5]);
-        let (got, expected) = (deviation(depthwise.weight.val()), (2.0 / (96.0 * 25.0_f64)).sqrt());
+        assert_eq!(depthwise.weight().dims(), [96, 1, 5, 5]);
+        let (got, expected) = (deviation(depthwise.weight()), (2.0 / (96.0 * 25.0_f64)).sqrt());
         assert!((got / expected - 1.0).abs() < 0.05, "{got}, not {expected}");
         let BlockLayer::Squeeze(squeeze) = &block.block[2] else { panic!("squeeze-and-excitation") };
-        let (got, expected) = (deviation(squeeze.fc1.weight.val()), (2.0 / 24.0_f64).sqrt());
+        let (got, expected) = (deviation(squeeze.fc1.weight()), (2.0 / 24.0_f64).sqrt());
         assert!((got / expected - 1.0).abs() < 0.05, "{got}, not {expected}");
         let biases = [&squeeze.fc1.bias, &squeeze.fc2.bias, &net.classifier.0.bias, &net.classifier.3.bias];
         assert!(biases.iter().all(|bias| deviation(bias.as_ref().unwrap().val()) == 0.0));

@@ -1,11 +1,11 @@
 use crate::{Classifier, ModelInfo, ModelSpec, Size};
 use burn::config::Config;
 use burn::module::{Initializer, Module, ModuleDisplay};
-use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::conv::Conv2dConfig;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
-use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d, Relu};
+use burn::nn::{BatchNorm, BatchNormConfig, LinearConfig, PaddingConfig2d, Relu};
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
 
 /// Configuration of [`ResNet18`] and [`ResNet50`].
 #[derive(Config, Debug)]
@@ -28,7 +28,7 @@ pub struct ResNetConfig {
 #[derive(Module, Debug)]
 pub struct ResNet<B> {
     /// 7×7 and stride 2, or 3×3 and stride 1 for small images.
-    pub conv1: Conv2d,
+    pub conv1: SparseConv2d,
     /// Batch normalisation after `conv1`.
     pub bn1: BatchNorm,
     /// 3×3 and stride 2; none for small images.
@@ -42,7 +42,7 @@ pub struct ResNet<B> {
     /// Twice as many, half the resolution.
     pub layer4: Vec<B>,
     /// `[classes, 8 · width · expansion]`.
-    pub fc: Linear,
+    pub fc: SparseLinear,
 }
 
 /// 18 layers: stages of 2, 2, 2 and 2 basic blocks.
@@ -65,15 +65,15 @@ pub trait ResidualBlock: Module + ModuleDisplay + Lower + 'static {
 #[derive(Module, Debug)]
 pub struct BasicBlock {
     /// 3×3, may be strided.
-    pub conv1: Conv2d,
+    pub conv1: SparseConv2d,
     /// Batch normalisation after `conv1`.
     pub bn1: BatchNorm,
     /// 3×3, stride 1.
-    pub conv2: Conv2d,
+    pub conv2: SparseConv2d,
     /// Batch normalisation after `conv2`.
     pub bn2: BatchNorm,
     /// 1×1 shortcut with its normalisation, if the shape changes.
-    pub downsample: Option<(Conv2d, BatchNorm)>,
+    pub downsample: Option<(SparseConv2d, BatchNorm)>,
 }
 
 /// Convolutions of 1×1, 3×3 and 1×1 with batch normalisation, and a shortcut. The stride is in the 3×3 convolution
@@ -81,23 +81,23 @@ pub struct BasicBlock {
 #[derive(Module, Debug)]
 pub struct Bottleneck {
     /// 1×1.
-    pub conv1: Conv2d,
+    pub conv1: SparseConv2d,
     /// Batch normalisation after `conv1`.
     pub bn1: BatchNorm,
     /// 3×3, may be strided.
-    pub conv2: Conv2d,
+    pub conv2: SparseConv2d,
     /// Batch normalisation after `conv2`.
     pub bn2: BatchNorm,
     /// 1×1, to four times as many channels.
-    pub conv3: Conv2d,
+    pub conv3: SparseConv2d,
     /// Batch normalisation after `conv3`.
     pub bn3: BatchNorm,
     /// 1×1 shortcut with its normalisation, if the shape changes.
-    pub downsample: Option<(Conv2d, BatchNorm)>,
+    pub downsample: Option<(SparseConv2d, BatchNorm)>,
 }
 
 /// A convolution without bias, padded by half its kernel, with torchvision's initial weights.
-pub(crate) fn conv(channels: [usize; 2], kernel: usize, stride: usize, device: &Device) -> Conv2d {
+pub(crate) fn conv(channels: [usize; 2], kernel: usize, stride: usize, device: &Device) -> SparseConv2d {
     let same = kernel / 2;
     Conv2dConfig::new(channels, [kernel, kernel])
         .with_stride([stride, stride])
@@ -105,15 +105,16 @@ pub(crate) fn conv(channels: [usize; 2], kernel: usize, stride: usize, device: &
         .with_bias(false)
         .with_initializer(Initializer::KaimingNormal { gain: 2f64.sqrt(), fan_out_only: true })
         .init(device)
+        .into()
 }
 
 /// 1×1 where the shape changes.
-fn downsample([from, to]: [usize; 2], stride: usize, device: &Device) -> Option<(Conv2d, BatchNorm)> {
+fn downsample([from, to]: [usize; 2], stride: usize, device: &Device) -> Option<(SparseConv2d, BatchNorm)> {
     let needed = from != to || stride != 1;
     needed.then(|| (conv([from, to], 1, stride, device), BatchNormConfig::new(to).init(device)))
 }
 
-fn shortcut(downsample: &Option<(Conv2d, BatchNorm)>, input: Tensor<4>) -> Tensor<4> {
+fn shortcut(downsample: &Option<(SparseConv2d, BatchNorm)>, input: Tensor<4>) -> Tensor<4> {
     match downsample {
         Some((conv, norm)) => norm.forward(conv.forward(input)),
         None => input,
@@ -170,7 +171,11 @@ impl ResidualBlock for Bottleneck {
 
 /// The input itself, or a 1×1 convolution of it. In a block it comes before the last convolution beside it, which then adds
 /// it while it writes its result.
-fn lower_shortcut(downsample: &Option<(Conv2d, BatchNorm)>, graph: &mut Lowering, input: Value) -> Value {
+fn lower_shortcut(
+    downsample: &Option<(SparseConv2d, BatchNorm)>,
+    graph: &mut Lowering,
+    input: Value,
+) -> Value {
     match downsample {
         Some((conv, norm)) => lower_conv_norm(graph, conv, norm, input),
         None => input,
@@ -178,14 +183,19 @@ fn lower_shortcut(downsample: &Option<(Conv2d, BatchNorm)>, graph: &mut Lowering
 }
 
 /// A convolution and its normalisation.
-pub(crate) fn lower_conv_norm(graph: &mut Lowering, conv: &Conv2d, norm: &BatchNorm, x: Value) -> Value {
+pub(crate) fn lower_conv_norm(
+    graph: &mut Lowering,
+    conv: &SparseConv2d,
+    norm: &BatchNorm,
+    x: Value,
+) -> Value {
     let x = graph.conv2d(conv, x);
     graph.batch_norm(norm, x)
 }
 
 impl Lower for BasicBlock {
     fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
-        let block = graph.name_around(&self.conv1.weight, 1);
+        let block = graph.name_around(self.conv1.id(), 1);
         let x = lower_conv_norm(graph, &self.conv1, &self.bn1, input);
         let x = graph.relu(x);
         let skip = lower_shortcut(&self.downsample, graph, input);
@@ -197,7 +207,7 @@ impl Lower for BasicBlock {
 
 impl Lower for Bottleneck {
     fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
-        let block = graph.name_around(&self.conv1.weight, 1);
+        let block = graph.name_around(self.conv1.id(), 1);
         let x = lower_conv_norm(graph, &self.conv1, &self.bn1, input);
         let x = graph.relu(x);
         let x = lower_conv_norm(graph, &self.conv2, &self.bn2, x);
@@ -244,7 +254,7 @@ impl ResNetConfig {
             layer2: stage(1),
             layer3: stage(2),
             layer4: stage(3),
-            fc: LinearConfig::new((self.width << 3) * B::EXPANSION, self.classes).init(device),
+            fc: LinearConfig::new((self.width << 3) * B::EXPANSION, self.classes).init(device).into(),
         }
     }
 }

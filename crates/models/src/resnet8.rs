@@ -2,10 +2,9 @@ use crate::resnet::{BasicBlock, ResidualBlock, conv, lower_conv_norm};
 use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::conv::Conv2d;
-use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, Relu};
+use burn::nn::{BatchNorm, BatchNormConfig, LinearConfig, Relu};
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
 
 /// Configuration of [`ResNet8`].
 #[derive(Config, Debug)]
@@ -26,7 +25,7 @@ pub struct ResNet8Config {
 #[derive(Module, Debug)]
 pub struct ResNet8 {
     /// 3×3, stride 1.
-    pub conv1: Conv2d,
+    pub conv1: SparseConv2d,
     /// Batch normalisation after `conv1`.
     pub bn1: BatchNorm,
     /// `width` channels.
@@ -36,7 +35,7 @@ pub struct ResNet8 {
     /// `4·width` channels, a quarter of the resolution.
     pub layer3: BasicBlock,
     /// `[classes, 4·width]`.
-    pub fc: Linear,
+    pub fc: SparseLinear,
 }
 
 impl ResNet8Config {
@@ -49,7 +48,7 @@ impl ResNet8Config {
             layer1: BasicBlock::new(width, width, 1, device),
             layer2: BasicBlock::new(width, 2 * width, 2, device),
             layer3: BasicBlock::new(2 * width, 4 * width, 2, device),
-            fc: LinearConfig::new(4 * width, self.classes).init(device),
+            fc: LinearConfig::new(4 * width, self.classes).init(device).into(),
         }
     }
 }

@@ -5,7 +5,7 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Dropout, DropoutConfig, Gelu, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
 
 /// Configuration of [`VisionTransformer`]: by default ViT-B/16.
 #[derive(Config, Debug)]
@@ -47,7 +47,7 @@ pub struct VisionTransformer {
     /// `[1, 1, d]`
     pub class_token: Param<Tensor<3>>,
     /// One `d` for each patch.
-    pub conv_proj: Conv2d,
+    pub conv_proj: SparseConv2d,
     /// All that happens to tokens.
     pub encoder: Encoder,
     /// The classifier, on the class token.
@@ -79,16 +79,16 @@ pub struct EncoderLayer {
     /// Before the perceptron.
     pub ln_2: LayerNorm,
     /// `d → mlp → d`; linear layers are at the places that torchvision gives them.
-    pub mlp: (Linear, Gelu, Dropout, Linear, Dropout),
+    pub mlp: (SparseLinear, Gelu, Dropout, SparseLinear, Dropout),
 }
 
 /// Attention whose queries, keys and values come from one layer `[3·d, d]`, as sparse training wants it.
 #[derive(Module, Debug)]
 pub struct SelfAttention {
     /// Queries, keys and values, in that order.
-    pub in_proj: Linear,
+    pub in_proj: SparseLinear,
     /// `[d, d]`
-    pub out_proj: Linear,
+    pub out_proj: SparseLinear,
     heads: usize,
 }
 
@@ -96,7 +96,7 @@ pub struct SelfAttention {
 #[derive(Module, Debug)]
 pub struct Heads {
     /// `[classes, d]`
-    pub head: Linear,
+    pub head: SparseLinear,
 }
 
 impl VitConfig {
@@ -118,7 +118,8 @@ impl VitConfig {
             .with_stride([patch, patch])
             .with_initializer(patches);
         let conv_proj =
-            Conv2d { bias: Some(Initializer::Zeros.init([features], device)), ..conv_proj.init(device) };
+            Conv2d { bias: Some(Initializer::Zeros.init([features], device)), ..conv_proj.init(device) }
+                .into();
         VisionTransformer {
             class_token: Initializer::Zeros.init([1, 1, features], device),
             conv_proj,
@@ -131,7 +132,8 @@ impl VitConfig {
             heads: Heads {
                 head: LinearConfig::new(features, self.classes)
                     .with_initializer(Initializer::Zeros)
-                    .init(device),
+                    .init(device)
+                    .into(),
             },
         }
     }
@@ -139,8 +141,8 @@ impl VitConfig {
     fn layer(&self, device: &Device) -> EncoderLayer {
         let (features, mlp) = (self.features, self.mlp);
         let linear = |from, to, weights: Initializer, biases: Initializer| {
-            let linear: Linear = LinearConfig::new(from, to).with_initializer(weights).init(device);
-            Linear { bias: Some(biases.init([to], device)), ..linear }
+            let linear = LinearConfig::new(from, to).with_initializer(weights).init(device);
+            SparseLinear::from(Linear { bias: Some(biases.init([to], device)), ..linear })
         };
         let xavier = || Initializer::XavierUniform { gain: 1.0 };
         let narrow = || Initializer::Normal { mean: 0.0, std: 1e-6 };
@@ -221,7 +223,7 @@ impl Classifier for VisionTransformer {
 impl Lower for EncoderLayer {
     fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
         let SelfAttention { in_proj, out_proj, heads } = &self.self_attention;
-        let name = graph.name_around(&self.ln_1.gamma, 1);
+        let name = graph.name_around(self.ln_1.gamma.id, 1);
         let x = graph.layer_norm(&self.ln_1, EPSILON as f32, input);
         let x = graph.linear(in_proj, x);
         let x = graph.attention(format!("{name}.self_attention"), *heads, x);
@@ -341,10 +343,10 @@ mod tests {
             let (most, bound) = (most(&values(weight)), bound as f32);
             assert!(most <= bound && most > 0.99 * bound, "{most}, not {bound}");
         };
-        within(layer.self_attention.out_proj.weight.val(), 1.0 / 8.0);
-        within(layer.self_attention.in_proj.weight.val(), (6.0 / (64.0 + 192.0_f64)).sqrt());
-        within(layer.mlp.0.weight.val(), (6.0 / (64.0 + 128.0_f64)).sqrt());
-        let bias = |linear: &Linear| values(linear.bias.as_ref().unwrap().val().unsqueeze());
+        within(layer.self_attention.out_proj.weight(), 1.0 / 8.0);
+        within(layer.self_attention.in_proj.weight(), (6.0 / (64.0 + 192.0_f64)).sqrt());
+        within(layer.mlp.0.weight(), (6.0 / (64.0 + 128.0_f64)).sqrt());
+        let bias = |linear: &SparseLinear| values(linear.bias.as_ref().unwrap().val().unsqueeze());
         for linear in [&layer.self_attention.in_proj, &layer.self_attention.out_proj, &net.heads.head] {
             assert!(bias(linear).iter().all(|value| *value == 0.0));
         }

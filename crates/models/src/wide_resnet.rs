@@ -2,10 +2,9 @@ use crate::resnet::conv;
 use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::conv::Conv2d;
-use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig, Relu};
+use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, LinearConfig, Relu};
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
 
 /// Blocks of a stage in a network of 22 layers: (22 − 4) / 6.
 const BLOCKS: usize = 3;
@@ -35,7 +34,7 @@ pub struct WideResNetConfig {
 #[derive(Module, Debug)]
 pub struct WideResNet {
     /// 3×3, to 16 channels.
-    pub conv1: Conv2d,
+    pub conv1: SparseConv2d,
     /// `16 · widen` channels.
     pub block1: WideStage,
     /// Twice as many, half the resolution.
@@ -45,7 +44,7 @@ pub struct WideResNet {
     /// After the last block.
     pub bn1: BatchNorm,
     /// `[classes, 64 · widen]`.
-    pub fc: Linear,
+    pub fc: SparseLinear,
 }
 
 /// Three blocks.
@@ -61,13 +60,13 @@ pub struct WideBlock {
     /// Before `conv1`.
     pub bn1: BatchNorm,
     /// 3×3, may be strided.
-    pub conv1: Conv2d,
+    pub conv1: SparseConv2d,
     /// Before `conv2`.
     pub bn2: BatchNorm,
     /// 3×3, stride 1.
-    pub conv2: Conv2d,
+    pub conv2: SparseConv2d,
     /// 1×1, if the number of channels changes.
-    pub conv_shortcut: Option<Conv2d>,
+    pub conv_shortcut: Option<SparseConv2d>,
     dropout: Dropout,
 }
 
@@ -92,7 +91,7 @@ impl WideResNetConfig {
             block2: stage(first, second, 2),
             block3: stage(second, third, 2),
             bn1: BatchNormConfig::new(third).init(device),
-            fc: LinearConfig::new(third, self.classes).init(device),
+            fc: LinearConfig::new(third, self.classes).init(device).into(),
         }
     }
 
@@ -136,7 +135,7 @@ impl Classifier for WideResNet {
 
 impl Lower for WideBlock {
     fn lower(&self, graph: &mut Lowering, input: Value) -> Value {
-        let block = graph.name_around(&self.conv1.weight, 1);
+        let block = graph.name_around(self.conv1.id(), 1);
         let x = graph.batch_norm(&self.bn1, input);
         let normed = graph.relu(x);
         let x = graph.conv2d(&self.conv1, normed);

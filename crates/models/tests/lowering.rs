@@ -228,8 +228,9 @@ fn values_that_make_no_network_are_refused() {
     use burn::nn::LinearConfig;
     let device = Device::flex();
     let mut net = srigl_models::MlpConfig::new().init(&device);
-    net.fc2 = LinearConfig::new(300, 100).init(&device);
-    net.fc2.weight = net.fc2.weight.map(|weight| weight.mul_scalar(f32::INFINITY));
+    let mut fc2 = LinearConfig::new(300, 100).init(&device);
+    fc2.weight = fc2.weight.map(|weight| weight.mul_scalar(f32::INFINITY));
+    net.fc2 = fc2.into();
     let shape = Shape { features: 1, height: 28, width: 28 };
     let full = |name: &str, n, m, hole: usize| {
         let mut bytes = vec![1; n * m];

@@ -36,7 +36,8 @@ impl Place {
     }
 
     fn is_linear_weight(&self) -> bool {
-        self.field() == "weight" && self.0.last().is_some_and(|(_, container)| container == "Struct:Linear")
+        self.field() == "weight"
+            && self.0.last().is_some_and(|(_, container)| container == "Struct:SparseLinear")
     }
 
     fn name(&self) -> String {

@@ -143,6 +143,12 @@ pub struct Config {
     #[arg(long, default_value_t = 1)]
     pub grad_accumulation: u64,
 
+    /// What sparse layers are while they train: `masked` computes with all weights and a mask, `condensed` with the active ones
+    /// alone, on CPUs.
+    #[arg(long, value_enum, default_value = "masked")]
+    #[serde(default)]
+    pub storage: Storage,
+
     /// Passes over the training images.
     #[arg(long, default_value_t = 4)]
     pub epochs: usize,
@@ -322,6 +328,17 @@ pub enum OptimizerName {
     Adamw,
     /// RMSprop with momentum, α = 0.9 and ε = 0.0316, as in torchvision's recipes.
     Rmsprop,
+}
+
+/// `--storage`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Storage {
+    /// Dense weights, of which a mask makes most 0.
+    #[default]
+    Masked,
+    /// The active weights alone.
+    Condensed,
 }
 
 /// `--initial-mask`.

@@ -23,7 +23,7 @@ mod schema;
 mod store;
 
 pub use config::{
-    Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, check_sparsity,
+    Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, Storage, check_sparsity,
     check_threads, named_parser,
 };
 pub use error::Error;

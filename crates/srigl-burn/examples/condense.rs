@@ -27,7 +27,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // A layer at a time, inside a Burn model …
     let layers = topology.layers();
-    let fc1 = CondensedLinear::from_linear(&net.fc1, &layers[0].mask)?;
+    let weight = net.fc1.condensed()?.expect("it is sparse");
+    let bias: Vec<f32> =
+        net.fc1.bias.as_ref().map_or(Ok(vec![]), |bias| bias.val().into_data().try_into_vec())?;
+    let fc1 = CondensedLinear::new(&weight, Some(&bias))?;
     println!("{fc1}");
 
     // … or the whole network, in a file that runs without Burn.

@@ -265,6 +265,21 @@ impl<const D: usize> Weight<D> {
         }
     }
 
+    pub fn id(&self) -> ParamId {
+        match self {
+            Self::Dense(weight) => weight.id,
+            Self::Sparse(weight) => weight.values.id,
+        }
+    }
+
+    /// The weight in Burn's dimensions.
+    pub fn dense(&self) -> Tensor<D> {
+        match self {
+            Self::Dense(weight) => weight.val(),
+            Self::Sparse(weight) => weight.dense(),
+        }
+    }
+
     /// Applies a function to the parameters.
     fn each(
         self,

@@ -74,6 +74,10 @@ pub struct SparsityConfig {
     pub keep_dense: Vec<String>,
     /// In matching layers no neuron is ablated. Default: the last layer, which is taken for the classifier.
     pub no_ablation: Option<Vec<String>>,
+    /// Whether the layers [`SparseLinear`](crate::SparseLinear) and [`SparseConv2d`](crate::SparseConv2d) train in condensed
+    /// form, where the device has kernels and the method needs no other weights. They and all others are masked otherwise.
+    #[config(default = true)]
+    pub condensed: bool,
     /// Gradient clipping, as in the configuration of Burn's optimizers; on sparse weights it sees the masked gradient.
     pub grad_clipping: Option<GradientClippingConfig>,
 }
@@ -161,6 +165,7 @@ impl SparsityConfig {
             sparsity: weight.sparsity,
             mask: weight.initial_mask.clone(),
             ever_active: weight.initial_mask.clone(),
+            condensed: weight.capture.is_some(),
         };
         let topology = Topology::new(plan.iter().map(|(_, weight)| topology_layer(weight)).collect());
         let sparse: Vec<_> = plan.into_iter().filter(|(_, weight)| weight.sparsity > 0.0).collect();
@@ -230,8 +235,11 @@ impl SparsityConfig {
                 ablate: !no_ablation.matches(&found),
                 method: self.method.clone(),
                 // A layer that stays dense is Burn's.
-                capture: (found.condenses && sparsity > 0.0 && sees_active_weights_alone(&*self.method))
-                    .then(Capture::wanted),
+                capture: (self.condensed
+                    && found.condenses
+                    && sparsity > 0.0
+                    && sees_active_weights_alone(&*self.method))
+                .then(Capture::wanted),
                 initial_mask: Arc::new(mask),
             };
             (found.parameter_path(), Arc::new(weight))

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 /// Window, padding and groups of a layer.
 #[derive(Clone, Debug)]
-pub(crate) struct ConvGeometry {
+pub struct ConvGeometry {
     pub kernel_size: [usize; 2],
     pub stride: [usize; 2],
     pub dilation: [usize; 2],

@@ -1,9 +1,12 @@
 //! From a Burn module to a condensed network.
 
+use crate::active_weight::{self, ActiveWeight};
 use crate::condensed_ops::condense;
+use crate::conv_geometry::ConvGeometry;
 use crate::discover::ModulePath;
 use crate::layout::Layout;
-use burn::module::{Module, ModuleVisitor, Param};
+use crate::{SparseConv2d, SparseLinear};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::nn::conv::Conv2d;
 use burn::nn::pool::MaxPool2d;
 use burn::nn::{BatchNorm, LayerNorm, Linear, PaddingConfig2d};
@@ -143,7 +146,12 @@ impl ModuleVisitor for Paths {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some((module, field, _)) = self.path.field() {
+        // The values of a sparse weight stand for it.
+        let weight = self.path.of_active_weight().and_then(|(_, weight)| weight.split_last());
+        let field = weight.map(|(field, module)| (module, field.as_str()));
+        if let Some((module, field)) =
+            field.or_else(|| self.path.field().map(|(module, field, _)| (module, field)))
+        {
             let field = crate::export::torch_field(field).to_string();
             self.found.push((param.id.val(), module.join("."), field));
         }
@@ -151,12 +159,12 @@ impl ModuleVisitor for Paths {
 }
 
 impl Lowering {
-    /// The name of the module that has this parameter, less `levels` of its last components.
+    /// The name of the module that has the parameter of this identity, less `levels` of its last components.
     ///
     /// # Panics
     /// If the parameter is not one of the module that is lowered.
-    pub fn name_around<const D: usize>(&self, parameter: &Param<Tensor<D>>, levels: usize) -> String {
-        let name = self.name(parameter.id.val());
+    pub fn name_around(&self, parameter: ParamId, levels: usize) -> String {
+        let name = self.name(parameter.val());
         let mut parts: Vec<&str> = name.split('.').collect();
         parts.truncate(parts.len().saturating_sub(levels));
         parts.join(".")
@@ -166,26 +174,25 @@ impl Lowering {
         self.names.get(&id).expect("a parameter of the module that is lowered")
     }
 
-    /// A linear layer, at each position on its own.
-    pub fn linear(&mut self, layer: &Linear, x: Value) -> Value {
-        let [_, neurons] = layer.weight.dims();
-        let name = self.name(layer.weight.id.val()).to_string();
-        let weight = self.weight(Layout::InOut, &layer.weight);
-        let bias = bias_of(&layer.bias, neurons);
-        let shape = Shape { features: neurons, ..x.shape };
+    /// A linear layer, at each position on its own: Burn's [`Linear`] or [`SparseLinear`].
+    pub fn linear<L: LinearLayer>(&mut self, layer: &L, x: Value) -> Value {
+        let layer = layer.parts();
+        let name = self.name(layer.id.val()).to_string();
+        let weight = self.weight(Layout::InOut, &layer);
+        let bias = bias_of(layer.bias, layer.neurons);
+        let shape = Shape { features: layer.neurons, ..x.shape };
         self.push(name, ops::Linear { weight, bias }, [x], shape)
     }
 
-    /// A convolution of images.
-    pub fn conv2d(&mut self, layer: &Conv2d, x: Value) -> Value {
-        let [neurons, ..] = layer.weight.dims();
-        let name = self.name(layer.weight.id.val()).to_string();
-        let weight = self.weight(Layout::OutIn, &layer.weight);
-        let bias = bias_of(&layer.bias, neurons);
-        let (stride, dilation) = (layer.stride, layer.dilation);
-        let window = window(layer.kernel_size, stride, &layer.padding, dilation);
-        let shape = Shape { features: neurons, ..slide(x, window) };
-        self.push(name, ops::Conv2d { weight, bias, window, groups: layer.groups }, [x], shape)
+    /// A convolution of images: Burn's [`Conv2d`] or [`SparseConv2d`].
+    pub fn conv2d<L: ConvLayer>(&mut self, layer: &L, x: Value) -> Value {
+        let (layer, ConvGeometry { kernel_size, stride, dilation, groups, padding }) = layer.parts();
+        let name = self.name(layer.id.val()).to_string();
+        let weight = self.weight(Layout::OutIn, &layer);
+        let bias = bias_of(layer.bias, layer.neurons);
+        let window = window(kernel_size, stride, &padding, dilation);
+        let shape = Shape { features: layer.neurons, ..slide(x, window) };
+        self.push(name, ops::Conv2d { weight, bias, window, groups }, [x], shape)
     }
 
     /// Batch normalisation with its running statistics.
@@ -299,13 +306,15 @@ impl Lowering {
         Value { node: self.nodes.len() - 1, shape }
     }
 
-    /// The weight of a layer, condensed if it has a mask that is not all ones.
-    fn weight<const D: usize>(&mut self, layout: Layout, weight: &Param<Tensor<D>>) -> Weight {
-        let id = weight.id.val();
-        let Some(mask) = self.masks.get(&id).filter(|mask| mask.nnz() < mask.positions()) else {
-            return Weight::Dense(layout.to_rows(weight.val()));
+    /// The weight of a layer, condensed if it is sparse or has a mask that is not all ones.
+    fn weight<const D: usize>(&mut self, layout: Layout, layer: &Parts<D>) -> Weight {
+        let id = layer.id.val();
+        let condensed = match (&layer.sparse, self.masks.get(&id)) {
+            (Some(weight), _) => weight.condensed(),
+            (None, Some(mask)) if mask.nnz() < mask.positions() => condense(layout, layer.dense(), mask),
+            _ => return Weight::Dense(layout.to_rows(layer.dense())),
         };
-        match condense(layout, weight.val(), mask) {
+        match condensed {
             Ok(weight) => Weight::Condensed(weight),
             Err(error) => {
                 let node = self.name(id).to_string();
@@ -313,9 +322,79 @@ impl Lowering {
                     Error::Weight(what) => Error::Node { node, what: NodeError::Weight(what) },
                     other => other,
                 });
-                Weight::Dense(layout.to_rows(weight.val()))
+                Weight::Dense(layout.to_rows(layer.dense()))
             }
         }
+    }
+}
+
+/// What is asked of a layer.
+#[derive(Debug)]
+pub struct Parts<'a, const D: usize> {
+    id: ParamId,
+    neurons: usize,
+    weight: Option<&'a Param<Tensor<D>>>,
+    sparse: Option<&'a ActiveWeight<D>>,
+    bias: &'a Option<Param<Tensor<1>>>,
+}
+
+impl<'a, const D: usize> Parts<'a, D> {
+    fn of_dense(layout: Layout, weight: &'a Param<Tensor<D>>, bias: &'a Option<Param<Tensor<1>>>) -> Self {
+        let neurons = layout.out_in_dims(&weight.dims())[0];
+        Self { id: weight.id, neurons, weight: Some(weight), sparse: None, bias }
+    }
+
+    fn of(layout: Layout, weight: &'a active_weight::Weight<D>, bias: &'a Option<Param<Tensor<1>>>) -> Self {
+        match weight {
+            active_weight::Weight::Dense(weight) => Self::of_dense(layout, weight, bias),
+            active_weight::Weight::Sparse(sparse) => {
+                let (id, neurons) = (sparse.values.id, sparse.pattern().neurons());
+                Self { id, neurons, weight: None, sparse: Some(sparse), bias }
+            }
+        }
+    }
+
+    fn dense(&self) -> Tensor<D> {
+        let sparse = || self.sparse.map(ActiveWeight::dense);
+        self.weight.map(Param::val).or_else(sparse).expect("one or the other")
+    }
+}
+
+/// A linear layer that can be lowered; of this crate and Burn alone.
+pub trait LinearLayer {
+    /// What is asked of it.
+    #[doc(hidden)]
+    fn parts(&self) -> Parts<'_, 2>;
+}
+
+/// A convolution that can be lowered; of this crate and Burn alone.
+pub trait ConvLayer {
+    /// What is asked of it.
+    #[doc(hidden)]
+    fn parts(&self) -> (Parts<'_, 4>, ConvGeometry);
+}
+
+impl LinearLayer for Linear {
+    fn parts(&self) -> Parts<'_, 2> {
+        Parts::of_dense(Layout::InOut, &self.weight, &self.bias)
+    }
+}
+
+impl LinearLayer for SparseLinear {
+    fn parts(&self) -> Parts<'_, 2> {
+        Parts::of(Layout::InOut, &self.weight, &self.bias)
+    }
+}
+
+impl ConvLayer for Conv2d {
+    fn parts(&self) -> (Parts<'_, 4>, ConvGeometry) {
+        (Parts::of_dense(Layout::OutIn, &self.weight, &self.bias), ConvGeometry::of(self))
+    }
+}
+
+impl ConvLayer for SparseConv2d {
+    fn parts(&self) -> (Parts<'_, 4>, ConvGeometry) {
+        (Parts::of(Layout::OutIn, &self.weight, &self.bias), self.geometry.clone())
     }
 }
 

@@ -678,6 +678,7 @@ mod tests {
             sparsity: 0.75,
             mask: mask.clone(),
             ever_active: mask.clone(),
+            condensed: false,
         };
         let weight = SparseWeight {
             name,

@@ -5,7 +5,7 @@ use crate::conv_geometry::{ConvGeometry, pad_if_uneven};
 use crate::layout::Layout;
 use crate::sparse_ops::{SparseCall, SparseOps, trains_condensed};
 use burn::backend::Dispatch;
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::nn::Linear;
 use burn::nn::conv::Conv2d;
 use burn::tensor::module::{conv2d, linear};
@@ -45,7 +45,7 @@ use std::sync::Arc;
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct SparseLinear {
-    weight: Weight<2>,
+    pub(crate) weight: Weight<2>,
     /// Bias `[N]`.
     pub bias: Option<Param<Tensor<1>>>,
 }
@@ -91,6 +91,16 @@ impl SparseLinear {
         run(input, weight, self.bias.as_ref(), layer, dims)
     }
 
+    /// The identity of the weight's parameter.
+    pub fn id(&self) -> ParamId {
+        self.weight.id()
+    }
+
+    /// The present weight in Burn's dimensions, `[in, out]`; of a sparse layer made for this call.
+    pub fn weight(&self) -> Tensor<2> {
+        self.weight.dense()
+    }
+
     /// Which weights are active; `None` while the layer is dense.
     pub fn pattern(&self) -> Option<&Pattern> {
         self.weight.sparse().map(ActiveWeight::pattern)
@@ -132,11 +142,11 @@ impl SparseLinear {
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct SparseConv2d {
-    weight: Weight<4>,
+    pub(crate) weight: Weight<4>,
     /// Bias `[out channels]`.
     pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
-    geometry: ConvGeometry,
+    pub(crate) geometry: ConvGeometry,
 }
 
 impl From<Conv2d> for SparseConv2d {
@@ -187,6 +197,16 @@ impl SparseConv2d {
         let Shape { features, height, width } = layer.output_shape();
         let dims = [batch, features, height, width];
         run(pad_if_uneven(input, padding), weight, self.bias.as_ref(), layer, dims)
+    }
+
+    /// The identity of the weight's parameter.
+    pub fn id(&self) -> ParamId {
+        self.weight.id()
+    }
+
+    /// The present weight in Burn's dimensions, `[out, in / groups, kh, kw]`; of a sparse layer made for this call.
+    pub fn weight(&self) -> Tensor<4> {
+        self.weight.dense()
     }
 
     /// Which weights are active; `None` while the layer is dense.

@@ -35,6 +35,8 @@ pub struct TopologyLayer {
     pub mask: Arc<Mask>,
     /// Every position that has been active at least once.
     pub ever_active: Arc<Mask>,
+    /// Whether it trains in condensed form.
+    pub condensed: bool,
 }
 
 /// Topology updates since [`Topology::updates`] was called, for whoever holds this.

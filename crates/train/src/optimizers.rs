@@ -8,7 +8,7 @@ use burn::optim::{AdamConfig, AdamWConfig, Optimizer, RmsPropConfig, SgdConfig};
 use burn::tensor::Tensor;
 use srigl_burn::{Mask, Sparsified, SparsityConfig, WeightInit};
 use srigl_models::{ModelInfo, ModelSpec};
-use srigl_run::{Config, InitialMaskFrom, ModelArgs, OptimizerName, Steps};
+use srigl_run::{Config, InitialMaskFrom, ModelArgs, OptimizerName, Steps, Storage};
 
 /// The network of a configuration, for images `[channels, height, width]`.
 ///
@@ -52,6 +52,7 @@ pub fn sparsity_config(config: &Config, steps: &Steps) -> Result<SparsityConfig,
         .with_weight_init(config.weight_init.unwrap_or(by_default))
         // What is not said is decided where weights are read, or random.
         .with_initial_mask(config.initial_mask.and_then(InitialMaskFrom::drawn))
+        .with_condensed(config.storage == Storage::Condensed)
         .with_seed(config.seed))
 }
 

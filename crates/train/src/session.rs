@@ -13,8 +13,8 @@ use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
 use srigl_models::{Classifier, WithModel};
 use srigl_run::{
-    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, TopologyLine,
-    file, mask_line,
+    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, Storage,
+    TopologyLine, file, mask_line,
 };
 use std::time::Instant;
 
@@ -335,6 +335,12 @@ impl Loop<'_> {
         }
         if progress.step == 0 {
             write_pictures(&mut masks, 0, &topology)?;
+        }
+        if config.storage == Storage::Condensed {
+            let layers = topology.layers();
+            let sparse = layers.iter().filter(|layer| layer.sparsity > 0.0).count();
+            let condensed = layers.iter().filter(|layer| layer.condensed).count();
+            self.observer.note(&format!("{condensed} of {sparse} sparse layers train in condensed form"));
         }
         let (unread, started, events) = (Vec::new(), Instant::now(), topology.updates());
         let clipping = config.clip_norm.map(|norm| NormClipping::new(norm, topology.clone()));

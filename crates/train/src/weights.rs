@@ -363,8 +363,11 @@ impl ModuleMapper for Loader<'_> {
         };
         let name = torchvision_name(&module.iter().copied().chain([field]).collect::<Vec<_>>().join("."));
         // Burn stores the weights of linear layers as [in, out].
-        let transposed =
-            field == "weight" && self.path.last().is_some_and(|(_, around)| around == "Struct:Linear");
+        let transposed = field == "weight"
+            && self
+                .path
+                .last()
+                .is_some_and(|(_, around)| around == "Struct:Linear" || around == "Struct:SparseLinear");
         let mut dims = param.dims();
         if transposed {
             dims.reverse();

@@ -63,7 +63,7 @@ impl<F: FnMut(&str, Kind, &[usize]) -> Vec<f32>> ModuleMapper for Fill<'_, F> {
         };
         let modules = self.path[..self.path.len() - 1].iter().map(|(name, _)| name.as_str());
         let path = modules.chain([field]).collect::<Vec<_>>().join(".");
-        let transposed = kind == Kind::Weight && container == "Struct:Linear";
+        let transposed = kind == Kind::Weight && container == "Struct:SparseLinear";
         let mut dims = param.dims();
         if transposed {
             dims.reverse();
