@@ -195,6 +195,7 @@ impl Reproduce {
 }
 
 fn main() -> ExitCode {
+    condensed::training::keep_freed_memory();
     let done = match Cli::parse().command {
         Command::Reproduce(args) => reproduce(&args),
         Command::GpuBundle(args) => bundle::run(&args).map(|()| true),

@@ -272,11 +272,28 @@ class Torch:
 
     @staticmethod
     def empty_network(name):
-        """A network of torchvision with its usual initial weights."""
+        """A network of torchvision with its usual initial weights, or one of `srigl`'s own that is as simple."""
+        from torch import nn
+
+        if name == "mlp":
+            return nn.Sequential(
+                nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+            )
+        if name == "mnist-cnn":
+            return nn.Sequential(
+                *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+                *(nn.Dropout(0.25), nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5)),
+                nn.Linear(128, 10),
+            )
         import torchvision
 
+        if name == "resnet18-small":
+            net = torchvision.models.resnet18(weights=None, num_classes=10)
+            net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            net.maxpool = nn.Identity()
+            return net
         if name not in MODELS:
-            raise ValueError(f"torchvision has no {name}: it has {', '.join(MODELS)}")
+            raise ValueError(f"there is no {name} in torchvision, which has {', '.join(MODELS)}")
         return getattr(torchvision.models, MODELS[name][0])(weights=None)
 
     def network(self, request):

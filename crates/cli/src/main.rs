@@ -95,6 +95,7 @@ fn use_threads(threads: usize) -> Result<()> {
 }
 
 fn main() {
+    condensed::training::keep_freed_memory();
     srigl_data::picture::hush_decoders();
     #[cfg(feature = "cuda")]
     srigl_train::device::explain_panics();

@@ -175,6 +175,54 @@ fn the_result_does_not_depend_on_threads() {
     assert_same_run(&one, &two);
 }
 
+/// Training with the active weights alone takes the same path, whatever the number of threads and wherever it stops.
+#[test]
+fn condensed_training_is_masked_training() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, method) in
+        ["--gamma-sal 0.9", "--method rigl --optimizer adamw --lr 0.001"].into_iter().enumerate()
+    {
+        let train = |name: &str, flags: &str| {
+            let out = dir.path().join(format!("{name}-{i}"));
+            let line =
+                format!("--model mnist-cnn --sparsity 0.9 --epochs 2 --limit-steps 22 {method} {flags}");
+            let output = run(srigl(&line, &out).arg("--storage").arg(name));
+            (out, String::from_utf8(output.stderr).unwrap())
+        };
+        let (masked, _) = train("masked", "");
+        let (condensed, said) = train("condensed", "--threads 2");
+        assert!(said.contains("2 of 2 sparse layers train in condensed form"), "{said}");
+        let masks = |out: &Path| fs::read(out.join("masks.jsonl")).unwrap();
+        assert!(masks(&masked) == masks(&condensed), "masks differ");
+        let accuracy = |out: &Path| json(&out.join("result.json"))["test_accuracy"].as_f64().unwrap();
+        assert!((accuracy(&masked) - accuracy(&condensed)).abs() < 0.05);
+
+        // Another number of threads, and stopped in the middle.
+        let out = dir.path().join(format!("stopped-{i}"));
+        let line =
+            format!("--model mnist-cnn --sparsity 0.9 --epochs 2 --limit-steps 22 {method} --threads 1");
+        let mut stopped = srigl(&line, &out);
+        let mut stopped =
+            stopped.args(["--storage", "condensed", "--checkpoint-every", "3"]).spawn().unwrap();
+        let start = Instant::now();
+        while !out.join("checkpoint.safetensors").exists() && start.elapsed() < Duration::from_secs(120) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stopped.kill().unwrap();
+        stopped.wait().unwrap();
+        run(srigl(&line, &out).args(["--storage", "condensed", "--checkpoint-every", "3", "--resume"]));
+        assert_same_run(&condensed, &out);
+
+        // The file is one that all read.
+        let eval = |weights: &Path| {
+            let mut eval = Command::new(env!("CARGO_BIN_EXE_srigl"));
+            run(eval.args(["eval", "--json"]).arg(weights)).stdout
+        };
+        let result: Value = serde_json::from_slice(&eval(&condensed)).unwrap();
+        assert_eq!(result["test_accuracy"].as_f64(), Some(accuracy(&condensed)));
+    }
+}
+
 #[test]
 fn every_method_optimizer_and_cpu_device_trains() {
     let dir = tempfile::tempdir().unwrap();

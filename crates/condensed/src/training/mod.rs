@@ -19,3 +19,18 @@ mod layout;
 mod pass;
 
 pub use layer::{Layer, Scratch};
+
+/// Asks the C library to keep the memory of tensors that are freed, up to 1 GiB, for those that are made next. By default it
+/// gives large ones back to the system, and training, which frees and makes tensors of the same sizes step after step, waits
+/// for new pages: a step of the MNIST CNN takes 1.7 times as long.
+///
+/// For programs, at their start; it does nothing where the C library is not glibc.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
+    // SAFETY: sets two numbers of the allocator, under its lock.
+    unsafe {
+        // The most that glibc takes; larger tensors are still given back.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+    }
+}
