@@ -549,8 +549,8 @@ fn bench_takes_turns_with_pytorch() {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["results"][2]["name"], "torch f32");
-    assert_eq!(report["results"][2]["images_per_second"], 16.0);
+    assert_eq!(report["results"][3]["name"], "torch f32");
+    assert_eq!(report["results"][3]["images_per_second"], 16.0);
 }
 
 #[test]

@@ -53,6 +53,13 @@ pub enum Error {
         got: [usize; 2],
     },
 
+    /// There is no dense gradient to update a layer by.
+    #[error("layer `{layer}`: no gradient was gathered for this update; the layer keeps its mask")]
+    NoGradient {
+        /// The layer.
+        layer: String,
+    },
+
     /// A weight or gradient is NaN or infinite.
     #[error("layer `{layer}`: {what} is {value} at neuron {neuron}, input {input}; masks need finite values")]
     NotFinite {

@@ -3,6 +3,7 @@
 use crate::condensed_ops::{condense, lock};
 use crate::conv_geometry::BySize;
 use crate::layout::Layout;
+use crate::sparse_ops::with_scratch;
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param,
     ParamId,
@@ -12,6 +13,7 @@ use condensed::training::Layer;
 use condensed::{CondensedWeight, Error, FanIn, Pattern};
 use sparsity_core::Mask;
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -46,6 +48,7 @@ pub(crate) struct ActiveWeight<const D: usize> {
 /// Which weights are active, and what is made of it.
 #[derive(Debug)]
 pub(crate) struct Topology {
+    mask: Arc<Mask>,
     pub pattern: Pattern,
     /// The kernels for each image size.
     pub layers: BySize<Layer>,
@@ -54,9 +57,11 @@ pub(crate) struct Topology {
 /// What topology updates need of backward passes; shared by all copies of a layer and its optimizer.
 #[derive(Debug, Default)]
 pub(crate) struct Capture {
-    /// Whether the gradients of the steps under way count.
+    /// Whether the method looks at gradients at all.
+    needed: bool,
+    /// Whether those of the steps under way count.
     wanted: AtomicBool,
-    taken: Mutex<Vec<Captured>>,
+    taken: Mutex<Passes>,
 }
 
 /// Input and gradient by the result of one backward pass.
@@ -68,10 +73,70 @@ pub(crate) struct Captured {
     pub dy: Vec<f32>,
 }
 
+/// Backward passes that add up to a dense gradient.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Passes {
+    /// Of the last ones.
+    kept: Vec<Captured>,
+    /// Of those before, the dense gradient `[N · M]` itself: it is less than what many passes take.
+    sum: Option<Vec<f32>>,
+}
+
+/// Passes that are kept as they are.
+const KEPT: usize = 8;
+
+impl Passes {
+    /// The dense gradient of earlier ones.
+    pub fn of_sum(sum: Option<Vec<f32>>) -> Self {
+        Self { kept: Vec::new(), sum }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty() && self.sum.is_none()
+    }
+
+    fn push(&mut self, captured: Captured) {
+        if self.kept.len() == KEPT {
+            let pattern = captured.layer.pattern();
+            self.sum = Some(self.dense(pattern.neurons(), pattern.inputs()));
+            self.kept.clear();
+        }
+        self.kept.push(captured);
+    }
+
+    /// Adds those of others.
+    pub fn extend(&mut self, other: Self) {
+        match (&mut self.sum, other.sum) {
+            (Some(sum), Some(other)) => sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other),
+            (None, other) => self.sum = other,
+            _ => {}
+        }
+        other.kept.into_iter().for_each(|captured| self.push(captured));
+    }
+
+    /// Writes the dense gradient of some neurons of dense fan-in `inputs`.
+    pub fn write(&self, neurons: Range<usize>, inputs: usize, to: &mut [f32]) {
+        match &self.sum {
+            Some(sum) => to.copy_from_slice(&sum[neurons.start * inputs..neurons.end * inputs]),
+            None => to.fill(0.0),
+        }
+        for Captured { layer, batch, x, dy } in &self.kept {
+            with_scratch(|scratch| layer.add_dense_gradient(neurons.clone(), *batch, x, dy, to, scratch));
+        }
+    }
+
+    /// All of it.
+    pub fn dense(&self, neurons: usize, inputs: usize) -> Vec<f32> {
+        let mut dense = vec![0.0; neurons * inputs];
+        self.write(0..neurons, inputs, &mut dense);
+        dense
+    }
+}
+
 impl Capture {
-    /// That of a layer whose topology changes: the first step may be one that counts.
-    pub fn wanted() -> Arc<Self> {
-        Arc::new(Self { wanted: AtomicBool::new(true), taken: Mutex::default() })
+    /// That of a layer whose topology changes, by gradients if they are `needed`: the first step may be one that counts.
+    pub fn new(needed: bool) -> Arc<Self> {
+        Arc::new(Self { needed, wanted: AtomicBool::new(needed), taken: Mutex::default() })
     }
 
     pub fn is_wanted(&self) -> bool {
@@ -79,14 +144,14 @@ impl Capture {
     }
 
     pub fn want(&self, wanted: bool) {
-        self.wanted.store(wanted, Ordering::Relaxed);
+        self.wanted.store(wanted && self.needed, Ordering::Relaxed);
     }
 
     pub fn put(&self, captured: Captured) {
         lock(&self.taken).push(captured);
     }
 
-    pub fn take(&self) -> Vec<Captured> {
+    pub fn take(&self) -> Passes {
         std::mem::take(&mut lock(&self.taken))
     }
 }
@@ -96,8 +161,8 @@ impl Capture {
 pub(crate) enum Told {
     /// The dense weight is sparse from now on, with room for so many values.
     Sparsified { mask: Arc<Mask>, room: usize, capture: Arc<Capture> },
-    /// The optimizer has made a step; the topology has changed if there is a mask.
-    Stepped(Option<Arc<Mask>>),
+    /// The optimizer has made a step on a layer of this name and mask, which is another now if `after` is there.
+    Stepped { layer: String, before: Arc<Mask>, after: Option<Arc<Mask>> },
 }
 
 thread_local! {
@@ -134,7 +199,7 @@ impl<const D: usize> ActiveWeight<D> {
             positions: int(positions_of(mask, room)),
             shape: int(shape),
             layout,
-            topology: Arc::new(Topology { pattern: condensed.pattern().clone(), layers: BySize::default() }),
+            topology: Topology::new(Arc::new(mask.clone())),
             capture,
         })
     }
@@ -156,14 +221,15 @@ impl<const D: usize> ActiveWeight<D> {
         let (device, dtype) = (values.device(), values.dtype());
         let dims = integers_of(&self.shape).into_iter().map(|size| size as usize).collect::<Vec<_>>();
         let count = self.pattern().len();
-        let positions = self.positions.val().narrow(0, 0, count);
         let zeros = Tensor::<1>::zeros([dims.iter().product::<usize>()], (&device, dtype));
-        let rows = zeros.select_assign(
-            0,
-            positions,
-            values.narrow(0, 0, count),
-            burn::tensor::IndexingUpdateOp::Add,
-        );
+        let positions = || self.positions.val().narrow(0, 0, count);
+        // Burn has no empty slices.
+        let rows = if count == 0 {
+            zeros
+        } else {
+            let values = values.narrow(0, 0, count);
+            zeros.select_assign(0, positions(), values, burn::tensor::IndexingUpdateOp::Add)
+        };
         let rows: Tensor<D> = rows.reshape::<D, _>(<[usize; D]>::try_from(dims).expect("made of them"));
         match self.layout {
             Layout::InOut => rows.swap_dims(0, 1),
@@ -171,12 +237,26 @@ impl<const D: usize> ActiveWeight<D> {
         }
     }
 
-    /// The same weight with the topology of a mask.
-    fn with_mask(mut self, mask: &Mask) -> Self {
-        let (device, room) = (self.positions.lazy_device(), self.values.dims()[0]);
-        let positions = integers(positions_of(mask, room), &device);
-        self.positions = self.positions.map(|_| positions);
-        self.topology = Arc::new(Topology { pattern: pattern_of(mask), layers: BySize::default() });
+    /// The same weight after a step of the optimizer.
+    ///
+    /// # Panics
+    /// If the optimizer's mask is not that of the weight.
+    fn stepped(mut self, layer: &str, before: &Arc<Mask>, after: Option<Arc<Mask>>) -> Self {
+        let mask = &self.topology.mask;
+        assert!(
+            Arc::ptr_eq(mask, before) || **mask == **before,
+            "layer `{layer}` has weights where its mask has none, and no state of their moment: the optimizer's record of this \
+             model was not loaded, does not fit or is of another moment; load both records of one checkpoint"
+        );
+        let mask = after.as_ref().unwrap_or(before);
+        if !Arc::ptr_eq(&self.topology.mask, mask) {
+            self.topology = Topology::new(mask.clone());
+        }
+        if after.is_some() {
+            let (device, room) = (self.positions.lazy_device(), self.values.dims()[0]);
+            let positions = integers(positions_of(mask, room), &device);
+            self.positions = self.positions.map(|_| positions);
+        }
         self
     }
 
@@ -186,14 +266,15 @@ impl<const D: usize> ActiveWeight<D> {
     /// If they are not those of a mask.
     fn with_own_positions(mut self) -> Self {
         let positions = integers_of(&self.positions);
-        let pattern = self.pattern();
-        let (neurons, inputs) = (pattern.neurons(), pattern.inputs());
+        let (neurons, inputs) = (self.pattern().neurons(), self.pattern().inputs());
+        let shape = integers_of(&self.shape);
+        let is_shape = shape[0] == neurons as i64 && shape[1..].iter().product::<i64>() == inputs as i64;
         let there: Vec<i64> = positions.iter().copied().take_while(|position| *position >= 0).collect();
         let is_rest_empty = positions[there.len()..].iter().all(|position| *position == -1);
         let is_ascending = there.is_sorted_by(|a, b| a < b);
         let fits = there.last().is_none_or(|last| (*last as u64) < (neurons * inputs) as u64);
         assert!(
-            is_rest_empty && is_ascending && fits,
+            is_shape && is_rest_empty && is_ascending && fits,
             "the record's positions of weights are not those of a layer of {neurons} neurons with {inputs} inputs"
         );
         let mut mask = Mask::empty(neurons, inputs);
@@ -201,11 +282,18 @@ impl<const D: usize> ActiveWeight<D> {
             let position = *position as usize;
             mask.activate(position / inputs, position % inputs);
         });
-        let new = pattern_of(&mask);
-        if new != *pattern {
-            self.topology = Arc::new(Topology { pattern: new, layers: BySize::default() });
+        if mask != *self.topology.mask {
+            self.topology = Topology::new(Arc::new(mask));
         }
+        // The next step may be one whose gradients count.
+        self.capture.want(true);
         self
+    }
+}
+
+impl Topology {
+    fn new(mask: Arc<Mask>) -> Arc<Self> {
+        Arc::new(Self { pattern: pattern_of(&mask), mask, layers: BySize::default() })
     }
 }
 
@@ -368,8 +456,7 @@ impl<const D: usize> Module for Weight<D> {
         mapper.exit_module(SHAPE, CONTAINER);
         let weight = ActiveWeight { values, positions, shape, ..weight };
         Self::Sparse(match told {
-            Some(Told::Stepped(None)) => weight,
-            Some(Told::Stepped(Some(mask))) => weight.with_mask(&mask),
+            Some(Told::Stepped { layer, before, after }) => weight.stepped(&layer, &before, after),
             _ => weight.with_own_positions(),
         })
     }

@@ -76,6 +76,9 @@ pub struct SparsityConfig {
     pub no_ablation: Option<Vec<String>>,
     /// Whether the layers [`SparseLinear`](crate::SparseLinear) and [`SparseConv2d`](crate::SparseConv2d) train in condensed
     /// form, where the device has kernels and the method needs no other weights. They and all others are masked otherwise.
+    /// Optimizers see the values of such a layer as one row, so those that look at matrices, such as Muon, need `false`. The dense
+    /// gradient of an update is that of all backward passes since the step before, whatever becomes of their gradients; copies of
+    /// a layer share what is kept for it.
     #[config(default = true)]
     pub condensed: bool,
     /// Gradient clipping, as in the configuration of Burn's optimizers; on sparse weights it sees the masked gradient.
@@ -239,7 +242,7 @@ impl SparsityConfig {
                     && found.condenses
                     && sparsity > 0.0
                     && sees_active_weights_alone(&*self.method))
-                .then(Capture::wanted),
+                .then(|| Capture::new(self.method.info().needs.dense_gradients)),
                 initial_mask: Arc::new(mask),
             };
             (found.parameter_path(), Arc::new(weight))
@@ -336,6 +339,9 @@ impl<M: Module> Sparsified<M> {
     /// [`Error::ModelRecord`] if the model's does not fit; [`Error::OptimizerRecord`] if the optimizer's has no masks,
     /// or others than a layer's weight has room for; [`Error::OptimizerRecordParts`] if a part of it fits nothing;
     /// [`Error::OtherMask`] if the weights are not those of the masks: no topology starts anew in silence.
+    ///
+    /// # Panics
+    /// If the positions of a sparse layer's weights are not those of any layer of its shape.
     pub fn load_records(self, model: ModuleRecord, optim: OptimizerRecord) -> Result<Self, Error> {
         self.load(model, optim, None)
     }

@@ -1,8 +1,7 @@
 //! Wraps any Burn optimizer for one sparse weight.
 
-use crate::active_weight::{Capture, Captured, Told, tell};
+use crate::active_weight::{Capture, Passes, Told, tell};
 use crate::layout::Layout;
-use crate::sparse_ops::with_scratch;
 use crate::topology::{Topology, TopologyEvent};
 use burn::grad_clipping::GradientClipping;
 use burn::optim::momentum::{Momentum, MomentumConfig, MomentumState};
@@ -12,7 +11,7 @@ use burn::optim::{
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use sparsity_core::methods::{AnyMethod, GradientPositions};
 use sparsity_core::{
-    ActiveLayer, DenseGradient, Layer, Mask, Stream, UpdateSchedule, itop_rate, target_weights,
+    ActiveLayer, DenseGradient, Error, Layer, Mask, Stream, UpdateSchedule, itop_rate, target_weights,
     update_active_layer, update_layer,
 };
 use std::any::Any;
@@ -82,7 +81,7 @@ pub struct SparseState<S, const D: usize> {
     /// The masks on the device, made when they are first needed.
     on_device: Option<OnDevice<D>>,
     /// Of a layer that trains in condensed form: the backward passes that the next update adds up.
-    captured: Vec<Captured>,
+    passes: Passes,
 }
 
 /// Masks as tensors of the weight's shape.
@@ -181,7 +180,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
             hidden: None,
             gradient: None,
             on_device: None,
-            captured: Vec::new(),
+            passes: Passes::default(),
         }
     }
 
@@ -207,12 +206,16 @@ impl<O: Optimizer> SparseOptimizer<O> {
         if !self.topology.shows(*index, &state.mask) {
             self.topology.publish(*index, &state.mask, &state.ever_active);
         }
+        if let Some(sum) = state.dense_grad.take() {
+            // Of a record.
+            state.passes = Passes::of_sum(Some(Layout::OutIn.to_rows(sum)));
+        }
         state.step += 1;
         // What was captured is as it was before clipping.
         self.topology.take_clipped(*index);
         let captured = capture.take();
         if needs.dense_gradients && state.schedule.gathers_gradient(state.step) {
-            state.captured.extend(captured);
+            state.passes.extend(captured);
         }
         let grad = match &self.clipping {
             Some(clipping) => clipping.clip_gradient(grad),
@@ -220,12 +223,12 @@ impl<O: Optimizer> SparseOptimizer<O> {
         };
         let (mut tensor, inner) = self.inner.step(lr, tensor, grad, state.inner.take());
         state.inner = inner;
-        let mut mask = None;
+        let (before, mut after) = (state.mask.clone(), None);
         if needs.updates && state.schedule.is_update(state.step) {
-            (tensor, mask) = self.update_condensed(tensor, &mut state);
+            (tensor, after) = self.update_condensed(tensor, &mut state);
         }
         capture.want(needs.dense_gradients && state.schedule.gathers_gradient(state.step + 1));
-        tell(Told::Stepped(mask));
+        tell(Told::Stepped { layer: name.clone(), before, after });
         (tensor, Some(state))
     }
 
@@ -238,17 +241,10 @@ impl<O: Optimizer> SparseOptimizer<O> {
     ) -> (Tensor<D>, Option<Arc<Mask>>) {
         let weight = &*self.weight;
         let values = Layout::OutIn.to_rows(tensor.clone());
-        let (captured, before) = (std::mem::take(&mut state.captured), state.mask.clone());
-        let dense = state.dense_grad.take().map(|sum| Layout::OutIn.to_rows(sum));
+        let (passes, before) = (std::mem::take(&mut state.passes), state.mask.clone());
         let inputs = before.dense_fan_in();
         // Their sum, since what it is divided by changes no order.
-        let mut rows = |neurons: Range<usize>, to: &mut [f32]| {
-            match &dense {
-                Some(dense) => to.copy_from_slice(&dense[neurons.start * inputs..neurons.end * inputs]),
-                None => to.fill(0.0),
-            }
-            add_captured(&captured, neurons, to);
-        };
+        let mut rows = |neurons: Range<usize>, to: &mut [f32]| passes.write(neurons, inputs, to);
         let layer = ActiveLayer {
             name: &weight.name,
             values: &values[..before.nnz()],
@@ -259,7 +255,10 @@ impl<O: Optimizer> SparseOptimizer<O> {
         let alpha = state.schedule.drop_fraction_at(state.step);
         let stream = Stream { seed: state.seed, layer: weight.index as u64, step: state.step };
         let gradient = DenseGradient::Rows(&mut rows);
-        let update = update_active_layer(&*weight.method, alpha, &layer, gradient, stream);
+        let update = match weight.method.info().needs.dense_gradients && passes.is_empty() {
+            true => Err(Error::NoGradient { layer: weight.name.clone() }),
+            false => update_active_layer(&*weight.method, alpha, &layer, gradient, stream),
+        };
 
         let (step, layer) = (state.step, weight.name.clone());
         let (tensor, mask, report) = match update.map(|update| update.expect("checked by `sparsify`")) {
@@ -429,13 +428,6 @@ impl<O: Optimizer> SparseOptimizer<O> {
     }
 }
 
-/// Adds the dense gradient of some neurons by backward passes.
-fn add_captured(captured: &[Captured], neurons: Range<usize>, to: &mut [f32]) {
-    for Captured { layer, batch, x, dy } in captured {
-        with_scratch(|scratch| layer.add_dense_gradient(neurons.clone(), *batch, x, dy, to, scratch));
-    }
-}
-
 /// Where the values of a layer in condensed form go when its topology changes.
 struct Moves {
     /// For each new place the old one; `None` for weights that are new, and for room.
@@ -575,13 +567,10 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             out.push_tensor(prefix, leaf, TensorData::new(bytes, [length]));
         }
         let mut dense = self.dense_grad.as_ref().map(Tensor::to_data);
-        if !self.captured.is_empty() {
+        if !self.passes.is_empty() {
             // Passes are not recorded, but what they add up to is.
             let [neurons, inputs] = self.mask.shape();
-            let known = dense.and_then(|data| data.convert::<f32>().try_into_vec().ok());
-            let mut sum = known.unwrap_or_else(|| vec![0.0; neurons * inputs]);
-            add_captured(&self.captured, 0..neurons, &mut sum);
-            dense = Some(TensorData::new(sum, [neurons * inputs]));
+            dense = Some(TensorData::new(self.passes.dense(neurons, inputs), [neurons * inputs]));
         }
         for (leaf, data) in [("dense_grad", dense), ("hidden", self.hidden.as_ref().map(Tensor::to_data))] {
             if let Some(data) = data {
@@ -638,7 +627,7 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             hidden: tensor(src, "hidden"),
             gradient: mask(src, "gradient").map(GradientPositions::Superset),
             on_device: None,
-            captured: Vec::new(),
+            passes: Passes::default(),
         };
         LOADING.with_borrow_mut(|loading| {
             if let Some(loading) = loading {

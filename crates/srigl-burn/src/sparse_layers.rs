@@ -88,7 +88,8 @@ impl SparseLinear {
         dims[D - 1] = pattern.neurons();
         let vector = Shape { features: pattern.inputs(), height: 1, width: 1 };
         let layer = weight.topology.layers.get(vector, |_| Layer::linear(pattern.clone()));
-        run(input, weight, self.bias.as_ref(), layer, dims)
+        let batch = dims[..D - 1].iter().product();
+        run(input, weight, self.bias.as_ref(), layer, (batch, dims))
     }
 
     /// The identity of the weight's parameter.
@@ -196,7 +197,7 @@ impl SparseConv2d {
         });
         let Shape { features, height, width } = layer.output_shape();
         let dims = [batch, features, height, width];
-        run(pad_if_uneven(input, padding), weight, self.bias.as_ref(), layer, dims)
+        run(pad_if_uneven(input, padding), weight, self.bias.as_ref(), layer, (batch, dims))
     }
 
     /// The identity of the weight's parameter.
@@ -237,7 +238,7 @@ fn run<const D: usize, const W: usize>(
     weight: &ActiveWeight<W>,
     bias: Option<&Param<Tensor<1>>>,
     layer: Arc<Layer>,
-    dims: [usize; D],
+    (batch, dims): (usize, [usize; D]),
 ) -> Tensor<D> {
     let dtype = input.dtype();
     let bias = match bias {
@@ -246,7 +247,7 @@ fn run<const D: usize, const W: usize>(
     };
     let values = weight.values.val().cast(FloatDType::F32).into_dispatch();
     let input = input.cast(FloatDType::F32).into_dispatch();
-    let call = SparseCall { layer, capture: weight.capture.clone(), dims: dims.to_vec() };
+    let call = SparseCall { layer, capture: weight.capture.clone(), batch, dims: dims.to_vec() };
     Tensor::<D>::from_dispatch(Dispatch::sparse_layer(input, values, bias.into_dispatch(), call)).cast(dtype)
 }
 

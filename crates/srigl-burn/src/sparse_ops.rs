@@ -24,6 +24,8 @@ pub(crate) struct SparseCall {
     pub layer: Arc<Layer>,
     /// What its backward pass leaves for topology updates.
     pub capture: Arc<Capture>,
+    /// Samples.
+    pub batch: usize,
     /// Of the result.
     pub dims: Vec<usize>,
 }
@@ -82,20 +84,13 @@ fn tensor<B: Backend>(numbers: Vec<f32>, dims: Vec<usize>, device: &B::Device) -
     B::float_from_data(TensorData::new(numbers, dims), device)
 }
 
-/// Samples of a tensor, of a layer whose samples have so many numbers.
-fn batch(dims: &[usize], sample: usize) -> usize {
-    // Layers of no inputs have samples, too.
-    if sample == 0 { dims[0] } else { dims.iter().product::<usize>() / sample }
-}
-
 fn forward<B: InMemory>(
     input: FloatTensor<B>,
     values: FloatTensor<B>,
     bias: FloatTensor<B>,
-    SparseCall { layer, dims, .. }: SparseCall,
+    SparseCall { layer, batch, dims, .. }: SparseCall,
 ) -> FloatTensor<B> {
     let mut output = vec![0.0; dims.iter().product()];
-    let batch = batch(&dims, layer.output_shape().len());
     with_scratch(|scratch| {
         let (values, bias) = (B::numbers(&values), B::numbers(&bias));
         let values = &values[..layer.pattern().len()];
@@ -137,12 +132,11 @@ impl<B: InMemory + SparseOps> Backward<B, 3> for SparseLayerBackward {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let [of_input, of_values, of_bias] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let (input, values, SparseCall { layer, capture, .. }) = ops.state;
+        let (input, values, SparseCall { layer, capture, batch, .. }) = ops.state;
         let x: FloatTensor<B> = checkpointer.retrieve_node_output(input);
         let values: FloatTensor<B> = checkpointer.retrieve_node_output(values);
         let device = x.device();
         let (x_dims, values_dims) = (x.shape().to_vec(), values.shape().to_vec());
-        let batch = batch(&dy.shape().to_vec(), layer.output_shape().len());
         let (x, values, dy) = (B::numbers(&x), B::numbers(&values), B::numbers(&dy));
         if let Some(node) = of_bias {
             let mut dbias = vec![0.0; layer.pattern().neurons()];

@@ -218,7 +218,7 @@ fn images(step: u64, device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, [4, 2, 6, 6]), device)
 }
 
-/// Some steps, each of two backward passes.
+/// Some steps, each of five backward passes: more for an update than are kept as they are.
 fn train<M: Forward>(
     sparse: Sparsified<M>,
     steps: std::ops::RangeInclusive<u64>,
@@ -228,8 +228,8 @@ fn train<M: Forward>(
     let mut clipping = NormClipping::new(1.0, topology.clone());
     for step in steps {
         let mut accumulator = GradientsAccumulator::new();
-        for half in 0..2 {
-            let x = images(2 * step + half, device);
+        for part in 0..5 {
+            let x = images(5 * step + part, device);
             let y = model.forward(x.clone()) - x.sum_dims(&[1, 2, 3]).reshape([4, 1]);
             let gradients = GradientsParams::from_grads(y.square().mean().backward(), &model);
             accumulator.accumulate(&model, gradients);
@@ -319,6 +319,46 @@ fn records_of_different_moments_do_not_fit() {
     let error =
         start().load_records(late.model.into_record(), early.optim.to_record()).err().unwrap().to_string();
     assert!(error.contains("another moment"), "{error}");
+}
+
+/// A copy of before an update is not what the optimizer goes on from.
+#[test]
+#[should_panic(expected = "layer `conv` has weights where its mask has none, and no state of their moment")]
+fn an_earlier_model_does_not_fit_the_optimizer() {
+    let device = Device::flex().autodiff();
+    let srigl = methods()[0].clone();
+    let start = config(srigl).sparsify(SparseNet::from(net(&device)), AdamConfig::new().build()).unwrap();
+    let before = train(start, 1..=3, &device);
+    let model = before.model.clone();
+    let after = train(before, 4..=4, &device);
+    train(Sparsified { model, ..after }, 5..=5, &device);
+}
+
+#[test]
+fn an_update_without_backward_passes_says_so() {
+    let device = Device::flex().autodiff();
+    let layer = SparseLinear::from(LinearConfig::new(40, 30).init(&device));
+    let sparsify = SparsityConfig::new(0.8, 30).with_delta_t(1).with_method(Rigl.into());
+    let Sparsified { model, mut optim, topology } =
+        sparsify.sparsify(layer, SgdConfig::new().build()).unwrap();
+    let updates = topology.updates();
+    let mut gradients = GradientsParams::new();
+    gradients.register(model.id(), model.parameter().inner());
+    let mask = topology.layers()[0].mask.clone();
+    optim.step(0.1, model, gradients);
+    let error = updates.drain().remove(0).report.unwrap_err().to_string();
+    assert!(error.contains("no gradient was gathered"), "{error}");
+    assert_eq!(topology.layers()[0].mask, mask);
+}
+
+#[test]
+fn a_layer_may_have_no_weights() {
+    let device = Device::flex();
+    let dense = LinearConfig::new(4, 2).init(&device);
+    let layer = SparseLinear::from_linear(&dense, &Mask::empty(2, 4)).unwrap();
+    close(&layer.weight(), &Tensor::zeros([4, 2], &device));
+    let bias: Tensor<2> = dense.bias.unwrap().val().unsqueeze();
+    close(&layer.forward(Tensor::<2>::ones([3, 4], &device)), &bias.repeat_dim(0, 3));
 }
 
 /// Burn's optimizers and records see a parameter like any other.

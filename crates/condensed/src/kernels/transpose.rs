@@ -58,11 +58,13 @@ fn avx2(
     columns: usize,
 ) {
     blocks(from, to, rows, columns, |from, to, at| {
-        let mut columns = [to.as_mut_ptr(); 8];
+        assert!(at.iter().all(|at| at + 8 <= to.len()), "output too short");
+        let (to, mut columns) = (to.as_mut_ptr(), [std::ptr::null_mut(); 8]);
         for (column, at) in columns.iter_mut().zip(at) {
-            *column = to[at..at + 8].as_mut_ptr();
+            // SAFETY: lies in `to`, as asserted.
+            *column = unsafe { to.add(at) };
         }
-        // SAFETY: eight floats are borrowed at each of `from`, and lie in `to` at each of `at`; the machine has AVX2.
+        // SAFETY: eight floats are borrowed at each of `from`, and lie in `to` at each of `columns`; the machine has AVX2.
         unsafe { block(from, columns) };
     });
 }

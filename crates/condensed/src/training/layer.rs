@@ -268,43 +268,65 @@ impl Layer {
         if gradient.is_empty() || batch == 0 {
             return Ok(());
         }
-        let (forward, backward) = (&self.forward, &self.backward);
-        scratch.grow([self.room(forward, batch)[0], self.room(backward, batch)[0], 0, 0, 0])?;
-        self.lay_out(forward, batch, x, &mut scratch.inputs);
-        self.lay_out(backward, batch, dy, &mut scratch.gradients);
-        let (channels, filters) = (input.features / groups, output.features / groups);
-        let taps = self.taps.len();
-        let threads = rayon::current_num_threads();
-        for of_group in (0..groups).map(|group| group * filters..(group + 1) * filters) {
-            let neurons_here = neurons.start.max(of_group.start)..neurons.end.min(of_group.end);
-            if neurons_here.is_empty() {
-                continue;
-            }
-            let gradient = &mut gradient[(neurons_here.start - neurons.start) * fan_in..];
-            let channel = of_group.start / filters * channels;
-            for group in 0..self.groups(batch) {
-                let (_, unit) = self.group(group, batch);
-                let x = &scratch.inputs[group * self.region(forward, batch)..];
-                let dy = &scratch.gradients[group * self.region(backward, batch)..];
-                let [x_plane, dy_plane] = [forward, backward].map(|pass| pass.field.layout.slots * unit);
-                for row in 0..output.height {
-                    for (tap, slot) in self.taps.iter().enumerate() {
-                        let slot = forward.field.window(row, 0) + slot;
-                        math::add_matmul(
-                            [neurons_here.len(), channels, output.width * unit],
-                            &mut gradient[tap..],
-                            Strides { row: fan_in, column: taps },
-                            &dy[neurons_here.start * dy_plane + backward.field.position(row, 0) * unit..],
-                            Strides { row: dy_plane, column: 1 },
-                            &x[channel * x_plane + slot * unit..],
-                            Strides { row: 1, column: x_plane },
-                            threads,
-                        );
-                    }
+        let wave = self.wave(batch, usize::MAX);
+        let [inputs, gradients] = [&self.forward, &self.backward].map(|pass| self.room(pass, wave)[0]);
+        scratch.grow([inputs, gradients, 0, 0, 0])?;
+        for first in (0..batch).step_by(wave) {
+            let images = first..batch.min(first + wave);
+            let (x, dy, count) = (of(x, batch, &images), of(dy, batch, &images), images.len());
+            self.lay_out(&self.forward, count, x, &mut scratch.inputs);
+            self.lay_out(&self.backward, count, dy, &mut scratch.gradients);
+            for group in 0..groups {
+                let (channels, filters) = (input.features / groups, output.features / groups);
+                let here = neurons.start.max(group * filters)..neurons.end.min((group + 1) * filters);
+                if !here.is_empty() {
+                    let gradient = &mut gradient[(here.start - neurons.start) * fan_in..];
+                    self.add_products(
+                        here,
+                        group * channels..(group + 1) * channels,
+                        count,
+                        scratch,
+                        gradient,
+                    );
                 }
             }
         }
         Ok(())
+    }
+
+    /// Adds the gradient by all weights of some neurons, which read these channels, from laid out inputs and gradients.
+    fn add_products(
+        &self,
+        neurons: Range<usize>,
+        channels: Range<usize>,
+        batch: usize,
+        scratch: &Scratch,
+        gradient: &mut [f32],
+    ) {
+        let (forward, backward) = (&self.forward, &self.backward);
+        let Shape { height, width, .. } = self.geometry.output;
+        let (fan_in, taps) = (self.pattern.inputs(), self.taps.len());
+        for group in 0..self.groups(batch) {
+            let (_, unit) = self.group(group, batch);
+            let x = &scratch.inputs[group * self.region(forward, batch)..];
+            let dy = &scratch.gradients[group * self.region(backward, batch)..];
+            let [x_plane, dy_plane] = [forward, backward].map(|pass| pass.field.layout.slots * unit);
+            for row in 0..height {
+                for (tap, slot) in self.taps.iter().enumerate() {
+                    let slot = forward.field.window(row, 0) + slot;
+                    math::add_matmul(
+                        [neurons.len(), channels.len(), width * unit],
+                        &mut gradient[tap..],
+                        Strides { row: fan_in, column: taps },
+                        &dy[neurons.start * dy_plane + backward.field.position(row, 0) * unit..],
+                        Strides { row: dy_plane, column: 1 },
+                        &x[channels.start * x_plane + slot * unit..],
+                        Strides { row: 1, column: x_plane },
+                        rayon::current_num_threads(),
+                    );
+                }
+            }
+        }
     }
 
     fn check(&self, values: usize, batch: usize, x: usize, y: usize) {
