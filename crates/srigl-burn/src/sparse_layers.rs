@@ -20,7 +20,8 @@ use std::sync::Arc;
 /// Made from Burn's layer, it is that layer until [`sparsify`](crate::SparsityConfig::sparsify) turns it sparse, or
 /// [`from_linear`](Self::from_linear) does so with a mask that stays. From then on its parameter holds the values of active
 /// weights alone: no dense weight exists, nor a dense gradient, and an optimizer keeps moments of active weights alone.
-/// Topology updates compute the dense gradient of some neurons at a time. Records hold values and positions, so that they
+/// Topology updates compute the dense gradient of some neurons at a time; only where more than eight backward passes add up for
+/// one update, or a record is taken between them, is it kept whole. Records hold values and positions, so that they
 /// bring their topology along.
 ///
 /// On `Device::flex()` and `Device::ndarray()`, with autodiff or without, a sparse layer runs the kernels of
