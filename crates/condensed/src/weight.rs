@@ -222,10 +222,25 @@ impl Pattern {
             let (weights, bits) = (mask.len(), mask.len());
             return Err(WeightError::Mask { weights, bits, neurons, inputs }.into());
         }
+        let rows = mask.chunks_exact(inputs.max(1));
+        let rows = rows.map(|row| (0..inputs as u32).filter(|&input| row[input as usize]));
+        Self::from_rows(neurons, inputs, rows)
+    }
+
+    /// The pattern of a matrix `[neurons, inputs]` whose neurons read these inputs, each ascending. The fan-in is constant if
+    /// all neurons that have any have as many; otherwise rows get pointers.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if any promise of the type would not hold.
+    pub fn from_rows(
+        neurons: usize,
+        inputs: usize,
+        rows: impl IntoIterator<Item: IntoIterator<Item = u32>>,
+    ) -> Result<Self, Error> {
         let (mut active, mut pointers, mut indices) = (Vec::new(), vec![0u32], Vec::new());
-        for (neuron, row) in mask.chunks_exact(inputs.max(1)).enumerate() {
+        for (neuron, row) in rows.into_iter().enumerate() {
             let before = indices.len();
-            indices.extend((0..inputs as u32).filter(|&input| row[input as usize]));
+            indices.extend(row);
             if indices.len() > before {
                 active.push(neuron as u32);
                 pointers.push(indices.len() as u32);

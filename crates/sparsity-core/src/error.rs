@@ -54,7 +54,7 @@ pub enum Error {
     },
 
     /// There is no dense gradient to update a layer by.
-    #[error("layer `{layer}`: no gradient was gathered for this update; the layer keeps its mask")]
+    #[error("layer `{layer}`: no gradient was gathered for this update")]
     NoGradient {
         /// The layer.
         layer: String,

@@ -10,7 +10,7 @@ use burn::module::{
 };
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use condensed::training::Layer;
-use condensed::{CondensedWeight, Error, FanIn, Pattern};
+use condensed::{CondensedWeight, Error, Pattern};
 use sparsity_core::Mask;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -87,8 +87,8 @@ const KEPT: usize = 8;
 
 impl Passes {
     /// The dense gradient of earlier ones.
-    pub fn of_sum(sum: Option<Vec<f32>>) -> Self {
-        Self { kept: Vec::new(), sum }
+    pub fn of_sum(sum: Vec<f32>) -> Self {
+        Self { kept: Vec::new(), sum: Some(sum) }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -222,13 +222,12 @@ impl<const D: usize> ActiveWeight<D> {
         let dims = integers_of(&self.shape).into_iter().map(|size| size as usize).collect::<Vec<_>>();
         let count = self.pattern().len();
         let zeros = Tensor::<1>::zeros([dims.iter().product::<usize>()], (&device, dtype));
-        let positions = || self.positions.val().narrow(0, 0, count);
         // Burn has no empty slices.
         let rows = if count == 0 {
             zeros
         } else {
-            let values = values.narrow(0, 0, count);
-            zeros.select_assign(0, positions(), values, burn::tensor::IndexingUpdateOp::Add)
+            let (positions, values) = (self.positions.val().narrow(0, 0, count), values.narrow(0, 0, count));
+            zeros.select_assign(0, positions, values, burn::tensor::IndexingUpdateOp::Add)
         };
         let rows: Tensor<D> = rows.reshape::<D, _>(<[usize; D]>::try_from(dims).expect("made of them"));
         match self.layout {
@@ -307,22 +306,8 @@ fn positions_of(mask: &Mask, room: usize) -> Vec<i64> {
 }
 
 fn pattern_of(mask: &Mask) -> Pattern {
-    let active: Vec<u32> = (0..mask.neurons()).filter(|n| mask.fan_in(*n) > 0).map(|n| n as u32).collect();
-    let fan_ins: Vec<usize> = active.iter().map(|n| mask.fan_in(*n as usize)).collect();
-    let indices = active.iter().flat_map(|n| mask.inputs(*n as usize)).map(|input| input as u32).collect();
-    let k = fan_ins.first().copied().unwrap_or(0);
-    let fan_in = match fan_ins.iter().all(|fan_in| *fan_in == k) {
-        true => FanIn::Constant(k),
-        false => FanIn::Varying(
-            std::iter::once(0)
-                .chain(fan_ins.iter().scan(0, |end, fan_in| {
-                    *end += *fan_in as u32;
-                    Some(*end)
-                }))
-                .collect(),
-        ),
-    };
-    Pattern::new(mask.neurons(), mask.dense_fan_in(), active, fan_in, indices).expect("a mask is a pattern")
+    let rows = (0..mask.neurons()).map(|neuron| mask.inputs(neuron).map(|input| input as u32));
+    Pattern::from_rows(mask.neurons(), mask.dense_fan_in(), rows).expect("a mask is a pattern")
 }
 
 fn integers(numbers: Vec<i64>, device: &Device) -> Tensor<1, Int> {

@@ -208,7 +208,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
         }
         if let Some(sum) = state.dense_grad.take() {
             // Of a record.
-            state.passes = Passes::of_sum(Some(Layout::OutIn.to_rows(sum)));
+            state.passes = Passes::of_sum(Layout::OutIn.to_rows(sum));
         }
         state.step += 1;
         // What was captured is as it was before clipping.

@@ -4,15 +4,13 @@
 #![allow(deprecated)]
 
 use crate::active_weight::{Capture, Captured};
-use crate::condensed_ops::lock;
+use crate::condensed_ops::{has_kernels, lock};
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{
-    Autodiff, Backend, DispatchDevice, Flex, NdArray, TensorMetadata, backend_extension, read_sync,
-};
+use burn::backend::{Autodiff, Backend, Flex, NdArray, TensorMetadata, backend_extension, read_sync};
 use burn::tensor::{Device, TensorData};
 use condensed::training::{Layer, Scratch};
 use std::borrow::Cow;
@@ -197,6 +195,5 @@ impl<B: InMemory + SparseOps, C: CheckpointStrategy> SparseOps for Autodiff<B, C
 
 /// Whether [`SparseOps`] runs on tensors of this device, with autodiff or without.
 pub(crate) fn trains_condensed(device: &Device) -> bool {
-    let device = device.clone().without_autodiff();
-    matches!(device.as_dispatch(), DispatchDevice::Flex(_) | DispatchDevice::NdArray(_))
+    has_kernels(&device.clone().without_autodiff())
 }
