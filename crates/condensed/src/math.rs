@@ -64,24 +64,27 @@ fn exp(x: f32) -> f32 {
     if x >= -87.0 { e } else { at_least(x, 0.0) }
 }
 
-/// The normal distribution's `Φ(x)`, absolute error below 1e-7 (Abramowitz and Stegun 7.1.26 has 7.5e-8 for Φ).
+/// The normal distribution's `Φ(x)`, absolute error below 1e-7 (Abramowitz and Stegun 7.1.26 has 7.5e-8 for Φ), and its density.
 #[inline(always)]
-fn normal_cdf(x: f32) -> f32 {
+pub(crate) fn normal_cdf_and_density(x: f32) -> (f32, f32) {
+    /// `1 / √(2 π)`.
+    const HIGHEST: f32 = 0.398_942_3;
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / (1.0 + 0.327_591_1 * z);
     let p = 1.061_405_4 * t - 1.453_152;
     let p = p * t + 1.421_413_7;
     let p = p * t - 0.284_496_74;
     let p = p * t + 0.254_829_6;
-    let tail = 0.5 * p * t * exp(-z * z);
-    if x < 0.0 { tail } else { 1.0 - tail }
+    let e = exp(-z * z);
+    let tail = 0.5 * p * t * e;
+    (if x < 0.0 { tail } else { 1.0 - tail }, HIGHEST * e)
 }
 
 vectorised! {
     /// `x · Φ(x)`, in place.
     pub(crate) fn gelu(x: &mut [f32]) {
         for x in x {
-            *x *= normal_cdf(*x);
+            *x *= normal_cdf_and_density(*x).0;
         }
     }
 }
@@ -361,16 +364,18 @@ mod tests {
         assert_eq!([exp(-1e30), exp(f32::NEG_INFINITY), exp(-87.1)], [0.0; 3]);
         // The bits of NaN are many.
         for bits in [0x7fc0_0000, 0x7fc0_0001, 0xffff_ffff, 0x7f80_0001] {
-            assert!(exp(f32::from_bits(bits)).is_nan() && normal_cdf(f32::from_bits(bits)).is_nan());
+            assert!(
+                exp(f32::from_bits(bits)).is_nan() && normal_cdf_and_density(f32::from_bits(bits)).0.is_nan()
+            );
         }
         // Φ by integration of the density from 0, in steps of 1e-4.
         let (mut cdf, step) = (0.5f64, 1e-4);
         for i in 0..60_000 {
             let x = f64::from(i) * step;
             if (i as usize).is_multiple_of(each) {
-                let near = normal_cdf(x as f32);
+                let near = normal_cdf_and_density(x as f32).0;
                 assert!((f64::from(near) - cdf).abs() < 3e-7, "Φ({x}) = {near}, not {cdf}");
-                let other = normal_cdf(-x as f32);
+                let other = normal_cdf_and_density(-x as f32).0;
                 assert!((f64::from(other) - (1.0 - cdf)).abs() < 3e-7, "Φ(-{x}) = {other}");
             }
             let middle = x + step / 2.0;

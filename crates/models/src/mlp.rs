@@ -1,9 +1,9 @@
 use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::{LinearConfig, Relu};
+use burn::nn::LinearConfig;
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, SparseLinear, Value};
+use srigl_burn::{Lower, Lowering, SparseLinear, Value, fused};
 
 /// Configuration of [`Mlp`].
 #[derive(Config, Debug)]
@@ -40,8 +40,8 @@ impl MlpConfig {
 
 impl Classifier for Mlp {
     fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = Relu::new().forward(self.fc1.forward(images.flatten(1, 3)));
-        self.fc3.forward(Relu::new().forward(self.fc2.forward(x)))
+        let x = fused::relu(self.fc1.forward(images.flatten(1, 3)));
+        self.fc3.forward(fused::relu(self.fc2.forward(x)))
     }
 }
 

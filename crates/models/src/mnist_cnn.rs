@@ -3,9 +3,9 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::Conv2dConfig;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
-use burn::nn::{Dropout, DropoutConfig, LinearConfig, Relu};
+use burn::nn::{Dropout, DropoutConfig, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value, fused};
 
 /// Configuration of [`MnistCnn`].
 #[derive(Config, Debug)]
@@ -52,11 +52,12 @@ impl MnistCnnConfig {
 
 impl Classifier for MnistCnn {
     fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = Relu::new().forward(self.conv1.forward(images));
-        let x = self.pool.forward(Relu::new().forward(self.conv2.forward(x)));
-        let x = self.dropout1.forward(x).flatten(1, 3);
-        let x = Relu::new().forward(self.fc1.forward(x));
-        self.fc2.forward(self.dropout2.forward(x))
+        let x = fused::relu(self.conv1.forward(images));
+        // ReLU of the largest is the largest ReLU, and takes a quarter of the time.
+        let x = fused::relu(fused::max_pool2d(&self.pool, self.conv2.forward(x)));
+        let x = fused::dropout(&self.dropout1, x).flatten(1, 3);
+        let x = fused::relu(self.fc1.forward(x));
+        self.fc2.forward(fused::dropout(&self.dropout2, x))
     }
 }
 

@@ -4,9 +4,8 @@ use burn::config::Config;
 use burn::module::{Initializer, Module};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value, fused};
 
 /// Configuration of [`MobileNetV3`].
 #[derive(Config, Debug)]
@@ -78,7 +77,7 @@ pub struct HardSwish;
 impl HardSwish {
     /// Elementwise.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        x.clone() * hard_sigmoid(x)
+        fused::hard_swish(x)
     }
 }
 
@@ -233,7 +232,7 @@ impl SqueezeExcitation {
     /// `[batch, channels, h, w]` to the same.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let mean = x.clone().mean_dims(&[2, 3]);
-        x * hard_sigmoid(self.fc2.forward(relu(self.fc1.forward(mean))))
+        x * hard_sigmoid(self.fc2.forward(fused::relu(self.fc1.forward(mean))))
     }
 }
 
@@ -244,11 +243,11 @@ impl InvertedResidual {
         for (i, layer) in self.block.iter().enumerate() {
             x = match layer {
                 BlockLayer::Conv((conv, norm)) => {
-                    let x = norm.forward(conv.forward(x));
+                    let x = conv.forward(x);
                     match (i + 1 == self.block.len(), self.hard_swish) {
-                        (true, _) => x,
-                        (false, true) => HardSwish.forward(x),
-                        (false, false) => relu(x),
+                        (true, _) => fused::batch_norm(norm, x),
+                        (false, true) => fused::hard_swish(fused::batch_norm(norm, x)),
+                        (false, false) => fused::batch_norm_relu(norm, x),
                     }
                 }
                 BlockLayer::Squeeze(squeeze) => squeeze.forward(x),
@@ -263,13 +262,13 @@ impl Classifier for MobileNetV3 {
         let mut x = images;
         for stage in &self.features {
             x = match stage {
-                Stage::Conv((conv, norm)) => HardSwish.forward(norm.forward(conv.forward(x))),
+                Stage::Conv((conv, norm)) => fused::hard_swish(fused::batch_norm(norm, conv.forward(x))),
                 Stage::Block(block) => block.forward(x),
             };
         }
         let (hidden, hard_swish, dropout, head) = &self.classifier;
         let x: Tensor<2> = x.mean_dims(&[2, 3]).flatten(1, 3);
-        head.forward(dropout.forward(hard_swish.forward(hidden.forward(x))))
+        head.forward(fused::dropout(dropout, hard_swish.forward(hidden.forward(x))))
     }
 }
 

@@ -3,9 +3,9 @@ use burn::config::Config;
 use burn::module::{Initializer, Module, ModuleDisplay};
 use burn::nn::conv::Conv2dConfig;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
-use burn::nn::{BatchNorm, BatchNormConfig, LinearConfig, PaddingConfig2d, Relu};
+use burn::nn::{BatchNorm, BatchNormConfig, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value, fused};
 
 /// Configuration of [`ResNet18`] and [`ResNet50`].
 #[derive(Config, Debug)]
@@ -116,7 +116,7 @@ fn downsample([from, to]: [usize; 2], stride: usize, device: &Device) -> Option<
 
 fn shortcut(downsample: &Option<(SparseConv2d, BatchNorm)>, input: Tensor<4>) -> Tensor<4> {
     match downsample {
-        Some((conv, norm)) => norm.forward(conv.forward(input)),
+        Some((conv, norm)) => fused::batch_norm(norm, conv.forward(input)),
         None => input,
     }
 }
@@ -136,10 +136,9 @@ impl ResidualBlock for BasicBlock {
     }
 
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let relu = Relu::new();
-        let x = relu.forward(self.bn1.forward(self.conv1.forward(input.clone())));
-        let x = self.bn2.forward(self.conv2.forward(x));
-        relu.forward(x + shortcut(&self.downsample, input))
+        let x = fused::batch_norm_relu(&self.bn1, self.conv1.forward(input.clone()));
+        let x = self.conv2.forward(x);
+        fused::batch_norm_add_relu(&self.bn2, x, shortcut(&self.downsample, input))
     }
 }
 
@@ -161,11 +160,10 @@ impl ResidualBlock for Bottleneck {
     }
 
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let relu = Relu::new();
-        let x = relu.forward(self.bn1.forward(self.conv1.forward(input.clone())));
-        let x = relu.forward(self.bn2.forward(self.conv2.forward(x)));
-        let x = self.bn3.forward(self.conv3.forward(x));
-        relu.forward(x + shortcut(&self.downsample, input))
+        let x = fused::batch_norm_relu(&self.bn1, self.conv1.forward(input.clone()));
+        let x = fused::batch_norm_relu(&self.bn2, self.conv2.forward(x));
+        let x = self.conv3.forward(x);
+        fused::batch_norm_add_relu(&self.bn3, x, shortcut(&self.downsample, input))
     }
 }
 
@@ -261,9 +259,9 @@ impl ResNetConfig {
 
 impl<B: ResidualBlock> Classifier for ResNet<B> {
     fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let mut x = Relu::new().forward(self.bn1.forward(self.conv1.forward(images)));
+        let mut x = fused::batch_norm_relu(&self.bn1, self.conv1.forward(images));
         if let Some(maxpool) = &self.maxpool {
-            x = maxpool.forward(x);
+            x = fused::max_pool2d(maxpool, x);
         }
         for block in [&self.layer1, &self.layer2, &self.layer3, &self.layer4].into_iter().flatten() {
             x = block.forward(x);

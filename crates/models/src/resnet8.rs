@@ -2,9 +2,9 @@ use crate::resnet::{BasicBlock, ResidualBlock, conv, lower_conv_norm};
 use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::{BatchNorm, BatchNormConfig, LinearConfig, Relu};
+use burn::nn::{BatchNorm, BatchNormConfig, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value, fused};
 
 /// Configuration of [`ResNet8`].
 #[derive(Config, Debug)]
@@ -55,7 +55,7 @@ impl ResNet8Config {
 
 impl Classifier for ResNet8 {
     fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = Relu::new().forward(self.bn1.forward(self.conv1.forward(images)));
+        let x = fused::batch_norm_relu(&self.bn1, self.conv1.forward(images));
         let x = self.layer3.forward(self.layer2.forward(self.layer1.forward(x)));
         let pooled: Tensor<2> = x.mean_dims(&[2, 3]).flatten(1, 3);
         self.fc.forward(pooled)

@@ -3,9 +3,8 @@ use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Dropout, DropoutConfig, Gelu, LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value, fused};
 
 /// Configuration of [`VisionTransformer`]: by default ViT-B/16.
 #[derive(Config, Debug)]
@@ -179,27 +178,19 @@ fn norm(features: usize, device: &Device) -> LayerNorm {
 impl SelfAttention {
     /// `[batch, tokens, d]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, tokens, features] = x.dims();
-        let size = features / self.heads;
-        // [batch, tokens, 3, heads, size] → queries, keys and values [batch, heads, tokens, size].
-        let joint = self.in_proj.forward(x).reshape([batch, tokens, 3, self.heads, size]);
-        let part = |i: usize| {
-            let part = joint.clone().slice_dim(2, i..i + 1).reshape([batch, tokens, self.heads, size]);
-            part.swap_dims(1, 2)
-        };
-        let scores = part(0).matmul(part(1).swap_dims(2, 3)) / (size as f64).sqrt();
-        let mixed: Tensor<4> = softmax(scores, 3).matmul(part(2));
-        self.out_proj.forward(mixed.swap_dims(1, 2).reshape([batch, tokens, features]))
+        self.out_proj.forward(fused::attention(self.in_proj.forward(x), self.heads))
     }
 }
 
 impl EncoderLayer {
     /// `[batch, tokens, d]` to the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let attended = self.dropout.forward(self.self_attention.forward(self.ln_1.forward(x.clone()))) + x;
-        let (inner, gelu, inner_dropout, outer, dropout) = &self.mlp;
-        let y = inner_dropout.forward(gelu.forward(inner.forward(self.ln_2.forward(attended.clone()))));
-        dropout.forward(outer.forward(y)) + attended
+        let y = fused::layer_norm(&self.ln_1, EPSILON, x.clone());
+        let attended = fused::dropout(&self.dropout, self.self_attention.forward(y)) + x;
+        let (inner, _, inner_dropout, outer, dropout) = &self.mlp;
+        let y = fused::layer_norm(&self.ln_2, EPSILON, attended.clone());
+        let y = fused::dropout(inner_dropout, fused::gelu(inner.forward(y)));
+        fused::dropout(dropout, outer.forward(y)) + attended
     }
 }
 
@@ -211,11 +202,12 @@ impl Classifier for VisionTransformer {
         let [batch, _, features] = patches.dims();
         let class = self.class_token.val().expand([batch, 1, features]);
         let tokens = Tensor::cat(vec![class, patches], 1) + self.encoder.pos_embedding.val();
-        let mut x = self.encoder.dropout.forward(tokens);
+        let mut x = fused::dropout(&self.encoder.dropout, tokens);
         for layer in &self.encoder.layers {
             x = layer.forward(x);
         }
-        let class = self.encoder.ln.forward(x.slice_dim(1, 0..1)).reshape([batch, features]);
+        let class = fused::layer_norm(&self.encoder.ln, EPSILON, x.slice_dim(1, 0..1));
+        let class = class.reshape([batch, features]);
         self.heads.head.forward(class)
     }
 }

@@ -2,9 +2,9 @@ use crate::resnet::conv;
 use crate::{Classifier, ModelInfo, ModelSpec};
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, LinearConfig, Relu};
+use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value};
+use srigl_burn::{Lower, Lowering, SparseConv2d, SparseLinear, Value, fused};
 
 /// Blocks of a stage in a network of 22 layers: (22 − 4) / 6.
 const BLOCKS: usize = 3;
@@ -110,15 +110,14 @@ impl WideResNetConfig {
 impl WideBlock {
     /// `[batch, from, h, w]` to `[batch, to, h/stride, w/stride]`.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let relu = Relu::new();
-        let normed = relu.forward(self.bn1.forward(input.clone()));
+        let normed = fused::batch_norm_relu(&self.bn1, input.clone());
         // A shortcut of its own starts after the first normalisation.
         let shortcut = match &self.conv_shortcut {
             Some(conv) => conv.forward(normed.clone()),
             None => input,
         };
-        let x = relu.forward(self.bn2.forward(self.conv1.forward(normed)));
-        self.conv2.forward(self.dropout.forward(x)) + shortcut
+        let x = fused::batch_norm_relu(&self.bn2, self.conv1.forward(normed));
+        self.conv2.forward(fused::dropout(&self.dropout, x)) + shortcut
     }
 }
 
@@ -128,7 +127,7 @@ impl Classifier for WideResNet {
         for block in [&self.block1, &self.block2, &self.block3].into_iter().flat_map(|stage| &stage.layer) {
             x = block.forward(x);
         }
-        let x = Relu::new().forward(self.bn1.forward(x));
+        let x = fused::batch_norm_relu(&self.bn1, x);
         self.fc.forward(x.mean_dims(&[2, 3]).flatten(1, 3))
     }
 }

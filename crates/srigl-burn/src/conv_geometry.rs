@@ -76,6 +76,11 @@ impl ConvGeometry {
         }
     }
 
+    /// The padding of each axis if it is the same before and after.
+    pub fn even_padding(&self, height: usize, width: usize) -> Option<[usize; 2]> {
+        symmetric(self.padding(height, width))
+    }
+
     /// Window and image for a kernel, which pads both sides alike: where the layer does not, images come padded, as
     /// [`pad_if_uneven`] does it.
     pub fn on(&self, image: Shape) -> (Window, Shape) {

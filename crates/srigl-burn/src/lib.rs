@@ -64,12 +64,14 @@ mod conv_geometry;
 mod discover;
 mod error;
 mod export;
+pub mod fused;
 // Hidden, and public for the tests of the unpublished crate `gpu-rig` alone.
 #[cfg(feature = "gpu")]
 #[doc(hidden)]
 pub mod gpu;
 mod layout;
 mod lowering;
+mod memory;
 mod optimizer;
 mod place;
 mod sparse_layers;

@@ -5,6 +5,7 @@
 
 use crate::active_weight::{Capture, Captured};
 use crate::condensed_ops::{has_kernels, lock};
+use crate::memory;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -41,29 +42,42 @@ pub(crate) trait SparseOps: Backend {
 }
 
 /// A backend whose tensors lie in memory.
-trait InMemory: Backend {
+pub(crate) trait InMemory: Backend {
     /// The numbers of an f32 tensor, row-major; copied only if they do not lie so.
     fn numbers(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]>;
+
+    /// The same for whoever changes them; copied also if the tensor shares them.
+    fn into_numbers(tensor: FloatTensor<Self>) -> Vec<f32> {
+        let data = read_sync(Self::float_into_data(tensor)).expect("CPU tensors can be read at any time");
+        data.try_into_vec().expect("modules cast to f32")
+    }
+
+    /// Keeps the memory of a tensor that is not needed any more, if nobody else has it.
+    fn recycle(tensor: FloatTensor<Self>);
 }
 
 impl InMemory for Flex {
     fn numbers(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]> {
         match tensor.as_slice() {
             Some(numbers) => numbers.into(),
-            None => copy::<Self>(tensor).into(),
+            None => Self::into_numbers(tensor.clone()).into(),
+        }
+    }
+
+    fn recycle(tensor: FloatTensor<Self>) {
+        if tensor.is_unique() && tensor.as_slice::<f32>().is_some() {
+            memory::give(Self::into_numbers(tensor));
         }
     }
 }
 
 impl InMemory for NdArray {
     fn numbers(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]> {
-        copy::<Self>(tensor).into()
+        Self::into_numbers(tensor.clone()).into()
     }
-}
 
-fn copy<B: Backend>(tensor: &FloatTensor<B>) -> Vec<f32> {
-    let data = read_sync(B::float_into_data(tensor.clone())).expect("CPU tensors can be read at any time");
-    data.try_into_vec().expect("modules cast to f32")
+    // Its memory is not ours.
+    fn recycle(_tensor: FloatTensor<Self>) {}
 }
 
 /// Memory of layers that run at the same time: each takes one, and puts it back.
@@ -78,7 +92,7 @@ pub(crate) fn with_scratch(run: impl FnOnce(&mut Scratch) -> Result<(), condense
 }
 
 /// A new tensor.
-fn tensor<B: Backend>(numbers: Vec<f32>, dims: Vec<usize>, device: &B::Device) -> FloatTensor<B> {
+pub(crate) fn tensor<B: Backend>(numbers: Vec<f32>, dims: Vec<usize>, device: &B::Device) -> FloatTensor<B> {
     B::float_from_data(TensorData::new(numbers, dims), device)
 }
 
@@ -88,7 +102,7 @@ fn forward<B: InMemory>(
     bias: FloatTensor<B>,
     SparseCall { layer, batch, dims, .. }: SparseCall,
 ) -> FloatTensor<B> {
-    let mut output = vec![0.0; dims.iter().product()];
+    let mut output = memory::take(dims.iter().product());
     with_scratch(|scratch| {
         let (values, bias) = (B::numbers(&values), B::numbers(&bias));
         let values = &values[..layer.pattern().len()];
@@ -135,7 +149,8 @@ impl<B: InMemory + SparseOps> Backward<B, 3> for SparseLayerBackward {
         let values: FloatTensor<B> = checkpointer.retrieve_node_output(values);
         let device = x.device();
         let (x_dims, values_dims) = (x.shape().to_vec(), values.shape().to_vec());
-        let (x, values, dy) = (B::numbers(&x), B::numbers(&values), B::numbers(&dy));
+        let (x_tensor, dy_tensor) = (x, dy);
+        let (x, values, dy) = (B::numbers(&x_tensor), B::numbers(&values), B::numbers(&dy_tensor));
         if let Some(node) = of_bias {
             let mut dbias = vec![0.0; layer.pattern().neurons()];
             layer.bias_gradient(batch, &dy, &mut dbias);
@@ -148,13 +163,16 @@ impl<B: InMemory + SparseOps> Backward<B, 3> for SparseLayerBackward {
         if of_input.is_none() && of_values.is_none() {
             return;
         }
-        let mut dx = of_input.is_some().then(|| vec![0.0; x.len()]);
+        let mut dx = of_input.is_some().then(|| memory::take(x.len()));
         let mut dvalues = vec![0.0; values.len()];
         with_scratch(|scratch| {
             let weights = layer.pattern().len();
             let (values, dvalues) = (&values[..weights], &mut dvalues[..weights]);
             layer.backward(values, batch, &x, &dy, dx.as_deref_mut(), dvalues, scratch)
         });
+        drop((x, dy));
+        B::recycle(dy_tensor);
+        B::recycle(x_tensor);
         if let (Some(node), Some(dx)) = (of_input, dx) {
             grads.register::<B>(node.id, tensor::<B>(dx, x_dims, &device));
         }

@@ -13,12 +13,25 @@
 //! Neither a dense weight nor a dense gradient exists at any time but the last, for as many neurons as one asks for. All passes
 //! run on the current rayon pool, and give the same bits on any number of threads. After the first call with a batch of a size,
 //! none allocates.
+//!
+//! What is not sparse must not eat the gain: [`BatchNorm`], [`LayerNorm`], [`MaxPool`], [`Attention`], [`relu`], [`gelu`] and
+//! [`dropout`] pass over memory as few times as they can, forward and backward.
 
+mod activation;
+mod attention;
+mod dropout;
 mod layer;
 mod layout;
+mod norm;
 mod pass;
+mod pool;
 
+pub use activation::{gelu, gelu_gradient, hard_swish, hard_swish_gradient, relu, relu_gradient};
+pub use attention::Attention;
+pub use dropout::dropout;
 pub use layer::{Layer, Scratch};
+pub use norm::{BatchNorm, LayerNorm, Moments};
+pub use pool::MaxPool;
 
 /// Asks the C library to keep the memory of tensors that are freed, up to 1 GiB, for those that are made next. By default it
 /// gives large ones back to the system, and training, which frees and makes tensors of the same sizes step after step, waits
