@@ -52,7 +52,7 @@ enum Step {
 }
 
 /// Flags that say where and how fast a run is made. What it comes to does not depend on them, or says so itself.
-const WHERE: [&str; 3] = ["--data", "--device", "--workers"];
+const WHERE: [&str; 4] = ["--data", "--device", "--storage", "--workers"];
 
 /// The contents of `CELL.cell.json`.
 #[derive(Serialize, Deserialize)]

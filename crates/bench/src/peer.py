@@ -14,6 +14,7 @@ and answers are lines of JSON, one answer for each request:
      "model": NAME}
     {"do": "train", "model": NAME, "batch": 64, as layer; the calls are training steps on random images. torch only
      "float": "f32", "image": [3, 224, 224]}
+    {"do": "memory"}                            {"bytes": 1e9}: the most that training has taken so far
     {"do": "time", "name": N, "calls": 100}     {"seconds": 0.1}: of all calls, until the device is idle
     {"do": "device", "name": N}                 {"seconds": 1e-5}: of one call by the GPU's clock, its caches cold
     {"do": "read", "name": N, "file": F}        {}: the last result is in F, as float32
@@ -27,6 +28,7 @@ import importlib
 import importlib.util
 import json
 import os
+import resource
 import struct
 import sys
 import tempfile
@@ -42,6 +44,40 @@ MODELS = {
     "mobilenet-v3-large": ("mobilenet_v3_large", 14),
     "mobilenet-v3-small": ("mobilenet_v3_small", 14),
 }
+
+
+def wide_resnet():
+    """A wide ResNet of 22 layers, twice as wide."""
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, inputs, outputs, stride):
+            super().__init__()
+            self.norm, self.shortcut = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU()), None
+            self.rest = nn.Sequential(
+                *(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()),
+                nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            )
+            if inputs != outputs:
+                self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+        def forward(self, x):
+            normed = self.norm(x)
+            return self.rest(normed) + (self.shortcut(normed) if self.shortcut else x)
+
+    def stage(inputs, outputs, stride):
+        return Block(inputs, outputs, stride), Block(outputs, outputs, 1), Block(outputs, outputs, 1)
+
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+        *(*stage(16, 32, 1), *stage(32, 64, 2), *stage(64, 128, 2)),
+        *(nn.BatchNorm2d(128), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)),
+    )
+
+
+def peak_memory():
+    """The most bytes that this process has had in memory at once."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def words(error):
@@ -285,12 +321,23 @@ class Torch:
                 *(nn.Dropout(0.25), nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5)),
                 nn.Linear(128, 10),
             )
+        if name == "wrn-22-2":
+            return wide_resnet()
         import torchvision
 
-        if name == "resnet18-small":
+        if name == "vit-tiny":
+            return torchvision.models.VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=10)
+        if name in ("resnet18-small", "resnet8"):
             net = torchvision.models.resnet18(weights=None, num_classes=10)
-            net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             net.maxpool = nn.Identity()
+            if name == "resnet18-small":
+                net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+                return net
+            net.conv1, net.bn1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+            net.inplanes, block = 16, torchvision.models.resnet.BasicBlock
+            net.layer1 = net._make_layer(block, 16, 1)
+            net.layer2, net.layer3 = net._make_layer(block, 32, 1, 2), net._make_layer(block, 64, 1, 2)
+            net.layer4, net.fc = nn.Identity(), nn.Linear(64, 10)
             return net
         if name not in MODELS:
             raise ValueError(f"there is no {name} in torchvision, which has {', '.join(MODELS)}")
@@ -344,6 +391,7 @@ class Torch:
     def train(self, request):
         """Training steps of a network, with the optimizer of the paper's recipe."""
         torch.set_grad_enabled(True)
+        self.before = peak_memory()
         images = torch.rand(request["batch"], *request["image"], device=DEVICE)
         labels = torch.full((request["batch"],), 3, device=DEVICE)
 
@@ -458,7 +506,9 @@ def main(engine, answer):
     for line in sys.stdin:
         request = json.loads(line)
         todo = request["do"]
-        if todo == "time":
+        if todo == "memory":
+            answer({"bytes": peak_memory() - engine.before})
+        elif todo == "time":
             answer({"seconds": runs[request["name"]].time(request["calls"])})
         elif todo == "device":
             answer({"seconds": runs[request["name"]].device_time()})

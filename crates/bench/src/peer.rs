@@ -282,6 +282,17 @@ struct Contenders {
     skipped: Vec<Skipped>,
 }
 
+impl Peer {
+    /// The most bytes that training has taken in its process, beside what was there before.
+    pub fn training_memory(&self) -> Result<u64> {
+        #[derive(Deserialize)]
+        struct Memory {
+            bytes: u64,
+        }
+        Ok(self.process.borrow_mut().ask::<Memory>(&json!({ "do": "memory" }))?.bytes)
+    }
+}
+
 impl Process {
     fn ask<T: for<'a> Deserialize<'a>>(&mut self, request: &Value) -> Result<T> {
         let requests = self.requests.as_mut().with_context(|| format!("{} has ended", self.engine))?;

@@ -13,11 +13,12 @@ use burn::tensor::{Device, Distribution as Random, FloatDType, Int, IntDType, Te
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use srigl_burn::methods::{AnyMethod, Dense, Srigl};
 use srigl_burn::{Distribution, Sparsified, SparsityConfig};
 use srigl_models::{Classifier, ModelInfo, ModelSpec, WithModel};
 use srigl_run::print;
+use srigl_tensors::memory::Size;
 use srigl_train::memory::{check_results, check_weights};
 
 use super::device::failed;
@@ -34,7 +35,8 @@ use super::{Contender, MOST_ROUNDS, PlaceArgs};
 #[derive(Args)]
 #[command(after_help = "\
 Steps of the contenders take turns, and each ends when the device is idle. The masks change every 10 steps here, to see \
-a few updates; the overhead shares them out over the paper's 100 steps.
+a few updates; the overhead shares them out over the paper's 100 steps. On CPUs each contender then takes a few steps in a \
+process of its own, for the most memory that it needs beside what the process has before.
 
 Examples:
   srigl bench train mnist-cnn --sparsity 0.9 --batch 128
@@ -61,6 +63,9 @@ pub struct TrainArgs {
     json: bool,
     #[command(flatten)]
     place: PlaceArgs,
+    /// Take a few steps of this contender alone, and print the memory that they take
+    #[arg(long, value_name = "CONTENDER", hide = true)]
+    memory_of: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -97,6 +102,9 @@ struct StepTiming {
     p10_ms: f64,
     p90_ms: f64,
     images_per_second: f64,
+    /// The most memory that steps take, beside what the process had before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_bytes: Option<u64>,
     /// How many times as fast a step is as that of each other contender, by its name.
     speedup: BTreeMap<String, f64>,
     #[serde(flatten)]
@@ -123,7 +131,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         device.configure((FloatDType::BF16, IntDType::I32)).context("cannot compute in bf16")?;
     }
     let spec = ModelInfo::named(&args.name)?.usual();
-    let work = Work { args, device: &device, spec };
+    let work = Work { args, device: &device, spec, before: memory("VmRSS") };
     spec.with(&device.clone().autodiff(), work)?
 }
 
@@ -131,6 +139,39 @@ struct Work<'a> {
     args: &'a TrainArgs,
     device: &'a Device,
     spec: ModelSpec,
+    /// Memory of this process before there was a network.
+    before: Option<u64>,
+}
+
+/// Bytes of this process's memory, as Linux tells.
+fn memory(what: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'))?;
+    Some(1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
+}
+
+/// What a contender in a process of its own prints.
+#[derive(Deserialize, Serialize)]
+struct Memory {
+    peak_bytes: u64,
+}
+
+/// Runs the same steps of one contender in a process of its own, and returns the memory that they take.
+fn memory_of(args: &TrainArgs, contender: &str) -> Result<Option<u64>> {
+    if memory("VmHWM").is_none() {
+        return Ok(None);
+    }
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    let (sparsity, batch) = (args.sparsity.to_string(), args.batch.to_string());
+    command.args(["bench", "train", &args.name, "--sparsity", &sparsity, "--batch", &batch]);
+    command
+        .args(["--memory-of", contender])
+        .env("RAYON_NUM_THREADS", rayon::current_num_threads().to_string());
+    command.args(args.place.device.iter().flat_map(|device| ["--device", device]));
+    let output = command.output().context("cannot measure memory in another process")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "the steps of `{contender}` in another process: {said}");
+    Ok(Some(serde_json::from_slice::<Memory>(&output.stdout).context("another process")?.peak_bytes))
 }
 
 impl WithModel for Work<'_> {
@@ -143,15 +184,33 @@ impl WithModel for Work<'_> {
         let ours = if args.place.is_gpu() { 2 } else { 3 };
         check_weights(&model, name, ours * (2 + if self.is_transformer() { 2 } else { 1 }))?;
         check_results(&model, name, image, args.batch)?;
-        let mut contenders = vec![
-            self.contender("dense", "Burn", model.clone(), Dense.into(), false)?,
-            self.contender("masked", "Burn, SRigL over masks", model.clone(), self.srigl().into(), false)?,
+        let all = [
+            ("dense", "Burn", Dense.into(), false),
+            ("masked", "Burn, SRigL over masks", self.srigl().into(), false),
+            ("sparse", "condensed SRigL", self.srigl().into(), true),
         ];
-        if ours == 3 {
-            contenders.push(self.contender("sparse", "condensed SRigL", model, self.srigl().into(), true)?);
+        let wanted =
+            |(name, ..): &&(&str, _, _, _)| args.memory_of.as_ref().is_none_or(|wanted| wanted == name);
+        let mut contenders = Vec::new();
+        for (name, engine, method, condensed) in all[..ours].iter().filter(wanted) {
+            contenders.push(self.contender(
+                name,
+                engine,
+                model.clone(),
+                AnyMethod::clone(method),
+                *condensed,
+            )?);
+        }
+        drop(model);
+        if args.memory_of.is_some() {
+            take_turns(&mut contenders, 2, true)?;
+            let peak_bytes = memory("VmHWM").context("this system does not tell")?;
+            let peak_bytes = peak_bytes.saturating_sub(self.before.unwrap_or(0));
+            return Ok(print::json(&Memory { peak_bytes })?);
         }
         let float = if args.float == Float::Bf16 { "bf16" } else { "f32" };
-        if let Some(torch) = args.place.torch(rayon::current_num_threads())? {
+        let torch = args.place.torch(rayon::current_num_threads())?;
+        if let Some(torch) = &torch {
             contenders.extend(torch.train(self.spec.info.name, args.batch, float, self.spec.images)?);
         }
         let samples = take_turns(&mut contenders, args.steps.next_multiple_of(UPDATE_EVERY), args.json)?;
@@ -161,6 +220,15 @@ impl WithModel for Work<'_> {
             .zip(&samples)
             .map(|(contender, samples)| StepTiming::new(contender, samples, args.batch))
             .collect();
+        drop(contenders);
+        if !args.place.is_gpu() {
+            for result in &mut results {
+                result.peak_bytes = match &torch {
+                    Some(torch) if result.name.starts_with("torch") => Some(torch.training_memory()?),
+                    _ => memory_of(args, &result.name)?,
+                };
+            }
+        }
         let medians: Vec<(String, f64)> = results.iter().map(|r| (r.name.clone(), r.median_ms)).collect();
         for result in &mut results {
             let others = medians.iter().filter(|(name, _)| *name != result.name);
@@ -291,6 +359,7 @@ impl StepTiming {
             p10_ms,
             p90_ms,
             images_per_second: 1e3 * batch as f64 / median_ms,
+            peak_bytes: None,
             speedup: BTreeMap::new(),
             update,
         }
@@ -305,13 +374,14 @@ impl Report {
             let mut row = vec![r.name.clone(), r.engine.clone()];
             row.extend([r.median_ms, r.p10_ms, r.p90_ms].map(|ms| format!("{ms:.3}")));
             row.push(format!("{:.0}", r.images_per_second));
+            row.push(r.peak_bytes.map(|bytes| Size(bytes).to_string()).unwrap_or_default());
             row.extend(others.iter().map(|other| format!("{:.2}", r.speedup.get(*other).unwrap_or(&1.0))));
             let update = |u: &UpdateTiming| format!("{:.1} ms, {:.2} %", u.update_ms, 100.0 * u.update_share);
             row.push(r.update.as_ref().map(update).unwrap_or_default());
             row
         };
         let mut header: Vec<String> =
-            ["contender", "engine", "median ms", "p10", "p90", "images/s"].map(String::from).into();
+            ["contender", "engine", "median ms", "p10", "p90", "images/s", "memory"].map(String::from).into();
         header.extend(others.iter().map(|other| format!("over {other}")));
         header.push(format!("update of all layers, of {DELTA_T} steps"));
         let header: Vec<&str> = header.iter().map(String::as_str).collect();

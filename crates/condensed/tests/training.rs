@@ -166,8 +166,9 @@ impl Case {
         layer.backward(values, *batch, x, dy, Some(&mut step.dx), &mut step.dvalues, scratch).unwrap();
         layer.bias_gradient(*batch, dy, &mut step.dbias);
         let (first, second) = step.dense.split_at_mut(neurons / 2 * inputs);
-        layer.add_dense_gradient(0..neurons / 2, *batch, x, dy, first, scratch).unwrap();
-        layer.add_dense_gradient(neurons / 2..neurons, *batch, x, dy, second, scratch).unwrap();
+        let pass = layer.lay_out(*batch, x, dy).unwrap();
+        layer.add_dense_gradient(0..neurons / 2, &pass, first);
+        layer.add_dense_gradient(neurons / 2..neurons, &pass, second);
         step
     }
 

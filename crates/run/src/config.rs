@@ -143,9 +143,9 @@ pub struct Config {
     #[arg(long, default_value_t = 1)]
     pub grad_accumulation: u64,
 
-    /// What sparse layers are while they train: `masked` computes with all weights and a mask, `condensed` with the active ones
-    /// alone, on CPUs.
-    #[arg(long, value_enum, default_value = "masked")]
+    /// What sparse layers are while they train: `condensed` computes with the active weights alone, on CPUs; `masked` with all
+    /// weights and a mask, as GPUs always do. The masks are the same. A run may go on with the other one.
+    #[arg(long, value_enum, default_value = "condensed")]
     #[serde(default)]
     pub storage: Storage,
 
@@ -334,11 +334,21 @@ pub enum OptimizerName {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Storage {
-    /// Dense weights, of which a mask makes most 0.
+    /// Dense weights, of which a mask makes most 0. Runs that do not say had this.
     #[default]
     Masked,
     /// The active weights alone.
     Condensed,
+}
+
+impl Storage {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Masked => "masked",
+            Self::Condensed => "condensed",
+        }
+    }
 }
 
 /// `--initial-mask`.
@@ -597,9 +607,10 @@ impl Config {
     }
 
     /// The first setting, as a flag without its dashes, by which a run of these settings cannot go on with what a run of
-    /// `before` has left. Where the weights of the start lie, and when checkpoints are written, does not count.
+    /// `before` has left. Where the weights of the start lie, when checkpoints are written, and how sparse layers are stored
+    /// does not count.
     pub fn differing_key(&self, before: &Self) -> Option<String> {
-        const ELSEWHERE: [&str; 4] = ["checkpoint_every", "epochs", "extended", "weights"];
+        const ELSEWHERE: [&str; 5] = ["checkpoint_every", "epochs", "extended", "storage", "weights"];
         let settings = |config: &Self| match serde_json::to_value(config) {
             Ok(serde_json::Value::Object(settings)) => settings,
             _ => serde_json::Map::new(),

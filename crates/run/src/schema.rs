@@ -1,5 +1,6 @@
 //! The lines and objects in a run's files.
 
+use crate::Storage;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::de::Error as _;
@@ -35,6 +36,9 @@ pub struct Epoch {
     /// On which device its last step was taken.
     #[serde(default)]
     pub device: Option<String>,
+    /// How its sparse layers were stored.
+    #[serde(default)]
+    pub storage: Option<Storage>,
 }
 
 /// One line of `topology.jsonl`: a topology update of one layer.

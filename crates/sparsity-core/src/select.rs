@@ -253,4 +253,38 @@ mod tests {
             assert!(by_selection(&values, neurons, n) == by_sorting(&values, n), "{n}");
         }
     }
+
+    /// Keys `1, 2, …` at these positions.
+    fn keys_at(positions: std::ops::Range<usize>) -> impl Iterator<Item = Key> {
+        positions.map(|position| Key::new(1.0 + position as f32, position))
+    }
+
+    #[test]
+    fn keys_are_sorted_out_when_there_are_twice_as_many_as_wanted_and_some_to_spare() {
+        let (n, room) = (100, 2 * 100 + (1 << 16));
+        let values: Vec<f32> = (0..room + 10).map(|i| 1.0 + i as f32).collect();
+        let offer_values = |largest: &mut Largest, positions: std::ops::Range<usize>| {
+            largest.offer_rows(positions.start, 1, &values[positions], None);
+        };
+        let offer_keys = |largest: &mut Largest, positions: std::ops::Range<usize>| {
+            largest.offer(positions, |position| keys_at(position..position + 1));
+        };
+        let offers: [&dyn Fn(&mut Largest, std::ops::Range<usize>); 2] = [&offer_values, &offer_keys];
+        for offer in offers {
+            let mut largest = Largest::new(n);
+            offer(&mut largest, 0..room - 1);
+            assert_eq!(largest.keys.len(), room - 1, "one less than would be sorted out");
+            offer(&mut largest, room - 1..room);
+            assert_eq!(largest.keys.len(), n);
+            // From now on what is smaller than all of them is left out, and what is larger is not.
+            offer(&mut largest, 0..50);
+            assert_eq!(largest.keys.len(), n);
+            offer(&mut largest, room..room + 10);
+            assert_eq!(largest.keys.len(), n + 10);
+            let mut mask = Mask::empty(room + 10, 1);
+            largest.mark(&mut mask);
+            let marked: Vec<usize> = (0..room + 10).filter(|neuron| mask.fan_in(*neuron) == 1).collect();
+            assert_eq!(marked, (room + 10 - n..room + 10).collect::<Vec<_>>());
+        }
+    }
 }

@@ -528,3 +528,34 @@ proptest! {
         }
     }
 }
+
+/// What [`update_active_layer`] refuses of weights alone.
+#[test]
+fn active_weights_that_do_not_fit_or_have_diverged_are_named() {
+    // Two neurons of three inputs; the second reads the first and the last.
+    let mask = &Mask::from_bytes(2, 3, &[0, 1, 0, 1, 0, 1]).unwrap();
+    let update = |values: &[f32], gradient: &[f32]| {
+        let layer = ActiveLayer { name: "fc", values, mask, sparsity: 0.5, ablate: true };
+        update_active_layer(&Srigl::default(), 0.3, &layer, DenseGradient::All(gradient), STREAM).map(|_| ())
+    };
+    assert_eq!(update(&[1.0, 2.0, 3.0], &[1.0; 6]), Ok(()));
+    let length = |what, expected, got| Err(Error::Length { layer: "fc".into(), what, expected, got });
+    assert_eq!(update(&[1.0, 2.0], &[1.0; 6]), length("active weight", 3, 2));
+    assert_eq!(update(&[1.0, 2.0, 3.0], &[1.0; 5]), length("gradient", 6, 5));
+    let diverged =
+        |what, value, neuron, input| Err(Error::NotFinite { layer: "fc".into(), what, value, neuron, input });
+    let infinite = f32::INFINITY;
+    assert_eq!(update(&[1.0, 2.0, infinite], &[1.0; 6]), diverged("weight", infinite, 1, 2));
+    assert_eq!(
+        update(&[1.0, 2.0, 3.0], &[1.0, 1.0, 1.0, infinite, 1.0, 1.0]),
+        diverged("gradient", infinite, 1, 0)
+    );
+}
+
+#[test]
+fn dense_gradients_say_of_which_kind_they_are() {
+    let mut write = |_: std::ops::Range<usize>, _: &mut [f32]| {};
+    let shown =
+        [DenseGradient::All(&[]), DenseGradient::Rows(&mut write)].map(|gradient| format!("{gradient:?}"));
+    assert_eq!(shown, ["All", "Rows"]);
+}

@@ -3,13 +3,12 @@
 use crate::condensed_ops::{condense, lock};
 use crate::conv_geometry::BySize;
 use crate::layout::Layout;
-use crate::sparse_ops::with_scratch;
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param,
     ParamId,
 };
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use condensed::training::Layer;
+use condensed::training::{LaidOut, Layer};
 use condensed::{CondensedWeight, Error, Pattern};
 use sparsity_core::Mask;
 use std::cell::RefCell;
@@ -68,9 +67,7 @@ pub(crate) struct Capture {
 #[derive(Clone, Debug)]
 pub(crate) struct Captured {
     pub layer: Arc<Layer>,
-    pub batch: usize,
-    pub x: Vec<f32>,
-    pub dy: Vec<f32>,
+    pub pass: LaidOut,
 }
 
 /// Backward passes that add up to a dense gradient.
@@ -120,8 +117,8 @@ impl Passes {
             Some(sum) => to.copy_from_slice(&sum[neurons.start * inputs..neurons.end * inputs]),
             None => to.fill(0.0),
         }
-        for Captured { layer, batch, x, dy } in &self.kept {
-            with_scratch(|scratch| layer.add_dense_gradient(neurons.clone(), *batch, x, dy, to, scratch));
+        for Captured { layer, pass } in &self.kept {
+            layer.add_dense_gradient(neurons.clone(), pass, to);
         }
     }
 
@@ -297,7 +294,7 @@ impl Topology {
 }
 
 /// Positions of a mask's weights, and -1 up to the room there is.
-fn positions_of(mask: &Mask, room: usize) -> Vec<i64> {
+pub(crate) fn positions_of(mask: &Mask, room: usize) -> Vec<i64> {
     let inputs = mask.dense_fan_in();
     let of_neuron = |neuron| mask.inputs(neuron).map(move |input| (neuron * inputs + input) as i64);
     let mut positions: Vec<i64> = (0..mask.neurons()).flat_map(of_neuron).collect();
@@ -320,7 +317,12 @@ fn integers_of(param: &Param<Tensor<1, Int>>) -> Vec<i64> {
 }
 
 pub(crate) fn numbers_of<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i64> {
-    tensor.into_data().convert::<i64>().try_into_vec().expect("converted")
+    whole(tensor.into_data())
+}
+
+/// Whole numbers.
+pub(crate) fn whole(data: TensorData) -> Vec<i64> {
+    data.convert::<i64>().try_into_vec().expect("converted")
 }
 
 /// Whether positions are those of a mask.
@@ -423,7 +425,7 @@ impl<const D: usize> Module for Weight<D> {
                 let Some(Told::Sparsified { mask, room, capture }) = TOLD.take() else {
                     return Self::Dense(weight);
                 };
-                let layout = if D == 2 { Layout::InOut } else { Layout::OutIn };
+                let layout = Layout::of_rank(D);
                 let sparse = ActiveWeight::new(layout, &weight, &mask, room, capture);
                 return Self::Sparse(sparse.unwrap_or_else(|error| panic!("{error}")));
             }

@@ -3,6 +3,7 @@
 use crate::active_weight::{self, Capture, Told, VALUES, tell};
 use crate::discover::{Found, ModulePath, find};
 use crate::optimizer::{SparseOptimizer, SparseWeight, loaded_masks};
+use crate::records;
 use crate::topology::{Topology, TopologyLayer};
 use crate::{Error, InitialMask, WeightInit};
 use burn::config::Config;
@@ -333,7 +334,8 @@ impl ModuleVisitor for Rows<'_> {
 
 impl<M: Module> Sparsified<M> {
     /// Goes on where the records were taken: loads the model's, then the optimizer's, whose states belong to the
-    /// parameter ids in it. The topology shows the record's masks at once.
+    /// parameter ids in it. The topology shows the record's masks at once. Records of a masked layer fit one that trains in
+    /// condensed form, and the other way round: weights, moments and gathered gradients move to their new places.
     ///
     /// # Errors
     /// [`Error::ModelRecord`] if the model's does not fit; [`Error::OptimizerRecord`] if the optimizer's has no masks,
@@ -368,6 +370,7 @@ impl<M: Module> Sparsified<M> {
         schedule: Option<UpdateSchedule>,
     ) -> Result<Self, Error> {
         let Self { model: module, optim: optimizer, topology } = self;
+        let (model, optim) = records::fitting(&module, &topology.layers(), model, optim)?;
         let model = module.try_load_record(model).map_err(|e| Error::ModelRecord(e.to_string()))?;
         let all = optim.len();
         let (optim, masks) = loaded_masks(schedule, || optimizer.load_record(optim));

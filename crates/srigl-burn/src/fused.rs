@@ -2,6 +2,23 @@
 //!
 //! Each function does what Burn's module does and has its gradients. On `Device::flex()` and `Device::ndarray()` it runs
 //! [`condensed::training`], on rayon's current thread pool; elsewhere, and on other float types, Burn's own operations.
+//!
+//! ```
+//! use burn::nn::conv::Conv2dConfig;
+//! use burn::nn::pool::MaxPool2dConfig;
+//! use burn::nn::BatchNormConfig;
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use srigl_burn::{SparseConv2d, fused};
+//!
+//! let device = Device::flex().autodiff();
+//! let conv = SparseConv2d::from(Conv2dConfig::new([3, 8], [3, 3]).init(&device));
+//! let (norm, pool) = (BatchNormConfig::new(8).init(&device), MaxPool2dConfig::new([2, 2]).init());
+//! let x = Tensor::<4>::random([2, 3, 10, 10], Distribution::Default, &device);
+//! let y = fused::max_pool2d(&pool, fused::batch_norm_relu(&norm, conv.forward(x)));
+//! assert_eq!(y.dims(), [2, 8, 4, 4]);
+//! let gradients = y.sum().backward();
+//! assert!(norm.gamma.grad(&gradients).is_some());
+//! ```
 
 // Burn deprecates the NdArray backend, but users of it are served as well.
 #![allow(deprecated)]
@@ -124,7 +141,7 @@ fn normalise(module: &BatchNorm, x: Tensor<4>, residual: Option<Tensor<4>>, relu
     });
     let norm =
         training::BatchNorm { channels, positions: height * width, epsilon: module.epsilon as f32, relu };
-    let op = Arc::new(Normalise { norm, known, found: OnceLock::new() });
+    let op = Arc::new(Normalise { norm, has_residual: residual.is_some(), known, found: OnceLock::new() });
     let (gamma, beta) = (module.gamma.val(), module.beta.val());
     let mut others = vec![gamma.into_dispatch(), beta.into_dispatch()];
     others.extend(residual.map(Tensor::into_dispatch));
@@ -339,13 +356,14 @@ impl Fused for Pool {
 #[derive(Debug)]
 struct Normalise {
     norm: training::BatchNorm,
+    has_residual: bool,
     known: Option<Moments>,
     found: OnceLock<Moments>,
 }
 
 impl Fused for Normalise {
     fn reads(&self) -> Reads {
-        Reads { inputs: true, result: self.norm.relu }
+        Reads { inputs: true, result: self.has_residual }
     }
 
     fn forward(&self, inputs: Vec<Cow<'_, [f32]>>) -> Vec<f32> {
@@ -363,14 +381,12 @@ impl Fused for Normalise {
     }
 
     fn backward(&self, inputs: &[Cow<'_, [f32]>], y: &[f32], mut dy: Vec<f32>) -> Vec<Vec<f32>> {
-        let (x, gamma) = (&*inputs[0], &*inputs[1]);
+        let [x, gamma, beta] = [0, 1, 2].map(|i| &*inputs[i]);
         let mut dresidual = inputs.get(3).map(|residual| take(residual.len()));
         let (mut dgamma, mut dbeta) = (vec![0.0; gamma.len()], vec![0.0; gamma.len()]);
-        // Without ReLU the result is not read.
-        let y = if self.norm.relu { y } else { x };
         let moments = self.found.get().expect("the forward pass comes first");
-        let of_residual = dresidual.as_deref_mut();
-        self.norm.backward(x, y, moments, gamma, &mut dy, of_residual, &mut dgamma, &mut dbeta);
+        let residual = dresidual.as_deref_mut().map(|dresidual| (y, dresidual));
+        self.norm.backward(x, moments, gamma, beta, &mut dy, residual, &mut dgamma, &mut dbeta);
         [dy, dgamma, dbeta].into_iter().chain(dresidual).collect()
     }
 }

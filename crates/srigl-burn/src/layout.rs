@@ -23,6 +23,11 @@ impl Layout {
         }
     }
 
+    /// That of a weight with so many dimensions.
+    pub fn of_rank(rank: usize) -> Self {
+        if rank == 2 { Self::InOut } else { Self::OutIn }
+    }
+
     /// Whether a Burn module is a layer that trains in condensed form once it is sparse.
     pub fn condenses(container: &str) -> bool {
         matches!(container, "Struct:SparseLinear" | "Struct:SparseConv2d")

@@ -85,7 +85,7 @@ static SCRATCH: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
 
 /// # Panics
 /// If the layer needs more memory than there may be.
-pub(crate) fn with_scratch(run: impl FnOnce(&mut Scratch) -> Result<(), condensed::Error>) {
+fn with_scratch(run: impl FnOnce(&mut Scratch) -> Result<(), condensed::Error>) {
     let mut scratch = lock(&SCRATCH).pop().unwrap_or_default();
     run(&mut scratch).unwrap_or_else(|error| panic!("{error}"));
     lock(&SCRATCH).push(scratch);
@@ -158,7 +158,8 @@ impl<B: InMemory + SparseOps> Backward<B, 3> for SparseLayerBackward {
             grads.register::<B>(node.id, tensor::<B>(dbias, dims, &device));
         }
         if of_values.is_some() && capture.is_wanted() {
-            capture.put(Captured { layer: layer.clone(), batch, x: x.to_vec(), dy: dy.to_vec() });
+            let pass = layer.lay_out(batch, &x, &dy).unwrap_or_else(|error| panic!("{error}"));
+            capture.put(Captured { layer: layer.clone(), pass });
         }
         if of_input.is_none() && of_values.is_none() {
             return;

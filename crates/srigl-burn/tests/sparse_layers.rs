@@ -304,6 +304,63 @@ fn training_goes_on_from_records_as_if_it_had_not_stopped() {
     }
 }
 
+/// Goes on from records of the other kind of layer; nothing is lost on the way.
+fn goes_on_as<A: Forward, B: Forward>(
+    from: Sparsified<A>,
+    to: Sparsified<B>,
+    stop: u64,
+    device: &Device,
+) -> Sparsified<B> {
+    let stopped = train(from, 1..=stop, device);
+    let before = standing(&stopped);
+    let (model, optim) = (stopped.model.into_record(), stopped.optim.to_record());
+    let again = to.load_records(model, optim).unwrap();
+    assert!(standing(&again) == before, "from step {stop}");
+    train(again, stop + 1..=22, device)
+}
+
+#[test]
+fn records_of_masked_layers_fit_condensed_ones_and_the_other_way_round() {
+    let device = Device::flex().autodiff();
+    let momentum = MomentumConfig::new().with_dampening(0.0);
+    let sgd = SgdConfig::new().with_momentum(Some(momentum)).build();
+    for method in methods() {
+        let want = standing(&train(both(&method, &sgd, &device).0, 1..=22, &device));
+        // In the middle of gathering, right before an update and right after one, and before any step.
+        for stop in [0, 3, 7, 8, 11] {
+            let start = || both(&method, &sgd, &device);
+            let condensed = standing(&goes_on_as(start().0, start().1, stop, &device));
+            let masked = standing(&goes_on_as(start().1, start().0, stop, &device));
+            for (masks, weights) in [condensed, masked] {
+                assert!(masks == want.0, "{method:?} from step {stop}");
+                for (got, want) in weights.iter().zip(&want.1) {
+                    assert_eq!((&got.name, &got.dims), (&want.name, &want.dims));
+                    let difference =
+                        got.values.iter().zip(&want.values).map(|(got, want)| (got - want).abs());
+                    assert!(difference.fold(0.0, f32::max) < 1e-3, "{method:?} from {stop}: {}", got.name);
+                }
+            }
+        }
+    }
+    // Two moments, of which both move.
+    let adam = AdamConfig::new().build();
+    let start = || both(&methods()[0], &adam, &device);
+    let want = standing(&train(start().0, 1..=22, &device)).0;
+    assert!(standing(&goes_on_as(start().0, start().1, 9, &device)).0 == want);
+    assert!(standing(&goes_on_as(start().1, start().0, 9, &device)).0 == want);
+}
+
+#[test]
+fn records_of_another_network_fit_in_neither_form() {
+    let device = Device::flex().autodiff();
+    let sgd = SgdConfig::new().build();
+    let layer = SparseLinear::from(LinearConfig::new(40, 30).init(&device));
+    let other = SparsityConfig::new(0.8, 30).sparsify(layer, sgd.clone()).unwrap();
+    let (model, optim) = (other.model.into_record(), other.optim.to_record());
+    let error = both(&methods()[0], &sgd, &device).0.load_records(model, optim).err().unwrap().to_string();
+    assert!(error.contains("does not fit the model"), "{error}");
+}
+
 #[test]
 fn records_of_different_moments_do_not_fit() {
     let device = Device::flex().autodiff();

@@ -13,8 +13,8 @@ use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
 use srigl_models::{Classifier, WithModel};
 use srigl_run::{
-    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, Storage,
-    TopologyLine, file, mask_line,
+    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, TopologyLine,
+    file, mask_line,
 };
 use std::time::Instant;
 
@@ -270,6 +270,15 @@ impl Loop<'_> {
                 self.session.device
             ));
         }
+        let last_storage = logged.iter().rev().find_map(|line| line.storage).unwrap_or_default();
+        if !logged.is_empty() && last_storage != config.storage {
+            self.observer.note(&format!(
+                "the run goes on with --storage {} and had {} so far, which rounds differently (each line of metrics.jsonl \
+                 says which it had)",
+                config.storage.name(),
+                last_storage.name()
+            ));
+        }
         // Its best model may be of an epoch that other schedules replace.
         let best = checkpoint.progress.best_test_accuracy;
         let better = |line: &Epoch| {
@@ -336,11 +345,19 @@ impl Loop<'_> {
         if progress.step == 0 {
             write_pictures(&mut masks, 0, &topology)?;
         }
-        if config.storage == Storage::Condensed {
-            let layers = topology.layers();
-            let sparse = layers.iter().filter(|layer| layer.sparsity > 0.0).count();
-            let condensed = layers.iter().filter(|layer| layer.condensed).count();
-            self.observer.note(&format!("{condensed} of {sparse} sparse layers train in condensed form"));
+        let layers = topology.layers();
+        let sparse = layers.iter().filter(|layer| layer.sparsity > 0.0).count();
+        let condensed = layers.iter().filter(|layer| layer.condensed).count();
+        if sparse > 0 {
+            self.observer.note(&match condensed {
+                0 => "sparse layers are masked: they compute with all weights".into(),
+                all if all == sparse => {
+                    "sparse layers train in condensed form, with active weights alone".into()
+                }
+                some => {
+                    format!("{some} of {sparse} sparse layers train in condensed form, the others are masked")
+                }
+            });
         }
         let (unread, started, events) = (Vec::new(), Instant::now(), topology.updates());
         let clipping = config.clip_norm.map(|norm| NormClipping::new(norm, topology.clone()));
@@ -500,6 +517,7 @@ impl Loop<'_> {
             images_per_second: Some(images / seconds),
             seconds: Some(seconds),
             device: Some(self.session.device.to_string()),
+            storage: Some(self.session.config.storage),
         };
         (progress.loss_sum, progress.correct, progress.images) = (0.0, 0, 0);
         state.metrics.write(&line)?;

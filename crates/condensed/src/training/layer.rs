@@ -44,6 +44,17 @@ pub struct Layer {
     backward: Pass,
 }
 
+/// Input and gradient by the result of a backward pass, as [`Layer::add_dense_gradient`] reads them.
+#[derive(Clone, Debug)]
+pub struct LaidOut {
+    batch: usize,
+    inputs: Vec<f32>,
+    gradients: Vec<f32>,
+}
+
+/// Neurons whose dense gradients are computed together.
+const NEURONS: usize = 64;
+
 /// Memory that layers use while they run. One is enough for all layers that run one after the other; after the first call of
 /// each, none allocates.
 #[derive(Debug, Default)]
@@ -214,9 +225,9 @@ impl Layer {
                     let dx = of_mut(dx, batch, &images);
                     self.product(&self.backward, (packed, None), count, dy, (gradients, sums), dx);
                 }
-                None => self.lay_out(&self.backward, count, dy, gradients),
+                None => self.lay_out_of(&self.backward, count, dy, gradients),
             }
-            self.lay_out(&self.forward, count, x, inputs);
+            self.lay_out_of(&self.forward, count, x, inputs);
             self.sample(first / self.images, count, inputs, gradients, sampled);
         }
         self.place(sampled, dvalues);
@@ -243,90 +254,113 @@ impl Layer {
         });
     }
 
+    /// What dense gradients are made of: the input and the gradient by the result of a backward pass, laid out.
+    ///
+    /// # Errors
+    /// [`Error::TrainingMemory`] if that is more than the [budget](srigl_tensors::memory::limit).
+    ///
+    /// # Panics
+    /// If a slice has another length than the batch says.
+    pub fn lay_out(&self, batch: usize, x: &[f32], dy: &[f32]) -> Result<LaidOut, Error> {
+        self.check(self.pattern.len(), batch, x.len(), dy.len());
+        let one = |pass: &Pass, from: &[f32]| {
+            let floats = usize::try_from(self.room(pass, batch)[0]).unwrap_or(usize::MAX);
+            let mut to = srigl_tensors::memory::with_capacity(floats).map_err(Error::TrainingMemory)?;
+            to.resize(floats, 0.0);
+            self.lay_out_of(pass, batch, from, &mut to);
+            Ok::<_, Error>(to)
+        };
+        Ok(LaidOut { batch, inputs: one(&self.forward, x)?, gradients: one(&self.backward, dy)? })
+    }
+
     /// Adds the gradient by all weights of some neurons, active or not, `[neurons, M]` or `[neurons, C / groups, kh, kw]`: what
     /// topology updates look at.
     ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    ///
     /// # Panics
-    /// If a slice has another length than pattern and batch say, or `neurons` are not the layer's.
-    pub fn add_dense_gradient(
-        &self,
-        neurons: Range<usize>,
-        batch: usize,
-        x: &[f32],
-        dy: &[f32],
-        gradient: &mut [f32],
-        scratch: &mut Scratch,
-    ) -> Result<(), Error> {
+    /// If `gradient` has another length than pattern and neurons say, `neurons` are not the layer's, or `pass` is of another
+    /// layer.
+    pub fn add_dense_gradient(&self, neurons: Range<usize>, pass: &LaidOut, gradient: &mut [f32]) {
         let Geometry { groups, input, output, .. } = self.geometry;
-        self.check(self.pattern.len(), batch, x.len(), dy.len());
+        let (batch, fan_in) = (pass.batch, self.pattern.inputs());
+        let lens = [&self.forward, &self.backward].map(|pass| self.room(pass, batch)[0]);
+        let is_ours = [pass.inputs.len() as u64, pass.gradients.len() as u64] == lens;
+        assert!(is_ours, "a backward pass of this layer");
         assert!(neurons.start <= neurons.end && neurons.end <= output.features, "neurons");
-        let fan_in = self.pattern.inputs();
         assert_eq!(Some(gradient.len()), neurons.len().checked_mul(fan_in), "gradient [neurons, M]");
         if gradient.is_empty() || batch == 0 {
-            return Ok(());
+            return;
         }
-        let wave = self.wave(batch, usize::MAX);
-        let [inputs, gradients] = [&self.forward, &self.backward].map(|pass| self.room(pass, wave)[0]);
-        scratch.grow([inputs, gradients, 0, 0, 0])?;
-        for first in (0..batch).step_by(wave) {
-            let images = first..batch.min(first + wave);
-            let (x, dy, count) = (of(x, batch, &images), of(dy, batch, &images), images.len());
-            self.lay_out(&self.forward, count, x, &mut scratch.inputs);
-            self.lay_out(&self.backward, count, dy, &mut scratch.gradients);
-            for group in 0..groups {
-                let (channels, filters) = (input.features / groups, output.features / groups);
-                let here = neurons.start.max(group * filters)..neurons.end.min((group + 1) * filters);
-                if !here.is_empty() {
-                    let gradient = &mut gradient[(here.start - neurons.start) * fan_in..];
-                    self.add_products(
-                        here,
-                        group * channels..(group + 1) * channels,
-                        count,
-                        scratch,
-                        gradient,
-                    );
-                }
+        for group in 0..groups {
+            let (channels, filters) = (input.features / groups, output.features / groups);
+            let here = neurons.start.max(group * filters)..neurons.end.min((group + 1) * filters);
+            if !here.is_empty() {
+                let gradient = &mut gradient[(here.start - neurons.start) * fan_in..];
+                self.add_products(here, group * channels..(group + 1) * channels, pass, gradient);
             }
         }
-        Ok(())
     }
 
-    /// Adds the gradient by all weights of some neurons, which read these channels, from laid out inputs and gradients.
+    /// Adds the gradient by all weights of some neurons, which read these channels.
     fn add_products(
         &self,
         neurons: Range<usize>,
         channels: Range<usize>,
-        batch: usize,
-        scratch: &Scratch,
+        pass: &LaidOut,
         gradient: &mut [f32],
     ) {
+        let (fan_in, taps) = (self.pattern.inputs(), self.taps.len());
+        let parts = neurons.len().div_ceil(NEURONS);
+        let part = |part: usize| {
+            let first = neurons.start + part * NEURONS;
+            first..neurons.end.min(first + NEURONS)
+        };
+        // Each part's products of a tap side by side; the same parts for any number of threads.
+        let products = (0..parts * taps)
+            .into_par_iter()
+            .map(|task| self.products_of_tap(task % taps, part(task / taps), channels.clone(), pass));
+        let products: Vec<Vec<f32>> = products.collect();
+        let rows = gradient[..neurons.len() * fan_in].par_chunks_mut(fan_in).enumerate();
+        rows.for_each(|(neuron, row)| {
+            let of_part = &products[neuron / NEURONS * taps..][..taps];
+            for (tap, products) in of_part.iter().enumerate() {
+                let products = &products[neuron % NEURONS * channels.len()..][..channels.len()];
+                let row = row[tap..].iter_mut().step_by(taps);
+                row.zip(products).for_each(|(row, product)| *row += product);
+            }
+        });
+    }
+
+    /// `dyᵀ · x` `[neurons, channels]` of a tap, of which that of all positions and images is the sum.
+    fn products_of_tap(
+        &self,
+        tap: usize,
+        neurons: Range<usize>,
+        channels: Range<usize>,
+        &LaidOut { batch, ref inputs, ref gradients }: &LaidOut,
+    ) -> Vec<f32> {
         let (forward, backward) = (&self.forward, &self.backward);
         let Shape { height, width, .. } = self.geometry.output;
-        let (fan_in, taps) = (self.pattern.inputs(), self.taps.len());
+        let mut products = vec![0.0; neurons.len() * channels.len()];
         for group in 0..self.groups(batch) {
             let (_, unit) = self.group(group, batch);
-            let x = &scratch.inputs[group * self.region(forward, batch)..];
-            let dy = &scratch.gradients[group * self.region(backward, batch)..];
+            let x = &inputs[group * self.region(forward, batch)..];
+            let dy = &gradients[group * self.region(backward, batch)..];
             let [x_plane, dy_plane] = [forward, backward].map(|pass| pass.field.layout.slots * unit);
             for row in 0..height {
-                for (tap, slot) in self.taps.iter().enumerate() {
-                    let slot = forward.field.window(row, 0) + slot;
-                    math::add_matmul(
-                        [neurons.len(), channels.len(), width * unit],
-                        &mut gradient[tap..],
-                        Strides { row: fan_in, column: taps },
-                        &dy[neurons.start * dy_plane + backward.field.position(row, 0) * unit..],
-                        Strides { row: dy_plane, column: 1 },
-                        &x[channels.start * x_plane + slot * unit..],
-                        Strides { row: 1, column: x_plane },
-                        rayon::current_num_threads(),
-                    );
-                }
+                let slot = forward.field.window(row, 0) + self.taps[tap];
+                math::add_matmul(
+                    [neurons.len(), channels.len(), width * unit],
+                    &mut products,
+                    Strides { row: channels.len(), column: 1 },
+                    &dy[neurons.start * dy_plane + backward.field.position(row, 0) * unit..],
+                    Strides { row: dy_plane, column: 1 },
+                    &x[channels.start * x_plane + slot * unit..],
+                    Strides { row: 1, column: x_plane },
+                    1,
+                );
             }
         }
+        products
     }
 
     fn check(&self, values: usize, batch: usize, x: usize, y: usize) {
@@ -374,7 +408,7 @@ impl Layer {
     }
 
     /// Lays out what a pass reads.
-    fn lay_out(&self, pass: &Pass, batch: usize, from: &[f32], to: &mut [f32]) {
+    fn lay_out_of(&self, pass: &Pass, batch: usize, from: &[f32], to: &mut [f32]) {
         if from.is_empty() {
             return;
         }
@@ -398,7 +432,7 @@ impl Layer {
         to: &mut [f32],
     ) {
         if to.is_empty() {
-            return self.lay_out(pass, batch, from, laid_out);
+            return self.lay_out_of(pass, batch, from, laid_out);
         }
         let [results, kept] = pass.sums();
         if from.is_empty() {

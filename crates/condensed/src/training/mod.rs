@@ -29,7 +29,7 @@ mod pool;
 pub use activation::{gelu, gelu_gradient, hard_swish, hard_swish_gradient, relu, relu_gradient};
 pub use attention::Attention;
 pub use dropout::dropout;
-pub use layer::{Layer, Scratch};
+pub use layer::{LaidOut, Layer, Scratch};
 pub use norm::{BatchNorm, LayerNorm, Moments};
 pub use pool::MaxPool;
 

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 /// assert_eq!(y, [0.0, 2.5, 0.0, 2.5]);
 ///
 /// let (mut dy, mut dgamma, mut dbeta) = ([1.0, 1.0, 1.0, 3.0], [0.0], [0.0]);
-/// norm.backward(&x, &y, &moments, &gamma, &mut dy, None, &mut dgamma, &mut dbeta);
+/// norm.backward(&x, &moments, &gamma, &[0.5], &mut dy, None, &mut dgamma, &mut dbeta);
 /// assert_eq!((dgamma, dbeta, dy), ([4.0], [4.0], [0.0, -2.0, 0.0, 2.0]));
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +91,8 @@ impl BatchNorm {
         });
     }
 
-    /// From the gradient `dy` by the result `y` of [`forward`](Self::forward): `dy` becomes the gradient by `x`.
+    /// From the gradient `dy` by the result of [`forward`](Self::forward): `dy` becomes the gradient by `x`. With a residual come
+    /// the result `y` and room for the gradient by the residual; without, what ReLU has kept follows from `x`.
     ///
     /// # Panics
     /// As [`forward`](Self::forward).
@@ -99,17 +100,19 @@ impl BatchNorm {
     pub fn backward(
         &self,
         x: &[f32],
-        y: &[f32],
         moments: &Moments,
         gamma: &[f32],
+        beta: &[f32],
         dy: &mut [f32],
-        dresidual: Option<&mut [f32]>,
+        residual: Option<(&[f32], &mut [f32])>,
         dgamma: &mut [f32],
         dbeta: &mut [f32],
     ) {
         let Moments { mean, variance } = moments;
-        let residual = dresidual.as_ref().map_or(x.len(), |residual| residual.len());
-        self.check(x.len(), &[y.len(), dy.len(), residual], &[gamma, dgamma, dbeta, mean, variance]);
+        let (y, dresidual) = residual.unzip();
+        let lens =
+            [y.map_or(x.len(), <[f32]>::len), dresidual.as_ref().map_or(x.len(), |residual| residual.len())];
+        self.check(x.len(), &[dy.len(), lens[0], lens[1]], &[gamma, beta, dgamma, dbeta, mean, variance]);
         let mut of_residual = by_channel(dresidual.unwrap_or_default(), self.channels, self.positions);
         let each = by_channel(dy, self.channels, self.positions).into_par_iter().zip(&mut of_residual);
         let each = each.zip(dgamma).zip(dbeta).enumerate();
@@ -117,9 +120,12 @@ impl BatchNorm {
             let mean = mean[channel];
             let scale = 1.0 / (variance[channel] + self.epsilon).sqrt();
             let (mut sum_of, mut sum_with_x) = (0.0, 0.0);
-            for ((dy, x), y) in dy.iter_mut().zip(self.planes(x, channel)).zip(self.planes(y, channel)) {
-                if self.relu {
-                    keep_positive(y, dy);
+            let mut y = y.map(|y| self.planes(y, channel));
+            for (dy, x) in dy.iter_mut().zip(self.planes(x, channel)) {
+                match y.as_mut().and_then(|planes| planes.next()) {
+                    _ if !self.relu => {}
+                    Some(y) => keep_positive(y, dy),
+                    None => keep_where_positive(x, dy, [mean, gamma[channel] * scale, beta[channel]]),
                 }
                 sum_of += f64::from(sum(dy));
                 sum_with_x += f64::from(sum_of_products(dy, x, mean));
@@ -161,7 +167,7 @@ impl BatchNorm {
         residual: Option<&[f32]>,
         y: Vec<&mut [f32]>,
     ) {
-        let scale = gamma / (variance + self.epsilon).sqrt();
+        let scale = gamma * (1.0 / (variance + self.epsilon).sqrt());
         let mut residual = residual.map(|residual| self.planes(residual, channel));
         for (x, y) in self.planes(x, channel).zip(y) {
             scaled(x, y, [mean, scale, beta]);
@@ -262,6 +268,16 @@ vectorised! {
     fn scaled(x: &[f32], y: &mut [f32], numbers: [f32; 3]) {
         let [mean, scale, shift] = numbers;
         y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * scale + shift);
+    }
+}
+
+vectorised! {
+    /// Keeps gradients where [`scaled`] is positive or NaN.
+    fn keep_where_positive(x: &[f32], dy: &mut [f32], numbers: [f32; 3]) {
+        let [mean, scale, shift] = numbers;
+        for (dy, x) in dy.iter_mut().zip(x) {
+            *dy = if (x - mean) * scale + shift <= 0.0 { 0.0 } else { *dy };
+        }
     }
 }
 
@@ -413,8 +429,8 @@ mod tests {
 
             let (mut dy, mut dresidual) = (weights.clone(), vec![0.0; count]);
             let (mut dgamma, mut dbeta) = ([0.0; 3], [0.0; 3]);
-            let of_residual = has_residual.then_some(&mut dresidual[..]);
-            norm.backward(&x, &y, &moments, &gamma, &mut dy, of_residual, &mut dgamma, &mut dbeta);
+            let of_residual = has_residual.then_some((&y[..], &mut dresidual[..]));
+            norm.backward(&x, &moments, &gamma, &beta, &mut dy, of_residual, &mut dgamma, &mut dbeta);
             assert_near(&dy, &slopes(&x, |x| loss(x, &gammas, &betas, &residual)));
             assert_near(&dgamma, &slopes(&gamma, |gamma| loss(&xs, gamma, &betas, &residual)));
             assert_near(&dbeta, &slopes(&beta, |beta| loss(&xs, &gammas, beta, &residual)));

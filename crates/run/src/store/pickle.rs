@@ -81,12 +81,10 @@ fn count(from: &mut impl BufRead, left: &mut u64) -> Result<(), Count> {
     }
 }
 
-/// Passes over so many bytes.
+/// Passes over so many bytes, or those that there are: whoever reads on finds out.
 fn skip(from: &mut impl BufRead, bytes: u64) -> Result<(), Count> {
-    match io::copy(&mut from.take(bytes), &mut io::sink())? {
-        skipped if skipped == bytes => Ok(()),
-        _ => Err(Count::Unreadable),
-    }
+    io::copy(&mut from.take(bytes), &mut io::sink())?;
+    Ok(())
 }
 
 /// Passes over bytes after their number, which has `N` bytes itself.
@@ -117,6 +115,7 @@ fn skip_line(from: &mut impl BufRead, left: &mut u64) -> Result<(), Count> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Seek, Write};
 
     fn instructions(pickle: &[u8]) -> Option<u64> {
         let mut left = 100;
@@ -132,5 +131,65 @@ mod tests {
         assert_eq!(instructions(framed), Some(19));
         assert_eq!(instructions(b"\x80\x04X\xff\xff\xff\xff."), None, "a text that is not there");
         assert_eq!(instructions(&[b'N'; 200]), None, "too many");
+    }
+
+    #[test]
+    fn what_follows_each_instruction_of_a_number_or_a_text_is_passed_over() {
+        // Full stops end a pickle, unless they belong to something.
+        let fixed: [(&[u8], usize); 5] =
+            [(b"Khq\x80\x82", 1), (b"M\x83", 2), (b"Jjr\x84", 4), (b"G\x95", 8), (b"N", 0)];
+        for (opcodes, bytes) in fixed {
+            for opcode in opcodes {
+                let pickle = [&[*opcode], &b"........"[..bytes], b"N."].concat();
+                assert_eq!(instructions(&pickle), Some(3), "{opcode:#x}");
+            }
+        }
+        let counted: [(&[u8], usize); 3] = [(b"UC\x8a\x8c", 1), (b"TXB\x8b", 4), (b"\x8d\x8e\x96", 8)];
+        for (opcodes, bytes) in counted {
+            for opcode in opcodes {
+                let pickle = [&[*opcode], &[3, 0, 0, 0, 0, 0, 0, 0][..bytes], b"...N."].concat();
+                assert_eq!(instructions(&pickle), Some(3), "{opcode:#x}");
+            }
+        }
+        for opcode in b"IFLSVgpP" {
+            assert_eq!(instructions(&[&[*opcode], &b"...\nN."[..]].concat()), Some(3), "{opcode:#x}");
+        }
+        for opcode in b"ci" {
+            assert_eq!(instructions(&[&[*opcode], &b"...\n..\nN."[..]].concat()), Some(3), "{opcode:#x}");
+        }
+    }
+
+    /// A file with these bytes, at its start.
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.rewind().unwrap();
+        file
+    }
+
+    #[test]
+    fn an_archive_is_judged_by_its_pickle_alone() {
+        let zip = |name: &str, content: &[u8]| {
+            let mut zip = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+            zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(content).unwrap();
+            file(zip.finish().unwrap().get_ref())
+        };
+        let many = vec![b'N'; 1 + MAX_INSTRUCTIONS as usize];
+        assert!(check(zip("weights/data.pkl", &many), true).unwrap_err().contains("4194304 values"));
+        check(zip("weights/data.pkl", b"N."), true).unwrap();
+        check(zip("weights/data/0", &many), true).unwrap();
+        // What is no archive is for the reader to find.
+        check(file(b"PK"), true).unwrap();
+    }
+
+    #[test]
+    fn all_pickles_at_the_start_of_an_older_file_count_together() {
+        let (each, last) = (MAX_INSTRUCTIONS as usize / 5, vec![b'N'; MAX_INSTRUCTIONS as usize / 5 + 1]);
+        let pickle = |instructions: usize| [vec![b'N'; instructions - 1], vec![b'.']].concat();
+        let mut pickles = pickle(each).repeat(4);
+        check(file(&[pickles.clone(), pickle(each)].concat()), false).unwrap();
+        pickles.extend(last);
+        assert!(check(file(&[pickles, vec![b'N'; 4]].concat()), false).is_err());
     }
 }

@@ -361,4 +361,34 @@ mod tests {
         assert_eq!([0.01, 0.29, 0.3, 0.99].map(|gamma| threshold(gamma, SparseFanIn)), [1, 2, 3, 9]);
         assert_eq!(threshold(0.29, DenseFanIn), 5);
     }
+
+    #[test]
+    fn one_pass_over_the_gradient_is_enough_as_a_rule() {
+        let passes = |mask: &Mask, sparsity: f64, ablate: bool| {
+            let count = mask.nnz();
+            let values: Vec<f32> = (0..count).map(|i| 1.0 + i as f32).collect();
+            let layer = ActiveLayer { name: "fc", values: &values, mask, sparsity, ablate };
+            let mut calls = 0;
+            let mut write = |_, rows: &mut [f32]| {
+                calls += 1;
+                rows.iter_mut().enumerate().for_each(|(i, row)| *row = i as f32);
+            };
+            update(&layer, DenseGradient::Rows(&mut write), &Srigl::default(), 0.3).unwrap();
+            calls
+        };
+        let mut half = Mask::empty(6, 100);
+        (0..6).for_each(|neuron| (0..50).for_each(|input| half.activate(neuron, input)));
+        assert_eq!(passes(&half, 0.5, true), 1);
+        assert_eq!(passes(&half, 0.5, false), 1);
+        // As many candidates as a neuron has weights.
+        assert_eq!(passes(&Mask::full(6, 100), 0.0, true), 1);
+    }
+
+    #[test]
+    fn a_quarter_more_than_the_largest_fan_in_and_a_few_are_expected() {
+        let mut mask = Mask::empty(2, 100);
+        (0..40).for_each(|input| mask.activate(1, input));
+        let layer = ActiveLayer { name: "fc", values: &[1.0; 40], mask: &mask, sparsity: 0.8, ablate: true };
+        assert_eq!(usual_fan_in(&layer), 40 + 10 + 8);
+    }
 }
