@@ -35,8 +35,8 @@ pub(crate) enum Weight<const D: usize> {
 pub(crate) struct ActiveWeight<const D: usize> {
     /// Values of the active weights, one row after the other, and zeros for weights that there could be.
     pub values: Param<Tensor<1>>,
-    /// Where they are among `[N · M]`; -1 for those that are not there.
-    positions: Param<Tensor<1, Int>>,
+    /// The identity of the parameter that says where they are.
+    positions: ParamId,
     /// `[out, in, …]`.
     shape: Param<Tensor<1, Int>>,
     layout: Layout,
@@ -48,7 +48,7 @@ pub(crate) struct ActiveWeight<const D: usize> {
 #[derive(Debug)]
 pub(crate) struct Topology {
     mask: Arc<Mask>,
-    pub pattern: Pattern,
+    pub pattern: Arc<Pattern>,
     /// The kernels for each image size.
     pub layers: BySize<Layer>,
 }
@@ -190,26 +190,32 @@ impl<const D: usize> ActiveWeight<D> {
         let values = Tensor::from_data(TensorData::new(values, [room]), (&device, dtype));
         // Only with autodiff does a parameter say whether it is frozen.
         let trains = tensor.is_require_grad() || !tensor.is_autodiff();
-        let int = |numbers: Vec<i64>| Param::initialized(ParamId::new(), integers(numbers, &device));
         Ok(Self {
             values: Param::initialized(weight.id, values).set_require_grad(trains),
-            positions: int(positions_of(mask, room)),
-            shape: int(shape),
+            positions: ParamId::new(),
+            shape: Param::initialized(ParamId::new(), integers(shape, &device)),
             layout,
             topology: Topology::new(Arc::new(mask.clone())),
             capture,
         })
     }
 
-    pub fn pattern(&self) -> &Pattern {
+    pub fn pattern(&self) -> &Arc<Pattern> {
         &self.topology.pattern
+    }
+
+    /// Where the values are among `[N · M]`, and -1 for those that are not there; made when somebody reads it.
+    fn positions(&self) -> Param<Tensor<1, Int>> {
+        let (mask, room) = (self.topology.mask.clone(), self.values.lazy_shape()[0]);
+        let make = move |device: &Device, _| integers(positions_of(&mask, room), device);
+        Param::uninitialized(self.positions, make, self.values.lazy_device(), false, [room].into())
     }
 
     /// The present weights `[N, M]`.
     pub fn condensed(&self) -> Result<CondensedWeight, Error> {
         let mut values = Layout::OutIn.to_rows(self.values.val());
         values.truncate(self.pattern().len());
-        CondensedWeight::of(self.pattern().clone(), values)
+        CondensedWeight::of(Pattern::clone(self.pattern()), values)
     }
 
     /// The dense weight in Burn's dimensions, by operations that have gradients.
@@ -223,7 +229,8 @@ impl<const D: usize> ActiveWeight<D> {
         let rows = if count == 0 {
             zeros
         } else {
-            let (positions, values) = (self.positions.val().narrow(0, 0, count), values.narrow(0, 0, count));
+            let (positions, values) =
+                (self.positions().val().narrow(0, 0, count), values.narrow(0, 0, count));
             zeros.select_assign(0, positions, values, burn::tensor::IndexingUpdateOp::Add)
         };
         let rows: Tensor<D> = rows.reshape::<D, _>(<[usize; D]>::try_from(dims).expect("made of them"));
@@ -248,20 +255,14 @@ impl<const D: usize> ActiveWeight<D> {
         if !Arc::ptr_eq(&self.topology.mask, mask) {
             self.topology = Topology::new(mask.clone());
         }
-        if after.is_some() {
-            let (device, room) = (self.positions.lazy_device(), self.values.dims()[0]);
-            let positions = integers(positions_of(mask, room), &device);
-            self.positions = self.positions.map(|_| positions);
-        }
         self
     }
 
-    /// The same weight with the topology that its positions say, if that is another: they have come from a record.
+    /// The same weight with the topology that positions say, if that is another: they have come from a record.
     ///
     /// # Panics
     /// If they are not those of a mask.
-    fn with_own_positions(mut self) -> Self {
-        let positions = integers_of(&self.positions);
+    fn with_positions(mut self, positions: &[i64]) -> Self {
         let (neurons, inputs) = (self.pattern().neurons(), self.pattern().inputs());
         let shape = integers_of(&self.shape);
         let is_shape = shape[0] == neurons as i64 && shape[1..].iter().product::<i64>() == inputs as i64;
@@ -289,7 +290,7 @@ impl<const D: usize> ActiveWeight<D> {
 
 impl Topology {
     fn new(mask: Arc<Mask>) -> Arc<Self> {
-        Arc::new(Self { pattern: pattern_of(&mask), mask, layers: BySize::default() })
+        Arc::new(Self { pattern: Arc::new(pattern_of(&mask)), mask, layers: BySize::default() })
     }
 }
 
@@ -366,7 +367,6 @@ impl<const D: usize> Weight<D> {
             Self::Dense(weight) => Self::Dense(of_dense(weight)),
             Self::Sparse(weight) => Self::Sparse(ActiveWeight {
                 values: of_values(weight.values),
-                positions: of_integers(weight.positions),
                 shape: of_integers(weight.shape),
                 ..weight
             }),
@@ -410,7 +410,7 @@ impl<const D: usize> Module for Weight<D> {
         visitor.enter_module(VALUES, CONTAINER);
         weight.values.visit(visitor);
         visitor.exit_module(VALUES, CONTAINER);
-        for (name, param) in [(POSITIONS, &weight.positions), (SHAPE, &weight.shape)] {
+        for (name, param) in [(POSITIONS, &weight.positions()), (SHAPE, &weight.shape)] {
             visitor.enter_module(name, CONTAINER);
             param.visit(visitor);
             visitor.exit_module(name, CONTAINER);
@@ -431,20 +431,23 @@ impl<const D: usize> Module for Weight<D> {
             }
             Self::Sparse(weight) => weight,
         };
+        let positions = weight.positions();
         mapper.enter_module(VALUES, CONTAINER);
         let values = Module::map(weight.values, mapper);
         mapper.exit_module(VALUES, CONTAINER);
         let told = TOLD.take();
         mapper.enter_module(POSITIONS, CONTAINER);
-        let positions = Module::map(weight.positions, mapper);
+        let positions = Module::map(positions, mapper);
         mapper.exit_module(POSITIONS, CONTAINER);
         mapper.enter_module(SHAPE, CONTAINER);
         let shape = Module::map(weight.shape, mapper);
         mapper.exit_module(SHAPE, CONTAINER);
-        let weight = ActiveWeight { values, positions, shape, ..weight };
+        let weight = ActiveWeight { values, positions: positions.id, shape, ..weight };
         Self::Sparse(match told {
             Some(Told::Stepped { layer, before, after }) => weight.stepped(&layer, &before, after),
-            _ => weight.with_own_positions(),
+            // Nobody has looked at them, let alone replaced them.
+            _ if !positions.is_initialized() => weight,
+            _ => weight.with_positions(&integers_of(&positions)),
         })
     }
 }

@@ -106,7 +106,7 @@ impl SparseLinear {
 
     /// Which weights are active; `None` while the layer is dense.
     pub fn pattern(&self) -> Option<&Pattern> {
-        self.weight.sparse().map(ActiveWeight::pattern)
+        self.weight.sparse().map(|weight| &**weight.pattern())
     }
 
     /// The present weights `[N, M]`; `None` while the layer is dense.
@@ -198,7 +198,7 @@ impl SparseConv2d {
             let bias = self.bias.as_ref().map(|bias| bias.val());
             return conv2d(input, self.weight.dense(), bias, geometry.options(padding));
         }
-        let kernels = |layers: &BySize<Layer>, pattern: &dyn Fn() -> Pattern| {
+        let kernels = |layers: &BySize<Layer>, pattern: &dyn Fn() -> Arc<Pattern>| {
             layers.get(Shape { features: channels, height, width }, |image| {
                 let (window, image) = geometry.on(image);
                 Layer::conv2d(pattern(), window, geometry.groups, image)
@@ -206,7 +206,7 @@ impl SparseConv2d {
         };
         let (values, capture, layer) = match &self.weight {
             Weight::Dense(weight) => {
-                let layer = kernels(&self.all, &|| all_of(neurons, fan_in));
+                let layer = kernels(&self.all, &|| all_of(neurons, fan_in).into());
                 (weight.val().reshape([neurons * fan_in]), Arc::default(), layer)
             }
             Weight::Sparse(weight) => {
@@ -243,7 +243,7 @@ impl SparseConv2d {
 
     /// Which weights are active; `None` while the layer is dense.
     pub fn pattern(&self) -> Option<&Pattern> {
-        self.weight.sparse().map(ActiveWeight::pattern)
+        self.weight.sparse().map(|weight| &**weight.pattern())
     }
 
     /// The present weights `[out channels, in channels / groups · kh · kw]`; `None` while the layer is dense.

@@ -7,6 +7,7 @@ use crate::tuning::{BATCH_TILE, SAMPLERS};
 use crate::{Error, NodeError, Pattern, Shape, Window};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A linear layer or a 2-d convolution that trains in condensed form.
 ///
@@ -33,7 +34,7 @@ use std::ops::Range;
 /// ```
 #[derive(Debug)]
 pub struct Layer {
-    pattern: Pattern,
+    pattern: Arc<Pattern>,
     isa: Isa,
     geometry: Geometry,
     /// Images that are worked on together.
@@ -76,7 +77,7 @@ impl Layer {
     ///
     /// # Errors
     /// [`Error::TrainingMemory`] if it takes more than the [budget](srigl_tensors::memory::limit).
-    pub fn linear(pattern: Pattern) -> Result<Self, Error> {
+    pub fn linear(pattern: impl Into<Arc<Pattern>>) -> Result<Self, Error> {
         Self::linear_with_isa(pattern, Isa::best())
     }
 
@@ -84,7 +85,8 @@ impl Layer {
     ///
     /// # Errors
     /// As [`linear`](Self::linear), or [`Error::Isa`] if the machine lacks the instruction set.
-    pub fn linear_with_isa(pattern: Pattern, isa: Isa) -> Result<Self, Error> {
+    pub fn linear_with_isa(pattern: impl Into<Arc<Pattern>>, isa: Isa) -> Result<Self, Error> {
+        let pattern = pattern.into();
         let vector = |features| Shape { features, height: 1, width: 1 };
         let (input, output) = (vector(pattern.inputs()), vector(pattern.neurons()));
         let window = Window { kernel: [1; 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
@@ -95,7 +97,12 @@ impl Layer {
     ///
     /// # Errors
     /// [`Error::Node`] if sizes do not fit each other, [`Error::TrainingMemory`] as [`linear`](Self::linear).
-    pub fn conv2d(pattern: Pattern, window: Window, groups: usize, input: Shape) -> Result<Self, Error> {
+    pub fn conv2d(
+        pattern: impl Into<Arc<Pattern>>,
+        window: Window,
+        groups: usize,
+        input: Shape,
+    ) -> Result<Self, Error> {
         Self::conv2d_with_isa(pattern, window, groups, input, Isa::best())
     }
 
@@ -104,12 +111,13 @@ impl Layer {
     /// # Errors
     /// As [`conv2d`](Self::conv2d), or [`Error::Isa`] if the machine lacks the instruction set.
     pub fn conv2d_with_isa(
-        pattern: Pattern,
+        pattern: impl Into<Arc<Pattern>>,
         window: Window,
         groups: usize,
         input: Shape,
         isa: Isa,
     ) -> Result<Self, Error> {
+        let pattern = pattern.into();
         let misfit = |what| Error::Node { node: "convolution".into(), what };
         let (output, fan_in) = window.convolution(input, groups, pattern.neurons()).map_err(misfit)?;
         if fan_in != pattern.inputs() {
@@ -123,7 +131,7 @@ impl Layer {
         Self::new(pattern, Geometry { window, groups, input, output }, isa)
     }
 
-    fn new(pattern: Pattern, geometry: Geometry, isa: Isa) -> Result<Self, Error> {
+    fn new(pattern: Arc<Pattern>, geometry: Geometry, isa: Isa) -> Result<Self, Error> {
         if !isa.available() {
             return Err(Error::Isa(isa));
         }
