@@ -493,6 +493,7 @@ echo '{"version": "9"}'
 while read -r line; do
     case "$line" in
         *'"do":"time"'*) echo '{"seconds": 0.25}' ;;
+        *'"do":"memory"'*) echo '{"bytes": 1000000}' ;;
         *'"do":"read"'*)
             file=$(echo "$line" | sed 's/.*"file":"\([^"]*\)".*/\1/')
             head -c 320 /dev/zero > "$file"
@@ -551,6 +552,13 @@ fn bench_takes_turns_with_pytorch() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["results"][3]["name"], "torch f32");
     assert_eq!(report["results"][3]["images_per_second"], 16.0);
+    // Each in a process of its own, where the system tells.
+    if cfg!(target_os = "linux") {
+        let bytes = |i: usize| report["results"][i]["peak_bytes"].as_u64().unwrap();
+        assert_eq!(bytes(3), 1_000_000);
+        // Weights, gradients and velocities of 266 610 parameters; the sparse network has a fifth of them.
+        assert!(bytes(1) > 3_200_000 && bytes(1) < 100_000_000 && bytes(2) > 0, "{report}");
+    }
 }
 
 #[test]

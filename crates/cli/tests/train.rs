@@ -28,7 +28,10 @@ fn error_of(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(!output.status.success());
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.starts_with("srigl: ") || text.starts_with("error: "), "{text}");
+    // Runs that have begun may have said something before.
+    let mut lines = text.lines().skip_while(|line| line.starts_with("note: "));
+    let error = lines.next().unwrap_or_default();
+    assert!(error.starts_with("srigl: ") || error.starts_with("error: "), "{text}");
     text
 }
 
@@ -191,7 +194,7 @@ fn condensed_training_is_masked_training() {
         };
         let (masked, _) = train("masked", "");
         let (condensed, said) = train("condensed", "--threads 2");
-        assert!(said.contains("2 of 2 sparse layers train in condensed form"), "{said}");
+        assert!(said.contains("sparse layers train in condensed form"), "{said}");
         let masks = |out: &Path| fs::read(out.join("masks.jsonl")).unwrap();
         assert!(masks(&masked) == masks(&condensed), "masks differ");
         let accuracy = |out: &Path| json(&out.join("result.json"))["test_accuracy"].as_f64().unwrap();
@@ -210,14 +213,26 @@ fn condensed_training_is_masked_training() {
         }
         stopped.kill().unwrap();
         stopped.wait().unwrap();
-        run(srigl(&line, &out).args(["--storage", "condensed", "--checkpoint-every", "3", "--resume"]));
-        assert_same_run(&condensed, &out);
-
-        // The file is one that all read.
         let eval = |weights: &Path| {
             let mut eval = Command::new(env!("CARGO_BIN_EXE_srigl"));
             run(eval.args(["eval", "--json"]).arg(weights)).stdout
         };
+        // What there is so far can be read, and a copy goes on with masks.
+        eval(&out);
+        let other = dir.path().join(format!("other-{i}"));
+        fs::create_dir(&other).unwrap();
+        for entry in fs::read_dir(&out).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+            fs::copy(entry.path(), other.join(entry.file_name())).unwrap();
+        }
+        let output = run(srigl(&line, &other).args(["--storage", "masked", "--resume"]));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("sparse layers are masked"), "{said}");
+        assert!(masks(&masked) == masks(&other), "masks differ");
+
+        run(srigl(&line, &out).args(["--storage", "condensed", "--checkpoint-every", "3", "--resume"]));
+        assert_same_run(&condensed, &out);
+
+        // The file is one that all read.
         let result: Value = serde_json::from_slice(&eval(&condensed)).unwrap();
         assert_eq!(result["test_accuracy"].as_f64(), Some(accuracy(&condensed)));
     }

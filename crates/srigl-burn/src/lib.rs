@@ -93,6 +93,7 @@ pub use error::Error;
 pub use export::{NamedTensor, state_dict};
 pub use lowering::{Lower, Lowering, Value, lower};
 pub use optimizer::{SparseOptimizer, SparseState};
+pub use records::dense_record;
 pub use sparse_layers::{SparseConv2d, SparseLinear};
 pub use sparsity_core::methods::{self, AnyMethod};
 pub use sparsity_core::{Distribution, InitialMask, LayerSpec, LayerStats, Mask, UpdateReport, WeightInit};

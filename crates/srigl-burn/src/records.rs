@@ -11,6 +11,7 @@ use burn::store::ModuleRecord;
 use burn::tensor::{Bool, Bytes, DType, Int, Tensor, TensorData};
 use burn_pack::{Reader, Scalar, Writer};
 use sparsity_core::{Mask, target_weights};
+use srigl_tensors::memory;
 use std::collections::BTreeMap;
 
 /// The records in the form that the layers of `module` have.
@@ -35,11 +36,29 @@ pub(crate) fn fitting<M: Module>(
         let path = parameter_path(&layer.name);
         match layer.condensed {
             true => condense(&path, layer, &mut model, &mut optim),
-            false => spread(&path, layer, &mut model, &mut optim),
+            false => spread(&path, &mut model, &mut optim)?,
         }
     }
     let model = ModuleRecord::from_bytes(model.bytes()?).map_err(wrong)?;
     Ok((model, OptimizerRecord::from_bytes(optim.bytes()?).map_err(wrong)?))
+}
+
+/// The record of a model whose layers train in condensed form, for the same model before it is made sparse: with weights that are
+/// 0 where they are not active.
+///
+/// # Errors
+/// [`Error::ModelRecord`] if it cannot be taken apart, or a weight takes more than the
+/// [budget](srigl_tensors::memory::limit).
+pub fn dense_record(record: ModuleRecord) -> Result<ModuleRecord, Error> {
+    let mut model = Pack::of(record.into_bytes().map_err(wrong)?)?;
+    let end = format!(".{POSITIONS}");
+    let paths: Vec<String> =
+        model.tensors.iter().filter_map(|(name, ..)| Some(name.strip_suffix(&end)?.to_string())).collect();
+    let mut none = Pack { tensors: Vec::new(), scalars: BTreeMap::new(), metadata: BTreeMap::new() };
+    for path in paths {
+        spread(&path, &mut model, &mut none)?;
+    }
+    ModuleRecord::from_bytes(model.bytes()?).map_err(wrong)
 }
 
 fn wrong(error: impl std::fmt::Display) -> Error {
@@ -86,16 +105,20 @@ fn condense(path: &str, layer: &TopologyLayer, model: &mut Pack, optim: &mut Pac
 }
 
 /// The values and positions of a layer in condensed form, if the record has them, as a weight.
-fn spread(path: &str, layer: &TopologyLayer, model: &mut Pack, optim: &mut Pack) {
+fn spread(path: &str, model: &mut Pack, optim: &mut Pack) -> Result<(), Error> {
     let leaf = |leaf: &str| format!("{path}.{leaf}");
     let (Some((id, values)), Some((_, positions)), Some((_, shape))) =
         (model.take(&leaf(VALUES)), model.take(&leaf(POSITIONS)), model.take(&leaf(SHAPE)))
     else {
-        return;
+        return Ok(());
     };
-    let shape: Vec<usize> = whole(shape).into_iter().map(|size| size as usize).collect();
+    let shape: Vec<usize> =
+        whole(shape).into_iter().map(|size| usize::try_from(size).unwrap_or(usize::MAX)).collect();
+    let bytes = memory::product(&shape).and_then(|weights| weights.checked_mul(4));
+    memory::check(bytes).map_err(|error| wrong(format!("`{path}`: {error}")))?;
+    let (neurons, inputs) = (shape.first().copied().unwrap_or(0), shape.iter().skip(1).product());
+    let mask = of_positions(&whole(positions), neurons, inputs);
     let layout = Layout::of_rank(shape.len());
-    let mask = of_positions(&whole(positions), &layer.mask);
     let form = Form { dims: layout.out_in_dims(&shape), mask: &mask, room: values.num_elements() };
     model.tensors.push((path.to_string(), Some(id), form.spread(values, &mask)));
     optim.change(id, form.dims.len() as u64, path, |leaf, data| match leaf {
@@ -103,6 +126,7 @@ fn spread(path: &str, layer: &TopologyLayer, model: &mut Pack, optim: &mut Pack)
         _ if data.shape().to_vec() == [form.room] => form.spread(data, &mask),
         _ => data,
     });
+    Ok(())
 }
 
 /// Values that a layer has room for.
@@ -114,13 +138,12 @@ fn new_id() -> u64 {
     ParamId::new().val()
 }
 
-/// The mask of positions among those of another; what lies beside them is left out.
-fn of_positions(positions: &[i64], like: &Mask) -> Mask {
-    let (neurons, inputs) = (like.neurons(), like.dense_fan_in());
+/// The mask of positions; what lies beside the layer is left out.
+fn of_positions(positions: &[i64], neurons: usize, inputs: usize) -> Mask {
     let mut mask = Mask::empty(neurons, inputs);
     let inside = positions.iter().filter_map(|position| usize::try_from(*position).ok());
     inside
-        .filter(|position| *position < like.positions())
+        .filter(|position| *position < neurons * inputs)
         .for_each(|position| mask.activate(position / inputs, position % inputs));
     mask
 }

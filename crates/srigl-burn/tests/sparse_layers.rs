@@ -10,7 +10,8 @@ use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, Optimizer, 
 use burn::tensor::{Bool, Device, Distribution, FloatDType, Tensor, TensorData, Tolerance};
 use srigl_burn::methods::{AnyMethod, Rigl, Set, Srigl, StaticMask};
 use srigl_burn::{
-    Mask, NamedTensor, NormClipping, SparseConv2d, SparseLinear, Sparsified, SparsityConfig, state_dict,
+    Mask, NamedTensor, NormClipping, SparseConv2d, SparseLinear, Sparsified, SparsityConfig, dense_record,
+    state_dict,
 };
 
 /// Those with kernels, and GPUs, which run dense operations.
@@ -329,6 +330,10 @@ fn records_of_masked_layers_fit_condensed_ones_and_the_other_way_round() {
         // In the middle of gathering, right before an update and right after one, and before any step.
         for stop in [0, 3, 7, 8, 11] {
             let start = || both(&method, &sgd, &device);
+            // The network alone, as it was before it was made sparse.
+            let trained = train(start().1, 1..=stop, &device);
+            let record = dense_record(trained.model.clone().into_record()).unwrap();
+            assert!(state_dict(&net(&device).load_record(record)) == state_dict(&trained.model));
             let condensed = standing(&goes_on_as(start().0, start().1, stop, &device));
             let masked = standing(&goes_on_as(start().1, start().0, stop, &device));
             for (masks, weights) in [condensed, masked] {

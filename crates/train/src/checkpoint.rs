@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sparsity_core::UpdateSchedule;
-use srigl_burn::Sparsified;
+use srigl_burn::{Sparsified, dense_record};
 use srigl_run::file::{CHECKPOINT, DAMAGED, PREVIOUS};
 use srigl_run::{Inputs, LogEnd, RunFolder, StartedFrom, printable, read_file};
 use srigl_tensors::hex;
@@ -33,6 +33,29 @@ pub struct Latest {
     pub lost: Option<String>,
 }
 
+/// Numbers as texts: `serde_json` reads some of the numbers that it has written with another last bit. Earlier versions have
+/// written numbers.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(number: &f64, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(number)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Text(String),
+            Number(f64),
+        }
+        match Written::deserialize(from)? {
+            Written::Text(text) => text.parse().map_err(Error::custom),
+            Written::Number(number) => Ok(number),
+        }
+    }
+}
+
 /// Position of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -46,10 +69,12 @@ pub struct Progress {
     #[serde(default)]
     pub images: usize,
     /// Sum of the training loss over the images of this epoch.
+    #[serde(with = "exact")]
     pub loss_sum: f64,
     /// Correct predictions in this epoch.
     pub correct: u64,
     /// Best test accuracy after an epoch so far.
+    #[serde(with = "exact")]
     pub best_test_accuracy: f64,
     /// What the run started from, if from weights of a file.
     #[serde(default)]
@@ -188,7 +213,7 @@ impl Checkpoint {
     /// If the record does not fit the model.
     pub fn load_model<M: Module>(&self, model: M) -> Result<M> {
         let record = ModuleRecord::from_bytes(Bytes::from_bytes_vec(self.model.clone()))?;
-        Ok(model.try_load_record(record)?)
+        Ok(model.try_load_record(dense_record(record)?)?)
     }
 
     /// Loads model and optimizer, with masks, step, schedule and random state; `schedule` takes the place of that of a run
@@ -245,4 +270,26 @@ fn digest<'a>(state: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> Stri
         sha.update(part);
     }
     hex(&sha.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_read_as_they_were_written() {
+        let mut sum = 0.1;
+        for _ in 0..20_000 {
+            sum = (sum * 1.618_033_988_749_895 + 0.707) % 10.0;
+            let progress = Progress { loss_sum: sum, best_test_accuracy: sum / 3.0, ..Progress::default() };
+            let read: Progress = serde_json::from_str(&serde_json::to_string(&progress).unwrap()).unwrap();
+            assert_eq!(read, progress);
+        }
+        // As earlier versions have written them, and before the first epoch.
+        let written = serde_json::to_value(Progress::default()).unwrap();
+        let mut earlier = written.clone();
+        (earlier["loss_sum"], earlier["best_test_accuracy"]) = (2.5.into(), (-1).into());
+        let read: Progress = serde_json::from_value(earlier).unwrap();
+        assert_eq!((read.loss_sum, read.best_test_accuracy), (2.5, -1.0));
+    }
 }

@@ -271,14 +271,35 @@ impl Layer {
     /// If a slice has another length than the batch says.
     pub fn lay_out(&self, batch: usize, x: &[f32], dy: &[f32]) -> Result<LaidOut, Error> {
         self.check(self.pattern.len(), batch, x.len(), dy.len());
-        let one = |pass: &Pass, from: &[f32]| {
-            let floats = usize::try_from(self.room(pass, batch)[0]).unwrap_or(usize::MAX);
+        let [inputs, gradients] = self.laid_out(batch);
+        let one = |pass: &Pass, from: &[f32], floats: u64| {
+            let floats = usize::try_from(floats).unwrap_or(usize::MAX);
             let mut to = srigl_tensors::memory::with_capacity(floats).map_err(Error::TrainingMemory)?;
-            to.resize(floats, 0.0);
-            self.lay_out_of(pass, batch, from, &mut to);
+            if self.is_linear() {
+                to.extend_from_slice(from);
+            } else {
+                to.resize(floats, 0.0);
+                self.lay_out_of(pass, batch, from, &mut to);
+            }
             Ok::<_, Error>(to)
         };
-        Ok(LaidOut { batch, inputs: one(&self.forward, x)?, gradients: one(&self.backward, dy)? })
+        let inputs = one(&self.forward, x, inputs)?;
+        Ok(LaidOut { batch, inputs, gradients: one(&self.backward, dy, gradients)? })
+    }
+
+    /// Floats of laid out inputs and gradients. Rows of a linear layer are factors as they are.
+    fn laid_out(&self, batch: usize) -> [u64; 2] {
+        let Geometry { input, output, .. } = self.geometry;
+        match self.is_linear() {
+            true => [input, output].map(|shape| floats(&[batch, shape.features])),
+            false => [&self.forward, &self.backward].map(|pass| self.room(pass, batch)[0]),
+        }
+    }
+
+    /// Whether it is a matrix product, for some channels each.
+    fn is_linear(&self) -> bool {
+        let Geometry { window: Window { kernel, padding, .. }, input, .. } = self.geometry;
+        input.positions() == 1 && kernel == [1; 2] && padding == [0; 2]
     }
 
     /// Adds the gradient by all weights of some neurons, active or not, `[neurons, M]` or `[neurons, C / groups, kh, kw]`: what
@@ -290,8 +311,7 @@ impl Layer {
     pub fn add_dense_gradient(&self, neurons: Range<usize>, pass: &LaidOut, gradient: &mut [f32]) {
         let Geometry { groups, input, output, .. } = self.geometry;
         let (batch, fan_in) = (pass.batch, self.pattern.inputs());
-        let lens = [&self.forward, &self.backward].map(|pass| self.room(pass, batch)[0]);
-        let is_ours = [pass.inputs.len() as u64, pass.gradients.len() as u64] == lens;
+        let is_ours = [pass.inputs.len() as u64, pass.gradients.len() as u64] == self.laid_out(batch);
         assert!(is_ours, "a backward pass of this layer");
         assert!(neurons.start <= neurons.end && neurons.end <= output.features, "neurons");
         assert_eq!(Some(gradient.len()), neurons.len().checked_mul(fan_in), "gradient [neurons, M]");
@@ -347,8 +367,23 @@ impl Layer {
         &LaidOut { batch, ref inputs, ref gradients }: &LaidOut,
     ) -> Vec<f32> {
         let (forward, backward) = (&self.forward, &self.backward);
-        let Shape { height, width, .. } = self.geometry.output;
+        let Geometry { input, output, .. } = self.geometry;
         let mut products = vec![0.0; neurons.len() * channels.len()];
+        let rows = Strides { row: channels.len(), column: 1 };
+        if self.is_linear() {
+            math::add_matmul(
+                [neurons.len(), channels.len(), batch],
+                &mut products,
+                rows,
+                &gradients[neurons.start..],
+                Strides { row: 1, column: output.features },
+                &inputs[channels.start..],
+                Strides { row: input.features, column: 1 },
+                1,
+            );
+            return products;
+        }
+        let Shape { height, width, .. } = output;
         for group in 0..self.groups(batch) {
             let (_, unit) = self.group(group, batch);
             let x = &inputs[group * self.region(forward, batch)..];
@@ -359,7 +394,7 @@ impl Layer {
                 math::add_matmul(
                     [neurons.len(), channels.len(), width * unit],
                     &mut products,
-                    Strides { row: channels.len(), column: 1 },
+                    rows,
                     &dy[neurons.start * dy_plane + backward.field.position(row, 0) * unit..],
                     Strides { row: dy_plane, column: 1 },
                     &x[channels.start * x_plane + slot * unit..],
