@@ -269,8 +269,11 @@ mod tests {
         let offer_keys = |largest: &mut Largest, positions: std::ops::Range<usize>| {
             largest.offer(positions, |position| keys_at(position..position + 1));
         };
-        let offers: [&dyn Fn(&mut Largest, std::ops::Range<usize>); 2] = [&offer_values, &offer_keys];
-        for offer in offers {
+        for of_values in [true, false] {
+            let offer = |largest: &mut Largest, positions| match of_values {
+                true => offer_values(largest, positions),
+                false => offer_keys(largest, positions),
+            };
             let mut largest = Largest::new(n);
             offer(&mut largest, 0..room - 1);
             assert_eq!(largest.keys.len(), room - 1, "one less than would be sorted out");
