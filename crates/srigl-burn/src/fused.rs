@@ -59,7 +59,7 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
         return burn::tensor::activation::gelu(x);
     }
     let dims = x.dims();
-    run(x, vec![], dims, Arc::new(Gelu))
+    run(x, vec![], dims, Arc::new(Pointwise { function: training::gelu, gradient: training::gelu_gradient }))
 }
 
 /// `x` times its hard sigmoid, `x/6 + 1/2` within 0 and 1.
@@ -68,7 +68,12 @@ pub fn hard_swish<const D: usize>(x: Tensor<D>) -> Tensor<D> {
         return x.clone() * (x / 6.0 + 0.5).clamp(0.0, 1.0);
     }
     let dims = x.dims();
-    run(x, vec![], dims, Arc::new(HardSwish))
+    run(
+        x,
+        vec![],
+        dims,
+        Arc::new(Pointwise { function: training::hard_swish, gradient: training::hard_swish_gradient }),
+    )
 }
 
 /// [`Dropout::forward`], with a choice that one number of the device's generator seeds.
@@ -256,42 +261,26 @@ impl Fused for Relu {
     }
 }
 
+/// A function of each number, whose slope follows from its argument.
 #[derive(Debug)]
-struct Gelu;
-
-impl Fused for Gelu {
-    fn reads(&self) -> Reads {
-        INPUTS
-    }
-
-    fn forward(&self, inputs: Vec<Cow<'_, [f32]>>) -> Vec<f32> {
-        let mut y = take(inputs[0].len());
-        training::gelu(&inputs[0], &mut y);
-        y
-    }
-
-    fn backward(&self, inputs: &[Cow<'_, [f32]>], _y: &[f32], mut dy: Vec<f32>) -> Vec<Vec<f32>> {
-        training::gelu_gradient(&inputs[0], &mut dy);
-        vec![dy]
-    }
+struct Pointwise {
+    function: fn(&[f32], &mut [f32]),
+    gradient: fn(&[f32], &mut [f32]),
 }
 
-#[derive(Debug)]
-struct HardSwish;
-
-impl Fused for HardSwish {
+impl Fused for Pointwise {
     fn reads(&self) -> Reads {
         INPUTS
     }
 
     fn forward(&self, inputs: Vec<Cow<'_, [f32]>>) -> Vec<f32> {
         let mut y = take(inputs[0].len());
-        training::hard_swish(&inputs[0], &mut y);
+        (self.function)(&inputs[0], &mut y);
         y
     }
 
     fn backward(&self, inputs: &[Cow<'_, [f32]>], _y: &[f32], mut dy: Vec<f32>) -> Vec<Vec<f32>> {
-        training::hard_swish_gradient(&inputs[0], &mut dy);
+        (self.gradient)(&inputs[0], &mut dy);
         vec![dy]
     }
 }
