@@ -9,10 +9,17 @@ use burn::nn::{BatchNorm, BatchNormConfig, DropoutConfig, LayerNorm, LayerNormCo
 use burn::tensor::activation::{gelu, relu, softmax};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor, TensorData, Tolerance};
 use srigl_burn::fused;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The backends that have kernels, with autodiff.
 fn devices() -> [Device; 2] {
     [Device::flex().autodiff(), Device::ndarray().autodiff()]
+}
+
+/// Burn has one generator for all threads, so tests draw from it one after the other.
+fn alone() -> MutexGuard<'static, ()> {
+    static DRAWS: Mutex<()> = Mutex::new(());
+    DRAWS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn random<const D: usize>(dims: [usize; D], device: &Device) -> Tensor<D> {
@@ -46,6 +53,7 @@ fn assert_same<const D: usize, const R: usize>(
 
 #[test]
 fn activations_are_burns() {
+    let _alone = alone();
     for device in devices() {
         let x = [random([3, 5, 7, 2], &device)];
         assert_same(&x, |x| fused::relu(x[0].clone()), |x| relu(x[0].clone()));
@@ -67,6 +75,7 @@ fn activations_are_burns() {
 
 #[test]
 fn max_pooling_is_burns() {
+    let _alone = alone();
     let same = |size: usize| PaddingConfig2d::Explicit(size, size, size, size);
     let configs = [
         MaxPool2dConfig::new([2, 2]).with_strides([2, 2]),
@@ -102,6 +111,7 @@ fn our_batch_norm(norm: &BatchNorm, x: &[Tensor<4>], with_relu: bool) -> Tensor<
 
 #[test]
 fn batch_normalisation_is_burns() {
+    let _alone = alone();
     for device in devices() {
         for (shortcut, with_relu, size) in
             [(false, false, [6, 5]), (false, true, [6, 5]), (true, true, [7, 7]), (false, true, [1, 1])]
@@ -150,6 +160,7 @@ fn batch_normalisation_is_burns() {
 
 #[test]
 fn a_frozen_normalisation_keeps_its_moments() {
+    let _alone = alone();
     let device = Device::flex().autodiff();
     let norm = BatchNormConfig::new(3).init(&device).freeze();
     let x = random([4, 3, 5, 5], &device);
@@ -160,6 +171,7 @@ fn a_frozen_normalisation_keeps_its_moments() {
 
 #[test]
 fn layer_normalisation_is_burns() {
+    let _alone = alone();
     for device in devices() {
         for with_bias in [true, false] {
             let config = LayerNormConfig::new(6).with_epsilon(1e-3).with_bias(with_bias);
@@ -184,6 +196,7 @@ fn layer_normalisation_is_burns() {
 
 #[test]
 fn attention_is_that_of_products_and_softmax() {
+    let _alone = alone();
     let composed = |qkv: Tensor<3>, heads: usize| {
         let [batch, tokens, joint] = qkv.dims();
         let size = joint / 3 / heads;
@@ -206,6 +219,7 @@ fn attention_is_that_of_products_and_softmax() {
 
 #[test]
 fn dropout_scales_what_it_keeps_and_is_seeded_by_the_device() {
+    let _alone = alone();
     for device in devices() {
         let dropout = DropoutConfig::new(0.25).init();
         let run = || {
@@ -230,6 +244,7 @@ fn dropout_scales_what_it_keeps_and_is_seeded_by_the_device() {
 
 #[test]
 fn other_float_types_are_burns() {
+    let _alone = alone();
     let x = random([2, 3], &Device::flex()).cast(FloatDType::F64);
     assert_eq!(fused::gelu(x.clone()).into_data(), gelu(x.clone()).into_data());
     assert_eq!(fused::relu(x.clone()).into_data(), relu(x).into_data());
@@ -238,6 +253,7 @@ fn other_float_types_are_burns() {
 /// Inputs without numbers.
 #[test]
 fn nothing_gives_nothing() {
+    let _alone = alone();
     let x = Tensor::<4>::empty([0, 3, 4, 4], &Device::flex());
     assert_eq!(fused::relu(x.clone()).dims(), [0, 3, 4, 4]);
     let norm = BatchNormConfig::new(3).init(&Device::flex());
