@@ -19,7 +19,9 @@ fn devices() -> [Device; 2] {
 /// Burn has one generator for all threads, so tests draw from it one after the other.
 fn alone() -> MutexGuard<'static, ()> {
     static DRAWS: Mutex<()> = Mutex::new(());
-    DRAWS.lock().unwrap_or_else(PoisonError::into_inner)
+    let alone = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
+    devices().iter().for_each(|device| device.seed(11));
+    alone
 }
 
 fn random<const D: usize>(dims: [usize; D], device: &Device) -> Tensor<D> {
