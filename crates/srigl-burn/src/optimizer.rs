@@ -38,8 +38,19 @@ pub(crate) struct SparseWeight {
 impl SparseWeight {
     /// Values that a layer has room for in condensed form: its topology never has more.
     pub fn room(&self) -> usize {
-        self.initial_mask.nnz().max(target_weights(self.initial_mask.positions(), self.sparsity))
+        room(&self.initial_mask, self.sparsity)
     }
+}
+
+/// Values that a layer of this initial mask and sparsity has room for in condensed form.
+pub(crate) fn room(initial: &Mask, sparsity: f64) -> usize {
+    initial.nnz().max(target_weights(initial.positions(), sparsity))
+}
+
+/// A mask from a record's bytes, if they are one.
+pub(crate) fn mask_of_bytes(bytes: &[u8], neurons: usize, inputs: usize) -> Option<Mask> {
+    let words = bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
+    Mask::from_words(neurons, inputs, words.collect()).ok()
 }
 
 /// Burn optimizer for one sparse weight: the inner optimizer sees masked gradients only, and every `ΔT` steps
@@ -598,8 +609,7 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
         let dense_fan_in = usize::try_from(integer(src, "dense_fan_in")?).ok()?;
         let mask = |src: &mut StateSource, leaf| {
             let bytes = src.take_tensor(prefix, leaf)?.try_into_vec::<u8>().ok()?;
-            let words = bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
-            Mask::from_words(neurons, dense_fan_in, words.collect()).ok()
+            mask_of_bytes(&bytes, neurons, dense_fan_in)
         };
         let schedule = UpdateSchedule {
             delta_t: integer(src, "delta_t")?,

@@ -4,13 +4,14 @@ use crate::active_weight::{POSITIONS, SHAPE, VALUES, positions_of, whole};
 use crate::discover::parameter_path;
 use crate::error::Error;
 use crate::layout::Layout;
+use crate::optimizer::{mask_of_bytes, room};
 use crate::topology::TopologyLayer;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::OptimizerRecord;
 use burn::store::ModuleRecord;
 use burn::tensor::{Bool, Bytes, DType, Int, Tensor, TensorData};
 use burn_pack::{Reader, Scalar, Writer};
-use sparsity_core::{Mask, target_weights};
+use sparsity_core::Mask;
 use srigl_tensors::memory;
 use std::collections::BTreeMap;
 
@@ -87,7 +88,7 @@ fn condense(path: &str, layer: &TopologyLayer, model: &mut Pack, optim: &mut Pac
     let Some((id, weight)) = model.take(path) else { return };
     let dims = weight.shape().to_vec();
     let mask = optim.mask(id, &layer.mask);
-    let form = Form { dims, mask: &mask, room: room(layer) };
+    let form = Form { dims, mask: &mask, room: room(&layer.mask, layer.sparsity) };
     let places = form.layout().out_in_dims(&form.dims).iter().map(|size| *size as i64).collect::<Vec<_>>();
     let (positions, sizes) = (positions_of(&mask, form.room), places.len());
     for (leaf, id, data) in [
@@ -127,11 +128,6 @@ fn spread(path: &str, model: &mut Pack, optim: &mut Pack) -> Result<(), Error> {
         _ => data,
     });
     Ok(())
-}
-
-/// Values that a layer has room for.
-fn room(layer: &TopologyLayer) -> usize {
-    layer.mask.nnz().max(target_weights(layer.mask.positions(), layer.sparsity))
 }
 
 fn new_id() -> u64 {
@@ -249,13 +245,9 @@ impl Pack {
     /// The mask in the state of a parameter, or the layer's first if there is no state yet.
     fn mask(&self, id: u64, first: &Mask) -> Mask {
         let name = format!("{id}.mask");
-        let words = self.tensors.iter().find(|(found, _, data)| *found == name && data.dtype() == DType::U8);
-        let words = words.map(|(_, _, data)| {
-            let bytes = data.as_bytes().chunks_exact(8);
-            bytes.map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes"))).collect()
-        });
-        let mask =
-            words.and_then(|words| Mask::from_words(first.neurons(), first.dense_fan_in(), words).ok());
+        let bytes = self.tensors.iter().find(|(found, _, data)| *found == name && data.dtype() == DType::U8);
+        let mask = bytes
+            .and_then(|(_, _, data)| mask_of_bytes(data.as_bytes(), first.neurons(), first.dense_fan_in()));
         mask.unwrap_or_else(|| first.clone())
     }
 

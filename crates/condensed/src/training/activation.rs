@@ -6,6 +6,11 @@ use rayon::prelude::*;
 /// Numbers of a part that one thread works on.
 const PART: usize = 1 << 14;
 
+/// Runs on parts of both, in parallel.
+fn in_parts(to: &mut [f32], from: &[f32], run: impl Fn(&mut [f32], &[f32]) + Send + Sync) {
+    to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| run(to, from));
+}
+
 /// `max(x, 0)`, in place; NaN stays.
 pub fn relu(x: &mut [f32]) {
     in_parallel(x, crate::math::relu);
@@ -17,7 +22,7 @@ pub fn relu(x: &mut [f32]) {
 /// If they have different lengths.
 pub fn relu_gradient(y: &[f32], dy: &mut [f32]) {
     assert_eq!(y.len(), dy.len(), "a gradient for each result");
-    dy.par_chunks_mut(PART).zip(y.par_chunks(PART)).for_each(|(dy, y)| keep_positive(y, dy));
+    in_parts(dy, y, |dy, y| keep_positive(y, dy));
 }
 
 /// `x · Φ(x)` with the normal distribution's Φ, to within 1e-7 (Hendrycks and Gimpel 2016).
@@ -26,7 +31,7 @@ pub fn relu_gradient(y: &[f32], dy: &mut [f32]) {
 /// If the slices have different lengths.
 pub fn gelu(x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "a result for each input");
-    y.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(y, x)| {
+    in_parts(y, x, |y, x| {
         y.copy_from_slice(x);
         crate::math::gelu(y);
     });
@@ -38,7 +43,7 @@ pub fn gelu(x: &[f32], y: &mut [f32]) {
 /// If they have different lengths.
 pub fn gelu_gradient(x: &[f32], dy: &mut [f32]) {
     assert_eq!(x.len(), dy.len(), "a gradient for each input");
-    dy.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(dy, x)| times_gelu_slope(x, dy));
+    in_parts(dy, x, |dy, x| times_gelu_slope(x, dy));
 }
 
 /// `x` times its hard sigmoid `x/6 + 1/2` within 0 and 1 (Howard et al. 2019).
@@ -47,7 +52,7 @@ pub fn gelu_gradient(x: &[f32], dy: &mut [f32]) {
 /// If the slices have different lengths.
 pub fn hard_swish(x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "a result for each input");
-    y.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(y, x)| {
+    in_parts(y, x, |y, x| {
         y.copy_from_slice(x);
         crate::math::hard_swish(y);
     });
@@ -59,7 +64,7 @@ pub fn hard_swish(x: &[f32], y: &mut [f32]) {
 /// If they have different lengths.
 pub fn hard_swish_gradient(x: &[f32], dy: &mut [f32]) {
     assert_eq!(x.len(), dy.len(), "a gradient for each input");
-    dy.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(dy, x)| times_hard_swish_slope(x, dy));
+    in_parts(dy, x, |dy, x| times_hard_swish_slope(x, dy));
 }
 
 vectorised! {
