@@ -181,8 +181,7 @@ impl WithModel for Work<'_> {
         let (args, parameters) = (self.args, model.num_params());
         let (name, image) = (self.spec.info.name, self.spec.images);
         // Contenders, each with its moments: one of SGD with momentum, two of AdamW.
-        let ours = if args.place.is_gpu() { 2 } else { 3 };
-        check_weights(&model, name, ours * (2 + if self.is_transformer() { 2 } else { 1 }))?;
+        check_weights(&model, name, 3 * (2 + if self.is_transformer() { 2 } else { 1 }))?;
         check_results(&model, name, image, args.batch)?;
         let all = [
             ("dense", "Burn", Dense.into(), false),
@@ -192,7 +191,7 @@ impl WithModel for Work<'_> {
         let wanted =
             |(name, ..): &&(&str, _, _, _)| args.memory_of.as_ref().is_none_or(|wanted| wanted == name);
         let mut contenders = Vec::new();
-        for (name, engine, method, condensed) in all[..ours].iter().filter(wanted) {
+        for (name, engine, method, condensed) in all.iter().filter(wanted) {
             contenders.push(self.contender(
                 name,
                 engine,
@@ -304,7 +303,7 @@ impl Work<'_> {
     fn sparsify<M: Classifier>(&self, model: M, method: AnyMethod, condensed: bool) -> Result<Sparsified<M>> {
         let sparsity = SparsityConfig::new(self.args.sparsity, u64::MAX)
             .with_method(method)
-            .with_condensed(condensed)
+            .with_condensed(Some(condensed))
             .with_delta_t(UPDATE_EVERY as u64);
         Ok(if self.is_transformer() {
             let uniform = sparsity.with_distribution(Distribution::Uniform);

@@ -41,7 +41,7 @@ impl Step<'_> {
 
     fn condensed(&self, pool: &Arc<ThreadPool>) -> Result<Contender> {
         let Self { layer, sample, window, gradient, .. } = self;
-        let pattern = layer.sparse.pattern().clone();
+        let pattern = layer.sparse.pattern();
         let kernels = match window {
             None => training::Layer::linear(pattern)?,
             Some(window) => training::Layer::conv2d(pattern, *window, 1, *sample)?,

@@ -92,7 +92,7 @@ impl Case {
     }
 
     fn layer(&self, isa: Isa) -> Layer {
-        let pattern = self.pattern.clone();
+        let pattern = &self.pattern;
         match self.conv {
             None => Layer::linear_with_isa(pattern, isa).unwrap(),
             Some((window, groups, input)) => {
@@ -357,8 +357,7 @@ fn specials_are_passed_on_by_the_weights_that_read_them() {
     let pattern = Pattern::from_mask(&[true, false, true, true], 2, 2).unwrap();
     let (values, inf, nan) = ([2.0, 3.0, 4.0], f32::INFINITY, f32::NAN);
     for isa in Isa::all() {
-        let (layer, scratch) =
-            (Layer::linear_with_isa(pattern.clone(), isa).unwrap(), &mut Scratch::default());
+        let (layer, scratch) = (Layer::linear_with_isa(&pattern, isa).unwrap(), &mut Scratch::default());
         let mut y = [0.0; 4];
         layer.forward(&values, None, 2, &[1.0, nan, inf, 1.0], &mut y, scratch).unwrap();
         assert!(y[0] == 2.0 && y[1].is_nan() && y[2] == inf && y[3] == inf, "{isa:?}: {y:?}");

@@ -143,11 +143,11 @@ pub struct Config {
     #[arg(long, default_value_t = 1)]
     pub grad_accumulation: u64,
 
-    /// What sparse layers are while they train: `condensed` computes with the active weights alone, on CPUs; `masked` with all
-    /// weights and a mask, as GPUs always do. The masks are the same. A run may go on with the other one.
-    #[arg(long, value_enum, default_value = "condensed")]
-    #[serde(default)]
-    pub storage: Storage,
+    /// What sparse layers are while they train: `condensed` computes with the active weights alone, `masked` with all weights and
+    /// a mask. The masks are the same. A run may go on with the other one [default: condensed on CPUs, masked on GPUs].
+    #[arg(long, value_enum)]
+    #[serde(default = "Storage::of_old_runs")]
+    pub storage: Option<Storage>,
 
     /// Passes over the training images.
     #[arg(long, default_value_t = 4)]
@@ -331,17 +331,21 @@ pub enum OptimizerName {
 }
 
 /// `--storage`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Storage {
-    /// Dense weights, of which a mask makes most 0. Runs that do not say had this.
-    #[default]
+    /// Dense weights, of which a mask makes most 0.
     Masked,
     /// The active weights alone.
     Condensed,
 }
 
 impl Storage {
+    /// Of runs from before there was a choice.
+    fn of_old_runs() -> Option<Self> {
+        Some(Self::Masked)
+    }
+
     /// As on the command line.
     pub fn name(self) -> &'static str {
         match self {

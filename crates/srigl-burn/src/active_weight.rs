@@ -2,13 +2,17 @@
 
 use crate::condensed_ops::{condense, lock};
 use crate::conv_geometry::BySize;
+#[cfg(feature = "gpu")]
+use crate::gpu;
 use crate::layout::Layout;
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param,
     ParamId,
 };
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use condensed::training::{LaidOut, Layer};
+#[cfg(feature = "gpu")]
+use condensed::Shape;
+use condensed::training::Layer;
 use condensed::{CondensedWeight, Error, Pattern};
 use sparsity_core::Mask;
 use std::cell::RefCell;
@@ -47,10 +51,12 @@ pub(crate) struct ActiveWeight<const D: usize> {
 /// Which weights are active, and what is made of it.
 #[derive(Debug)]
 pub(crate) struct Topology {
-    mask: Arc<Mask>,
-    pub pattern: Arc<Pattern>,
+    pub mask: Arc<Mask>,
     /// The kernels for each image size.
     pub layers: BySize<Layer>,
+    /// Those of GPUs.
+    #[cfg(feature = "gpu")]
+    pub on_gpus: gpu::Copies<Shape, Arc<gpu::training::Layer>>,
 }
 
 /// What topology updates need of backward passes; shared by all copies of a layer and its optimizer.
@@ -64,17 +70,19 @@ pub(crate) struct Capture {
 }
 
 /// Input and gradient by the result of one backward pass.
-#[derive(Clone, Debug)]
-pub(crate) struct Captured {
-    pub layer: Arc<Layer>,
-    pub pass: LaidOut,
+pub(crate) trait DensePass: std::fmt::Debug + Send + Sync {
+    /// Neurons of the layer, and the inputs that each could have.
+    fn size(&self) -> [usize; 2];
+
+    /// Adds the dense gradient of some neurons, `[neurons · M]`.
+    fn add_dense_gradient(&self, neurons: Range<usize>, to: &mut [f32]);
 }
 
 /// Backward passes that add up to a dense gradient.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Passes {
     /// Of the last ones.
-    kept: Vec<Captured>,
+    kept: Vec<Arc<dyn DensePass>>,
     /// Of those before, the dense gradient `[N · M]` itself: it is less than what many passes take.
     sum: Option<Vec<f32>>,
 }
@@ -92,13 +100,13 @@ impl Passes {
         self.kept.is_empty() && self.sum.is_none()
     }
 
-    fn push(&mut self, captured: Captured) {
+    fn push(&mut self, pass: Arc<dyn DensePass>) {
         if self.kept.len() == KEPT {
-            let pattern = captured.layer.pattern();
-            self.sum = Some(self.dense(pattern.neurons(), pattern.inputs()));
+            let [neurons, inputs] = pass.size();
+            self.sum = Some(self.dense(neurons, inputs));
             self.kept.clear();
         }
-        self.kept.push(captured);
+        self.kept.push(pass);
     }
 
     /// Adds those of others.
@@ -108,7 +116,7 @@ impl Passes {
             (None, other) => self.sum = other,
             _ => {}
         }
-        other.kept.into_iter().for_each(|captured| self.push(captured));
+        other.kept.into_iter().for_each(|pass| self.push(pass));
     }
 
     /// Writes the dense gradient of some neurons of dense fan-in `inputs`.
@@ -117,8 +125,8 @@ impl Passes {
             Some(sum) => to.copy_from_slice(&sum[neurons.start * inputs..neurons.end * inputs]),
             None => to.fill(0.0),
         }
-        for Captured { layer, pass } in &self.kept {
-            layer.add_dense_gradient(neurons.clone(), pass, to);
+        for pass in &self.kept {
+            pass.add_dense_gradient(neurons.clone(), to);
         }
     }
 
@@ -144,8 +152,8 @@ impl Capture {
         self.wanted.store(wanted && self.needed, Ordering::Relaxed);
     }
 
-    pub fn put(&self, captured: Captured) {
-        lock(&self.taken).push(captured);
+    pub fn put(&self, pass: Arc<dyn DensePass>) {
+        lock(&self.taken).push(pass);
     }
 
     pub fn take(&self) -> Passes {
@@ -200,8 +208,15 @@ impl<const D: usize> ActiveWeight<D> {
         })
     }
 
-    pub fn pattern(&self) -> &Arc<Pattern> {
-        &self.topology.pattern
+    pub fn mask(&self) -> &Mask {
+        &self.topology.mask
+    }
+
+    /// The mask as the kernels are made of it; they keep what they need.
+    pub fn pattern(&self) -> Pattern {
+        let mask = self.mask();
+        let rows = (0..mask.neurons()).map(|neuron| mask.inputs(neuron).map(|input| input as u32));
+        Pattern::from_rows(mask.neurons(), mask.dense_fan_in(), rows).expect("a mask is a pattern")
     }
 
     /// Where the values are among `[N · M]`, and -1 for those that are not there; made when somebody reads it.
@@ -214,8 +229,8 @@ impl<const D: usize> ActiveWeight<D> {
     /// The present weights `[N, M]`.
     pub fn condensed(&self) -> Result<CondensedWeight, Error> {
         let mut values = Layout::OutIn.to_rows(self.values.val());
-        values.truncate(self.pattern().len());
-        CondensedWeight::of(Pattern::clone(self.pattern()), values)
+        values.truncate(self.mask().nnz());
+        CondensedWeight::of(self.pattern(), values)
     }
 
     /// The dense weight in Burn's dimensions, by operations that have gradients.
@@ -223,7 +238,7 @@ impl<const D: usize> ActiveWeight<D> {
         let values = self.values.val();
         let (device, dtype) = (values.device(), values.dtype());
         let dims = integers_of(&self.shape).into_iter().map(|size| size as usize).collect::<Vec<_>>();
-        let count = self.pattern().len();
+        let count = self.mask().nnz();
         let zeros = Tensor::<1>::zeros([dims.iter().product::<usize>()], (&device, dtype));
         // Burn has no empty slices.
         let rows = if count == 0 {
@@ -263,7 +278,7 @@ impl<const D: usize> ActiveWeight<D> {
     /// # Panics
     /// If they are not those of a mask.
     fn with_positions(mut self, positions: &[i64]) -> Self {
-        let (neurons, inputs) = (self.pattern().neurons(), self.pattern().inputs());
+        let (neurons, inputs) = (self.mask().neurons(), self.mask().dense_fan_in());
         let shape = integers_of(&self.shape);
         let is_shape = shape[0] == neurons as i64 && shape[1..].iter().product::<i64>() == inputs as i64;
         let there: Vec<i64> = positions.iter().copied().take_while(|position| *position >= 0).collect();
@@ -290,7 +305,12 @@ impl<const D: usize> ActiveWeight<D> {
 
 impl Topology {
     fn new(mask: Arc<Mask>) -> Arc<Self> {
-        Arc::new(Self { pattern: Arc::new(pattern_of(&mask)), mask, layers: BySize::default() })
+        Arc::new(Self {
+            mask,
+            layers: BySize::default(),
+            #[cfg(feature = "gpu")]
+            on_gpus: gpu::Copies::default(),
+        })
     }
 }
 
@@ -301,11 +321,6 @@ pub(crate) fn positions_of(mask: &Mask, room: usize) -> Vec<i64> {
     let mut positions: Vec<i64> = (0..mask.neurons()).flat_map(of_neuron).collect();
     positions.resize(room, -1);
     positions
-}
-
-fn pattern_of(mask: &Mask) -> Pattern {
-    let rows = (0..mask.neurons()).map(|neuron| mask.inputs(neuron).map(|input| input as u32));
-    Pattern::from_rows(mask.neurons(), mask.dense_fan_in(), rows).expect("a mask is a pattern")
 }
 
 fn integers(numbers: Vec<i64>, device: &Device) -> Tensor<1, Int> {
@@ -456,7 +471,7 @@ impl<const D: usize> ModuleDisplayDefault for Weight<D> {
     fn content(&self, content: Content) -> Option<Content> {
         let parameters = match self {
             Self::Dense(weight) => weight.dims().iter().product(),
-            Self::Sparse(weight) => weight.pattern().len(),
+            Self::Sparse(weight) => weight.mask().nnz(),
         };
         content.add("parameters", &parameters).optional()
     }

@@ -112,11 +112,11 @@ impl CondensedConv2d {
         let (dtype, device) = (input.dtype(), input.device());
         let [_, channels, height, width] = input.dims();
         assert_eq!(channels, layer.channels(), "channels of the image and of the layer");
-        let padding = layer.geometry.padding(height, width);
         #[cfg(feature = "gpu")]
         if gpu::device(&device).is_some() {
-            return layer.forward_on_gpu(input, padding);
+            return layer.forward_on_gpu(input);
         }
+        let padding = layer.geometry.padding(height, width);
         let input = input.cast(FloatDType::F32);
         let output = if has_kernels(&device) {
             let kernel = layer.kernels.get(Shape { features: channels, height, width }, |image| {
@@ -157,32 +157,19 @@ impl Layer {
     }
 
     #[cfg(feature = "gpu")]
-    fn forward_on_gpu(&self, input: Tensor<4>, padding: [(usize, usize); 2]) -> Tensor<4> {
+    fn forward_on_gpu(&self, input: Tensor<4>) -> Tensor<4> {
         let (dtype, device) = (input.dtype(), input.device());
-        let ConvGeometry { kernel_size, stride, dilation, groups, .. } = self.geometry;
         let input = gpu::in_kernel_type(input);
         let [_, channels, height, width] = input.dims();
-        let [(top, bottom), (left, right)] = padding;
-        // Of padded images.
-        let [height, width] = [height + top + bottom, width + left + right];
-        let output: [usize; 2] = std::array::from_fn(|axis| {
-            let reach = (kernel_size[axis] - 1) * dilation[axis] + 1;
-            let size = [height, width][axis];
-            assert!(reach <= size, "a window of {reach} on {size} padded pixels");
-            (size - reach) / stride[axis] + 1
-        });
+        let geometry = gpu::training::ImageGeometry::new(&self.geometry, [channels, height, width]);
+        let padding = geometry.padding();
         let place = Place { device: &device, dtype: input.dtype() };
-        let weight = self.on_gpus.get([height, width], &place, || {
-            let [kh, kw] = kernel_size;
-            let (group_inputs, group_neurons) = (channels / groups, self.weight.neurons() / groups);
-            let offset = |neuron: usize, input: usize| {
-                let (channel, y, x) = (input / (kh * kw), input / kw % kh, input % kw);
-                let channel = neuron / group_neurons * group_inputs + channel;
-                ((channel * height + y * dilation[0]) * width + x * dilation[1]) as u32
-            };
-            gpu::ConvWeight::new(&self.weight, &self.bias, &place, channels * height * width, offset)
-        });
         let neurons = self.weight.neurons();
+        let weight = self.on_gpus.get(padding.size, &place, || {
+            let offset = |neuron, input| geometry.offset(neurons, neuron, input);
+            gpu::ConvWeight::new(&self.weight, &self.bias, &place, geometry.padded_image(), offset)
+        });
+        let (stride, output) = (self.geometry.stride, geometry.output());
         gpu::in_type(weight.run(input, gpu::ConvShape { neurons, padding, stride, output }), dtype)
     }
 }

@@ -77,11 +77,11 @@ pub struct SparsityConfig {
     pub no_ablation: Option<Vec<String>>,
     /// Whether the layers [`SparseLinear`](crate::SparseLinear) and [`SparseConv2d`](crate::SparseConv2d) train in condensed
     /// form, where the device has kernels and the method needs no other weights. They and all others are masked otherwise.
+    /// Default: on CPUs, where that is faster; on GPUs it saves memory.
     /// Optimizers see the values of such a layer as one row, so those that look at matrices, such as Muon, need `false`. The dense
     /// gradient of an update is that of all backward passes since the step before, whatever becomes of their gradients; copies of
     /// a layer share what is kept for it.
-    #[config(default = true)]
-    pub condensed: bool,
+    pub condensed: Option<bool>,
     /// Gradient clipping, as in the configuration of Burn's optimizers; on sparse weights it sees the masked gradient.
     pub grad_clipping: Option<GradientClippingConfig>,
 }
@@ -239,8 +239,7 @@ impl SparsityConfig {
                 ablate: !no_ablation.matches(&found),
                 method: self.method.clone(),
                 // A layer that stays dense is Burn's.
-                capture: (self.condensed
-                    && found.condenses
+                capture: (found.condenses.is_some_and(|usual| self.condensed.unwrap_or(usual))
                     && sparsity > 0.0
                     && sees_active_weights_alone(&*self.method))
                 .then(|| Capture::new(self.method.info().needs.dense_gradients)),

@@ -14,8 +14,8 @@ pub(crate) struct Found {
     pub layout: Layout,
     /// Its parameter requires no gradient on a device that computes gradients.
     pub frozen: bool,
-    /// Its layer trains in condensed form once it is sparse.
-    pub condenses: bool,
+    /// Whether its layer trains in condensed form if nobody says; `None` if it cannot.
+    pub condenses: Option<bool>,
 }
 
 impl Found {
@@ -121,7 +121,7 @@ impl ModuleVisitor for Visitor {
         let weight = param.val();
         let frozen = weight.device().is_autodiff() && !weight.is_require_grad();
         let spec = LayerSpec::new(name, layout.out_in_dims(&weight.dims()));
-        let condenses = self.path.condenses() && trains_condensed(&weight.device());
+        let condenses = self.path.condenses().then(|| trains_condensed(&weight.device())).flatten();
         self.found.push(spec.map(|spec| Found { spec, layout, frozen, condenses }));
     }
 }

@@ -26,7 +26,7 @@
 use crate::active_weight::numbers_of;
 use crate::conv_geometry::ConvGeometry;
 use crate::memory::{give, take};
-use crate::sparse_ops::{InMemory, tensor, trains_condensed};
+use crate::sparse_ops::{InMemory, tensor, trains_on_cpu};
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -205,7 +205,7 @@ pub fn attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
 
 /// Whether the operations here run on this tensor.
 fn runs<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && trains_condensed(&x.device()) && !x.dims().contains(&0)
+    x.dtype() == DType::F32 && trains_on_cpu(&x.device()) && !x.dims().contains(&0)
 }
 
 /// An operation on f32 in memory. What the backward pass needs beside tensors, the forward pass leaves in it.

@@ -348,7 +348,7 @@ impl<'a, const D: usize> Parts<'a, D> {
         match weight {
             active_weight::Weight::Dense(weight) => Self::of_dense(layout, weight, bias),
             active_weight::Weight::Sparse(sparse) => {
-                let (id, neurons) = (sparse.values.id, sparse.pattern().neurons());
+                let (id, neurons) = (sparse.values.id, sparse.mask().neurons());
                 Self { id, neurons, weight: None, sparse: Some(sparse), bias }
             }
         }

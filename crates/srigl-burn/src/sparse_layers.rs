@@ -2,14 +2,18 @@
 
 use crate::active_weight::{ActiveWeight, Weight};
 use crate::conv_geometry::{BySize, ConvGeometry, pad_if_uneven};
+#[cfg(feature = "gpu")]
+use crate::gpu;
 use crate::layout::Layout;
-use crate::sparse_ops::{SparseCall, SparseOps, trains_condensed};
+#[cfg(feature = "gpu")]
+use crate::place::Place;
+use crate::sparse_ops::{SparseCall, SparseOps, trains_on_cpu};
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::nn::Linear;
 use burn::nn::conv::Conv2d;
 use burn::tensor::module::{conv2d, linear};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use condensed::training::Layer;
 use condensed::{CondensedWeight, Error, Pattern, Shape};
 use sparsity_core::Mask;
@@ -25,8 +29,9 @@ use std::sync::Arc;
 /// bring their topology along.
 ///
 /// On `Device::flex()` and `Device::ndarray()`, with autodiff or without, a sparse layer runs the kernels of
-/// [`condensed::training`], on rayon's current thread pool, in f32. On any other device `sparsify` masks it as it does Burn's
-/// layers.
+/// [`condensed::training`], on rayon's current thread pool, in f32. On GPUs, with the feature `cuda` (or `webgpu`), it runs
+/// CubeCL kernels in f32, if [`SparsityConfig::condensed`](crate::SparsityConfig::condensed) asks for it; there, and on any
+/// other device, `sparsify` masks it as it does Burn's layers.
 ///
 /// ```
 /// use burn::nn::LinearConfig;
@@ -65,7 +70,7 @@ impl SparseLinear {
     /// is no memory for it.
     pub fn from_linear(layer: &Linear, mask: &Mask) -> Result<Self, Error> {
         let weight = ActiveWeight::new(Layout::InOut, &layer.weight, mask, mask.nnz(), Arc::default())?;
-        Layer::linear(weight.pattern().clone())?;
+        Layer::linear(&weight.pattern())?;
         Ok(Self { weight: Weight::Sparse(weight), bias: layer.bias.clone() })
     }
 
@@ -80,18 +85,48 @@ impl SparseLinear {
             }
             Weight::Sparse(weight) => weight,
         };
-        let pattern = weight.pattern();
+        let (neurons, inputs) = (weight.mask().neurons(), weight.mask().dense_fan_in());
         let mut dims = input.dims();
-        assert_eq!(dims[D - 1], pattern.inputs(), "the last dimension is the layer's input");
-        if !trains_condensed(&input.device()) {
+        assert_eq!(dims[D - 1], inputs, "the last dimension is the layer's input");
+        #[cfg(feature = "gpu")]
+        if let Some(output) = self.forward_on_gpu(weight, &input) {
+            return output;
+        }
+        if !trains_on_cpu(&input.device()) {
             return linear(input, weight.dense(), self.bias.as_ref().map(|bias| bias.val()));
         }
-        dims[D - 1] = pattern.neurons();
-        let vector = Shape { features: pattern.inputs(), height: 1, width: 1 };
-        let layer = weight.topology.layers.get(vector, |_| Layer::linear(pattern.clone()));
+        dims[D - 1] = neurons;
+        let vector = Shape { features: inputs, height: 1, width: 1 };
+        let layer = weight.topology.layers.get(vector, |_| Layer::linear(&weight.pattern()));
         let batch = dims[..D - 1].iter().product();
         let call = SparseCall { layer, capture: weight.capture.clone(), batch, dims: dims.to_vec() };
         run(input, weight.values.val(), self.bias.as_ref(), call)
+    }
+
+    /// `None` on other devices, and for nothing: in Burn's reshape a 0 stands for another dimension.
+    #[cfg(feature = "gpu")]
+    fn forward_on_gpu<const D: usize>(
+        &self,
+        weight: &ActiveWeight<2>,
+        input: &Tensor<D>,
+    ) -> Option<Tensor<D>> {
+        let device = input.device().without_autodiff();
+        let cube = gpu::device(&device).filter(|_| !input.dims().contains(&0))?;
+        let (neurons, inputs) = (weight.mask().neurons(), weight.mask().dense_fan_in());
+        let dtype = input.dtype();
+        let vector = Shape { features: inputs, height: 1, width: 1 };
+        let place = Place { device: &device, dtype: FloatDType::F32.into() };
+        let values = weight.values.val().cast(FloatDType::F32);
+        let layer = weight.topology.on_gpus.get(vector, &place, || {
+            gpu::training::Layer::linear(&weight.pattern(), values.dims()[0], &device, &cube).into()
+        });
+        let mut dims = input.dims();
+        let batch = dims[..D - 1].iter().product();
+        dims[D - 1] = neurons;
+        let input = input.clone().cast(FloatDType::F32).reshape([batch, inputs]);
+        let bias = bias_or_zeros(self.bias.as_ref(), neurons, &input.device());
+        let output = layer.run(input, values, bias, weight.capture.clone(), [batch, neurons]);
+        Some(output.reshape(dims).cast(dtype))
     }
 
     /// The identity of the weight's parameter.
@@ -104,9 +139,9 @@ impl SparseLinear {
         self.weight.dense()
     }
 
-    /// Which weights are active; `None` while the layer is dense.
-    pub fn pattern(&self) -> Option<&Pattern> {
-        self.weight.sparse().map(|weight| &**weight.pattern())
+    /// Which weights are active, made for this call; `None` while the layer is dense.
+    pub fn pattern(&self) -> Option<Pattern> {
+        self.weight.sparse().map(ActiveWeight::pattern)
     }
 
     /// The present weights `[N, M]`; `None` while the layer is dense.
@@ -179,7 +214,7 @@ impl SparseConv2d {
         // What does not fit on the smallest image fits on none.
         let pattern = weight.pattern();
         let image = geometry.smallest_image(pattern.inputs());
-        Layer::conv2d(pattern.clone(), geometry.window([0, 0]), geometry.groups, image)?;
+        Layer::conv2d(&pattern, geometry.window([0, 0]), geometry.groups, image)?;
         Ok(Self { weight: Weight::Sparse(weight), bias: conv.bias.clone(), geometry, all: Arc::default() })
     }
 
@@ -194,23 +229,27 @@ impl SparseConv2d {
         let (neurons, fan_in) = self.size();
         assert_eq!(channels, geometry.channels(fan_in), "channels of the image and of the layer");
         let pays = neurons.saturating_mul(fan_in) <= ALL.0 && batch >= ALL.1;
-        if !trains_condensed(&input.device()) || self.weight.sparse().is_none() && !pays {
+        #[cfg(feature = "gpu")]
+        if let Some(output) = self.forward_on_gpu(&input) {
+            return output;
+        }
+        if !trains_on_cpu(&input.device()) || self.weight.sparse().is_none() && !pays {
             let bias = self.bias.as_ref().map(|bias| bias.val());
             return conv2d(input, self.weight.dense(), bias, geometry.options(padding));
         }
-        let kernels = |layers: &BySize<Layer>, pattern: &dyn Fn() -> Arc<Pattern>| {
+        let kernels = |layers: &BySize<Layer>, pattern: &dyn Fn() -> Pattern| {
             layers.get(Shape { features: channels, height, width }, |image| {
                 let (window, image) = geometry.on(image);
-                Layer::conv2d(pattern(), window, geometry.groups, image)
+                Layer::conv2d(&pattern(), window, geometry.groups, image)
             })
         };
         let (values, capture, layer) = match &self.weight {
             Weight::Dense(weight) => {
-                let layer = kernels(&self.all, &|| all_of(neurons, fan_in).into());
+                let layer = kernels(&self.all, &|| all_of(neurons, fan_in));
                 (weight.val().reshape([neurons * fan_in]), Arc::default(), layer)
             }
             Weight::Sparse(weight) => {
-                let layer = kernels(&weight.topology.layers, &|| weight.pattern().clone());
+                let layer = kernels(&weight.topology.layers, &|| weight.pattern());
                 (weight.values.val(), weight.capture.clone(), layer)
             }
         };
@@ -220,6 +259,27 @@ impl SparseConv2d {
         run(pad_if_uneven(input, padding), values, self.bias.as_ref(), call)
     }
 
+    /// `None` on other devices, while the layer is dense, and for nothing.
+    #[cfg(feature = "gpu")]
+    fn forward_on_gpu(&self, input: &Tensor<4>) -> Option<Tensor<4>> {
+        let weight = self.weight.sparse()?;
+        let device = input.device().without_autodiff();
+        gpu::device(&device).filter(|_| !input.dims().contains(&0))?;
+        let [batch, channels, height, width] = input.dims();
+        let geometry = gpu::training::ImageGeometry::new(&self.geometry, [channels, height, width]);
+        let place = Place { device: &device, dtype: FloatDType::F32.into() };
+        let values = weight.values.val().cast(FloatDType::F32);
+        let layer = weight.topology.on_gpus.get(Shape { features: channels, height, width }, &place, || {
+            gpu::training::Layer::conv2d(&weight.pattern(), values.dims()[0], geometry, &device).into()
+        });
+        let neurons = weight.mask().neurons();
+        let [height, width] = geometry.output();
+        let (dtype, input) = (input.dtype(), input.clone().cast(FloatDType::F32));
+        let bias = bias_or_zeros(self.bias.as_ref(), neurons, &input.device());
+        let dims = [batch, neurons, height, width];
+        Some(layer.run(input, values, bias, weight.capture.clone(), dims).cast(dtype))
+    }
+
     /// Neurons, and weights that each has when all are active.
     fn size(&self) -> (usize, usize) {
         match &self.weight {
@@ -227,7 +287,7 @@ impl SparseConv2d {
                 let dims = weight.dims();
                 (dims[0], dims[1..].iter().product())
             }
-            Weight::Sparse(weight) => (weight.pattern().neurons(), weight.pattern().inputs()),
+            Weight::Sparse(weight) => (weight.mask().neurons(), weight.mask().dense_fan_in()),
         }
     }
 
@@ -241,9 +301,9 @@ impl SparseConv2d {
         self.weight.dense()
     }
 
-    /// Which weights are active; `None` while the layer is dense.
-    pub fn pattern(&self) -> Option<&Pattern> {
-        self.weight.sparse().map(|weight| &**weight.pattern())
+    /// Which weights are active, made for this call; `None` while the layer is dense.
+    pub fn pattern(&self) -> Option<Pattern> {
+        self.weight.sparse().map(ActiveWeight::pattern)
     }
 
     /// The present weights `[out channels, in channels / groups · kh · kw]`; `None` while the layer is dense.
@@ -277,13 +337,18 @@ fn run<const D: usize>(
     call: SparseCall,
 ) -> Tensor<D> {
     let dtype = input.dtype();
-    let bias = match bias {
-        Some(bias) => bias.val().cast(FloatDType::F32),
-        None => Tensor::zeros([call.layer.pattern().neurons()], (&input.device(), FloatDType::F32.into())),
-    };
+    let bias = bias_or_zeros(bias, call.layer.neurons(), &input.device());
     let values = values.cast(FloatDType::F32).into_dispatch();
     let input = input.cast(FloatDType::F32).into_dispatch();
     Tensor::<D>::from_dispatch(Dispatch::sparse_layer(input, values, bias.into_dispatch(), call)).cast(dtype)
+}
+
+/// The bias `[N]` in f32, zeros if there is none.
+fn bias_or_zeros(bias: Option<&Param<Tensor<1>>>, neurons: usize, device: &Device) -> Tensor<1> {
+    match bias {
+        Some(bias) => bias.val().cast(FloatDType::F32),
+        None => Tensor::zeros([neurons], (device, FloatDType::F32.into())),
+    }
 }
 
 fn one_line() -> Option<DisplaySettings> {
@@ -291,11 +356,9 @@ fn one_line() -> Option<DisplaySettings> {
 }
 
 /// How many neurons and weights are active.
-fn active(content: Content, pattern: Option<&Pattern>) -> Content {
-    match pattern {
-        Some(pattern) => content.add("active", &pattern.active().len()).add("weights", &pattern.len()),
-        None => content,
-    }
+fn active<const D: usize>(content: Content, weight: &Weight<D>) -> Content {
+    let Some(mask) = weight.sparse().map(ActiveWeight::mask) else { return content };
+    content.add("active", &mask.active_neurons()).add("weights", &mask.nnz())
 }
 
 impl ModuleDisplay for SparseLinear {
@@ -306,9 +369,9 @@ impl ModuleDisplay for SparseLinear {
     fn custom_content(&self, content: Content) -> Option<Content> {
         let [inputs, neurons] = match &self.weight {
             Weight::Dense(weight) => weight.dims(),
-            Weight::Sparse(weight) => [weight.pattern().inputs(), weight.pattern().neurons()],
+            Weight::Sparse(weight) => [weight.mask().dense_fan_in(), weight.mask().neurons()],
         };
-        active(content.add("d_input", &inputs).add("d_output", &neurons), self.pattern()).optional()
+        active(content.add("d_input", &inputs).add("d_output", &neurons), &self.weight).optional()
     }
 }
 
@@ -328,6 +391,6 @@ impl ModuleDisplay for SparseConv2d {
             .add("dilation", &format!("{:?}", geometry.dilation))
             .add("groups", &geometry.groups)
             .add_debug_attribute("padding", &geometry.padding);
-        active(content, self.pattern()).optional()
+        active(content, &self.weight).optional()
     }
 }

@@ -3,7 +3,7 @@
 // Burn deprecates the NdArray backend, but users of it are served as well.
 #![allow(deprecated)]
 
-use crate::active_weight::{Capture, Captured};
+use crate::active_weight::{Capture, DensePass};
 use crate::condensed_ops::{has_kernels, lock};
 use crate::memory;
 use burn::backend::autodiff::NodeId;
@@ -13,9 +13,10 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex, NdArray, TensorMetadata, backend_extension, read_sync};
 use burn::tensor::{Device, TensorData};
-use condensed::training::{Layer, Scratch};
+use condensed::training::{LaidOut, Layer, Scratch};
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// A call of a layer.
 #[derive(Clone, Debug)]
@@ -105,7 +106,7 @@ fn forward<B: InMemory>(
     let mut output = memory::take(dims.iter().product());
     with_scratch(|scratch| {
         let (values, bias) = (B::numbers(&values), B::numbers(&bias));
-        let values = &values[..layer.pattern().len()];
+        let values = &values[..layer.weights()];
         layer.forward(values, Some(&bias), batch, &B::numbers(&input), &mut output, scratch)
     });
     tensor::<B>(output, dims, &input.device())
@@ -133,6 +134,36 @@ impl SparseOps for NdArray {
     }
 }
 
+/// What a backward pass leaves: nothing is copied, or laid out, before the update that asks for it.
+#[derive(Debug)]
+struct CpuPass<B: InMemory> {
+    layer: Arc<Layer>,
+    batch: usize,
+    /// Input and gradient by the result; there until the end.
+    tensors: Option<[FloatTensor<B>; 2]>,
+    laid_out: OnceLock<LaidOut>,
+}
+
+impl<B: InMemory> Drop for CpuPass<B> {
+    fn drop(&mut self) {
+        self.tensors.take().into_iter().flatten().for_each(B::recycle);
+    }
+}
+
+impl<B: InMemory> DensePass for CpuPass<B> {
+    fn size(&self) -> [usize; 2] {
+        [self.layer.neurons(), self.layer.inputs()]
+    }
+
+    fn add_dense_gradient(&self, neurons: Range<usize>, to: &mut [f32]) {
+        let laid_out = self.laid_out.get_or_init(|| {
+            let [x, dy] = self.tensors.as_ref().expect("taken on drop").each_ref().map(B::numbers);
+            self.layer.lay_out(self.batch, &x, &dy).unwrap_or_else(|error| panic!("{error}"))
+        });
+        self.layer.add_dense_gradient(neurons, laid_out, to);
+    }
+}
+
 /// The backward pass.
 #[derive(Debug)]
 struct SparseLayerBackward;
@@ -152,14 +183,10 @@ impl<B: InMemory + SparseOps> Backward<B, 3> for SparseLayerBackward {
         let (x_tensor, dy_tensor) = (x, dy);
         let (x, values, dy) = (B::numbers(&x_tensor), B::numbers(&values), B::numbers(&dy_tensor));
         if let Some(node) = of_bias {
-            let mut dbias = vec![0.0; layer.pattern().neurons()];
+            let mut dbias = vec![0.0; layer.neurons()];
             layer.bias_gradient(batch, &dy, &mut dbias);
             let dims = vec![dbias.len()];
             grads.register::<B>(node.id, tensor::<B>(dbias, dims, &device));
-        }
-        if of_values.is_some() && capture.is_wanted() {
-            let pass = layer.lay_out(batch, &x, &dy).unwrap_or_else(|error| panic!("{error}"));
-            capture.put(Captured { layer: layer.clone(), pass });
         }
         if of_input.is_none() && of_values.is_none() {
             return;
@@ -167,13 +194,18 @@ impl<B: InMemory + SparseOps> Backward<B, 3> for SparseLayerBackward {
         let mut dx = of_input.is_some().then(|| memory::take(x.len()));
         let mut dvalues = vec![0.0; values.len()];
         with_scratch(|scratch| {
-            let weights = layer.pattern().len();
+            let weights = layer.weights();
             let (values, dvalues) = (&values[..weights], &mut dvalues[..weights]);
             layer.backward(values, batch, &x, &dy, dx.as_deref_mut(), dvalues, scratch)
         });
         drop((x, dy));
-        B::recycle(dy_tensor);
-        B::recycle(x_tensor);
+        if of_values.is_some() && capture.is_wanted() {
+            let (tensors, laid_out) = (Some([x_tensor, dy_tensor]), OnceLock::new());
+            capture.put(Arc::new(CpuPass::<B> { layer, batch, tensors, laid_out }));
+        } else {
+            B::recycle(dy_tensor);
+            B::recycle(x_tensor);
+        }
         if let (Some(node), Some(dx)) = (of_input, dx) {
             grads.register::<B>(node.id, tensor::<B>(dx, x_dims, &device));
         }
@@ -213,6 +245,15 @@ impl<B: InMemory + SparseOps, C: CheckpointStrategy> SparseOps for Autodiff<B, C
 }
 
 /// Whether [`SparseOps`] runs on tensors of this device, with autodiff or without.
-pub(crate) fn trains_condensed(device: &Device) -> bool {
+pub(crate) fn trains_on_cpu(device: &Device) -> bool {
     has_kernels(&device.clone().without_autodiff())
+}
+
+/// Whether layers train in condensed form on this device if nobody says; `None` if they cannot.
+pub(crate) fn trains_condensed(device: &Device) -> Option<bool> {
+    #[cfg(feature = "gpu")]
+    if crate::gpu::device(&device.clone().without_autodiff()).is_some() {
+        return Some(false);
+    }
+    trains_on_cpu(device).then_some(true)
 }

@@ -186,7 +186,7 @@ fn a_record_without_masks_is_an_error() {
     let grads = gradients(&dense.model, 8, 0, &device);
     dense.model = dense.optim.step(0.05, dense.model, grads);
     let record = dense.optim.to_record();
-    let sparse = config(srigl()).with_condensed(false).sparsify(model(), sgd().build()).unwrap();
+    let sparse = config(srigl()).with_condensed(Some(false)).sparsify(model(), sgd().build()).unwrap();
     let error = sparse.load_records(dense.model.into_record(), record).err().unwrap();
     assert!(matches!(error, Error::OptimizerRecord { ref layer } if layer == "fc1"), "{error}");
 }

@@ -52,7 +52,7 @@ pub fn sparsity_config(config: &Config, steps: &Steps) -> Result<SparsityConfig,
         .with_weight_init(config.weight_init.unwrap_or(by_default))
         // What is not said is decided where weights are read, or random.
         .with_initial_mask(config.initial_mask.and_then(InitialMaskFrom::drawn))
-        .with_condensed(config.storage == Storage::Condensed)
+        .with_condensed(config.storage.map(|storage| storage == Storage::Condensed))
         .with_seed(config.seed))
 }
 

@@ -13,8 +13,8 @@ use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
 use srigl_models::{Classifier, WithModel};
 use srigl_run::{
-    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, TopologyLine,
-    file, mask_line,
+    Config, DataUsed, Epoch, Inputs, JsonLines, LayerResult, Lock, RunFolder, RunResult, Steps, Storage,
+    TopologyLine, file, mask_line,
 };
 use std::time::Instant;
 
@@ -270,15 +270,6 @@ impl Loop<'_> {
                 self.session.device
             ));
         }
-        let last_storage = logged.iter().rev().find_map(|line| line.storage).unwrap_or_default();
-        if !logged.is_empty() && last_storage != config.storage {
-            self.observer.note(&format!(
-                "the run goes on with --storage {} and had {} so far, which rounds differently (each line of metrics.jsonl \
-                 says which it had)",
-                config.storage.name(),
-                last_storage.name()
-            ));
-        }
         // Its best model may be of an epoch that other schedules replace.
         let best = checkpoint.progress.best_test_accuracy;
         let better = |line: &Epoch| {
@@ -358,6 +349,15 @@ impl Loop<'_> {
                     format!("{some} of {sparse} sparse layers train in condensed form, the others are masked")
                 }
             });
+            let storage = storage_of(&topology);
+            let logged = if progress.epoch == 0 { None } else { folder.metrics().ok() };
+            let before = logged.iter().flatten().rev().find_map(|line| line.storage);
+            if logged.is_some() && before.unwrap_or(Storage::Masked) != storage {
+                self.observer.note(&format!(
+                    "the run had --storage {} so far, which rounds differently (each line of metrics.jsonl says which it had)",
+                    before.unwrap_or(Storage::Masked).name()
+                ));
+            }
         }
         let (unread, started, events) = (Vec::new(), Instant::now(), topology.updates());
         let clipping = config.clip_norm.map(|norm| NormClipping::new(norm, topology.clone()));
@@ -517,7 +517,7 @@ impl Loop<'_> {
             images_per_second: Some(images / seconds),
             seconds: Some(seconds),
             device: Some(self.session.device.to_string()),
-            storage: Some(self.session.config.storage),
+            storage: Some(storage_of(&state.topology)),
         };
         (progress.loss_sum, progress.correct, progress.images) = (0.0, 0, 0);
         state.metrics.write(&line)?;
@@ -591,6 +591,14 @@ impl Loop<'_> {
 }
 
 /// Writes a picture of each layer's mask.
+/// How sparse layers are stored: condensed if any is.
+fn storage_of(topology: &Topology) -> Storage {
+    match topology.layers().iter().any(|layer| layer.condensed) {
+        true => Storage::Condensed,
+        false => Storage::Masked,
+    }
+}
+
 fn write_pictures(lines: &mut JsonLines, step: u64, topology: &Topology) -> Result<(), srigl_run::Error> {
     topology.layers().into_iter().try_for_each(|layer| lines.write(&mask_line(step, layer.name, &layer.mask)))
 }

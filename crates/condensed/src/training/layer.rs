@@ -1,4 +1,4 @@
-use super::pass::{Geometry, Part, Pass, tile};
+use super::pass::{Geometry, Part, Pass, each_part, tile};
 use crate::buffer::{Buffer, floats};
 use crate::kernels::{Isa, SAMPLED};
 use crate::math::{self, Strides};
@@ -7,7 +7,6 @@ use crate::tuning::{BATCH_TILE, SAMPLERS};
 use crate::{Error, NodeError, Pattern, Shape, Window};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// A linear layer or a 2-d convolution that trains in condensed form.
 ///
@@ -20,7 +19,7 @@ use std::sync::Arc;
 /// use condensed::training::{Layer, Scratch};
 ///
 /// // Of two inputs the neuron reads the second.
-/// let layer = Layer::linear(Pattern::from_mask(&[false, true], 1, 2)?)?;
+/// let layer = Layer::linear(&Pattern::from_mask(&[false, true], 1, 2)?)?;
 /// let mut scratch = Scratch::default();
 /// let (values, x) = ([2.0], [7.0, 1.0, 7.0, 3.0]);
 /// let mut y = [0.0; 2];
@@ -34,7 +33,8 @@ use std::sync::Arc;
 /// ```
 #[derive(Debug)]
 pub struct Layer {
-    pattern: Arc<Pattern>,
+    /// Neurons, the inputs that each could have, and active weights.
+    size: [usize; 3],
     isa: Isa,
     geometry: Geometry,
     /// Images that are worked on together.
@@ -77,7 +77,7 @@ impl Layer {
     ///
     /// # Errors
     /// [`Error::TrainingMemory`] if it takes more than the [budget](srigl_tensors::memory::limit).
-    pub fn linear(pattern: impl Into<Arc<Pattern>>) -> Result<Self, Error> {
+    pub fn linear(pattern: &Pattern) -> Result<Self, Error> {
         Self::linear_with_isa(pattern, Isa::best())
     }
 
@@ -85,8 +85,7 @@ impl Layer {
     ///
     /// # Errors
     /// As [`linear`](Self::linear), or [`Error::Isa`] if the machine lacks the instruction set.
-    pub fn linear_with_isa(pattern: impl Into<Arc<Pattern>>, isa: Isa) -> Result<Self, Error> {
-        let pattern = pattern.into();
+    pub fn linear_with_isa(pattern: &Pattern, isa: Isa) -> Result<Self, Error> {
         let vector = |features| Shape { features, height: 1, width: 1 };
         let (input, output) = (vector(pattern.inputs()), vector(pattern.neurons()));
         let window = Window { kernel: [1; 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
@@ -97,12 +96,7 @@ impl Layer {
     ///
     /// # Errors
     /// [`Error::Node`] if sizes do not fit each other, [`Error::TrainingMemory`] as [`linear`](Self::linear).
-    pub fn conv2d(
-        pattern: impl Into<Arc<Pattern>>,
-        window: Window,
-        groups: usize,
-        input: Shape,
-    ) -> Result<Self, Error> {
+    pub fn conv2d(pattern: &Pattern, window: Window, groups: usize, input: Shape) -> Result<Self, Error> {
         Self::conv2d_with_isa(pattern, window, groups, input, Isa::best())
     }
 
@@ -111,13 +105,12 @@ impl Layer {
     /// # Errors
     /// As [`conv2d`](Self::conv2d), or [`Error::Isa`] if the machine lacks the instruction set.
     pub fn conv2d_with_isa(
-        pattern: impl Into<Arc<Pattern>>,
+        pattern: &Pattern,
         window: Window,
         groups: usize,
         input: Shape,
         isa: Isa,
     ) -> Result<Self, Error> {
-        let pattern = pattern.into();
         let misfit = |what| Error::Node { node: "convolution".into(), what };
         let (output, fan_in) = window.convolution(input, groups, pattern.neurons()).map_err(misfit)?;
         if fan_in != pattern.inputs() {
@@ -131,21 +124,32 @@ impl Layer {
         Self::new(pattern, Geometry { window, groups, input, output }, isa)
     }
 
-    fn new(pattern: Arc<Pattern>, geometry: Geometry, isa: Isa) -> Result<Self, Error> {
+    fn new(pattern: &Pattern, geometry: Geometry, isa: Isa) -> Result<Self, Error> {
         if !isa.available() {
             return Err(Error::Isa(isa));
         }
         let images = images(isa, geometry.output.width);
-        srigl_tensors::memory::check(Some(geometry.bytes(&pattern))).map_err(Error::TrainingMemory)?;
+        srigl_tensors::memory::check(Some(geometry.bytes(pattern))).map_err(Error::TrainingMemory)?;
         let misfit = |what| Error::Node { node: "convolution".into(), what };
-        let (forward, taps) = geometry.forward(isa, &pattern, images).map_err(misfit)?;
-        let backward = geometry.backward(isa, &pattern, images).map_err(misfit)?;
-        Ok(Self { pattern, isa, geometry, images, taps, forward, backward })
+        let (forward, taps) = geometry.forward(isa, pattern, images).map_err(misfit)?;
+        let backward = geometry.backward(isa, pattern, images).map_err(misfit)?;
+        let size = [pattern.neurons(), pattern.inputs(), pattern.len()];
+        Ok(Self { size, isa, geometry, images, taps, forward, backward })
     }
 
-    /// Which weights are active.
-    pub fn pattern(&self) -> &Pattern {
-        &self.pattern
+    /// Rows `N`, ablated ones included.
+    pub fn neurons(&self) -> usize {
+        self.size[0]
+    }
+
+    /// The dense fan-in `M`.
+    pub fn inputs(&self) -> usize {
+        self.size[1]
+    }
+
+    /// Active weights.
+    pub fn weights(&self) -> usize {
+        self.size[2]
     }
 
     /// Shape of a sample of the result.
@@ -153,9 +157,9 @@ impl Layer {
         self.geometry.output
     }
 
-    /// Bytes of the pattern and of what the kernels make of it.
+    /// Bytes of what the kernels make of the pattern, which is not kept.
     pub fn bytes(&self) -> usize {
-        self.pattern.bytes() + self.forward.bytes() + self.backward.bytes()
+        self.forward.bytes() + self.backward.bytes()
     }
 
     /// `y = W x + b`; `bias` is `[N]`.
@@ -175,7 +179,7 @@ impl Layer {
         scratch: &mut Scratch,
     ) -> Result<(), Error> {
         self.check(values.len(), batch, x.len(), y.len());
-        assert!(bias.is_none_or(|bias| bias.len() == self.pattern.neurons()), "bias [N]");
+        assert!(bias.is_none_or(|bias| bias.len() == self.neurons()), "bias [N]");
         let wave = self.wave(batch, usize::MAX);
         let room = self.room(&self.forward, wave);
         scratch.grow([room[0], 0, room[1], floats(&[values.len()]), 0])?;
@@ -270,7 +274,7 @@ impl Layer {
     /// # Panics
     /// If a slice has another length than the batch says.
     pub fn lay_out(&self, batch: usize, x: &[f32], dy: &[f32]) -> Result<LaidOut, Error> {
-        self.check(self.pattern.len(), batch, x.len(), dy.len());
+        self.check(self.weights(), batch, x.len(), dy.len());
         let [inputs, gradients] = self.laid_out(batch);
         let one = |pass: &Pass, from: &[f32], floats: u64| {
             let floats = usize::try_from(floats).unwrap_or(usize::MAX);
@@ -310,7 +314,7 @@ impl Layer {
     /// layer.
     pub fn add_dense_gradient(&self, neurons: Range<usize>, pass: &LaidOut, gradient: &mut [f32]) {
         let Geometry { groups, input, output, .. } = self.geometry;
-        let (batch, fan_in) = (pass.batch, self.pattern.inputs());
+        let (batch, fan_in) = (pass.batch, self.inputs());
         let is_ours = [pass.inputs.len() as u64, pass.gradients.len() as u64] == self.laid_out(batch);
         assert!(is_ours, "a backward pass of this layer");
         assert!(neurons.start <= neurons.end && neurons.end <= output.features, "neurons");
@@ -336,7 +340,7 @@ impl Layer {
         pass: &LaidOut,
         gradient: &mut [f32],
     ) {
-        let (fan_in, taps) = (self.pattern.inputs(), self.taps.len());
+        let (fan_in, taps) = (self.inputs(), self.taps.len());
         let parts = neurons.len().div_ceil(NEURONS);
         let part = |part: usize| {
             let first = neurons.start + part * NEURONS;
@@ -408,7 +412,7 @@ impl Layer {
 
     fn check(&self, values: usize, batch: usize, x: usize, y: usize) {
         let Geometry { input, output, .. } = self.geometry;
-        assert_eq!(values, self.pattern.len(), "values");
+        assert_eq!(values, self.weights(), "values");
         assert_eq!(Some(x), batch.checked_mul(input.len()), "x [batch, {input:?}]");
         assert_eq!(Some(y), batch.checked_mul(output.len()), "y [batch, {output:?}]");
     }
@@ -498,7 +502,7 @@ impl Layer {
 
     /// Adds the gradient by the values to the sums of each chunk, from laid out inputs and gradients of groups from `first` on.
     fn sample(&self, first: usize, batch: usize, x: &[f32], dy: &[f32], sums: &mut [f32]) {
-        let (isa, weights) = (self.isa, self.pattern.len());
+        let (isa, weights) = (self.isa, self.weights());
         if weights == 0 {
             return;
         }
@@ -532,11 +536,8 @@ impl Layer {
     fn place(&self, sums: &[f32], dvalues: &mut [f32]) {
         let weights = dvalues.len();
         each_part(self.forward.parts(), dvalues, &|part, dvalues| {
-            let first = part.weights.start;
-            for weight in part.weights.clone() {
-                let sum: f32 = sums.iter().skip(weight).step_by(weights).sum();
-                dvalues[self.forward.places[weight] as usize - first] = sum;
-            }
+            let sum = |weight: usize| sums.iter().skip(weight).step_by(weights).sum();
+            self.forward.unpack(part, sum, dvalues);
         });
     }
 }
@@ -557,19 +558,6 @@ fn images(isa: Isa, width: usize) -> usize {
     let most = SAMPLED.min(isa.accumulators()).min(BATCH_TILE / isa.lanes());
     let together = (most / width.max(1)).max(1);
     isa.lanes() << together.ilog2()
-}
-
-/// Runs on each part with its numbers, one for each weight, at the same time.
-fn each_part(parts: &[Part], numbers: &mut [f32], run: &(impl Fn(&Part, &mut [f32]) + Sync)) {
-    match parts {
-        [] => {}
-        [part] => run(part, numbers),
-        _ => {
-            let (left, right) = parts.split_at(parts.len() / 2);
-            let (of_left, of_right) = numbers.split_at_mut(right[0].weights.start - left[0].weights.start);
-            rayon::join(|| each_part(left, of_left, run), || each_part(right, of_right, run));
-        }
-    }
 }
 
 impl Scratch {

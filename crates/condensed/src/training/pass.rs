@@ -41,7 +41,7 @@ pub(super) struct Pass {
     steps: [usize; 2],
     phases: Vec<Phase>,
     /// For each weight, in the order in which the kernels read them, its place among the layer's values.
-    pub places: Vec<u32>,
+    places: Places,
     /// Rows of each phase that are computed before they are put in their places.
     band: usize,
     /// Results of a band.
@@ -71,6 +71,46 @@ pub(super) struct Part {
     pub planes: Range<usize>,
     /// Which of the pass's weights are its.
     pub weights: Range<usize>,
+    /// The first place that one of them has among the layer's values.
+    first: usize,
+}
+
+/// Places, counted from the first one of their part: in 16 bits, if all fit.
+#[derive(Debug)]
+enum Places {
+    U16(Vec<u16>),
+    U32(Vec<u32>),
+}
+
+impl Places {
+    /// Of parts whose places are known.
+    fn new<'a>(places: &'a [u32], parts: impl Iterator<Item = &'a Part> + Clone) -> Self {
+        fn near<'a, T: Copy>(
+            places: &'a [u32],
+            parts: impl Iterator<Item = &'a Part>,
+            cast: impl Fn(u32) -> T,
+        ) -> Vec<T> {
+            let near = parts.flat_map(|part| {
+                places[part.weights.clone()].iter().map(move |place| place - part.first as u32)
+            });
+            near.map(cast).collect()
+        }
+        let reach = |part: &Part| {
+            let last = places[part.weights.clone()].iter().max();
+            last.map_or(0, |last| *last as usize - part.first)
+        };
+        match parts.clone().all(|part| reach(part) <= u16::MAX.into()) {
+            true => Self::U16(near(places, parts, |place| place as u16)),
+            false => Self::U32(near(places, parts, |place| place)),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::U16(places) => places.len() * 2,
+            Self::U32(places) => places.len() * 4,
+        }
+    }
 }
 
 /// Where weights lie, by plane of the result: (slot of what they read, place among the layer's values).
@@ -247,13 +287,15 @@ impl Pass {
             let block = block(&rows, planes, read) * field.layout.slots;
             let part = |(index, rows): (usize, &[Vec<(usize, u32)>])| {
                 let (reads, of_part) = Reads::new(rows, block);
-                let (plane, first) = (index * PART, places.len());
+                let (plane, start) = (index * PART, places.len());
+                let first = of_part.iter().min().map_or(0, |first| *first as usize);
                 places.extend(of_part);
-                Part { reads, planes: plane..plane + rows.len(), weights: first..places.len() }
+                Part { reads, planes: plane..plane + rows.len(), weights: start..places.len(), first }
             };
             Phase { size, parts: rows.chunks(PART).enumerate().map(part).collect() }
         };
-        let phases = phases.into_iter().map(phase).collect();
+        let phases: Vec<Phase> = phases.into_iter().map(phase).collect();
+        let places = Places::new(&places, phases.iter().flat_map(|phase| &phase.parts));
         let columns = result.width.div_ceil(steps[1]);
         let row = steps[0] * steps[1] * columns;
         let band = (SUMS / (PART.min(result.features).max(1) * row * unit)).clamp(1, rows);
@@ -274,7 +316,7 @@ impl Pass {
     pub fn bytes(&self) -> usize {
         let parts = self.phases.iter().flat_map(|phase| &phase.parts);
         let reads: usize = parts.map(|part| part.reads.bytes() + size_of::<Part>()).sum();
-        reads + self.places.len() * 4 + self.field.layout.bytes() + self.sums.bytes()
+        reads + self.places.bytes() + self.field.layout.bytes() + self.sums.bytes()
     }
 
     /// Planes of the result, and slots of their sums.
@@ -284,10 +326,39 @@ impl Pass {
 
     /// The layer's values in the kernels' order.
     pub fn pack(&self, values: &[f32], packed: &mut [f32]) {
-        let chunks = packed.par_chunks_mut(PACKED).zip(self.places.par_chunks(PACKED));
-        chunks.for_each(|(packed, places)| {
-            packed.iter_mut().zip(places).for_each(|(packed, place)| *packed = values[*place as usize]);
-        });
+        fn pack<T: Copy + Into<u32> + Sync>(places: &[T], values: &[f32], packed: &mut [f32]) {
+            packed.par_chunks_mut(PACKED).zip(places.par_chunks(PACKED)).for_each(|(packed, places)| {
+                let places = places.iter().map(|place| (*place).into() as usize);
+                packed.iter_mut().zip(places).for_each(|(packed, place)| *packed = values[place]);
+            });
+        }
+        for Phase { parts, .. } in &self.phases {
+            let weights =
+                parts.first().map_or(0..0, |first| first.weights.start..parts[parts.len() - 1].weights.end);
+            each_part(parts, &mut packed[weights], &|part, packed| {
+                let values = &values[part.first..];
+                match &self.places {
+                    Places::U16(places) => pack(&places[part.weights.clone()], values, packed),
+                    Places::U32(places) => pack(&places[part.weights.clone()], values, packed),
+                }
+            });
+        }
+    }
+
+    /// Numbers of a part's weights in the kernels' order, put among the part's of the layer; of a forward pass, whose parts are
+    /// those of neurons that follow each other.
+    pub fn unpack(&self, part: &Part, number: impl Fn(usize) -> f32, to: &mut [f32]) {
+        let weights = part.weights.clone();
+        match &self.places {
+            Places::U16(places) => {
+                let places = &places[weights.clone()];
+                weights.zip(places).for_each(|(weight, place)| to[usize::from(*place)] = number(weight));
+            }
+            Places::U32(places) => {
+                let places = &places[weights.clone()];
+                weights.zip(places).for_each(|(weight, place)| to[*place as usize] = number(weight));
+            }
+        }
     }
 
     /// From laid out images to results `[images, planes, positions]`.
@@ -327,6 +398,19 @@ impl Pass {
             let positions = (self.band * self.steps[0]).min(height - result_row) * width;
             let to = (&mut to[result_row * width..], planes * height * width, height * width);
             self.sums.read(isa, (images, unit), (sums, planes, positions), to);
+        }
+    }
+}
+
+/// Runs on each part with its numbers, one for each weight, at the same time.
+pub(super) fn each_part(parts: &[Part], numbers: &mut [f32], run: &(impl Fn(&Part, &mut [f32]) + Sync)) {
+    match parts {
+        [] => {}
+        [part] => run(part, numbers),
+        _ => {
+            let (left, right) = parts.split_at(parts.len() / 2);
+            let (of_left, of_right) = numbers.split_at_mut(right[0].weights.start - left[0].weights.start);
+            rayon::join(|| each_part(left, of_left, run), || each_part(right, of_right, run));
         }
     }
 }

@@ -144,6 +144,22 @@ void run(void (*kernel)(A, B, C, D, E, F, Info), char **arguments) {
     run_buffers<std::remove_const_t<Info>>(call, 6, arguments);
 }
 
+// A kernel that reads what weights read, and gradients.
+template <class A, class B, class C, class D, class E, class Info>
+void run(void (*kernel)(A, B, C, D, E, Info), char **arguments) {
+    auto call = [&](auto &b, const Info &info) {
+        kernel(A(b[0].get()), B(b[1].get()), C(b[2].get()), D(b[3].get()), E(b[4].get()), info);
+    };
+    run_buffers<std::remove_const_t<Info>>(call, 5, arguments);
+}
+
+// A kernel from two buffers to another.
+template <class A, class B, class C, class Info>
+void run(void (*kernel)(A, B, C, Info), char **arguments) {
+    auto call = [&](auto &b, const Info &info) { kernel(A(b[0].get()), B(b[1].get()), C(b[2].get()), info); };
+    run_buffers<std::remove_const_t<Info>>(call, 3, arguments);
+}
+
 // A kernel from one buffer to another.
 template <class A, class B, class Info>
 void run(void (*kernel)(A, B, Info), char **arguments) {

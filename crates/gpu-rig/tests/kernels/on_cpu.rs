@@ -1,12 +1,13 @@
 //! The CUDA C++ of the kernels, run on a CPU: a C++ compiler takes it as it is, with `cuda_on_cpu.cpp` for what the
 //! language lacks. Sanitizers watch, since nothing else checks indices on NVIDIA GPUs.
 
-use super::source::{FLOATS, SHARED, Source, pad, pixels, rows, tiles};
+use super::source::{FLOATS, SHARED, Source, pad, pixels, place, rows, sampled, tiles};
 use burn::tensor::{Bytes, DType, TensorData};
+use condensed::training::{Layer, Scratch};
 use condensed::{CondensedWeight, ConvKernel, LinearKernel, Shape, Window};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use srigl_burn::gpu::groups::Groups;
+use srigl_burn::gpu::groups::{Groups, rows as rows_of};
 use srigl_burn::gpu::{chunk_of, kernels, tile_neurons};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -73,10 +74,9 @@ impl Program {
         buffers: Buffers,
         outputs: usize,
     ) -> Option<Vec<f32>> {
-        let [input, values, bias] =
-            [buffers.input, &buffers.groups.values, buffers.bias].map(|values| self.bytes(values));
-        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
-        let Groups { indices, starts, .. } = buffers.groups;
+        let Buffers { input, groups, values, bias } = buffers;
+        let [input, values, bias] = [input, &groups.place(values), bias].map(|values| self.bytes(values));
+        let Groups { indices, starts, .. } = groups;
         self.launch(grid, cube, scalars, &[input, values, words(indices), words(starts), bias], outputs)
     }
 
@@ -118,10 +118,15 @@ impl Program {
     }
 }
 
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
 /// What a kernel reads.
 struct Buffers<'a> {
     input: &'a [f32],
     groups: &'a Groups,
+    values: &'a [f32],
     bias: &'a [f32],
 }
 
@@ -170,14 +175,15 @@ fn linear_kernels_compute_what_those_of_cpus_do() {
         let tile = tile_neurons(768, 256, 3072, 307, 132, 1024);
         let chunk = chunk_of(SHARED, dtype, 3072);
         let span = if packed { inputs } else { 1 << 20 };
-        let groups = Groups::new(&weight, chunk, span, |_, input| input as u32);
+        let groups = Groups::new(rows_of(weight.pattern()), inputs, chunk, span, |_, input| input as u32);
         assert!(groups.packed == packed && groups.chunks > 1);
         for (batch, source) in [(3, rows(dtype, packed)), (77, tiles(dtype, packed))] {
             let Some(program) = Program::new(&source, dtype, sanitizer) else { return };
             let input = floats(batch * inputs, rng);
             let mut want = vec![0.0; batch * neurons];
             LinearKernel::new(&weight, &bias).unwrap().run(batch, &input, &mut want);
-            let buffers = Buffers { input: &input, groups: &groups, bias: &bias };
+            let values = weight.values();
+            let buffers = Buffers { input: &input, groups: &groups, values, bias: &bias };
             let got = if source.name.starts_with("rows") {
                 let grid = [neurons.div_ceil(kernels::ROWS as usize), batch, 1];
                 let scalars = [inputs, neurons, groups.chunks];
@@ -215,7 +221,7 @@ fn padding_takes_images_in_any_order() {
         let Some(program) = Program::new(&pad(dtype), dtype, ADDRESSES) else { return };
         let total = want.len();
         let strides = [height * row, 1, row, pixel];
-        let shape = [channels, height, width, padded_height, padded_width, top, left, total];
+        let shape = [channels, height, width, padded_height, padded_width, top, left, 1, 1, total];
         let scalars: Vec<usize> = strides.into_iter().chain(shape).collect();
         let buffers = [program.bytes(&memory)];
         let got = program.launch([total.div_ceil(256), 1, 1], [256, 1], &scalars, &buffers, total);
@@ -243,7 +249,7 @@ fn convolution_kernels_compute_what_those_of_cpus_do() {
             let (channel, y, x) = (input / 9, input / 3 % 3, input % 3);
             ((channel * image.height + y) * image.width + 2 * x) as u32
         };
-        let groups = Groups::convolution(&weight, image.len(), offset);
+        let groups = Groups::convolution(weight.pattern(), image.len(), offset);
         assert_eq!(groups.packed, packed);
         for dtype in FLOATS {
             let source = pixels(dtype, packed);
@@ -252,9 +258,117 @@ fn convolution_kernels_compute_what_those_of_cpus_do() {
             let grid =
                 [pixels.div_ceil(kernels::PIXELS as usize), neurons.div_ceil(kernels::ROWS as usize), batch];
             let scalars = [image.len(), image.width, 2, 1, neurons, pixels, width];
-            let buffers = Buffers { input: &input, groups: &groups, bias: &bias };
+            let values = weight.values();
+            let buffers = Buffers { input: &input, groups: &groups, values, bias: &bias };
             let got = program.run(grid, [kernels::PIXELS, kernels::ROWS], &scalars, buffers, want.len());
             assert_close(&got.unwrap(), &want, dtype, &source.name);
         }
     }
+}
+
+/// Pixels two rows and three columns apart, and an image that loses its first row.
+#[test]
+fn padding_spreads_pixels_and_crops_images() {
+    let (height, width, step) = (3, 4, [2, 3]);
+    let image: Vec<f32> = (1..=height * width).map(|i| i as f32).collect();
+    let Some(program) = Program::new(&pad(DType::F32), DType::F32, ADDRESSES) else { return };
+    let (padded_height, padded_width, left) = (6, 12, 1);
+    let mut want = vec![0.0; padded_height * padded_width];
+    for (i, value) in image.iter().enumerate() {
+        let (y, x) = (i / width * step[0], i % width * step[1] + left);
+        if y >= 1 {
+            want[(y - 1) * padded_width + x] = *value;
+        }
+    }
+    let top = -1i32 as u32 as usize;
+    let strides = [image.len(), image.len(), width, 1];
+    let shape = [1, height, width, padded_height, padded_width, top, left, step[0], step[1], want.len()];
+    let scalars: Vec<usize> = strides.into_iter().chain(shape).collect();
+    let buffers = [program.bytes(&image)];
+    let got = program.launch([1, 1, 1], [256, 1], &scalars, &buffers, want.len());
+    assert_eq!(got.unwrap(), want);
+}
+
+#[test]
+fn values_are_placed_and_parts_added() {
+    let Some(program) = Program::new(&place(DType::F32), DType::F32, ADDRESSES) else { return };
+    let source = [1.0, 2.0, 3.0, 10.0, 20.0, 30.0];
+    let order = [2, u32::MAX, 0, 3];
+    let buffers = [program.bytes(&source), words(&order)];
+    let got = program.launch([1, 1, 1], [256, 1], &[2, 3, 4], &buffers, 4);
+    assert_eq!(got.unwrap(), [33.0, 0.0, 11.0, 0.0]);
+}
+
+/// Of convolutions with indices of 16 bits or more, and of linear layers, in several parts.
+#[test]
+fn sampled_gradients_are_those_of_cpus() {
+    let rng = &mut SmallRng::seed_from_u64(3);
+    let (batch, neurons) = (3, 19);
+    let window = Window { kernel: [3, 3], stride: [2, 1], padding: [0, 0], dilation: [1, 2] };
+    let image = Shape { features: 5, height: 11, width: 13 };
+    let linear = Shape { features: 50, height: 1, width: 1 };
+    for (flat, packed, sanitizer) in [
+        (false, true, ADDRESSES),
+        (false, false, ADDRESSES),
+        (true, true, ADDRESSES),
+        (true, false, ADDRESSES),
+        (true, true, RACES),
+    ] {
+        let batch = if flat { 70 } else { batch };
+        let shape = if flat { linear } else { image };
+        let fan_in = if flat { 50 } else { image.features * 9 };
+        let weight = weight(neurons, fan_in, 40, rng);
+        let pattern = weight.pattern();
+        let layer = match flat {
+            true => Layer::linear(pattern).unwrap(),
+            false => Layer::conv2d(pattern, window, 1, image).unwrap(),
+        };
+        let output = layer.output_shape();
+        let (input, gradient) = (floats(batch * shape.len(), rng), floats(batch * output.len(), rng));
+        let mut want = vec![0.0; pattern.len()];
+        let scratch = &mut Scratch::default();
+        layer.backward(weight.values(), batch, &input, &gradient, None, &mut want, scratch).unwrap();
+
+        let offset = |_: usize, input: usize| {
+            let (channel, y, x) = (input / 9, input / 3 % 3, input % 3);
+            ((channel * image.height + y) * image.width + 2 * x) as u32
+        };
+        let span = if packed { 1 << 16 } else { 1 << 20 };
+        let groups = match flat {
+            true => Groups::new(rows_of(pattern), fan_in, 32, span, |_, input| input as u32),
+            false => Groups::convolution(pattern, span, offset),
+        };
+        assert!(groups.packed == packed && (groups.chunks > 1) == flat);
+        let (results, pixels) = (batch * output.height * output.width, output.height * output.width);
+        let (input, gradient) = match flat {
+            true => (transpose(&input, fan_in), transpose(&gradient, neurons)),
+            false => (input, gradient),
+        };
+        let (part, count) = (64, groups.order.len() / 4);
+        let parts = results.div_ceil(part);
+        for dtype in FLOATS {
+            let source = sampled(dtype, packed, flat);
+            let Some(program) = Program::new(&source, dtype, sanitizer) else { return };
+            let grid = [neurons, groups.most().div_ceil(kernels::ROWS as usize), parts];
+            let [image, width, stride_y, stride_x] =
+                if flat { [0; 4] } else { [image.len(), image.width, 2, 1] };
+            let shape = [image, width, stride_y, stride_x, 0, neurons, pixels, output.width];
+            let rest = [groups.chunks, count, results, part];
+            let scalars: Vec<usize> = shape.into_iter().chain(rest).collect();
+            let [input, gradient] = [&input, &gradient].map(|numbers| program.bytes(numbers));
+            let buffers = [input, gradient, words(&groups.indices), words(&groups.starts)];
+            let cube = [kernels::LANES, kernels::ROWS];
+            let length = groups.order.len();
+            let Some(sums) = program.launch(grid, cube, &scalars, &buffers, parts * length) else { continue };
+            let places = groups.places(pattern.len());
+            let sum = |place: &u32| sums.iter().skip(*place as usize).step_by(length).sum();
+            let got: Vec<f32> = places.iter().map(sum).collect();
+            assert_close(&got, &want, dtype, &source.name);
+        }
+    }
+}
+
+/// `[rows, columns]` the other way round.
+fn transpose(matrix: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| matrix.iter().skip(column).step_by(columns).copied()).collect()
 }

@@ -55,8 +55,16 @@ fn kernels_compile_for_cuda() {
             assert_eq!(rows, (kernels::LANES * kernels::ROWS) as usize * size_of::<f32>());
             assert!(tiles > SHARED / 3 && tiles <= SHARED / 2, "{tiles} bytes in {dtype:?}");
             assert_eq!(pixels, 0);
+            for flat in [true, false] {
+                let sampled = sampled(dtype, packed, flat);
+                if let Some(ptx) = compile(&sampled, nvrtc) {
+                    let load = format!("ld.global.nc.v{}.u32", index_words(packed));
+                    assert!(ptx.contains(&load), "{} has no {load}:\n{ptx}", sampled.name);
+                }
+            }
         }
         compile(&pad(dtype), nvrtc);
+        compile(&place(dtype), nvrtc);
     }
 }
 
@@ -181,9 +189,62 @@ pub fn pad(dtype: DType) -> Source {
         (),
         (),
         (),
+        (),
+        (),
         dtype_to_storage_type(dtype),
     );
     source("pad", dtype, "", &kernel)
+}
+
+pub fn place(dtype: DType) -> Source {
+    let (device, target) = device();
+    let kernel = kernels::place::Place::new(
+        settings(256, 1),
+        device,
+        target,
+        buffer(),
+        buffer(),
+        buffer(),
+        (),
+        (),
+        (),
+        dtype_to_storage_type(dtype),
+    );
+    source("place", dtype, "", &kernel)
+}
+
+/// Of images or, if `flat`, of a linear layer.
+pub fn sampled(dtype: DType, packed: bool, flat: bool) -> Source {
+    let (device, target) = device();
+    let kernel = kernels::sampled::Sampled::new(
+        settings(kernels::LANES, kernels::ROWS),
+        device,
+        target,
+        buffer(),
+        buffer(),
+        buffer(),
+        buffer(),
+        buffer(),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        (),
+        GROUP,
+        index_words(packed),
+        packed,
+        flat,
+        dtype_to_storage_type(dtype),
+    );
+    let name = if flat { "sampled-flat" } else { "sampled" };
+    source(name, dtype, suffix(packed), &kernel)
 }
 
 /// Of a kernel's name, for the width of its indices.

@@ -1,6 +1,6 @@
 //! The layout in which the kernels read weights.
 
-use condensed::CondensedWeight;
+use condensed::Pattern;
 
 /// Weights of a group.
 pub const GROUP: usize = 4;
@@ -10,12 +10,15 @@ pub fn index_words(packed: bool) -> usize {
     if packed { GROUP / 2 } else { GROUP }
 }
 
+/// Where a place's value is that no weight has: it is 0.
+pub const NOWHERE: u32 = u32::MAX;
+
 /// Weights in groups of four, as [`kernels`](super::kernels) says.
 #[derive(Debug, PartialEq)]
 pub struct Groups {
-    /// `[groups · 4]`
-    pub values: Vec<f32>,
-    /// The input that each value reads, two to a word if `packed`.
+    /// Which of the pattern's weights each place has, or [`NOWHERE`]. `[groups · 4]`
+    pub order: Vec<u32>,
+    /// The input that each place reads, two to a word if `packed`.
     pub indices: Vec<u32>,
     /// `[N · chunks + 1]`
     pub starts: Vec<u32>,
@@ -25,32 +28,33 @@ pub struct Groups {
     pub chunks: usize,
 }
 
+/// The weights of a neuron as (input, which of the pattern's weights), inputs ascending.
+pub type Row = Vec<(usize, u32)>;
+
 impl Groups {
     /// Weights of a linear layer, whose groups stay within chunks of `chunk` inputs.
-    pub fn linear(weight: &CondensedWeight, chunk: usize) -> Self {
-        Self::new(weight, chunk, weight.inputs(), |_, input| input as u32)
+    pub fn linear(pattern: &Pattern, chunk: usize) -> Self {
+        Self::new(rows(pattern), pattern.inputs(), chunk, pattern.inputs(), |_, input| input as u32)
     }
 
     /// Weights of a convolution on padded images of `image` values, at the places that `offset` gives to
     /// `(neuron, input)`.
-    pub fn convolution(weight: &CondensedWeight, image: usize, offset: impl Fn(usize, usize) -> u32) -> Self {
-        Self::new(weight, weight.inputs().max(1), image, offset)
+    pub fn convolution(pattern: &Pattern, image: usize, offset: impl Fn(usize, usize) -> u32) -> Self {
+        Self::new(rows(pattern), pattern.inputs(), pattern.inputs().max(1), image, offset)
     }
 
-    /// Indices are below `span`.
+    /// Weights of these rows of `inputs` inputs each. Indices are below `span`.
     pub fn new(
-        weight: &CondensedWeight,
+        rows: impl IntoIterator<Item = Row>,
+        inputs: usize,
         chunk: usize,
         span: usize,
         offset: impl Fn(usize, usize) -> u32,
     ) -> Self {
-        let chunks = weight.inputs().div_ceil(chunk).max(1);
+        let chunks = inputs.div_ceil(chunk).max(1);
         let packed = span <= 1 << 16;
-        let (mut values, mut indices, mut starts) = (Vec::new(), Vec::new(), vec![0]);
-        let mut active = weight.active().iter().enumerate().peekable();
-        for neuron in 0..weight.neurons() {
-            let row = active.next_if(|(_, active)| **active as usize == neuron).map(|(row, _)| row);
-            let weights: Vec<(usize, f32)> = row.map_or(Vec::new(), |row| weight.row(row).collect());
+        let (mut order, mut indices, mut starts) = (Vec::new(), Vec::new(), vec![0]);
+        for (neuron, weights) in rows.into_iter().enumerate() {
             for c in 0..chunks {
                 // Inputs ascend.
                 let from = weights.partition_point(|(input, _)| *input < c * chunk);
@@ -58,22 +62,66 @@ impl Groups {
                 for group in weights[from..to].chunks(GROUP) {
                     // A group is filled up with zeros that read the last of its own inputs.
                     for i in 0..GROUP {
-                        let (input, value) = group[i.min(group.len() - 1)];
+                        let (input, weight) = group[i.min(group.len() - 1)];
                         indices.push(offset(neuron, input));
-                        values.push(if i < group.len() { value } else { 0.0 });
+                        order.push(if i < group.len() { weight } else { NOWHERE });
                     }
                 }
-                starts.push((values.len() / GROUP) as u32);
+                starts.push((order.len() / GROUP) as u32);
             }
         }
         // No buffer is empty, also where all neurons are ablated.
-        values.resize(values.len().max(GROUP), 0.0);
+        order.resize(order.len().max(GROUP), NOWHERE);
         indices.resize(indices.len().max(GROUP), 0);
         if packed {
             indices = indices.chunks(2).map(|pair| pair[0] | pair[1] << 16).collect();
         }
-        Self { values, indices, starts, packed, chunks }
+        Self { order, indices, starts, packed, chunks }
     }
+
+    /// The values of a pattern's weights at their places.
+    pub fn place(&self, values: &[f32]) -> Vec<f32> {
+        self.order.iter().map(|&weight| values.get(weight as usize).copied().unwrap_or(0.0)).collect()
+    }
+
+    /// The place of each of `count` weights; [`NOWHERE`] for those that the pattern does not have.
+    pub fn places(&self, count: usize) -> Vec<u32> {
+        let mut places = vec![NOWHERE; count];
+        for (place, &weight) in self.order.iter().enumerate().filter(|(_, weight)| **weight != NOWHERE) {
+            places[weight as usize] = place as u32;
+        }
+        places
+    }
+
+    /// Groups of the neuron that has most.
+    pub fn most(&self) -> usize {
+        let starts: Vec<u32> = self.starts.iter().step_by(self.chunks).copied().collect();
+        starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0)
+    }
+}
+
+/// The rows of all neurons, those of ablated ones empty.
+pub fn rows(pattern: &Pattern) -> Vec<Row> {
+    let mut rows = vec![Row::new(); pattern.neurons()];
+    for (row, &neuron) in pattern.active().iter().enumerate() {
+        let weight = |at: usize| (pattern.indices().get(at), at as u32);
+        rows[neuron as usize] = pattern.row_range(row).map(weight).collect();
+    }
+    rows
+}
+
+/// For each of `count` inputs the weights that read it as (where, which weight): `to` says of `(neuron, input)` which
+/// input that is, and where among what the input's gradient reads.
+pub fn transposed(pattern: &Pattern, count: usize, to: impl Fn(usize, usize) -> (usize, usize)) -> Vec<Row> {
+    let mut columns = vec![Row::new(); count];
+    for (neuron, row) in rows(pattern).into_iter().enumerate() {
+        for (input, weight) in row {
+            let (column, at) = to(neuron, input);
+            columns[column].push((at, weight));
+        }
+    }
+    columns.iter_mut().for_each(|column| column.sort_unstable());
+    columns
 }
 
 #[cfg(test)]
@@ -83,31 +131,36 @@ mod tests {
     #[test]
     fn groups_stay_within_neurons_and_chunks() {
         // Neuron 0 reads 0, 1, 2, 3, 4 and 6, neuron 1 nothing, neuron 2 reads 7.
-        let dense: Vec<f32> = (1..=24).map(|i| i as f32).collect();
-        let mask = [[true, true, true, true, true, false, true, false], [false; 8], {
-            let mut row = [false; 8];
-            row[7] = true;
-            row
-        }];
-        let weight = CondensedWeight::from_masked(&dense, mask.as_flattened(), 3, 8).unwrap();
-        let groups = Groups::linear(&weight, 5);
+        let pattern = Pattern::from_rows(3, 8, [vec![0, 1, 2, 3, 4, 6], vec![], vec![7]]).unwrap();
+        let groups = Groups::linear(&pattern, 5);
+        let n = NOWHERE;
         let expected = Groups {
-            values: vec![1., 2., 3., 4., 5., 0., 0., 0., 7., 0., 0., 0., 24., 0., 0., 0.],
+            order: vec![0, 1, 2, 3, 4, n, n, n, 5, n, n, n, 6, n, n, n],
             indices: vec![0x1_0000, 0x3_0002, 0x4_0004, 0x4_0004, 0x6_0006, 0x6_0006, 0x7_0007, 0x7_0007],
             starts: vec![0, 2, 3, 3, 3, 3, 4],
             packed: true,
             chunks: 2,
         };
         assert_eq!(groups, expected);
-        let words = Groups::convolution(&weight, 1 << 20, |neuron, input| (neuron << 17 | input) as u32);
+        assert_eq!((groups.most(), groups.places(8)), (3, vec![0, 1, 2, 3, 4, 8, 12, n]));
+        assert_eq!(groups.place(&[1., 2., 3., 4., 5., 6., 7.])[4..9], [5., 0., 0., 0., 6.]);
+        let words = Groups::convolution(&pattern, 1 << 20, |neuron, input| (neuron << 17 | input) as u32);
         assert_eq!(words.indices[8..], [2 << 17 | 7; 4]);
         assert_eq!(words.starts, [0, 2, 2, 3]);
     }
 
     #[test]
     fn no_buffer_is_empty() {
-        let weight = CondensedWeight::from_masked(&[1.0; 6], &[false; 6], 2, 3).unwrap();
-        let groups = Groups::linear(&weight, 32);
-        assert_eq!((groups.values, groups.indices, groups.starts), (vec![0.0; 4], vec![0, 0], vec![0, 0, 0]));
+        let pattern = Pattern::from_mask(&[false; 6], 2, 3).unwrap();
+        let groups = Groups::linear(&pattern, 32);
+        assert_eq!(groups.order, vec![NOWHERE; 4]);
+        assert_eq!((groups.indices, groups.starts), (vec![0, 0], vec![0, 0, 0]));
+    }
+
+    #[test]
+    fn an_input_has_the_weights_that_read_it() {
+        let pattern = Pattern::from_rows(3, 3, [vec![0, 2], vec![], vec![0, 1]]).unwrap();
+        let columns = transposed(&pattern, 3, |neuron, input| (input, neuron));
+        assert_eq!(columns, [vec![(0, 0), (2, 2)], vec![(2, 3)], vec![(0, 1)]]);
     }
 }

@@ -183,7 +183,8 @@ pub fn tiles<F: Float, V: Size, I: Size>(
     }
 }
 
-/// Images with zeros around them, one row after the other: what [`pixels`] reads.
+/// Images with zeros around them, and between pixels that are `step` apart, one row after the other: what [`pixels`] and
+/// [`sampled`] read. `top` and `left` may be negative, as the same bits of a word: then the image is cropped.
 ///
 /// `input` `[batch, C, H, W]` in any order, by its strides; `output` `[batch, C, Hp, Wp]`, `total` values.
 #[cube(launch)]
@@ -201,6 +202,8 @@ pub fn pad<F: Float>(
     padded_width: u32,
     top: u32,
     left: u32,
+    step_y: u32,
+    step_x: u32,
     total: u32,
     #[define(F)] _dtype: ElemType,
 ) {
@@ -212,8 +215,9 @@ pub fn pad<F: Float>(
         let x = at % padded_width - left;
         let y = line % padded_height - top;
         let mut value = F::cast_from(0.0f32);
-        if x < width && y < height {
+        if x < width * step_x && y < height * step_y && x % step_x == 0 && y % step_y == 0 {
             let (sample, channel) = (plane / channels, plane % channels);
+            let (y, x) = (y / step_y, x / step_x);
             let from = sample * stride_sample + channel * stride_channel + y * stride_y + x * stride_x;
             value = input[from as usize];
         }
@@ -255,5 +259,114 @@ pub fn pixels<F: Float, V: Size, I: Size>(
             sum = add_group::<F, V, I>(sum, input, corner, values[g], indices[g], packed);
         }
         output[((CUBE_POS_Z * neurons + neuron) * out_pixels + pixel) as usize] = F::cast_from(sum);
+    }
+}
+
+/// Numbers in another order, each the sum of `parts` numbers that lie `length` apart; 0 where `order` is not below `length`.
+///
+/// `source` `[parts, length]`, `order` and `output` `[total]`.
+#[cube(launch)]
+pub fn place<F: Float>(
+    source: &[F],
+    order: &[u32],
+    output: &mut [F],
+    parts: u32,
+    length: u32,
+    total: u32,
+    #[define(F)] _dtype: ElemType,
+) {
+    let at = ABSOLUTE_POS as u32;
+    if at < total {
+        let from = order[at as usize];
+        let mut sum = F::cast_from(0.0f32);
+        if from < length {
+            for part in 0..parts {
+                sum += source[(part * length + from) as usize];
+            }
+        }
+        output[at as usize] = sum;
+    }
+}
+
+/// The gradient by values: for each weight the sum, over the results of its neuron, of their gradients and what the weight read.
+/// Units side by side take neighbouring results, each for the four weights of a group, and add up; `part` results belong to one
+/// cube, and [`place`] adds the parts.
+///
+/// `input` is images as [`pixels`] reads them, or, if `flat`, `[M, batch]` of a linear layer, where an index counts `batch`
+/// numbers. `gradient` is `[batch, all neurons, H' · W']` or `[all neurons, batch]`, from neuron `first` on; `output`
+/// `[parts, groups]`. Cubes: (N, most groups of a neuron / 8, parts).
+#[cube(launch)]
+pub fn sampled<F: Float, V: Size, I: Size>(
+    input: &[F],
+    gradient: &[F],
+    indices: &[Vector<u32, I>],
+    starts: &[u32],
+    output: &mut [Vector<F, V>],
+    image: u32,
+    width: u32,
+    stride_y: u32,
+    stride_x: u32,
+    first: u32,
+    all_neurons: u32,
+    out_pixels: u32,
+    out_width: u32,
+    chunks: u32,
+    groups: u32,
+    results: u32,
+    part: u32,
+    #[comptime] packed: bool,
+    #[comptime] flat: bool,
+    #[define(F)] _dtype: ElemType,
+) {
+    let mut partial = Shared::<[Vector<f32, V>]>::new_slice(comptime!((LANES * ROWS) as usize));
+    let neuron = CUBE_POS_X;
+    let group = starts[(neuron * chunks) as usize] + CUBE_POS_Y * ROWS + UNIT_POS_Y;
+    let is_there = group < starts[((neuron + 1) * chunks) as usize];
+    let mut sum = Vector::<f32, V>::cast_from(0.0f32);
+    if is_there {
+        let words = indices[group as usize];
+        let mut scale = 1u32;
+        if comptime!(flat) {
+            scale = results;
+        }
+        let i0 = index::<0, I>(words, packed) * scale;
+        let i1 = index::<1, I>(words, packed) * scale;
+        let i2 = index::<2, I>(words, packed) * scale;
+        let i3 = index::<3, I>(words, packed) * scale;
+        let end = min(results, (CUBE_POS_Z + 1) * part);
+        let mut at = CUBE_POS_Z * part + UNIT_POS_X;
+        while at < end {
+            let mut corner = at;
+            let mut result = (first + neuron) * results + at;
+            if comptime!(!flat) {
+                let sample = at / out_pixels;
+                let pixel = at - sample * out_pixels;
+                let y = pixel / out_width;
+                let x = pixel - y * out_width;
+                corner = sample * image + y * stride_y * width + x * stride_x;
+                result = (sample * all_neurons + first + neuron) * out_pixels + pixel;
+            }
+            let mut read = Vector::<f32, V>::cast_from(0.0f32);
+            read.insert(0usize, f32::cast_from(input[(corner + i0) as usize]));
+            read.insert(1usize, f32::cast_from(input[(corner + i1) as usize]));
+            read.insert(2usize, f32::cast_from(input[(corner + i2) as usize]));
+            read.insert(3usize, f32::cast_from(input[(corner + i3) as usize]));
+            sum += read * Vector::<f32, V>::cast_from(f32::cast_from(gradient[result as usize]));
+            at += LANES;
+        }
+    }
+    let at = (UNIT_POS_Y * LANES + UNIT_POS_X) as usize;
+    partial[at] = sum;
+    sync_cube();
+    for level in 1..6u32 {
+        let half = 32u32 >> level;
+        if UNIT_POS_X < half {
+            let both = partial[at] + partial[at + half as usize];
+            partial[at] = both;
+        }
+        sync_cube();
+    }
+    if UNIT_POS_X == 0 && is_there {
+        output[(CUBE_POS_Z * groups + group) as usize] = Vector::<F, V>::cast_from(partial[at]);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod groups;
 pub mod kernels;
+pub(crate) mod training;
 
 use crate::condensed_ops::lock;
 use crate::place::Place;
@@ -12,12 +13,13 @@ use burn::tensor::{DType, Device, FloatDType, Int, Shape, Tensor, TensorData};
 use burn_cubecl::CubeBackend;
 pub(crate) use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 use condensed::CondensedWeight;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 use groups::{GROUP, Groups, index_words};
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// Batches up to this size are bound by reading the weights and take [`kernels::rows`].
@@ -137,26 +139,30 @@ struct DeviceWeight {
 }
 
 impl DeviceWeight {
-    fn new(groups: Groups, bias: &[f32], place: &Place) -> Self {
-        let integers = |values: Vec<u32>| {
-            // A tensor's integers are signed; the kernels take the same bits as words.
-            let values: Vec<i32> = values.into_iter().map(u32::cast_signed).collect();
-            let length = values.len();
-            Tensor::from_data(TensorData::new(values, [length]), (place.device, DType::I32))
-        };
+    fn new(groups: Groups, values: &[f32], bias: &[f32], place: &Place) -> Self {
         let floats = |values: Vec<f32>| {
             let length = values.len();
             place.tensor(values, [length])
         };
         Self {
-            values: floats(groups.values),
-            indices: integers(groups.indices),
-            starts: integers(groups.starts),
+            values: floats(groups.place(values)),
+            indices: words(groups.indices, place.device),
+            starts: words(groups.starts, place.device),
             // Not empty, also of a layer without neurons.
             bias: floats(if bias.is_empty() { vec![0.0] } else { bias.to_vec() }),
             packed: groups.packed,
         }
     }
+}
+
+/// A tensor's integers are signed; the kernels take the same bits as words.
+fn signed(words: Vec<u32>) -> TensorData {
+    let length = words.len();
+    TensorData::new(words.into_iter().map(u32::cast_signed).collect::<Vec<i32>>(), [length])
+}
+
+fn words(words: Vec<u32>, device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(signed(words), (device, DType::I32))
 }
 
 /// Weights of a linear layer.
@@ -169,17 +175,11 @@ pub(crate) struct LinearWeight {
 impl LinearWeight {
     /// Inputs lie in chunks that a tile of the device's shared memory holds.
     pub fn new(weight: &CondensedWeight, bias: &[f32], place: &Place, cube: &CubeDevice) -> Self {
-        let memory = cube.client().properties().hardware.max_shared_memory_size;
-        let chunk = chunk_of(memory, place.dtype, weight.inputs());
-        let groups = Groups::linear(weight, chunk);
-        let plan = LinearPlan {
-            neurons: weight.neurons(),
-            packed: groups.packed,
-            chunk,
-            chunks: groups.chunks,
-            fan_in: weight.values().len() / weight.active().len().max(1),
-        };
-        Self { weight: DeviceWeight::new(groups, bias, place), plan }
+        let pattern = weight.pattern();
+        let chunk = chunk_on(cube, place.dtype, pattern.inputs());
+        let groups = Groups::linear(pattern, chunk);
+        let plan = LinearPlan::new(&groups, chunk, pattern.len() / pattern.active().len().max(1));
+        Self { weight: DeviceWeight::new(groups, weight.values(), bias, place), plan }
     }
 
     /// `[batch, M]` → `[batch, N]`.
@@ -210,7 +210,8 @@ impl ConvWeight {
         image: usize,
         offset: impl Fn(usize, usize) -> u32,
     ) -> Self {
-        Self(DeviceWeight::new(Groups::convolution(weight, image, offset), bias, place))
+        let groups = Groups::convolution(weight.pattern(), image, offset);
+        Self(DeviceWeight::new(groups, weight.values(), bias, place))
     }
 
     /// Images `[batch, C, H, W]` → `[batch, N, H', W']`.
@@ -239,12 +240,35 @@ pub(crate) struct LinearPlan {
     fan_in: usize,
 }
 
+impl LinearPlan {
+    /// For weights in these groups, which stay within chunks of `chunk` inputs.
+    fn new(groups: &Groups, chunk: usize, fan_in: usize) -> Self {
+        let Groups { ref starts, packed, chunks, .. } = *groups;
+        Self { neurons: (starts.len() - 1) / chunks, packed, chunk, chunks, fan_in }
+    }
+}
+
+/// [`chunk_of`] on a device.
+fn chunk_on(cube: &CubeDevice, dtype: DType, inputs: usize) -> usize {
+    chunk_of(cube.client().properties().hardware.max_shared_memory_size, dtype, inputs)
+}
+
+/// How images become those that a kernel reads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Padding {
+    /// Zeros on the vertical and the horizontal axis before an image; where negative, what is left out of it.
+    pub before: [isize; 2],
+    /// Height and width of what comes out.
+    pub size: [usize; 2],
+    /// Distance of the image's pixels in it, with zeros in between.
+    pub step: [usize; 2],
+}
+
 /// What a convolution does with an image, besides its weights.
 #[derive(Debug, Clone)]
 pub(crate) struct ConvShape {
     pub neurons: usize,
-    /// Zeros `(before, after)` on the vertical and the horizontal axis.
-    pub padding: [(usize, usize); 2],
+    pub padding: Padding,
     pub stride: [usize; 2],
     /// Height and width of the result.
     pub output: [usize; 2],
@@ -255,6 +279,29 @@ pub(crate) struct ConvShape {
 pub(crate) struct ConvPlan {
     shape: ConvShape,
     packed: bool,
+}
+
+/// What a launch of [`kernels::sampled`] must know besides its tensors.
+#[derive(Debug, Clone)]
+pub(crate) struct SamplePlan {
+    /// How images are read; `None` for a linear layer, whose tensors come transposed.
+    pub images: Option<Window>,
+    /// The neurons that are asked for, of those that the gradient has.
+    pub neurons: Range<usize>,
+    pub packed: bool,
+    pub chunks: usize,
+    pub groups: usize,
+    /// Groups of the neuron that has most.
+    pub most: usize,
+    /// Numbers of the result.
+    pub values: usize,
+}
+
+/// How a convolution's windows lie on its images.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub padding: Padding,
+    pub stride: [usize; 2],
 }
 
 /// The kernels as operations of Burn's Cube backend, with or without fusion.
@@ -283,6 +330,21 @@ pub(crate) trait GpuOps: Backend {
         indices: IntTensor<Self>,
         starts: IntTensor<Self>,
         plan: ConvPlan,
+    ) -> FloatTensor<Self>;
+
+    /// Values `[room]` at the places of a layer's groups, `[places]`.
+    #[fusion(dtype = values, shape = Shape::new([*places]))]
+    fn gpu_place(values: FloatTensor<Self>, order: IntTensor<Self>, places: usize) -> FloatTensor<Self>;
+
+    /// The gradient `[values]` by a layer's values, from its input and the gradient by its result.
+    #[fusion(dtype = input, shape = Shape::new([plan.values]))]
+    fn gpu_value_gradient(
+        input: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        starts: IntTensor<Self>,
+        places: IntTensor<Self>,
+        plan: SamplePlan,
     ) -> FloatTensor<Self>;
 }
 
@@ -403,6 +465,115 @@ impl GpuOps for CubeBackend {
         );
         output
     }
+
+    fn gpu_place(values: CubeTensor, order: CubeTensor, places: usize) -> CubeTensor {
+        let values = into_contiguous(values);
+        let room = values.meta.num_elements();
+        place(values, order, 1, room, places)
+    }
+
+    fn gpu_value_gradient(
+        input: CubeTensor,
+        gradient: CubeTensor,
+        indices: CubeTensor,
+        starts: CubeTensor,
+        places: CubeTensor,
+        plan: SamplePlan,
+    ) -> CubeTensor {
+        let gradient = into_contiguous(gradient);
+        let gradients = gradient.meta.shape().to_vec();
+        let (input, image, width, stride, out_width) = match plan.images {
+            Some(Window { padding, stride }) => {
+                let input = padded(input, padding);
+                let [height, width] = padding.size;
+                let image = input.meta.shape()[1] * height * width;
+                (input, image, width, stride, gradients[3])
+            }
+            None => (into_contiguous(input), 0, 0, [0; 2], 0),
+        };
+        // `[batch, all neurons, H', W']`, or `[all neurons, batch]` of a linear layer.
+        let (all_neurons, results, out_pixels) = match gradients[..] {
+            [batch, neurons, height, width] => (neurons, batch * height * width, height * width),
+            _ => (gradients[0], gradients[1], 1),
+        };
+        check_addresses(&input, &gradient);
+        let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
+        let multiprocessors =
+            client.properties().hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
+        let cubes = plan.neurons.len() * plan.most.div_ceil(kernels::ROWS as usize);
+        let (parts, part) = parts(cubes, results, multiprocessors);
+        if cubes == 0 || results == 0 {
+            return zeros_client(client, input.device.clone(), Shape::new([plan.values]), input.dtype);
+        }
+        let length = plan.groups * GROUP;
+        let output = empty(&input, [parts * length].into());
+        kernels::sampled::launch(
+            &client,
+            CubeCount::Static(
+                plan.neurons.len() as u32,
+                plan.most.div_ceil(kernels::ROWS as usize) as u32,
+                parts as u32,
+            ),
+            CubeDim::new_2d(kernels::LANES, kernels::ROWS),
+            GROUP,
+            index_words(plan.packed),
+            input.into_buffer_arg(),
+            gradient.into_buffer_arg(),
+            indices.into_buffer_arg(),
+            starts.into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            image as u32,
+            width as u32,
+            stride[0] as u32,
+            stride[1] as u32,
+            plan.neurons.start as u32,
+            all_neurons as u32,
+            out_pixels as u32,
+            out_width as u32,
+            plan.chunks as u32,
+            plan.groups as u32,
+            results as u32,
+            part as u32,
+            plan.packed,
+            plan.images.is_none(),
+            dtype,
+        );
+        place(output, places, parts, length, plan.values)
+    }
+}
+
+/// Parts in which [`kernels::sampled`] takes results, and the length of one: enough cubes to fill the device, no cube with
+/// little to add up.
+fn parts(cubes: usize, results: usize, multiprocessors: usize) -> (usize, usize) {
+    const CUBES: usize = 8;
+    const LEAST: usize = 1024;
+    let wanted = (CUBES * multiprocessors).div_ceil(cubes.max(1));
+    let parts = wanted.clamp(1, results.div_ceil(LEAST).max(1));
+    let part = results.div_ceil(parts).next_multiple_of(kernels::LANES as usize).max(1);
+    (results.div_ceil(part).max(1), part)
+}
+
+/// Runs [`kernels::place`].
+fn place(source: CubeTensor, order: CubeTensor, parts: usize, length: usize, total: usize) -> CubeTensor {
+    let output = empty(&source, [total].into());
+    if total == 0 {
+        return output;
+    }
+    let (client, dtype) = (source.client.clone(), dtype_to_storage_type(source.dtype));
+    let dim = CubeDim::new_1d(256);
+    kernels::place::launch(
+        &client,
+        calculate_cube_count_elemwise(&client, total, dim),
+        dim,
+        source.into_buffer_arg(),
+        order.into_buffer_arg(),
+        output.clone().into_buffer_arg(),
+        parts as u32,
+        length as u32,
+        total as u32,
+        dtype,
+    );
+    output
 }
 
 /// The kernels count in 32 bits, and images on an axis of cubes that ends at 65 535.
@@ -417,18 +588,22 @@ fn check_addresses(input: &CubeTensor, output: &CubeTensor) {
     }
 }
 
-/// Images with zeros around them, in the order of their dimensions.
-fn padded(input: CubeTensor, [(top, bottom), (left, right)]: [(usize, usize); 2]) -> CubeTensor {
-    if [top, bottom, left, right] == [0; 4] && input.is_contiguous() {
+/// Images with zeros around and between their pixels, in the order of their dimensions.
+fn padded(input: CubeTensor, padding: Padding) -> CubeTensor {
+    let [batch, channels, height, width] = std::array::from_fn(|axis| input.meta.shape()[axis]);
+    let same = Padding { before: [0; 2], size: [height, width], step: [1; 2] };
+    if padding == same && input.is_contiguous() {
         return input;
     }
-    let [batch, channels, height, width] = std::array::from_fn(|axis| input.meta.shape()[axis]);
     let strides: [u32; 4] = std::array::from_fn(|axis| input.meta.strides()[axis] as u32);
-    let [padded_height, padded_width] = [height + top + bottom, width + left + right];
+    let Padding { before: [top, left], size: [padded_height, padded_width], step } = padding;
     let output = empty(&input, [batch, channels, padded_height, padded_width].into());
     check_addresses(&input, &output);
-    let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
     let total = output.meta.num_elements();
+    if total == 0 {
+        return output;
+    }
+    let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
     let dim = CubeDim::new_1d(256);
     kernels::pad::launch(
         &client,
@@ -447,6 +622,8 @@ fn padded(input: CubeTensor, [(top, bottom), (left, right)]: [(usize, usize); 2]
         padded_width as u32,
         top as u32,
         left as u32,
+        step[0] as u32,
+        step[1] as u32,
         total as u32,
         dtype,
     );
