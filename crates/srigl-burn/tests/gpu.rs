@@ -137,7 +137,7 @@ fn train_layers(method: &AnyMethod, condensed: bool, device: &Device) -> Course 
     let mut masks = Vec::new();
     for step in 0..12 {
         let images = net.conv.forward(exact([3, 8, 6, 5], 4 * step, &device));
-        let loss = (images * exact([3, 48, 3, 4], 4 * step + 1, &device)).sum();
+        let loss = (images * exact([3, 48, 3, 3], 4 * step + 1, &device)).sum();
         let rows = net.fc.forward(exact([20, 200], 4 * step + 2, &device));
         let loss = loss + (rows * exact([20, 70], 4 * step + 3, &device)).sum();
         let grads = GradientsParams::from_grads(loss.backward(), &net);

@@ -255,9 +255,11 @@ fn convolution_kernels_compute_what_those_of_cpus_do() {
             let source = pixels(dtype, packed);
             let Some(program) = Program::new(&source, dtype, ADDRESSES) else { return };
             let pixels = height * width;
-            let grid =
-                [pixels.div_ceil(kernels::PIXELS as usize), neurons.div_ceil(kernels::ROWS as usize), batch];
-            let scalars = [image.len(), image.width, 2, 1, neurons, pixels, width];
+            let total = batch * pixels;
+            let blocks = total.div_ceil(4 * kernels::PIXELS as usize);
+            // The last block is only partly there.
+            let grid = [2, neurons.div_ceil(kernels::ROWS as usize), blocks.div_ceil(2)];
+            let scalars = [image.len(), image.width, 2, 1, neurons, pixels, width, total];
             let values = weight.values();
             let buffers = Buffers { input: &input, groups: &groups, values, bias: &bias };
             let got = program.run(grid, [kernels::PIXELS, kernels::ROWS], &scalars, buffers, want.len());

@@ -161,6 +161,7 @@ pub fn pixels(dtype: DType, packed: bool) -> Source {
         (),
         (),
         (),
+        (),
         GROUP,
         index_words(packed),
         packed,

@@ -15,7 +15,7 @@ pub const LANES: u32 = 32;
 pub const ROWS: u32 = 8;
 /// Units side by side in the batch in [`tiles`], each with a vector of four samples.
 pub const QUADS: u32 = 8;
-/// Pixels of a cube in [`pixels`].
+/// Units side by side over pixels in [`pixels`], each of which has four.
 pub const PIXELS: u32 = 32;
 
 /// The input that a weight of a group reads, of the words that hold all four: two with a pair of 16-bit indices, or
@@ -97,6 +97,46 @@ pub fn rows<F: Float, V: Size, I: Size>(
     }
 }
 
+/// Four samples of an input, one below the other; those beyond the batch are read as the last one, and unused.
+#[cube]
+fn four_samples<F: Float, V: Size>(
+    input: &[F],
+    at: u32,
+    sample: u32,
+    last_sample: u32,
+    inputs: u32,
+) -> Vector<F, V> {
+    let mut samples = Vector::<F, V>::cast_from(0.0f32);
+    samples.insert(0usize, input[(min(sample, last_sample) * inputs + at) as usize]);
+    samples.insert(1usize, input[(min(sample + 1, last_sample) * inputs + at) as usize]);
+    samples.insert(2usize, input[(min(sample + 2, last_sample) * inputs + at) as usize]);
+    samples.insert(3usize, input[(min(sample + 3, last_sample) * inputs + at) as usize]);
+    samples
+}
+
+/// `sum` and the products of a group for four samples, in a tile whose first input is `offset` away.
+#[cube]
+fn add_tiled<F: Float, V: Size, I: Size>(
+    sum: Vector<f32, V>,
+    tile: &Shared<[Vector<F, V>]>,
+    offset: u32,
+    values: Vector<F, V>,
+    words: Vector<u32, I>,
+    #[comptime] packed: bool,
+) -> Vector<f32, V> {
+    let w = Vector::<f32, V>::cast_from(values);
+    let x0 = tile[(index::<0, I>(words, packed) * (QUADS + 1) + offset) as usize];
+    let x1 = tile[(index::<1, I>(words, packed) * (QUADS + 1) + offset) as usize];
+    let x2 = tile[(index::<2, I>(words, packed) * (QUADS + 1) + offset) as usize];
+    let x3 = tile[(index::<3, I>(words, packed) * (QUADS + 1) + offset) as usize];
+    let mut sum = sum;
+    sum += Vector::<f32, V>::cast_from(w.extract(0usize)) * Vector::<f32, V>::cast_from(x0);
+    sum += Vector::<f32, V>::cast_from(w.extract(1usize)) * Vector::<f32, V>::cast_from(x1);
+    sum += Vector::<f32, V>::cast_from(w.extract(2usize)) * Vector::<f32, V>::cast_from(x2);
+    sum += Vector::<f32, V>::cast_from(w.extract(3usize)) * Vector::<f32, V>::cast_from(x3);
+    sum
+}
+
 /// Large batches: a cube holds 32 samples of one chunk of the inputs at a time in shared memory, transposed, so
 /// that a weight is read once for 32 samples and eight units read the 128 bytes of an input side by side. Bound
 /// by the reads of shared memory, four bytes per multiplication in f32.
@@ -133,41 +173,82 @@ pub fn tiles<F: Float, V: Size, I: Size>(
     for c in 0..chunks {
         let first_input = c * chunk;
         let length = min(inputs - first_input, chunk);
-        // 32 units take 32 neighbouring inputs of four samples. Samples beyond the batch are read as the last one
-        // and unused.
+        // 32 units take 32 neighbouring inputs of four samples, and ask for four such parts before any has come.
+        let column = UNIT_POS % 32;
+        let step = comptime!(tile_neurons * QUADS / 32);
+        let last = first_input + length - 1;
         let mut part = UNIT_POS / 32;
         while part / QUADS * 32 < length {
-            let column = part / QUADS * 32 + UNIT_POS % 32;
-            if column < length {
-                let row = part % QUADS;
-                let sample = first_sample + row * 4;
-                let at = first_input + column;
-                let mut samples = Vector::<F, V>::cast_from(0.0f32);
-                samples.insert(0usize, input[(min(sample, last_sample) * inputs + at) as usize]);
-                samples.insert(1usize, input[(min(sample + 1, last_sample) * inputs + at) as usize]);
-                samples.insert(2usize, input[(min(sample + 2, last_sample) * inputs + at) as usize]);
-                samples.insert(3usize, input[(min(sample + 3, last_sample) * inputs + at) as usize]);
-                tile[(column * (QUADS + 1) + row) as usize] = samples;
+            let (a, b) = (part, part + step);
+            let (c, d) = (b + step, b + 2 * step);
+            let (a_at, a_row) = (a / QUADS * 32 + column, a % QUADS);
+            let (b_at, b_row) = (b / QUADS * 32 + column, b % QUADS);
+            let (c_at, c_row) = (c / QUADS * 32 + column, c % QUADS);
+            let (d_at, d_row) = (d / QUADS * 32 + column, d % QUADS);
+            let first = first_sample;
+            let a = four_samples::<F, V>(
+                input,
+                min(first_input + a_at, last),
+                first + a_row * 4,
+                last_sample,
+                inputs,
+            );
+            let b = four_samples::<F, V>(
+                input,
+                min(first_input + b_at, last),
+                first + b_row * 4,
+                last_sample,
+                inputs,
+            );
+            let c = four_samples::<F, V>(
+                input,
+                min(first_input + c_at, last),
+                first + c_row * 4,
+                last_sample,
+                inputs,
+            );
+            let d = four_samples::<F, V>(
+                input,
+                min(first_input + d_at, last),
+                first + d_row * 4,
+                last_sample,
+                inputs,
+            );
+            if a_at < length {
+                tile[(a_at * (QUADS + 1) + a_row) as usize] = a;
             }
-            part += comptime!(tile_neurons * QUADS / 32);
+            if b_at < length {
+                tile[(b_at * (QUADS + 1) + b_row) as usize] = b;
+            }
+            if c_at < length {
+                tile[(c_at * (QUADS + 1) + c_row) as usize] = c;
+            }
+            if d_at < length {
+                tile[(d_at * (QUADS + 1) + d_row) as usize] = d;
+            }
+            part += 4 * step;
         }
         sync_cube();
         if neuron < neurons {
-            let start = starts[(neuron * chunks + c) as usize] as usize;
-            let end = starts[(neuron * chunks + c + 1) as usize] as usize;
+            let mut group = starts[(neuron * chunks + c) as usize];
+            let end = starts[(neuron * chunks + c + 1) as usize];
             // Wraps; so does the sum, back again.
             let offset = UNIT_POS_X - first_input * (QUADS + 1);
-            for g in start..end {
-                let w = Vector::<f32, V>::cast_from(values[g]);
-                let words = indices[g];
-                let x0 = tile[(index::<0, I>(words, packed) * (QUADS + 1) + offset) as usize];
-                let x1 = tile[(index::<1, I>(words, packed) * (QUADS + 1) + offset) as usize];
-                let x2 = tile[(index::<2, I>(words, packed) * (QUADS + 1) + offset) as usize];
-                let x3 = tile[(index::<3, I>(words, packed) * (QUADS + 1) + offset) as usize];
-                sum += Vector::<f32, V>::cast_from(w.extract(0usize)) * Vector::<f32, V>::cast_from(x0);
-                sum += Vector::<f32, V>::cast_from(w.extract(1usize)) * Vector::<f32, V>::cast_from(x1);
-                sum += Vector::<f32, V>::cast_from(w.extract(2usize)) * Vector::<f32, V>::cast_from(x2);
-                sum += Vector::<f32, V>::cast_from(w.extract(3usize)) * Vector::<f32, V>::cast_from(x3);
+            // Four groups are on their way before the first is used.
+            while group + 3 < end {
+                let g = group as usize;
+                let (w0, w1, w2, w3) = (values[g], values[g + 1], values[g + 2], values[g + 3]);
+                let (i0, i1, i2, i3) = (indices[g], indices[g + 1], indices[g + 2], indices[g + 3]);
+                sum = add_tiled::<F, V, I>(sum, &tile, offset, w0, i0, packed);
+                sum = add_tiled::<F, V, I>(sum, &tile, offset, w1, i1, packed);
+                sum = add_tiled::<F, V, I>(sum, &tile, offset, w2, i2, packed);
+                sum = add_tiled::<F, V, I>(sum, &tile, offset, w3, i3, packed);
+                group += 4;
+            }
+            while group < end {
+                let g = group as usize;
+                sum = add_tiled::<F, V, I>(sum, &tile, offset, values[g], indices[g], packed);
+                group += 1;
             }
         }
         sync_cube();
@@ -225,10 +306,11 @@ pub fn pad<F: Float>(
     }
 }
 
-/// Convolutions over padded images: a unit has one pixel of one neuron. The weights' indices are offsets into
-/// the padded image from the corner of the window, so units of neighbouring pixels read neighbouring values.
+/// Convolutions over padded images: a unit has four pixels of one neuron, so that a group of weights is read once for them. The
+/// weights' indices are offsets into the padded image from the corner of the window, so units of neighbouring pixels read
+/// neighbouring values. Pixels are counted through all images.
 ///
-/// `input` `[batch, C · Hp · Wp]`, `output` `[batch, N, H' · W']`. Cubes: (H' · W' / 32, N / 8, batch).
+/// `input` `[batch, C · Hp · Wp]`, `output` `[batch, N, H' · W']`. Cubes: (blocks of 128 pixels, N / 8, more of those blocks).
 #[cube(launch)]
 pub fn pixels<F: Float, V: Size, I: Size>(
     input: &[F],
@@ -244,22 +326,73 @@ pub fn pixels<F: Float, V: Size, I: Size>(
     neurons: u32,
     out_pixels: u32,
     out_width: u32,
+    total: u32,
     #[comptime] packed: bool,
     #[define(F)] _dtype: ElemType,
 ) {
-    let pixel = CUBE_POS_X * PIXELS + UNIT_POS_X;
+    let first = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * comptime!(PIXELS * 4) + UNIT_POS_X;
     let neuron = CUBE_POS_Y * ROWS + UNIT_POS_Y;
-    if pixel < out_pixels && neuron < neurons {
-        let (y, x) = (pixel / out_width, pixel % out_width);
-        let corner = CUBE_POS_Z * image + y * stride_y * width + x * stride_x;
+    if first < total && neuron < neurons {
+        // Beyond the last image the last pixel is read, and unused.
+        let last = total - 1;
+        let p0 = first;
+        let p1 = min(first + PIXELS, last);
+        let p2 = min(first + 2 * PIXELS, last);
+        let p3 = min(first + 3 * PIXELS, last);
+        let c0 = corner_of(p0, image, width, stride_y, stride_x, out_pixels, out_width);
+        let c1 = corner_of(p1, image, width, stride_y, stride_x, out_pixels, out_width);
+        let c2 = corner_of(p2, image, width, stride_y, stride_x, out_pixels, out_width);
+        let c3 = corner_of(p3, image, width, stride_y, stride_x, out_pixels, out_width);
         let start = starts[neuron as usize] as usize;
         let end = starts[(neuron + 1) as usize] as usize;
-        let mut sum = f32::cast_from(bias[neuron as usize]);
+        let bias = f32::cast_from(bias[neuron as usize]);
+        let mut s0 = bias;
+        let mut s1 = bias;
+        let mut s2 = bias;
+        let mut s3 = bias;
         for g in start..end {
-            sum = add_group::<F, V, I>(sum, input, corner, values[g], indices[g], packed);
+            let (group, words) = (values[g], indices[g]);
+            s0 = add_group::<F, V, I>(s0, input, c0, group, words, packed);
+            s1 = add_group::<F, V, I>(s1, input, c1, group, words, packed);
+            s2 = add_group::<F, V, I>(s2, input, c2, group, words, packed);
+            s3 = add_group::<F, V, I>(s3, input, c3, group, words, packed);
         }
-        output[((CUBE_POS_Z * neurons + neuron) * out_pixels + pixel) as usize] = F::cast_from(sum);
+        output[place_of(p0, neuron, neurons, out_pixels) as usize] = F::cast_from(s0);
+        if first + PIXELS < total {
+            output[place_of(p1, neuron, neurons, out_pixels) as usize] = F::cast_from(s1);
+        }
+        if first + 2 * PIXELS < total {
+            output[place_of(p2, neuron, neurons, out_pixels) as usize] = F::cast_from(s2);
+        }
+        if first + 3 * PIXELS < total {
+            output[place_of(p3, neuron, neurons, out_pixels) as usize] = F::cast_from(s3);
+        }
     }
+}
+
+/// The corner of a pixel's window in padded images.
+#[cube]
+fn corner_of(
+    at: u32,
+    image: u32,
+    width: u32,
+    stride_y: u32,
+    stride_x: u32,
+    out_pixels: u32,
+    out_width: u32,
+) -> u32 {
+    let sample = at / out_pixels;
+    let pixel = at - sample * out_pixels;
+    let y = pixel / out_width;
+    let x = pixel - y * out_width;
+    sample * image + y * stride_y * width + x * stride_x
+}
+
+/// Where a neuron's result for a pixel, counted through all images, lies in `[batch, N, H' · W']`.
+#[cube]
+fn place_of(at: u32, neuron: u32, neurons: u32, out_pixels: u32) -> u32 {
+    let sample = at / out_pixels;
+    (sample * neurons + neuron) * out_pixels + at - sample * out_pixels
 }
 
 /// Numbers in another order, each the sum of `parts` numbers that lie `length` apart; 0 where `order` is not below `length`.
@@ -339,12 +472,8 @@ pub fn sampled<F: Float, V: Size, I: Size>(
             let mut corner = at;
             let mut result = (first + neuron) * results + at;
             if comptime!(!flat) {
-                let sample = at / out_pixels;
-                let pixel = at - sample * out_pixels;
-                let y = pixel / out_width;
-                let x = pixel - y * out_width;
-                corner = sample * image + y * stride_y * width + x * stride_x;
-                result = (sample * all_neurons + first + neuron) * out_pixels + pixel;
+                corner = corner_of(at, image, width, stride_y, stride_x, out_pixels, out_width);
+                result = place_of(at, first + neuron, all_neurons, out_pixels);
             }
             let mut read = Vector::<f32, V>::cast_from(0.0f32);
             read.insert(0usize, f32::cast_from(input[(corner + i0) as usize]));

@@ -437,13 +437,13 @@ impl GpuOps for CubeBackend {
         let image = channels * height * width;
         let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
         let (neurons, out_pixels) = (shape.neurons as u32, (height_out * width_out) as u32);
+        let total = batch as u32 * out_pixels;
+        let blocks = total.div_ceil(4 * kernels::PIXELS);
+        // An axis of cubes ends at 65 535 on some devices.
+        let across = blocks.min(u16::MAX.into());
         kernels::pixels::launch(
             &client,
-            CubeCount::Static(
-                out_pixels.div_ceil(kernels::PIXELS),
-                neurons.div_ceil(kernels::ROWS),
-                batch as u32,
-            ),
+            CubeCount::Static(across, neurons.div_ceil(kernels::ROWS), blocks.div_ceil(across)),
             CubeDim::new_2d(kernels::PIXELS, kernels::ROWS),
             GROUP,
             index_words(packed),
@@ -460,6 +460,7 @@ impl GpuOps for CubeBackend {
             neurons,
             out_pixels,
             width_out as u32,
+            total,
             packed,
             dtype,
         );
@@ -576,14 +577,13 @@ fn place(source: CubeTensor, order: CubeTensor, parts: usize, length: usize, tot
     output
 }
 
-/// The kernels count in 32 bits, and images on an axis of cubes that ends at 65 535.
+/// The kernels count in 32 bits.
 fn check_addresses(input: &CubeTensor, output: &CubeTensor) {
     for tensor in [input, output] {
         let (shape, most) = (tensor.meta.shape(), u32::MAX as usize);
         assert!(
-            tensor.meta.num_elements() <= most && (shape.rank() == 2 || shape[0] <= 0xffff),
-            "condensed layers on GPUs take and give up to {most} numbers and 65535 images at a time, not {shape:?}: use \
-             smaller batches"
+            tensor.meta.num_elements() <= most,
+            "condensed layers on GPUs take and give up to {most} numbers at a time, not {shape:?}: use smaller batches"
         );
     }
 }
