@@ -13,7 +13,8 @@ Tests and benchmarks of srigl on the GPU of this machine, which needs a driver, 
   run.sh fashion-mnist DATA       accuracies of all methods, five seeds; DATA has the four files
   run.sh all [PYTHON [DATA]]      all of it
 
-What is printed lands in ./results too, or in the folder that RESULTS names. DEVICE=cuda:1 takes another GPU for
+On its first step a program compiles and tries Burn's kernels for each product, which takes a while: some 20 s for each
+on an H100. What is printed lands in ./results too, or in the folder that RESULTS names. DEVICE=cuda:1 takes another GPU for
 benchmarks and training. A failure does not stop the rest; the exit code tells.
 END
 }
@@ -32,6 +33,8 @@ run() {
 }
 
 tests() {
+    # Which of Burn's kernels is the fastest does not matter here, and finding out takes most of the time.
+    export CUBECL_AUTOTUNE_LEVEL="${CUBECL_AUTOTUNE_LEVEL:-minimal}"
     for test in "$here"/tests/*; do
         run "test-$(basename "$test")" "$test" --test-threads 1
     done
