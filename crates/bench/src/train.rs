@@ -27,7 +27,7 @@ use super::{Contender, MOST_ROUNDS, PlaceArgs};
 
 /// Time training steps: dense, with SRigL over masks and in condensed form, and what a topology update takes
 ///
-/// `dense` and `masked` compute with all weights; `sparse`, on CPUs, with the active ones alone.
+/// `dense` and `masked` compute with all weights, `sparse` with the active ones alone.
 ///
 /// Images are random numbers on the device; the time of a step does not depend on them. The optimizer and the
 /// distribution of sparsity are those of the paper's recipe for the kind of network: SGD with momentum and ERK, AdamW and
@@ -35,7 +35,8 @@ use super::{Contender, MOST_ROUNDS, PlaceArgs};
 #[derive(Args)]
 #[command(after_help = "\
 Steps of the contenders take turns, and each ends when the device is idle. The masks change every 10 steps here, to see \
-a few updates; the overhead shares them out over the paper's 100 steps. On CPUs each contender then takes a few steps in a \
+a few updates; the overhead shares them out over the paper's 100 steps. What is made of new masks in the step after an \
+update counts as the update's. On CPUs each contender then takes a few steps in a \
 process of its own, for the most memory that it needs beside what the process has before.
 
 Examples:
@@ -114,7 +115,7 @@ struct StepTiming {
 /// A topology update of all layers.
 #[derive(Serialize)]
 struct UpdateTiming {
-    /// What a step with one takes longer than the median of the others.
+    /// What a step with one and the step after it, which makes kernels of the new masks, take longer than the others' median.
     update_ms: f64,
     /// That as a share of ΔT = 100 steps.
     update_share: f64,
@@ -239,7 +240,7 @@ impl WithModel for Work<'_> {
             batch: args.batch,
             float,
             device: args.place.device.clone().unwrap_or_else(|| "flex".into()),
-            steps: samples[0].len(),
+            steps: samples[0].len() - 1,
             parameters,
             results,
         };
@@ -315,12 +316,12 @@ impl Work<'_> {
     }
 }
 
-/// Seconds of each contender's steps, after some that are not timed.
+/// Seconds of each contender's steps, after some that are not timed, and of one more, which comes after an update.
 fn take_turns(contenders: &mut [Contender], steps: usize, quiet: bool) -> Result<Vec<Vec<f64>>> {
-    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new((UPDATE_EVERY + steps) as u64) };
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new((UPDATE_EVERY + steps + 1) as u64) };
     bar.set_style(ProgressStyle::with_template("{bar:40} step {pos}/{len} {eta}")?);
     let mut samples = vec![Vec::with_capacity(steps); contenders.len()];
-    for step in 0..UPDATE_EVERY + steps {
+    for step in 0..=UPDATE_EVERY + steps {
         for (contender, samples) in contenders.iter_mut().zip(&mut samples) {
             let seconds = contender.time(1, &[], &mut [])?;
             if step >= UPDATE_EVERY {
@@ -341,14 +342,18 @@ impl StepTiming {
         let ordinary: Vec<f64> = samples
             .iter()
             .enumerate()
-            .filter(|(i, _)| !(i + 1).is_multiple_of(UPDATE_EVERY))
+            .filter(|(i, _)| !(i + 1).is_multiple_of(UPDATE_EVERY) && !i.is_multiple_of(UPDATE_EVERY))
             .map(|(_, seconds)| *seconds)
             .collect();
         let [p10_ms, median_ms, p90_ms] = [0.1, 0.5, 0.9].map(|share| 1e3 * quantile(&ordinary, share));
-        let with_update: Vec<f64> =
-            samples.iter().copied().skip(UPDATE_EVERY - 1).step_by(UPDATE_EVERY).collect();
+        let with_update: Vec<f64> = samples
+            .windows(2)
+            .skip(UPDATE_EVERY - 1)
+            .step_by(UPDATE_EVERY)
+            .map(|two| two.iter().sum())
+            .collect();
         let update = ["masked", "sparse"].contains(&contender.name.as_str()).then(|| {
-            let update_ms = 1e3 * quantile(&with_update, 0.5) - median_ms;
+            let update_ms = 1e3 * quantile(&with_update, 0.5) - 2.0 * median_ms;
             UpdateTiming { update_ms, update_share: update_ms / (DELTA_T * median_ms) }
         });
         Self {
