@@ -492,8 +492,8 @@ fn vectors(isa: Isa, positions: usize) -> usize {
 
 /// Channels of a block: as many as fit the cache with the `read` floats that a tile reads of each, or more
 /// where the layer is very sparse.
-pub(crate) fn block<T>(rows: &[Vec<(usize, T)>], channels: usize, read: usize) -> usize {
-    let weights: usize = rows.iter().map(Vec::len).sum();
+pub(crate) fn block<T>(rows: &[impl AsRef<[(usize, T)]>], channels: usize, read: usize) -> usize {
+    let weights: usize = rows.iter().map(|row| row.as_ref().len()).sum();
     let visits = (VISIT * channels * rows.len()).div_ceil(weights.max(1));
     // No more than there are, or sizes in floats might not fit a number.
     (tuning::cached_floats() / read.max(1)).max(visits).min(channels).max(1)

@@ -50,14 +50,19 @@ pub(crate) struct Largest {
     keys: Vec<Key>,
     /// Nothing below is among them.
     least: Option<Key>,
+    /// How many values of whole rows have a magnitude with these first bits; empty before the first.
+    counts: Vec<usize>,
 }
+
+/// Bits of a magnitude that are not counted by: what is left is exponent and three bits more.
+const REST: u32 = 20;
 
 /// Keys beside the largest that are kept until they are sorted out.
 const SPARE: usize = 1 << 16;
 
 impl Largest {
     pub fn new(n: usize) -> Self {
-        Self { n, keys: Vec::new(), least: None }
+        Self { n, keys: Vec::new(), least: None, counts: Vec::new() }
     }
 
     /// Offers keys of several rows, made by `row` of each.
@@ -83,6 +88,9 @@ impl Largest {
         if self.n == 0 {
             return;
         }
+        if except.is_none() {
+            self.count(values);
+        }
         let least = self.least.unwrap_or(Key(0));
         let of_row = |mut keys: Vec<Key>, (row, values): (usize, &[f32])| {
             let neuron = first + row;
@@ -105,6 +113,30 @@ impl Largest {
         if self.keys.len() >= 2 * self.n + SPARE {
             self.sort_out();
         }
+    }
+
+    /// Counts values that are all offered, for a bound below which none of the largest is: most need not be looked at twice.
+    fn count(&mut self, values: &[f32]) {
+        let none = || vec![0usize; 1 << (31 - REST)];
+        let count = |mut counts: Vec<usize>, values: &[f32]| {
+            values.iter().for_each(|value| counts[(magnitude(*value) >> REST) as usize] += 1);
+            counts
+        };
+        if self.counts.is_empty() {
+            self.counts = none();
+        }
+        let pieces: Vec<Vec<usize>> = values.par_chunks(1 << 16).fold(none, count).collect();
+        for piece in pieces {
+            self.counts.iter_mut().zip(piece).for_each(|(all, count)| *all += count);
+        }
+        let mut above = 0;
+        let bound = self.counts.iter().rposition(|count| {
+            above += count;
+            above >= self.n
+        });
+        // What lies right below the last position of the least such magnitude.
+        let below = bound.map(|first| Key(((first as u64) << (32 + REST)).saturating_sub(1)));
+        self.least = self.least.max(below);
     }
 
     fn sort_out(&mut self) {
@@ -262,7 +294,8 @@ mod tests {
     #[test]
     fn keys_are_sorted_out_when_there_are_twice_as_many_as_wanted_and_some_to_spare() {
         let (n, room) = (100, 2 * 100 + (1 << 16));
-        let values: Vec<f32> = (0..room + 10).map(|i| 1.0 + i as f32).collect();
+        // So close together that counting tells nothing of them.
+        let values: Vec<f32> = (0..room + 10).map(|i| 1.0 + i as f32 * f32::EPSILON).collect();
         let offer_values = |largest: &mut Largest, positions: std::ops::Range<usize>| {
             largest.offer_rows(positions.start, 1, &values[positions], None);
         };
@@ -289,5 +322,21 @@ mod tests {
             let marked: Vec<usize> = (0..room + 10).filter(|neuron| mask.fan_in(*neuron) == 1).collect();
             assert_eq!(marked, (room + 10 - n..room + 10).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn values_that_cannot_be_among_the_largest_are_not_kept() {
+        let values: Vec<f32> = (0..4097).map(|i| i as f32).collect();
+        let mut largest = Largest::new(300);
+        largest.offer_rows(0, 1, &values[..200], None);
+        assert_eq!((largest.keys.len(), largest.least), (200, None), "fewer than wanted");
+        largest.offer_rows(200, 1, &values[200..], None);
+        // Of 4096 and 257 that begin as 3840 does there are too few: those from 3584 on.
+        assert_eq!(largest.least.map(Key::magnitude), Some(3584f32.to_bits() - 1));
+        assert_eq!(largest.keys.len(), 200 + 4097 - 3584);
+        let mut mask = Mask::empty(4097, 1);
+        largest.mark(&mut mask);
+        let marked: Vec<usize> = (0..4097).filter(|neuron| mask.fan_in(*neuron) == 1).collect();
+        assert_eq!(marked, (3797..4097).collect::<Vec<_>>());
     }
 }

@@ -74,8 +74,9 @@ pub(crate) const SAMPLED: usize = 8;
 impl Reads {
     /// Packs `rows`: for each neuron its weights as (offset of the input run, something), offsets ascending. Inputs whose
     /// offsets share `offset / block` are one block. Also returns what `rows` has beside the offsets, in the kernel's order.
-    pub fn new<T: Copy>(rows: &[Vec<(usize, T)>], block: usize) -> (Self, Vec<T>) {
-        let reach = rows.iter().flatten().map(|w| w.0 + 1).max().unwrap_or(0);
+    pub fn new<T: Copy>(rows: &[impl AsRef<[(usize, T)]>], block: usize) -> (Self, Vec<T>) {
+        let rows: Vec<&[(usize, T)]> = rows.iter().map(AsRef::as_ref).collect();
+        let reach = rows.iter().filter_map(|row| row.last()).map(|w| w.0 + 1).max().unwrap_or(0);
         let mut beside = Vec::new();
         let mut this = Self {
             neurons: rows.len(),

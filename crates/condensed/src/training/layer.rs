@@ -131,8 +131,11 @@ impl Layer {
         let images = images(isa, geometry.output.width);
         srigl_tensors::memory::check(Some(geometry.bytes(pattern))).map_err(Error::TrainingMemory)?;
         let misfit = |what| Error::Node { node: "convolution".into(), what };
-        let (forward, taps) = geometry.forward(isa, pattern, images).map_err(misfit)?;
-        let backward = geometry.backward(isa, pattern, images).map_err(misfit)?;
+        let (forward, backward) = rayon::join(
+            || geometry.forward(isa, pattern, images),
+            || geometry.backward(isa, pattern, images),
+        );
+        let ((forward, taps), backward) = (forward.map_err(&misfit)?, backward.map_err(misfit)?);
         let size = [pattern.neurons(), pattern.inputs(), pattern.len()];
         Ok(Self { size, isa, geometry, images, taps, forward, backward })
     }
@@ -346,12 +349,22 @@ impl Layer {
             let first = neurons.start + part * NEURONS;
             first..neurons.end.min(first + NEURONS)
         };
+        let gradient = &mut gradient[..neurons.len() * fan_in];
+        if taps == 1 {
+            let parts = gradient.par_chunks_mut(NEURONS * fan_in).enumerate();
+            return parts.for_each(|(index, gradient)| {
+                self.add_products_of_tap(0, part(index), channels.clone(), pass, gradient);
+            });
+        }
         // Each part's products of a tap side by side; the same parts for any number of threads.
-        let products = (0..parts * taps)
-            .into_par_iter()
-            .map(|task| self.products_of_tap(task % taps, part(task / taps), channels.clone(), pass));
+        let products = (0..parts * taps).into_par_iter().map(|task| {
+            let part = part(task / taps);
+            let mut products = vec![0.0; part.len() * channels.len()];
+            self.add_products_of_tap(task % taps, part, channels.clone(), pass, &mut products);
+            products
+        });
         let products: Vec<Vec<f32>> = products.collect();
-        let rows = gradient[..neurons.len() * fan_in].par_chunks_mut(fan_in).enumerate();
+        let rows = gradient.par_chunks_mut(fan_in).enumerate();
         rows.for_each(|(neuron, row)| {
             let of_part = &products[neuron / NEURONS * taps..][..taps];
             for (tap, products) in of_part.iter().enumerate() {
@@ -362,22 +375,22 @@ impl Layer {
         });
     }
 
-    /// `dyᵀ · x` `[neurons, channels]` of a tap, of which that of all positions and images is the sum.
-    fn products_of_tap(
+    /// Adds `dyᵀ · x` `[neurons, channels]` of a tap, of which that of all positions and images is the sum.
+    fn add_products_of_tap(
         &self,
         tap: usize,
         neurons: Range<usize>,
         channels: Range<usize>,
         &LaidOut { batch, ref inputs, ref gradients }: &LaidOut,
-    ) -> Vec<f32> {
+        products: &mut [f32],
+    ) {
         let (forward, backward) = (&self.forward, &self.backward);
         let Geometry { input, output, .. } = self.geometry;
-        let mut products = vec![0.0; neurons.len() * channels.len()];
         let rows = Strides { row: channels.len(), column: 1 };
         if self.is_linear() {
-            math::add_matmul(
+            return math::add_matmul(
                 [neurons.len(), channels.len(), batch],
-                &mut products,
+                products,
                 rows,
                 &gradients[neurons.start..],
                 Strides { row: 1, column: output.features },
@@ -385,7 +398,6 @@ impl Layer {
                 Strides { row: input.features, column: 1 },
                 1,
             );
-            return products;
         }
         let Shape { height, width, .. } = output;
         for group in 0..self.groups(batch) {
@@ -397,7 +409,7 @@ impl Layer {
                 let slot = forward.field.window(row, 0) + self.taps[tap];
                 math::add_matmul(
                     [neurons.len(), channels.len(), width * unit],
-                    &mut products,
+                    products,
                     rows,
                     &dy[neurons.start * dy_plane + backward.field.position(row, 0) * unit..],
                     Strides { row: dy_plane, column: 1 },
@@ -407,7 +419,6 @@ impl Layer {
                 );
             }
         }
-        products
     }
 
     fn check(&self, values: usize, batch: usize, x: usize, y: usize) {

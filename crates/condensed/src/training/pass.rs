@@ -59,7 +59,6 @@ struct Phase {
 /// What a phase is made from.
 struct Plan {
     size: [usize; 2],
-    weights: Rows,
     /// Rows and columns that a window reads.
     window: [usize; 2],
 }
@@ -113,8 +112,46 @@ impl Places {
     }
 }
 
-/// Where weights lie, by plane of the result: (slot of what they read, place among the layer's values).
-type Rows = Vec<Vec<(usize, u32)>>;
+/// A weight: the slot that it reads, and its place among the layer's values.
+type Weight = (usize, u32);
+
+/// Where the weights of planes of the result lie.
+struct Rows {
+    weights: Vec<Weight>,
+    /// Where those of each plane end.
+    ends: Vec<usize>,
+}
+
+impl Rows {
+    /// For so many planes. `each` says the plane of every weight, and the weight: twice, the same ones.
+    fn new(planes: usize, mut each: impl FnMut(&mut dyn FnMut(usize, Weight))) -> Self {
+        let mut ends = vec![0; planes];
+        each(&mut |plane, _| ends[plane] += 1);
+        let mut all = 0;
+        for end in &mut ends {
+            (*end, all) = (all, all + *end);
+        }
+        let mut weights = vec![(0, 0); all];
+        each(&mut |plane, weight| {
+            weights[ends[plane]] = weight;
+            ends[plane] += 1;
+        });
+        Self { weights, ends }
+    }
+
+    /// Those of each plane, by what they read.
+    fn sorted(&mut self) -> Vec<&[Weight]> {
+        let (mut rest, mut start) = (self.weights.as_mut_slice(), 0);
+        let mut rows = Vec::with_capacity(self.ends.len());
+        for &end in &self.ends {
+            let (row, after) = rest.split_at_mut(end - start);
+            row.sort_unstable();
+            rows.push(&*row);
+            (rest, start) = (after, end);
+        }
+        rows
+    }
+}
 
 /// Bytes of a weight, and of a row of them, while passes are made: sorted rows, offsets and places, both ways.
 const WEIGHT: usize = 64;
@@ -149,20 +186,21 @@ impl Geometry {
         self.window.kernel[0] * self.window.kernel[1]
     }
 
-    /// For each weight: result, channel, tap and place among the values.
-    fn weights(&self, pattern: &Pattern) -> impl Iterator<Item = (usize, usize, [usize; 2], u32)> {
-        let (taps, columns) = (self.taps(), self.window.kernel[1]);
+    /// Calls `each` for each weight with result, channel, tap and place among the values.
+    fn weights(&self, pattern: &Pattern, mut each: impl FnMut(usize, usize, usize, u32)) {
+        let taps = self.taps();
         let (channels, neurons) =
             (self.input.features / self.groups, (self.output.features / self.groups).max(1));
-        pattern.active().iter().enumerate().flat_map(move |(row, &neuron)| {
+        for (row, &neuron) in pattern.active().iter().enumerate() {
             let neuron = neuron as usize;
-            pattern.row_range(row).map(move |place| {
-                let (channel, tap) =
-                    (pattern.indices().get(place) / taps, pattern.indices().get(place) % taps);
-                let channel = neuron / neurons * channels + channel;
-                (neuron, channel, [tap / columns, tap % columns], place as u32)
-            })
-        })
+            let first = neuron / neurons * channels;
+            for place in pattern.row_range(row) {
+                let input = pattern.indices().get(place);
+                // A division takes longer than all else.
+                let (channel, tap) = if taps == 1 { (input, 0) } else { (input / taps, input % taps) };
+                each(neuron, first + channel, tap, place as u32);
+            }
+        }
     }
 
     /// From inputs to results. Images have zeros around them, and columns that are read by the same windows lie side by side.
@@ -192,15 +230,17 @@ impl Geometry {
             .collect();
         at_most(MAX_RESULT, &[input.features, padded[0], line + 1]).map_err(NodeError::Gathered)?;
         let layout = Layout::new(input.features, padded[0] * line, &positions);
-        let tap_slot = |tap: [usize; 2]| slot(tap[0] * dilation[0], tap[1] * dilation[1]);
-        let mut rows: Rows = vec![Vec::new(); output.features];
-        for (neuron, channel, tap, place) in self.weights(pattern) {
-            rows[neuron].push((channel * layout.slots + tap_slot(tap), place));
-        }
+        let taps: Vec<usize> = (0..self.taps())
+            .map(|tap| slot(tap / kernel[1] * dilation[0], tap % kernel[1] * dilation[1]))
+            .collect();
+        let rows = Rows::new(output.features, |put| {
+            self.weights(pattern, |neuron, channel, tap, place| {
+                put(neuron, (channel * layout.slots + taps[tap], place));
+            });
+        });
         let field = Field { layout, row: stride[0] * line };
-        let phases = vec![Plan { size: [output.height, output.width], weights: rows, window: kernel }];
-        let taps = (0..self.taps()).map(|tap| tap_slot([tap / kernel[1], tap % kernel[1]])).collect();
-        Ok((Pass::new(isa, field, output, [1, 1], (phases, input.features), images), taps))
+        let phases = vec![Plan { size: [output.height, output.width], window: kernel }];
+        Ok((Pass::new(isa, field, output, [1, 1], (phases, rows, input.features), images), taps))
     }
 
     /// From gradients by results to gradients by inputs: the rows and columns of the input that the same taps read are a
@@ -234,32 +274,39 @@ impl Geometry {
             .collect();
         at_most(MAX_RESULT, &[output.features, padded[0], line + 1]).map_err(NodeError::Gathered)?;
         let layout = Layout::new(output.features, padded[0] * line, &positions);
-        let mut phases: Vec<Rows> = vec![vec![Vec::new(); input.features]; steps[0] * steps[1]];
-        for (neuron, channel, tap, place) in self.weights(pattern) {
-            let of_axis = |axis: usize| {
+        // For each tap the phases that read it, and the slot in a plane.
+        let reads = |tap: usize| {
+            let tap = [tap / kernel[1], tap % kernel[1]];
+            let of_axis = move |axis: usize| {
                 (0..steps[axis]).filter_map(move |phase| Some((phase, first(axis, phase, tap[axis])?)))
             };
-            for (row_phase, row) in of_axis(0) {
-                for (column_phase, column) in of_axis(1) {
+            of_axis(0).flat_map(move |(row_phase, row)| {
+                of_axis(1).map(move |(column_phase, column)| {
                     let row = before[0].wrapping_add_signed(row);
                     let column = before[1].wrapping_add_signed(column);
-                    let offset = neuron * layout.slots + row * line + column;
-                    phases[row_phase * steps[1] + column_phase][channel].push((offset, place));
+                    (row_phase * steps[1] + column_phase, row * line + column)
+                })
+            })
+        };
+        let taps: Vec<Vec<(usize, usize)>> = (0..self.taps()).map(|tap| reads(tap).collect()).collect();
+        // The planes of one phase after those of another.
+        let rows = Rows::new(steps[0] * steps[1] * input.features, |put| {
+            self.weights(pattern, |neuron, channel, tap, place| {
+                for &(phase, slot) in &taps[tap] {
+                    put(phase * input.features + channel, (neuron * layout.slots + slot, place));
                 }
-            }
-        }
-        let phases = phases.into_iter().enumerate().map(|(phase, rows)| {
+            });
+        });
+        let phases = (0..steps[0] * steps[1]).map(|phase| {
             let phase = [phase / steps[1], phase % steps[1]];
-            let size = std::array::from_fn(|axis| count(axis, phase[axis]));
             Plan {
-                size,
-                weights: rows,
+                size: std::array::from_fn(|axis| count(axis, phase[axis])),
                 window: std::array::from_fn(|axis| kernel[axis].div_ceil(stride[axis])),
             }
         });
         let field = Field { layout, row: line };
         let phases = phases.collect();
-        Ok(Pass::new(isa, field, input, steps, (phases, output.features), images))
+        Ok(Pass::new(isa, field, input, steps, (phases, rows, output.features), images))
     }
 }
 
@@ -269,32 +316,35 @@ pub(super) fn tile(most: usize, columns: usize) -> usize {
 }
 
 impl Pass {
-    /// Of phases, each with its rows and columns, its weights, and the rows and columns that a window reads.
+    /// Of phases, each with its rows and columns, and the rows and columns that a window reads, and the weights of the planes of
+    /// all phases.
     fn new(
         isa: Isa,
         field: Field,
         result: Shape,
         steps: [usize; 2],
-        (phases, planes): (Vec<Plan>, usize),
+        (phases, mut weights, planes): (Vec<Plan>, Rows, usize),
         unit: usize,
     ) -> Self {
+        let weights = weights.sorted();
         let mut places = Vec::new();
         let most = isa.lanes() * isa.accumulators() / unit;
         let rows = phases.iter().map(|phase| phase.size[0]).max().unwrap_or(1);
-        let phase = |Plan { size, weights: mut rows, window }| {
-            rows.iter_mut().for_each(|row| row.sort_unstable());
+        let phase = |(Plan { size, window }, rows): (Plan, &[&[Weight]])| {
             let read = window[0] * (tile(most, size[1]) + window[1] - 1) * unit;
-            let block = block(&rows, planes, read) * field.layout.slots;
-            let part = |(index, rows): (usize, &[Vec<(usize, u32)>])| {
-                let (reads, of_part) = Reads::new(rows, block);
+            let block = block(rows, planes, read) * field.layout.slots;
+            let parts: Vec<_> = rows.par_chunks(PART).map(|rows| Reads::new(rows, block)).collect();
+            let part = |(index, (reads, of_part)): (usize, (Reads, Vec<u32>))| {
                 let (plane, start) = (index * PART, places.len());
                 let first = of_part.iter().min().map_or(0, |first| *first as usize);
                 places.extend(of_part);
-                Part { reads, planes: plane..plane + rows.len(), weights: start..places.len(), first }
+                let planes = plane..rows.len().min(plane + PART);
+                Part { reads, planes, weights: start..places.len(), first }
             };
-            Phase { size, parts: rows.chunks(PART).enumerate().map(part).collect() }
+            Phase { size, parts: parts.into_iter().enumerate().map(part).collect() }
         };
-        let phases: Vec<Phase> = phases.into_iter().map(phase).collect();
+        let rows_of_phases = (0..).map(|phase| &weights[phase * result.features..][..result.features]);
+        let phases: Vec<Phase> = phases.into_iter().zip(rows_of_phases).map(phase).collect();
         let places = Places::new(&places, phases.iter().flat_map(|phase| &phase.parts));
         let columns = result.width.div_ceil(steps[1]);
         let row = steps[0] * steps[1] * columns;

@@ -128,12 +128,14 @@ fn update(
     let quota = quota(&weights, alpha);
     let none_ablated = vec![false; layer.mask.neurons()];
     let (mut candidates, mut ablated) = (Candidates::default(), none_ablated);
+    let mut largest = None;
     if layer.ablate && settings.gamma_sal > 0.0 {
         let mut top = Largest::new(quota.drop);
         // Where the gradient has to be computed, once should be enough.
         let expected = if let DenseGradient::Rows(_) = gradient { usual_fan_in(layer) } else { 0 };
         candidates = Candidates::find(layer, &mut gradient, expected, &ablated, &mut top)?;
-        let salient = salient_weights_per_neuron(&weights, &quota, top);
+        let largest = largest.insert(largest_weights(&weights, &quota, &ablated));
+        let salient = salient_weights_per_neuron(largest, top);
         let threshold = ablation_threshold(layer.mask, target, settings);
         ablated = ablated_neurons(&salient, feasible_threshold(&salient, threshold, target, layer.mask));
     }
@@ -141,7 +143,10 @@ fn update(
     if candidates.per_neuron < fan_in.min(layer.mask.dense_fan_in()) {
         candidates = Candidates::find(layer, &mut gradient, fan_in, &ablated, &mut Largest::new(0))?;
     }
-    let kept = kept_weights(&weights, &quota, &ablated);
+    let kept = match largest {
+        Some(largest) if !ablated.contains(&true) => largest,
+        _ => largest_weights(&weights, &quota, &ablated),
+    };
     let mask = pruned_and_grown(&weights, kept, &candidates, &ablated, fan_in);
     ConstantFanInMask::try_from(mask)
 }
@@ -233,12 +238,10 @@ fn quota(weights: &Weights, alpha: f64) -> Quota {
 
 /// Step 2: the number `s_i` of salient weights of each neuron: in the layer's top `n_keep` by |W| or in its
 /// top `K` by |G|.
-fn salient_weights_per_neuron(weights: &Weights, quota: &Quota, top_grads: Largest) -> Vec<usize> {
-    let mask = weights.layer.mask;
-    let mut salient = Mask::empty(mask.neurons(), mask.dense_fan_in());
-    weights.mark_largest(quota.keep, |_| false, &mut salient);
+fn salient_weights_per_neuron(top_weights: &Mask, top_grads: Largest) -> Vec<usize> {
+    let mut salient = top_weights.clone();
     top_grads.mark(&mut salient);
-    (0..mask.neurons()).map(|neuron| salient.fan_in(neuron)).collect()
+    (0..salient.neurons()).map(|neuron| salient.fan_in(neuron)).collect()
 }
 
 /// Step 3: `τ = max(1, ⌊γ_sal·k0⌋)`, or `γ_sal` itself from 1 on.
@@ -278,9 +281,9 @@ fn new_fan_in(layer: &ActiveLayer, target: usize, ablated: &[bool]) -> Result<us
     }
 }
 
-/// Step 7, over the layer: the top `n_keep` of |W| outside ablated neurons. A weight that is exactly zero is never
-/// kept (as in step 1).
-fn kept_weights(weights: &Weights, quota: &Quota, ablated: &[bool]) -> Mask {
+/// The layer's top `n_keep` by |W| outside ablated neurons: in step 2 of all neurons, in step 7 those that are kept. A weight that
+/// is exactly zero is never among them (as in step 1).
+fn largest_weights(weights: &Weights, quota: &Quota, ablated: &[bool]) -> Mask {
     let mut kept = Mask::empty(ablated.len(), weights.layer.mask.dense_fan_in());
     weights.mark_largest(quota.keep, |neuron| ablated[neuron], &mut kept);
     kept
