@@ -117,11 +117,12 @@ struct SparseNet {
 
 /// Some steps of layers whose gradients by weights are sums of products of given numbers, which are exact whatever rounds
 /// products to TF32 or joins them with sums.
-fn train_layers(method: &AnyMethod, condensed: bool, device: &Device) -> Course {
+fn train_layers(method: &AnyMethod, groups: usize, condensed: bool, device: &Device) -> Course {
     let device = device.clone().autodiff();
     let conv = Conv2dConfig::new([8, 48], [3, 3])
         .with_padding(PaddingConfig2d::Explicit(1, 0, 1, 0))
         .with_stride([2, 1])
+        .with_groups(groups)
         .init(&device);
     let net = SparseNet { conv: conv.into(), fc: LinearConfig::new(200, 70).init(&device).into() };
     let config = SparsityConfig::new(0.8, 30)
@@ -153,11 +154,12 @@ fn train_layers(method: &AnyMethod, condensed: bool, device: &Device) -> Course 
 #[test]
 fn condensed_training_on_a_gpu_is_masked_training_on_the_cpu() {
     let srigl_without_ablation = Srigl { gamma_sal: 0.0, ..Default::default() };
-    for method in &[srigl(), srigl_without_ablation.into(), Rigl.into(), Set.into()] {
-        let (masks, weights) = train_layers(method, false, &Device::flex());
+    let methods = [srigl(), srigl_without_ablation.into(), Rigl.into(), Set.into()];
+    for (method, groups) in methods.iter().map(|method| (method, 1)).chain([(&srigl(), 2)]) {
+        let (masks, weights) = train_layers(method, groups, false, &Device::flex());
         assert_ne!(masks.first(), masks.last(), "{method:?} moves nothing");
         for gpu in gpus() {
-            let (on_gpu, weights_on_gpu) = train_layers(method, true, &gpu);
+            let (on_gpu, weights_on_gpu) = train_layers(method, groups, true, &gpu);
             assert_eq!(on_gpu, masks, "{method:?} on {gpu:?}");
             assert_eq!(weights_on_gpu, weights, "{method:?} on {gpu:?}");
         }

@@ -295,11 +295,12 @@ pub fn pad<F: Float>(
         // What lies before the image wraps, and so is beyond it as well.
         let x = at % padded_width - left;
         let y = line % padded_height - top;
+        let (row, column) = (y / step_y, x / step_x);
+        let is_pixel = row * step_y == y && column * step_x == x;
         let mut value = F::cast_from(0.0f32);
-        if x < width * step_x && y < height * step_y && x % step_x == 0 && y % step_y == 0 {
+        if is_pixel && row < height && column < width {
             let (sample, channel) = (plane / channels, plane % channels);
-            let (y, x) = (y / step_y, x / step_x);
-            let from = sample * stride_sample + channel * stride_channel + y * stride_y + x * stride_x;
+            let from = sample * stride_sample + channel * stride_channel + row * stride_y + column * stride_x;
             value = input[from as usize];
         }
         output[at as usize] = value;

@@ -1,5 +1,8 @@
 //! Layers that train in condensed form on GPUs, as operations with backward passes of their own.
 
+// As many as a layer has tensors; the macro repeats an attribute of the function where no lint expects it.
+#![allow(clippy::too_many_arguments)]
+
 use super::groups::{GROUP, Groups, Row, transposed};
 use super::{
     ConvPlan, ConvShape, CubeDevice, GpuOps, LinearPlan, Padding, SamplePlan, Window, chunk_on, signed, words,
@@ -275,7 +278,6 @@ fn sample_plan(
 pub(crate) trait GpuTraining: Backend {
     /// `y = W x + b` in f32, where `W` has these values at the layer's active positions.
     #[fusion(dtype = input, shape = Shape::from(call.dims.clone()))]
-    #[expect(clippy::too_many_arguments, reason = "as many as a layer has tensors")]
     fn gpu_sparse_layer(
         input: FloatTensor<Self>,
         values: FloatTensor<Self>,
