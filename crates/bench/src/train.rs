@@ -94,7 +94,7 @@ struct Report {
     results: Vec<StepTiming>,
 }
 
-/// The steps of one contender, without those that update the masks.
+/// The steps of one contender, without those that update the masks and those after them.
 #[derive(Serialize)]
 struct StepTiming {
     name: String,

@@ -153,7 +153,20 @@ impl Capture {
     }
 
     pub fn put(&self, pass: Arc<dyn DensePass>) {
-        lock(&self.taken).push(pass);
+        let mut passes = Passes::default();
+        passes.push(pass);
+        // Adding them up takes a while, and other threads: no lock is held for it.
+        loop {
+            let mut taken = lock(&self.taken);
+            let mut before = std::mem::take(&mut *taken);
+            if before.is_empty() {
+                *taken = passes;
+                return;
+            }
+            drop(taken);
+            before.extend(passes);
+            passes = before;
+        }
     }
 
     pub fn take(&self) -> Passes {

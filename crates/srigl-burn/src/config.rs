@@ -77,7 +77,7 @@ pub struct SparsityConfig {
     pub no_ablation: Option<Vec<String>>,
     /// Whether the layers [`SparseLinear`](crate::SparseLinear) and [`SparseConv2d`](crate::SparseConv2d) train in condensed
     /// form, where the device has kernels and the method needs no other weights. They and all others are masked otherwise.
-    /// Default: on CPUs, where that is faster; on GPUs it saves memory.
+    /// Default: yes on CPUs, where that is faster; no on GPUs, where all that is known is that it saves memory.
     /// Optimizers see the values of such a layer as one row, so those that look at matrices, such as Muon, need `false`. The dense
     /// gradient of an update is that of all backward passes since the step before, whatever becomes of their gradients; copies of
     /// a layer share what is kept for it.

@@ -47,8 +47,8 @@
 //!
 //! Other methods (RigL, SET, static masks, dense) differ by the configuration alone: [`methods`].
 //!
-//! [`SparseLinear`] and [`SparseConv2d`] in place of Burn's layers compute with active weights alone while they train, on CPUs: no
-//! dense weight or moment exists, and a step takes a fraction of the time. [`fused`] has what lies between them.
+//! [`SparseLinear`] and [`SparseConv2d`] in place of Burn's layers compute with active weights alone while they train, on CPUs and,
+//! if asked, on GPUs: no dense weight or moment exists, and on CPUs a step takes a fraction of the time. [`fused`] has what lies between them.
 //!
 //! After training, [`CondensedLinear`] and [`CondensedConv2d`] run a sparse layer in condensed form, on the CPU and, with
 //! the feature `cuda`, on GPUs: `CondensedLinear::from_linear(&net.fc1, &mask)`, with the masks of [`Topology::layers`].

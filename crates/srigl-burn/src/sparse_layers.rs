@@ -30,8 +30,9 @@ use std::sync::Arc;
 ///
 /// On `Device::flex()` and `Device::ndarray()`, with autodiff or without, a sparse layer runs the kernels of
 /// [`condensed::training`], on rayon's current thread pool, in f32. On GPUs, with the feature `cuda` (or `webgpu`), it runs
-/// CubeCL kernels in f32, if [`SparsityConfig::condensed`](crate::SparsityConfig::condensed) asks for it; there, and on any
-/// other device, `sparsify` masks it as it does Burn's layers.
+/// CubeCL kernels in f32. There `sparsify` turns a layer sparse if
+/// [`SparsityConfig::condensed`](crate::SparsityConfig::condensed) asks for it; otherwise, and on any other device, it masks the
+/// layer as it does Burn's.
 ///
 /// ```
 /// use burn::nn::LinearConfig;

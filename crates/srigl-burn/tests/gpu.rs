@@ -262,3 +262,17 @@ fn sparse_convolutions_have_the_gradients_of_the_cpu() {
         }
     }
 }
+
+/// The kernels read a bias as it lies in memory.
+#[test]
+fn a_bias_may_be_a_view() {
+    let layer = |device: &Device| {
+        let weight = exact([20, 70], 1, device);
+        let bias = Tensor::<1>::ones([1], device).expand([70]);
+        let dense = Linear { weight: Param::from_tensor(weight), bias: Some(Param::from_tensor(bias)) };
+        let layer = SparseLinear::from_linear(&dense, &some(70, 20)).unwrap();
+        layer.forward(exact::<2>([40, 20], 2, device))
+    };
+    let want = layer(&Device::flex());
+    gpus().iter().for_each(|gpu| close(&layer(gpu), &want, "a layer with the same bias for all neurons"));
+}

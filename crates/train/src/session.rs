@@ -590,7 +590,6 @@ impl Loop<'_> {
     }
 }
 
-/// Writes a picture of each layer's mask.
 /// How sparse layers are stored: condensed if any is.
 fn storage_of(topology: &Topology) -> Storage {
     match topology.layers().iter().any(|layer| layer.condensed) {
@@ -599,6 +598,7 @@ fn storage_of(topology: &Topology) -> Storage {
     }
 }
 
+/// Writes a picture of each layer's mask.
 fn write_pictures(lines: &mut JsonLines, step: u64, topology: &Topology) -> Result<(), srigl_run::Error> {
     topology.layers().into_iter().try_for_each(|layer| lines.write(&mask_line(step, layer.name, &layer.mask)))
 }

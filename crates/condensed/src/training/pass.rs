@@ -154,7 +154,7 @@ impl Rows {
 }
 
 /// Bytes of a weight, and of a row of them, while passes are made: sorted rows, offsets and places, both ways.
-const WEIGHT: usize = 64;
+const WEIGHT: usize = 96;
 const ROW: usize = 64;
 
 /// How the windows of a layer lie over its images.

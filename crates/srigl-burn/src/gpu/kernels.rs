@@ -467,8 +467,9 @@ pub fn sampled<F: Float, V: Size, I: Size>(
         let i1 = index::<1, I>(words, packed) * scale;
         let i2 = index::<2, I>(words, packed) * scale;
         let i3 = index::<3, I>(words, packed) * scale;
-        let end = min(results, (CUBE_POS_Z + 1) * part);
-        let mut at = CUBE_POS_Z * part + UNIT_POS_X;
+        let start = CUBE_POS_Z * part;
+        let end = start + min(results - start, part);
+        let mut at = start + UNIT_POS_X;
         while at < end {
             let mut corner = at;
             let mut result = (first + neuron) * results + at;

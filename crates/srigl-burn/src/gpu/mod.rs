@@ -357,7 +357,8 @@ impl GpuOps for CubeBackend {
         starts: CubeTensor,
         plan: LinearPlan,
     ) -> CubeTensor {
-        let input = into_contiguous(input);
+        // A bias of training is whatever tensor its parameter is.
+        let (input, bias) = (into_contiguous(input), into_contiguous(bias));
         let (batch, inputs) = (input.meta.shape()[0], input.meta.shape()[1]);
         let output = empty(&input, [batch, plan.neurons].into());
         if output.meta.num_elements() == 0 {
@@ -425,6 +426,7 @@ impl GpuOps for CubeBackend {
         plan: ConvPlan,
     ) -> CubeTensor {
         let ConvPlan { shape, packed } = plan;
+        let bias = into_contiguous(bias);
         let batch = input.meta.shape()[0];
         let [height_out, width_out] = shape.output;
         let output = empty(&input, [batch, shape.neurons, height_out, width_out].into());

@@ -168,11 +168,13 @@ impl Layer {
         let (chunk_forward, chunk_backward) = (chunk(inputs), chunk(neurons));
         let forward = Groups::linear(pattern, chunk_forward);
         let columns = transposed(pattern, inputs, |neuron, input| (input, neuron));
+        let read = columns.iter().filter(|column| !column.is_empty()).count();
         let backward = Groups::new(columns, neurons, chunk_backward, neurons, |_, neuron| neuron as u32);
         let plan = |groups: &Groups, chunk, rows: usize| {
             Product::Linear(LinearPlan::new(groups, chunk, pattern.len() / rows.max(1)))
         };
-        let products = [plan(&forward, chunk_forward, neurons), plan(&backward, chunk_backward, inputs)];
+        let products =
+            [plan(&forward, chunk_forward, pattern.active().len()), plan(&backward, chunk_backward, read)];
         Self::new([neurons, inputs], [forward, backward], products, room, None, device)
     }
 
