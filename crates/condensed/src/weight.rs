@@ -292,7 +292,7 @@ impl Pattern {
     }
 
     /// For all neurons, ablated ones included, the weights as (input, what `of` says of the weight's place among all).
-    pub(crate) fn rows<T>(&self, of: impl Fn(usize) -> T) -> Vec<Vec<(usize, T)>> {
+    pub fn rows<T>(&self, of: impl Fn(usize) -> T) -> Vec<Vec<(usize, T)>> {
         let mut rows: Vec<Vec<(usize, T)>> = (0..self.neurons).map(|_| Vec::new()).collect();
         for (row, &neuron) in self.active.iter().enumerate() {
             rows[neuron as usize] = self.row_range(row).map(|i| (self.indices.get(i), of(i))).collect();

@@ -7,7 +7,7 @@ use condensed::training::{Layer, Scratch};
 use condensed::{CondensedWeight, ConvKernel, LinearKernel, Shape, Window};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use srigl_burn::gpu::groups::{Groups, rows as rows_of};
+use srigl_burn::gpu::groups::{Groups, which};
 use srigl_burn::gpu::{chunk_of, kernels, tile_neurons};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -175,7 +175,7 @@ fn linear_kernels_compute_what_those_of_cpus_do() {
         let tile = tile_neurons(768, 256, 3072, 307, 132, 1024);
         let chunk = chunk_of(SHARED, dtype, 3072);
         let span = if packed { inputs } else { 1 << 20 };
-        let groups = Groups::new(rows_of(weight.pattern()), inputs, chunk, span, |_, input| input as u32);
+        let groups = Groups::new(weight.pattern().rows(which), inputs, chunk, span, |_, input| input as u32);
         assert!(groups.packed == packed && groups.chunks > 1);
         for (batch, source) in [(3, rows(dtype, packed)), (77, tiles(dtype, packed))] {
             let Some(program) = Program::new(&source, dtype, sanitizer) else { return };
@@ -337,7 +337,7 @@ fn sampled_gradients_are_those_of_cpus() {
         };
         let span = if packed { 1 << 16 } else { 1 << 20 };
         let groups = match flat {
-            true => Groups::new(rows_of(pattern), fan_in, 32, span, |_, input| input as u32),
+            true => Groups::new(pattern.rows(which), fan_in, 32, span, |_, input| input as u32),
             false => Groups::convolution(pattern, span, offset),
         };
         assert!(groups.packed == packed && (groups.chunks > 1) == flat);

@@ -31,16 +31,21 @@ pub struct Groups {
 /// The weights of a neuron as (input, which of the pattern's weights), inputs ascending.
 pub type Row = Vec<(usize, u32)>;
 
+/// A weight's place among a pattern's, as [`Row`] has it.
+pub fn which(place: usize) -> u32 {
+    place as u32
+}
+
 impl Groups {
     /// Weights of a linear layer, whose groups stay within chunks of `chunk` inputs.
     pub fn linear(pattern: &Pattern, chunk: usize) -> Self {
-        Self::new(rows(pattern), pattern.inputs(), chunk, pattern.inputs(), |_, input| input as u32)
+        Self::new(pattern.rows(which), pattern.inputs(), chunk, pattern.inputs(), |_, input| input as u32)
     }
 
     /// Weights of a convolution on padded images of `image` values, at the places that `offset` gives to
     /// `(neuron, input)`.
     pub fn convolution(pattern: &Pattern, image: usize, offset: impl Fn(usize, usize) -> u32) -> Self {
-        Self::new(rows(pattern), pattern.inputs(), pattern.inputs().max(1), image, offset)
+        Self::new(pattern.rows(which), pattern.inputs(), pattern.inputs().max(1), image, offset)
     }
 
     /// Weights of these rows of `inputs` inputs each. Indices are below `span`.
@@ -100,21 +105,11 @@ impl Groups {
     }
 }
 
-/// The rows of all neurons, those of ablated ones empty.
-pub fn rows(pattern: &Pattern) -> Vec<Row> {
-    let mut rows = vec![Row::new(); pattern.neurons()];
-    for (row, &neuron) in pattern.active().iter().enumerate() {
-        let weight = |at: usize| (pattern.indices().get(at), at as u32);
-        rows[neuron as usize] = pattern.row_range(row).map(weight).collect();
-    }
-    rows
-}
-
 /// For each of `count` inputs the weights that read it as (where, which weight): `to` says of `(neuron, input)` which
 /// input that is, and where among what the input's gradient reads.
 pub fn transposed(pattern: &Pattern, count: usize, to: impl Fn(usize, usize) -> (usize, usize)) -> Vec<Row> {
     let mut columns = vec![Row::new(); count];
-    for (neuron, row) in rows(pattern).into_iter().enumerate() {
+    for (neuron, row) in pattern.rows(which).into_iter().enumerate() {
         for (input, weight) in row {
             let (column, at) = to(neuron, input);
             columns[column].push((at, weight));
