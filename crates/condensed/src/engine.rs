@@ -4,7 +4,8 @@ use crate::buffer::{Buffer, Room, Scratch, floats};
 use crate::ops::Run;
 use crate::planes::PlaneLayer;
 use crate::shape::{from_planes, to_planes};
-use crate::{Error, Isa, Network, Node, Op, Shape};
+use crate::{Error, Isa, Network, Node, Op, Shape, tuning};
+use rayon::prelude::*;
 use srigl_tensors::memory::{self, TooLarge};
 use std::fmt;
 
@@ -16,6 +17,9 @@ use std::fmt;
 ///
 /// NaN and infinities go through as in PyTorch, but for absent weights: see
 /// [`LinearKernel::run`](crate::LinearKernel::run).
+///
+/// Networks of images work on as many samples of a batch at once as there are threads, so that a result is the same in whatever
+/// batch its sample is; those whose work is mostly in layers on vectors take the batch layer by layer.
 ///
 /// Planned for the threads of the rayon pool that [`new`](Self::new) runs on, and to be run on the same; results
 /// do not depend on their number. A call from outside a pool waits for a thread of the pool to wake up, so
@@ -36,10 +40,20 @@ pub struct Engine {
     /// Name of the input.
     name: String,
     steps: Vec<Step>,
-    memory: Vec<Buffer>,
-    scratch: Scratch,
+    /// Buffers for results.
+    buffers: usize,
+    /// Whether samples go through the network one by one, several at once.
+    by_sample: bool,
+    lanes: Vec<Lane>,
     /// The largest batch that there is memory for.
     room_for: usize,
+}
+
+/// Memory that samples go through the network in.
+#[derive(Clone, Debug, Default)]
+struct Lane {
+    results: Vec<Buffer>,
+    scratch: Scratch,
 }
 
 impl fmt::Debug for Engine {
@@ -178,8 +192,9 @@ impl Engine {
             output: shapes[shapes.len() - 1],
             name: nodes[0].name.clone(),
             steps: planned,
-            memory: vec![Buffer::default(); buffers],
-            scratch: Scratch::default(),
+            buffers,
+            by_sample: by_sample(network),
+            lanes: Vec::new(),
             room_for: 0,
         })
     }
@@ -200,14 +215,20 @@ impl Engine {
     }
 
     /// Bytes that [`run`](Self::run) takes for results and whatever else kernels need beside the weights: `None` if no
-    /// number holds it. Grows with the batch.
+    /// number holds it. Grows with the batch, for networks of images up to that of as many samples as there are threads.
     pub fn memory(&self, batch: usize) -> Option<u64> {
         self.needs(batch).1.bytes()
     }
 
-    /// Floats of each buffer, scratch memory, and who takes most.
+    /// Samples that a lane takes at a time, and lanes.
+    fn lanes(&self, batch: usize) -> (usize, usize) {
+        if self.by_sample { (1, batch.min(rayon::current_num_threads())) } else { (batch, 1) }
+    }
+
+    /// Floats of each buffer and scratch memory of one lane, and what all take and which node most.
     fn needs(&self, batch: usize) -> ((Vec<u64>, Room), Use<'_>) {
-        let mut results = vec![0; self.memory.len()];
+        let (batch, lanes) = self.lanes(batch);
+        let mut results = vec![0; self.buffers];
         let mut room = Room::default();
         let mut result = |place: Place| {
             let size = floats(&[batch, place.sample()]).saturating_add(PlaneLayer::SLACK as u64);
@@ -223,9 +244,9 @@ impl Engine {
                 most = (&step.name, size);
             }
         }
-        let all = results.iter().fold(room.floats(), |sum, &size| sum.saturating_add(size));
-        let float = size_of::<f32>() as u64;
-        let used = Use { all: all.saturating_mul(float), most: (most.0, most.1.saturating_mul(float)) };
+        let lane = results.iter().fold(room.floats(), |sum, &size| sum.saturating_add(size));
+        let bytes = |floats: u64| floats.saturating_mul((lanes * size_of::<f32>()) as u64);
+        let used = Use { all: bytes(lane), most: (most.0, bytes(most.1)) };
         ((results, room), used)
     }
 
@@ -235,15 +256,13 @@ impl Engine {
         used.check()?;
         // The machine may have less than the budget allows.
         let (all, name, bytes) = (used.all, used.most.0.to_string(), used.most.1);
+        let lanes = self.lanes(batch).1;
         self.room_for = 0;
-        let mut buffers = self.memory.iter_mut().zip(&results);
-        buffers
-            .try_for_each(|(buffer, &size)| buffer.grow(size as usize))
-            .and_then(|()| self.scratch.grow(&room))
-            .map_err(|what| {
-                let what = TooLarge { bytes: Some(all), ..what };
-                Error::Memory { what, node: name, bytes }
-            })?;
+        self.lanes.resize_with(lanes.max(self.lanes.len()), Lane::default);
+        self.lanes.iter_mut().try_for_each(|lane| lane.grow(&results, &room)).map_err(|what| {
+            let what = TooLarge { bytes: Some(all), ..what };
+            Error::Memory { what, node: name.clone(), bytes }
+        })?;
         self.room_for = batch;
         Ok(())
     }
@@ -267,21 +286,42 @@ impl Engine {
         if batch > self.room_for {
             self.grow(batch)?;
         }
-        let Self { steps, memory, scratch, .. } = self;
+        let mut lanes = std::mem::take(&mut self.lanes);
+        if self.by_sample {
+            // Those lanes that there are: there may be more threads now than when memory was made.
+            let share = batch.div_ceil(lanes.len().min(rayon::current_num_threads()));
+            let inputs = input.par_chunks(share * self.input.len());
+            let outputs = output.par_chunks_mut(share * self.output.len());
+            lanes.par_iter_mut().zip(inputs.zip(outputs)).for_each(|(lane, (input, output))| {
+                let samples = input.chunks_exact(self.input.len());
+                for (input, output) in samples.zip(output.chunks_exact_mut(self.output.len())) {
+                    self.run_lane(lane, 1, input, output);
+                }
+            });
+        } else {
+            self.run_lane(&mut lanes[0], batch, input, output);
+        }
+        self.lanes = lanes;
+        Ok(())
+    }
+
+    /// As [`run`](Self::run), of samples that there is room for in a lane.
+    fn run_lane(&self, lane: &mut Lane, batch: usize, input: &[f32], output: &mut [f32]) {
+        let Lane { results, scratch } = lane;
         let first = Place { buffer: 0, shape: self.input };
         if first.is_vector() {
-            memory[0][..input.len()].copy_from_slice(input);
+            results[0][..input.len()].copy_from_slice(input);
         } else {
             let images = input.chunks_exact(self.input.len());
-            for (image, planes) in images.zip(memory[0].chunks_exact_mut(first.sample())) {
+            for (image, planes) in images.zip(results[0].chunks_exact_mut(first.sample())) {
                 to_planes(image, self.input, planes);
             }
         }
-        for step in &*steps {
-            step.run(batch, memory, scratch);
+        for step in &self.steps {
+            step.run(batch, results, scratch);
         }
-        let last = steps.last().map_or(first, |step| step.output);
-        let result = &memory[last.buffer];
+        let last = self.steps.last().map_or(first, |step| step.output);
+        let result = &results[last.buffer];
         if last.is_vector() {
             output.copy_from_slice(&result[..output.len()]);
         } else {
@@ -290,8 +330,32 @@ impl Engine {
                 from_planes(planes, self.output, sample);
             }
         }
-        Ok(())
     }
+}
+
+impl Lane {
+    fn grow(&mut self, results: &[u64], room: &Room) -> Result<(), TooLarge> {
+        self.results.resize_with(results.len(), Buffer::default);
+        let mut buffers = self.results.iter_mut().zip(results);
+        buffers.try_for_each(|(buffer, &size)| buffer.grow(usize::try_from(size).unwrap_or(usize::MAX)))?;
+        self.scratch.grow(room)
+    }
+}
+
+/// Whether samples should go through a network one by one: layers on vectors gain from a batch, those on images do not.
+fn by_sample(network: &Network) -> bool {
+    let (nodes, shapes) = (network.nodes(), network.shapes());
+    let cost = |(node, output): (&Node, &Shape)| {
+        let input = shapes[node.inputs[0]];
+        let on_vectors = input.positions() == 1 && output.positions() == 1;
+        (on_vectors, node.op.operation().cost(input, *output).multiplications)
+    };
+    let costs = nodes.iter().zip(shapes).skip(1).map(cost);
+    let sum = |costs: &mut dyn Iterator<Item = (bool, u64)>| {
+        costs.fold(0u64, |sum, (_, cost)| sum.saturating_add(cost))
+    };
+    let on_vectors = sum(&mut costs.clone().filter(|(on_vectors, _)| *on_vectors));
+    on_vectors <= sum(&mut costs.clone()) / tuning::ON_VECTORS
 }
 
 /// Bytes that the nodes of a network take, and the node that takes most; `u64::MAX` stands for more than a number holds.

@@ -95,18 +95,41 @@ impl LinearKernel {
 
     /// What [`run_in`](Self::run_in) needs.
     pub(crate) fn room(&self, batch: usize) -> Room {
-        let (inputs, neurons) = (self.weight.inputs(), self.weight.neurons());
         // Single vectors are padded to a block of lookups, and neurons to a register.
-        let width = if batch < BATCH { 1 } else { batch.min(self.tile()).next_multiple_of(self.isa.lanes()) };
-        let (columns, sums) = (inputs.next_multiple_of(64), neurons.next_multiple_of(16));
-        Room { columns: floats(&[columns, width]), sums: floats(&[sums, width]), ..Room::default() }
+        let (inputs, neurons) = (self.weight.inputs().next_multiple_of(64), self.weight.neurons());
+        if batch < BATCH {
+            let (columns, sums) = (inputs as u64, neurons.next_multiple_of(16) as u64);
+            return Room { columns, sums, ..Room::default() };
+        }
+        let tile = self.tile(batch);
+        let (width, threads) = (tile.next_multiple_of(self.isa.lanes()), rayon::current_num_threads());
+        let tiles = batch.div_ceil(tile).min(threads);
+        let (columns, sums) = (floats(&[threads, self.block(), width]), floats(&[tiles, neurons, width]));
+        Room { columns, sums, ..Room::default() }
     }
 
-    /// Vectors of a tile.
-    fn tile(&self) -> usize {
-        BATCH_TILE.min(self.isa.lanes() * self.isa.accumulators())
+    /// Vectors of a tile. Depends on nothing but the batch, since sums in one or two registers have another order.
+    fn tile(&self, batch: usize) -> usize {
+        let most = BATCH_TILE.min(self.isa.lanes() * self.isa.accumulators());
+        // An even number of tiles from two on, for two threads have as much to do.
+        let tiles = if batch <= most / 2 { 1 } else { batch.div_ceil(most).next_multiple_of(2) };
+        batch.div_ceil(tiles)
     }
 
+    /// Inputs that are laid out at a time.
+    fn block(&self) -> usize {
+        let (neurons, inputs) = (self.weight.neurons(), self.weight.inputs());
+        block((neurons, self.weight.values().len()), inputs, BATCH_TILE)
+    }
+
+    fn parts(&self) -> &[Tiles] {
+        self.batch.get_or_init(|| {
+            let (rows, block) = (self.weight.rows(), self.block());
+            let part = rows.len().div_ceil(rayon::current_num_threads());
+            let parts = rows.chunks(part).zip(self.bias.chunks(part));
+            parts.map(|(rows, bias)| Tiles::new(rows, bias, block)).collect()
+        })
+    }
     /// As [`run`](Self::run), in memory of the caller.
     pub(crate) fn run_in(&self, batch: usize, input: &[f32], output: &mut [f32], scratch: &mut Scratch) {
         let (inputs, neurons) = (self.weight.inputs(), self.weight.neurons());
@@ -121,10 +144,7 @@ impl LinearKernel {
                 self.run_single(x, out, scratch);
             }
         } else {
-            let tile = self.tile();
-            for (x, out) in input.chunks(tile * inputs).zip(output.chunks_mut(tile * neurons)) {
-                self.run_tile(x, out, scratch);
-            }
+            self.run_tiles(self.tile(batch), input, output, scratch);
         }
     }
 
@@ -173,28 +193,44 @@ impl LinearKernel {
         }
     }
 
-    /// At most [`BATCH_TILE`] vectors: inputs and outputs `[inputs][batch]` while the kernel runs.
-    fn run_tile(&self, x: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+    /// Tiles of so many vectors, as many at a time as there are threads, and parts of the neurons where there are more threads
+    /// than tiles. Inputs are laid out `[inputs][tile]` block by block, so that each is in the first-level cache when it
+    /// is read; sums are `[neurons][tile]`.
+    fn run_tiles(&self, tile: usize, input: &[f32], output: &mut [f32], scratch: &mut Scratch) {
         let (inputs, neurons) = (self.weight.inputs(), self.weight.neurons());
-        let part = neurons.div_ceil(rayon::current_num_threads());
-        let parts = self.batch.get_or_init(|| {
-            let rows = self.weight.rows();
-            let block = block(&rows, inputs, BATCH_TILE);
-            let parts = rows.chunks(part).zip(self.bias.chunks(part));
-            parts.map(|(rows, bias)| Tiles::new(rows, bias, block)).collect()
-        });
-        let part = parts[0].neurons();
-        let batch = x.len() / inputs;
-        let vectors = batch.div_ceil(self.isa.lanes());
+        let (parts, block) = (self.parts(), self.block());
+        let vectors = tile.div_ceil(self.isa.lanes());
         let width = vectors * self.isa.lanes();
         let Scratch { columns, sums, .. } = scratch;
-        let columns = &mut columns[..inputs * width];
-        let sums = &mut sums[..neurons * width];
-        transpose(self.isa, (x, inputs), (columns, width), batch, inputs);
-        in_parts(sums, part * width, |first, sums| {
-            parts[first / (part * width)].run(self.isa, vectors, columns, width, sums);
-        });
-        transpose(self.isa, (sums, width), (out, neurons), neurons, batch);
+        // There may be more threads than when the memory was made.
+        let lanes = rayon::current_num_threads().min(columns.len() / (block * width)).max(1);
+        let together = lanes.min(sums.len() / (neurons * width)).max(1);
+        for (x, out) in
+            input.chunks(together * tile * inputs).zip(output.chunks_mut(together * tile * neurons))
+        {
+            let tasks = lanes / x.len().div_ceil(tile * inputs);
+            let tasks = tasks.clamp(1, parts.len());
+            let group = parts.len().div_ceil(tasks);
+            let chunks = x.par_chunks(tile * inputs).zip(out.par_chunks_mut(tile * neurons));
+            let room =
+                sums.par_chunks_mut(neurons * width).zip(columns.par_chunks_mut(tasks * block * width));
+            chunks.zip(room).for_each(|((x, out), (sums, columns))| {
+                let batch = x.len() / inputs;
+                let groups = parts.par_chunks(group).zip(columns.par_chunks_mut(block * width));
+                let sums_of = sums.par_chunks_mut(group * parts[0].neurons() * width);
+                groups.zip(sums_of).for_each(|((parts, columns), sums)| {
+                    for (index, first) in (0..inputs).step_by(block).enumerate() {
+                        let columns = &mut columns[..block.min(inputs - first) * width];
+                        let count = columns.len() / width;
+                        transpose_part(self.isa, &x[first..], inputs, columns, width, batch, count);
+                        for (part, sums) in parts.iter().zip(sums.chunks_mut(parts[0].neurons() * width)) {
+                            part.run_block(self.isa, vectors, index, columns, sums);
+                        }
+                    }
+                });
+                transpose(self.isa, (sums, width), (out, neurons), neurons, batch);
+            });
+        }
     }
 }
 

@@ -223,7 +223,7 @@ impl PlaneLayer {
     ) -> Self {
         let vectors = vectors(isa, positions);
         let inputs = rows.iter().filter_map(|row| row.last()).map(|w| w.0 + 1).max().unwrap_or(1);
-        let block = block(rows, inputs, vectors * isa.lanes());
+        let block = block(counts(rows), inputs, vectors * isa.lanes());
         let weights = Weights::sparse(rows, bias, parts, block, stride, vectors);
         Self::on_positions(isa, weights, bias.len(), positions)
     }
@@ -281,7 +281,7 @@ impl PlaneLayer {
             .collect();
         let vectors = vectors(isa, (plan.height - 1) * plan.row_stride + plan.width);
         let read = (plan.sheets * (vectors * isa.lanes() + plan.halo)).min(plan.channel_stride);
-        let channels = block(rows, input.features, read);
+        let channels = block(counts(rows), input.features, read);
         let weights =
             Weights::sparse(&offsets, bias, parts, channels * plan.channel_stride / unit, unit, vectors);
         Self::planned(isa, weights, rows.len(), plan)
@@ -491,12 +491,16 @@ fn vectors(isa: Isa, positions: usize) -> usize {
 }
 
 /// Channels of a block: as many as fit the cache with the `read` floats that a tile reads of each, or more
-/// where the layer is very sparse.
-pub(crate) fn block<T>(rows: &[impl AsRef<[(usize, T)]>], channels: usize, read: usize) -> usize {
-    let weights: usize = rows.iter().map(|row| row.as_ref().len()).sum();
-    let visits = (VISIT * channels * rows.len()).div_ceil(weights.max(1));
+/// where the layer, of so many neurons and weights, is very sparse.
+pub(crate) fn block((neurons, weights): (usize, usize), channels: usize, read: usize) -> usize {
+    let visits = (VISIT * channels * neurons).div_ceil(weights.max(1));
     // No more than there are, or sizes in floats might not fit a number.
     (tuning::cached_floats() / read.max(1)).max(visits).min(channels).max(1)
+}
+
+/// Neurons, and weights of all.
+pub(crate) fn counts<T>(rows: &[impl AsRef<[(usize, T)]>]) -> (usize, usize) {
+    (rows.len(), rows.iter().map(|row| row.as_ref().len()).sum())
 }
 
 math::vectorised! {

@@ -30,6 +30,10 @@ pub(crate) const GEMM: usize = 16;
 /// Positions that a tile of a plane has at most, in floats.
 pub(crate) const TILE_FLOATS: usize = 112;
 
+/// The share of a network's work, one part of so many, that layers on vectors may have at most for samples to go through it one
+/// by one.
+pub(crate) const ON_VECTORS: u64 = 20;
+
 /// Planes that one task lays out, pools or finishes at least.
 pub(crate) const SHEETS_PER_TASK: usize = 16;
 pub(crate) const PLANES_PER_TASK: usize = 8;

@@ -102,18 +102,46 @@ fn results_alive_at_the_same_time_are_summed() {
 
 #[test]
 fn batches_count() {
-    let network =
-        network([1; 3], &[("conv", conv(window([1; 2], [512; 2])), &[0]), ("pool", Op::GlobalAvgPool, &[1])]);
+    let inputs = 1 << 18;
+    let head = ops::Linear { weight: Weight::Dense(vec![0.5; inputs]), bias: vec![0.0] };
+    let network = network([inputs, 1, 1], &[("head", head.into(), &[0])]);
     let mut engine = Engine::new(&network).unwrap();
-    refused("conv", || network.check_memory(1000));
-    refused("conv", || network.check_memory(usize::MAX));
-    refused("conv", || engine.run(1000, &[1.0; 1000], &mut [0.0; 1000]));
+    refused("input", || network.check_memory(1000));
+    refused("input", || network.check_memory(usize::MAX));
+    let images = vec![1.0; 200 * inputs];
+    refused("input", || engine.run(200, &images, &mut [0.0; 200]));
     assert_eq!(engine.memory(usize::MAX), None);
     // What fits is found by asking, and the refusal has done no harm.
     let most = (1..1000).take_while(|&batch| engine.memory(batch).unwrap() <= BUDGET).last().unwrap();
-    assert!((10..30).contains(&most), "{most}");
-    engine.run(most, &vec![1.0; most], &mut vec![0.0; most]).unwrap();
-    network.check_memory(most / 3).unwrap();
+    assert!((90..100).contains(&most), "{most}");
+    engine.run(most, &images[..most * inputs], &mut vec![0.0; most]).unwrap();
+    network.check_memory(most).unwrap();
+}
+
+#[test]
+fn images_take_memory_for_as_many_as_there_are_threads() {
+    let network =
+        network([1; 3], &[("conv", conv(window([1; 2], [250; 2])), &[0]), ("pool", Op::GlobalAvgPool, &[1])]);
+    refused("conv", || network.check_memory(1000));
+    refused("conv", || network.check_memory(usize::MAX));
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let memory = |threads, batch| {
+        pool(threads).install(|| {
+            let mut engine = Engine::new(&network).unwrap();
+            let mut means = vec![0.0; batch];
+            at_once("conv", || engine.run(batch, &vec![1.0; batch], &mut means)).unwrap();
+            assert!(means.iter().all(|mean| *mean > 0.0));
+            engine.memory(batch).unwrap()
+        })
+    };
+    assert_eq!(memory(1, 40), memory(1, 1));
+    assert_eq!(memory(3, 40), 3 * memory(1, 1));
+    assert_eq!(memory(3, 2), 2 * memory(1, 1));
+    pool(100).install(|| {
+        let mut engine = Engine::new(&network).unwrap();
+        assert_eq!(engine.memory(usize::MAX), engine.memory(100));
+        refused("conv", || engine.run(100, &[1.0; 100], &mut [0.0; 100]));
+    });
 }
 
 #[test]

@@ -41,6 +41,9 @@ struct Block {
     /// Added to all offsets.
     base: usize,
     runs: Range<usize>,
+    /// Where its rows and its weights begin.
+    row: usize,
+    weight: usize,
 }
 
 /// Rows with the same number of weights in one block.
@@ -105,7 +108,7 @@ impl Reads {
             // The first block also writes the bias, so every neuron takes part in it.
             order.retain(|&n| base == 0 || !spans[n].is_empty());
             order.sort_by_key(|&n| spans[n].len());
-            let first = this.runs.len();
+            let (first, row, weight) = (this.runs.len(), this.rows.len(), beside.len());
             for same in order.chunk_by(|&a, &b| spans[a].len() == spans[b].len()) {
                 this.runs.push(Run { rows: same.len() as u32, weights: spans[same[0]].len() as u32 });
                 for &n in same {
@@ -120,9 +123,7 @@ impl Reads {
                     }
                 }
             }
-            if base == 0 || this.runs.len() > first {
-                this.blocks.push(Block { base, runs: first..this.runs.len() });
-            }
+            this.blocks.push(Block { base, runs: first..this.runs.len(), row, weight });
         }
         (this, beside)
     }
@@ -145,22 +146,40 @@ impl Reads {
         &self,
         isa: Isa,
         vectors: usize,
+        weights: (&[f32], Option<&[f32]>),
+        x: (&[f32], usize),
+        out: (&mut [f32], usize),
+    ) {
+        self.run_blocks(isa, vectors, 0..self.blocks.len(), weights, x, out);
+    }
+
+    /// What [`run`](Self::run) does for some blocks of inputs, of which `x` has those from their first on. The first block
+    /// of all writes `out`, the others add to it.
+    fn run_blocks(
+        &self,
+        isa: Isa,
+        vectors: usize,
+        blocks: Range<usize>,
         (values, bias): (&[f32], Option<&[f32]>),
         (x, unit): (&[f32], usize),
         (out, stride): (&mut [f32], usize),
     ) {
         let width = vectors * isa.lanes();
+        let origin = self.blocks[blocks.start].base;
+        let reach = self.blocks.get(blocks.end).map_or(self.reach, |next| next.base);
         assert!(isa.available() && vectors >= 1);
-        assert!(self.reach == 0 || x.len() >= (self.reach - 1) * unit + width, "input too short");
+        assert!(reach <= origin || x.len() >= (reach - 1 - origin) * unit + width, "input too short");
         assert!(self.neurons == 0 || out.len() >= (self.neurons - 1) * stride + width, "output too short");
         assert!(bias.is_none_or(|bias| bias.len() == self.neurons), "bias");
         assert_eq!(values.len(), any_offsets!(&self.offsets, offsets => offsets.len()), "values");
         let weights = (values.as_ptr(), bias.map(<[f32]>::as_ptr));
         let (x, out) = ((x.as_ptr(), unit), (out.as_mut_ptr(), stride));
-        // SAFETY: the instruction set is there; every row is below `neurons`, every offset plus its block's base below `reach`,
-        // so all runs of `width` floats lie in `x` and `out`; there are as many values as offsets, and as many biases as
-        // neurons.
-        any_offsets!(&self.offsets, offsets => unsafe { dispatch(self, offsets, isa, vectors, weights, x, out) });
+        // SAFETY: the instruction set is there, the blocks are; every row is below `neurons`, every offset plus its block's base
+        // below `reach`, so all runs of `width` floats lie in `x` and `out`; there are as many values as offsets, and as many
+        // biases as neurons.
+        any_offsets!(&self.offsets, offsets => unsafe {
+            dispatch(self, blocks, offsets, isa, vectors, weights, x, out)
+        });
     }
 
     /// The sums of products that gradients of values are, for one tile: `sums[i] += Σ y[n · stride + p] · x[offset · unit + p]`
@@ -216,6 +235,19 @@ impl Tiles {
         let out = (out, vectors * isa.lanes());
         self.reads.run(isa, vectors, (&self.values, Some(&self.bias)), (x, unit), out);
     }
+
+    /// The same for the inputs of one block, which `x` has alone, registers of one next to those of the other. To be called for
+    /// one block after the other; there is nothing to do for one that no neuron reads.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn run_block(&self, isa: Isa, vectors: usize, block: usize, x: &[f32], out: &mut [f32]) {
+        let width = vectors * isa.lanes();
+        if block < self.reads.blocks.len() {
+            let weights = (&self.values[..], Some(&self.bias[..]));
+            self.reads.run_blocks(isa, vectors, block..block + 1, weights, (x, width), (out, width));
+        }
+    }
 }
 
 /// Values and biases of the weights.
@@ -237,9 +269,11 @@ macro_rules! by_vectors {
 }
 
 /// # Safety
-/// As in [`Reads::run`].
+/// As in [`Reads::run_blocks`].
+#[expect(clippy::too_many_arguments, reason = "one call, made in `run_blocks`")]
 unsafe fn dispatch<O: Offset>(
     reads: &Reads,
+    blocks: Range<usize>,
     offsets: &[O],
     isa: Isa,
     vectors: usize,
@@ -250,15 +284,17 @@ unsafe fn dispatch<O: Offset>(
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => {
-            by_vectors!(vectors: avx512::run [1 2 3 4 5 6 7 8 9 10 11 12 13 14] (reads, offsets, weights, x, out))
+            by_vectors!(vectors: avx512::run [1 2 3 4 5 6 7 8 9 10 11 12 13 14] (reads, blocks, offsets, weights, x, out))
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
-            by_vectors!(vectors: avx2::run [1 2 3 4 5 6 7 8 9 10 11 12] (reads, offsets, weights, x, out))
+            by_vectors!(vectors: avx2::run [1 2 3 4 5 6 7 8 9 10 11 12] (reads, blocks, offsets, weights, x, out))
         }
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => by_vectors!(vectors: neon::run [1 2 3 4 5 6 7 8] (reads, offsets, weights, x, out)),
-        _ => by_vectors!(vectors: portable::run [1 2 3 4] (reads, offsets, weights, x, out)),
+        Isa::Neon => {
+            by_vectors!(vectors: neon::run [1 2 3 4 5 6 7 8] (reads, blocks, offsets, weights, x, out))
+        }
+        _ => by_vectors!(vectors: portable::run [1 2 3 4] (reads, blocks, offsets, weights, x, out)),
     }
 }
 
@@ -293,17 +329,18 @@ macro_rules! kernels {
                 use super::*;
 
                 /// # Safety
-                /// As in [`Reads::run`].
+                /// As in [`Reads::run_blocks`].
                 $(#[target_feature(enable = $features)])?
                 pub unsafe fn run<O: Offset, const V: usize>(
                     reads: &Reads,
+                    blocks: Range<usize>,
                     offsets: &[O],
                     weights: Weights,
                     x: Input,
                     out: Output,
                 ) {
                     // SAFETY: passed on from the caller.
-                    unsafe { tile::<$simd, O, V>(reads, offsets, weights, x, out) }
+                    unsafe { tile::<$simd, O, V>(reads, blocks, offsets, weights, x, out) }
                 }
 
                 /// # Safety
@@ -369,21 +406,27 @@ impl Offset for u32 {
 }
 
 /// # Safety
-/// As in [`Reads::run`], in a function that enables the instruction set of `S`.
+/// As in [`Reads::run_blocks`], in a function that enables the instruction set of `S`.
 #[inline(always)]
 unsafe fn tile<S: Simd, O: Offset, const V: usize>(
     reads: &Reads,
+    blocks: Range<usize>,
     offsets: &[O],
-    (mut value, bias): Weights,
+    (value, bias): Weights,
     (x, unit): Input,
     (out, stride): Output,
 ) {
-    let (mut row, mut offset) = (reads.rows.as_ptr(), offsets.as_ptr());
-    for (index, block) in reads.blocks.iter().enumerate() {
+    let first = &reads.blocks[blocks.start];
+    let (origin, mut row) = (first.base, reads.rows[first.row..].as_ptr());
+    let mut offset = offsets[first.weight..].as_ptr();
+    // SAFETY: there are as many values as offsets.
+    let mut value = unsafe { value.add(first.weight) };
+    for index in blocks {
+        let block = &reads.blocks[index];
         // SAFETY: the streams hold what blocks and runs say, by construction, and the caller promises
         // that all runs of positions lie in `x` and `out`.
         unsafe {
-            let x = x.add(block.base * unit);
+            let x = x.add((block.base - origin) * unit);
             for run in &reads.runs[block.runs.clone()] {
                 for _ in 0..run.rows {
                     let neuron = *row as usize;

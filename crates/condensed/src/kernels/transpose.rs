@@ -41,9 +41,9 @@ pub(crate) fn transpose(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the machine has AVX2.
         Isa::Avx512 | Isa::Avx2 => unsafe { avx2((from, from_at), (to, to_at), rows, columns) },
-        _ => blocks((from, from_at), (to, to_at), rows, columns, |from, to, at| {
-            for (c, at) in at.into_iter().enumerate() {
-                to[at..at + 8].iter_mut().zip(from).for_each(|(to, row)| *to = row[c]);
+        _ => blocks((from, from_at), (to, to_at), rows, columns, |from, row, to, column| {
+            for (c, at) in column.into_iter().enumerate() {
+                to[at..at + 8].iter_mut().zip(row).for_each(|(to, row)| *to = from[row + c]);
             }
         }),
     }
@@ -57,66 +57,72 @@ fn avx2(
     rows: usize,
     columns: usize,
 ) {
-    blocks(from, to, rows, columns, |from, to, at| {
-        assert!(at.iter().all(|at| at + 8 <= to.len()), "output too short");
-        let (to, mut columns) = (to.as_mut_ptr(), [std::ptr::null_mut(); 8]);
-        for (column, at) in columns.iter_mut().zip(at) {
-            // SAFETY: lies in `to`, as asserted.
-            *column = unsafe { to.add(at) };
-        }
-        // SAFETY: eight floats are borrowed at each of `from`, and lie in `to` at each of `columns`; the machine has AVX2.
-        unsafe { block(from, columns) };
+    blocks(from, to, rows, columns, |from, row, to, column| {
+        let (from, to) = (from.as_ptr(), to.as_mut_ptr());
+        // SAFETY: eight floats lie in the slices at each of these places, as `blocks` says; the machine has AVX2.
+        unsafe { block(row.map(|at| from.add(at)), column.map(|at| to.add(at))) };
     });
 }
 
-/// Calls `run` with eight rows, from some column on, and the places of their columns: for all blocks of 8 × 8, of which the
-/// last may overlap those before.
+/// Rows whose places are worked out and checked at a time.
+const PANEL: usize = 64;
+
+/// Calls `run` for all blocks of 8 × 8, of which the last may overlap those before, with the places in `from` where eight floats
+/// of its rows begin, and those in `to` of its columns. They lie in the slices, whatever the functions return.
 #[inline(always)]
 fn blocks(
     (from, from_at): (&[f32], impl Fn(usize) -> usize),
     (to, to_at): (&mut [f32], impl Fn(usize) -> usize),
     rows: usize,
     columns: usize,
-    run: impl Fn([&[f32; 8]; 8], &mut [f32], [usize; 8]),
+    run: impl Fn(&[f32], [usize; 8], &mut [f32], [usize; 8]),
 ) {
-    // Sixteen columns at a time, a cache line of each row: rows whose distance is a large power of two would
-    // drive each other out of the cache before the second half of a line is read.
-    let mut line = 0;
-    while line < columns {
-        let mut row = 0;
-        while row < rows {
-            let first_row = row.min(rows - 8);
-            let mut column = line;
-            while column < columns.min(line + 16) {
-                let first = column.min(columns - 8);
-                let mut block = [&[0.0; 8]; 8];
-                let mut at = [0; 8];
-                for i in 0..8 {
-                    block[i] = from[from_at(first_row + i) + first..].first_chunk().expect("input too short");
-                    at[i] = to_at(first + i) + first_row;
-                }
-                run(block, to, at);
-                column += 8;
-            }
-            row += 8;
+    for panel in (0..rows).step_by(PANEL) {
+        let (panel, end) = (panel.min(rows - 8), (panel + PANEL).min(rows));
+        let mut places = [0; PANEL];
+        let places = &mut places[..end - panel];
+        let last = from.len().checked_sub(columns).expect("input too short");
+        for (place, row) in places.iter_mut().zip(panel..) {
+            *place = from_at(row);
+            assert!(*place <= last, "input too short");
         }
-        line += 16;
+        let last = to.len().checked_sub(end).expect("output too short");
+        let eight = |column: usize| -> [usize; 8] {
+            std::array::from_fn(|i| {
+                let at = to_at(column + i);
+                assert!(at <= last, "output too short");
+                at + panel
+            })
+        };
+        // Sixteen columns at a time, a cache line of each row: rows whose distance is a large power of two would
+        // drive each other out of the cache before the second half of a line is read.
+        for line in (0..columns).step_by(16) {
+            let halves = [line, line + 8].map(|column| column.min(columns - 8));
+            let halves = halves.map(|column| (column, eight(column)));
+            let halves = &halves[..(columns - line).div_ceil(8).min(2)];
+            for first in (0..places.len()).step_by(8).map(|row| row.min(places.len() - 8)) {
+                let rows: &[usize; 8] = places[first..].first_chunk().expect("eight rows at least");
+                for &(column, at) in halves {
+                    run(from, rows.map(|row| row + column), to, at.map(|at| at + first));
+                }
+            }
+        }
     }
 }
 
 /// A block of 8 × 8 in registers.
 ///
 /// # Safety
-/// Eight floats are writable at each of `to`; the machine has AVX2.
+/// Eight floats are readable at each of `from` and writable at each of `to`; the machine has AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn block(from: [&[f32; 8]; 8], to: [*mut f32; 8]) {
+unsafe fn block(from: [*const f32; 8], to: [*mut f32; 8]) {
     use std::arch::x86_64::*;
     let mut row = [_mm256_setzero_ps(); 8];
     for (row, from) in row.iter_mut().zip(from) {
-        // SAFETY: eight floats.
-        *row = unsafe { _mm256_loadu_ps(from.as_ptr()) };
+        // SAFETY: promised by the caller.
+        *row = unsafe { _mm256_loadu_ps(from) };
     }
     // Pairs of rows, then fours, then all eight.
     let low = |i: usize| _mm256_unpacklo_ps(row[2 * i], row[2 * i + 1]);

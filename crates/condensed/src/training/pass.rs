@@ -3,7 +3,7 @@
 use super::layout::Layout;
 use crate::buffer::floats;
 use crate::kernels::{Isa, Reads};
-use crate::planes::block;
+use crate::planes::{block, counts};
 use crate::shape::{MAX_RESULT, at_most};
 use crate::tuning::{PACKED, PART, SUMS};
 use crate::{NodeError, Pattern, Shape, Window};
@@ -332,7 +332,7 @@ impl Pass {
         let rows = phases.iter().map(|phase| phase.size[0]).max().unwrap_or(1);
         let phase = |(Plan { size, window }, rows): (Plan, &[&[Weight]])| {
             let read = window[0] * (tile(most, size[1]) + window[1] - 1) * unit;
-            let block = block(rows, planes, read) * field.layout.slots;
+            let block = block(counts(rows), planes, read) * field.layout.slots;
             let parts: Vec<_> = rows.par_chunks(PART).map(|rows| Reads::new(rows, block)).collect();
             let part = |(index, (reads, of_part)): (usize, (Reads, Vec<u32>))| {
                 let (plane, start) = (index * PART, places.len());
