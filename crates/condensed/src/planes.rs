@@ -1,7 +1,7 @@
 //! Layers on planes: convolutions, and linear layers on tokens.
 
 use crate::buffer::{Room, Scratch, floats};
-use crate::kernels::{Isa, Tiles};
+use crate::kernels::{Isa, SharedPlanes, Tiles, prefetch};
 use crate::math::{self, Strides};
 use crate::tuning::{self, GEMM, TILE_FLOATS, VISIT};
 use crate::weight::Rows;
@@ -365,7 +365,7 @@ impl PlaneLayer {
         }
     }
 
-    /// Floats of the sums that one part of the neurons works on, in whole cache lines.
+    /// Floats of the sums of one tile of a part of the neurons, in whole cache lines.
     fn tile(&self) -> usize {
         match &self.weights {
             Weights::Sparse { part_neurons, vectors, .. } => {
@@ -401,18 +401,24 @@ impl PlaneLayer {
         let stride = self.output_stride;
         let out = &mut out[..self.neurons * stride];
         match &self.weights {
-            Weights::Sparse { parts, part_neurons, unit, vectors } => {
-                let chunk = part_neurons * stride;
-                let tile = self.tile();
-                let run = |part: usize, out: &mut [f32], tile: &mut [f32]| {
-                    let residual = residual.map(|r| &r[part * chunk..][..out.len()]);
-                    self.run_part(&parts[part], (*unit, *vectors), x, out, residual, relu, tile);
+            Weights::Sparse { parts, vectors, .. } => {
+                let planes = SharedPlanes::new(out, stride);
+                let residual = residual.map(|r| &r[..self.neurons * stride]);
+                // As many tasks for each thread as there are tiles: at first its own positions, so that it reads few inputs of
+                // others; some of the neurons where there are fewer tiles than threads.
+                let count = self.wide_positions().div_ceil(vectors * self.isa.lanes());
+                let run = |thread: usize, sums: &mut [f32]| {
+                    for task in thread * count..(thread + 1) * count {
+                        let (tile, part) = (task / parts.len(), task % parts.len());
+                        self.run_task((tile, part), x, &planes, residual, relu, sums);
+                    }
                 };
+                let tile = self.tile();
                 if parts.len() == 1 {
-                    run(0, out, &mut tiles[..tile]);
+                    run(0, &mut tiles[..tile]);
                 } else {
-                    let parts = out.par_chunks_mut(chunk).zip(tiles.par_chunks_exact_mut(tile)).enumerate();
-                    parts.for_each(|(part, (out, tile))| run(part, out, tile));
+                    let sums = tiles[..parts.len() * tile].par_chunks_exact_mut(tile);
+                    sums.enumerate().for_each(|(thread, sums)| run(thread, sums));
                 }
             }
             Weights::Dense { bias, taps, channels, channel_stride } => {
@@ -442,30 +448,38 @@ impl PlaneLayer {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call, made in `run`")]
-    fn run_part(
+    /// Some positions of some neurons.
+    fn run_task(
         &self,
-        part: &Tiles,
-        (unit, vectors): (usize, usize),
+        (tile, part): (usize, usize),
         x: &[f32],
-        out: &mut [f32],
+        planes: &SharedPlanes,
         residual: Option<&[f32]>,
         relu: bool,
-        tile: &mut [f32],
+        sums: &mut [f32],
     ) {
-        let lanes = self.isa.lanes();
-        let positions = self.wide_positions();
-        let registers = positions.div_ceil(lanes);
-        let stride = self.output_stride;
-        for first in (0..registers).step_by(vectors) {
-            let vectors = vectors.min(registers - first);
-            let (start, width) = (first * lanes, vectors * lanes);
-            part.run(self.isa, vectors, &x[start..], unit, tile);
-            let end = (start + width).min(positions);
-            for (n, (out, sums)) in out.chunks_exact_mut(stride).zip(tile.chunks_exact(width)).enumerate() {
-                let residual = residual.map_or(&[][..], |r| &r[n * stride..][..stride]);
-                finish(out, sums, residual, relu, start, end, self.width, self.row_stride);
+        let Weights::Sparse { parts, part_neurons, unit, vectors } = &self.weights else { return };
+        let (lanes, positions, stride) = (self.isa.lanes(), self.wide_positions(), self.output_stride);
+        let first = tile * vectors;
+        let vectors = (*vectors).min(positions.div_ceil(lanes) - first);
+        let (start, width) = (first * lanes, vectors * lanes);
+        let end = (start + width).min(positions);
+        parts[part].run(self.isa, vectors, &x[start..], *unit, sums);
+        let place = |position: usize| {
+            let (row, column) = (position / self.row_stride, position % self.row_stride);
+            row * self.width + column.min(self.width)
+        };
+        let places = place(start)..place(end);
+        let first = part * part_neurons;
+        for (n, sums) in (first..).zip(sums.chunks_exact(width).take(parts[part].neurons())) {
+            planes.prefetch(n + AHEAD, places.clone());
+            if let Some(next) = residual.and_then(|r| r.get((n + AHEAD) * stride + places.start..)) {
+                prefetch(next.as_ptr(), places.len());
             }
+            let residual = residual.map_or(&[][..], |r| &r[n * stride..][places.clone()]);
+            // SAFETY: tasks have different neurons or different positions.
+            let out = unsafe { planes.part(n, places.clone()) };
+            finish(out, sums, residual, relu, start, end, self.width, self.row_stride);
         }
     }
 }
@@ -503,9 +517,12 @@ pub(crate) fn counts<T>(rows: &[impl AsRef<[(usize, T)]>]) -> (usize, usize) {
     (rows.len(), rows.iter().map(|row| row.as_ref().len()).sum())
 }
 
+/// Planes that are asked for before they are written.
+const AHEAD: usize = 6;
+
 math::vectorised! {
-    /// Moves positions `start..end` of a plane that has `row_stride` of them in a row to one that has `width`,
-    /// and adds `residual` unless it is empty.
+    /// Moves positions `start..end` of a plane that has `row_stride` of them in a row to those of one that has `width`,
+    /// which `out` begins with, and adds `residual`, likewise, unless it is empty.
     #[expect(clippy::too_many_arguments, reason = "as many as a step of a layer has")]
     fn finish(
         out: &mut [f32],
@@ -517,28 +534,29 @@ math::vectorised! {
         width: usize,
         row_stride: usize
     ) {
-        let (mut row, mut column) = (start / row_stride, start % row_stride);
-        let mut at = start;
+        let mut column = start % row_stride;
+        let (mut place, mut at) = (0, start);
         while at < end {
             let next = (at + row_stride - column).min(end);
             if column < width {
-                let (place, count) = (row * width + column, (width - column).min(next - at));
+                let count = (width - column).min(next - at);
                 // Whole registers where there is room; the next row overwrites what was too much.
                 let whole = count.next_multiple_of(16);
                 let room = place + whole <= out.len() && at - start + whole <= sums.len();
-                let count = if room { whole } else { count };
-                let (out, sums) = (&mut out[place..place + count], &sums[at - start..][..count]);
+                let all = if room { whole } else { count };
+                let (out, sums) = (&mut out[place..place + all], &sums[at - start..][..all]);
                 match (residual, relu) {
                     ([], false) => out.copy_from_slice(sums),
                     ([], true) => out.iter_mut().zip(sums).for_each(|(o, s)| *o = math::at_least(*s, 0.0)),
                     (r, relu) => {
                         let least = if relu { 0.0 } else { f32::NEG_INFINITY };
-                        let r = &r[place..place + count];
+                        let r = &r[place..place + all];
                         out.iter_mut().zip(sums).zip(r).for_each(|((o, s), r)| *o = math::at_least(s + r, least));
                     }
                 }
+                place += count;
             }
-            (row, column, at) = (row + 1, 0, next);
+            (column, at) = (0, next);
         }
     }
 }

@@ -2,12 +2,14 @@
 
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused, reason = "only x86-64 has table lookups"))]
 mod lookup;
+mod planes;
 mod rows;
 mod simd;
 mod tiles;
 mod transpose;
 
 pub(crate) use lookup::Lookup;
+pub(crate) use planes::{SharedPlanes, prefetch};
 pub(crate) use rows::dot_rows;
 pub(crate) use tiles::{Reads, SAMPLED, Tiles};
 pub(crate) use transpose::{transpose, transpose_part};
