@@ -2,6 +2,8 @@
 //!
 //! NaN and infinities go through as in PyTorch. `f32::max` would turn NaN into a number, so it is not used on data.
 
+use crate::kernels::SharedPlanes;
+use crate::tuning;
 use rayon::prelude::*;
 
 /// Defines a function that is compiled for each x86-64 level and chosen when it runs, so that the compiler
@@ -305,14 +307,54 @@ pub(crate) fn add_matmul(
     product(sizes, (out, out_strides), (a, a_strides), (b, b_strides), [1.0, 1.0], threads);
 }
 
-/// `out = keep · out + scale · a · b`.
-fn product(
+/// `out += a · b` `[m, n]`, rows of `out` one after the other, in tiles that threads share out. Which tiles there are depends on
+/// the sizes alone, and so does the result.
+pub(crate) fn add_matmul_in_tiles(
     [m, n, k]: [usize; 3],
-    (out, out_strides): (&mut [f32], Strides),
+    out: &mut [f32],
     (a, a_strides): (&[f32], Strides),
     (b, b_strides): (&[f32], Strides),
-    [keep, scale]: [f32; 2],
+) {
+    check([m, n, k], (out, Strides { row: n, column: 1 }), (a, a_strides), (b, b_strides));
+    if [m, n, k].contains(&0) {
+        return;
+    }
+    let [down, across] = [m.div_ceil(tuning::PRODUCT[0]), n.div_ceil(tuning::PRODUCT[1])];
+    let [rows, columns] = [m.div_ceil(down), n.div_ceil(across)];
+    let matrix = SharedPlanes::new(out, n);
+    (0..down * across).into_par_iter().for_each(|tile| {
+        let (row, column) = (tile / across * rows, tile % across * columns);
+        // Rounded up, so many may cover all before the last.
+        let size = [rows.min(m.saturating_sub(row)), columns.min(n.saturating_sub(column)), k];
+        if size[0] > 0 && size[1] > 0 {
+            let (a, b) = (&a[row * a_strides.row..], &b[column * b_strides.column..]);
+            let out = (matrix.at(row, column), Strides { row: n, column: 1 });
+            // SAFETY: all lie in the matrices, which lie in their slices, as checked; no other tile has these numbers of `out`.
+            unsafe { multiply(size, out, (a, a_strides), (b, b_strides), [1.0, 1.0], 1) };
+        }
+    });
+}
+
+/// `out = keep · out + scale · a · b`.
+fn product(
+    sizes: [usize; 3],
+    (out, out_strides): (&mut [f32], Strides),
+    a: (&[f32], Strides),
+    b: (&[f32], Strides),
+    scales: [f32; 2],
     threads: usize,
+) {
+    check(sizes, (out, out_strides), a, b);
+    // SAFETY: all three matrices lie in their slices, as checked, and `out` is borrowed mutably.
+    unsafe { multiply(sizes, (out.as_mut_ptr(), out_strides), a, b, scales, threads) };
+}
+
+/// Whether `[m, n]`, `[m, k]` and `[k, n]` lie in their slices.
+fn check(
+    [m, n, k]: [usize; 3],
+    (out, out_strides): (&[f32], Strides),
+    (a, a_strides): (&[f32], Strides),
+    (b, b_strides): (&[f32], Strides),
 ) {
     let fits = |len: usize, rows: usize, columns: usize, s: Strides| {
         rows == 0 || columns == 0 || (rows - 1) * s.row + (columns - 1) * s.column < len
@@ -320,16 +362,31 @@ fn product(
     assert!(
         fits(out.len(), m, n, out_strides)
             && fits(a.len(), m, k, a_strides)
-            && fits(b.len(), k, n, b_strides)
+            && fits(b.len(), k, n, b_strides),
+        "matrices"
     );
+}
+
+/// `out = keep · out + scale · a · b`.
+///
+/// # Safety
+/// The matrices lie in their slices, and `out` where nobody else reads or writes.
+unsafe fn multiply(
+    [m, n, k]: [usize; 3],
+    (out, out_strides): (*mut f32, Strides),
+    (a, a_strides): (&[f32], Strides),
+    (b, b_strides): (&[f32], Strides),
+    [keep, scale]: [f32; 2],
+    threads: usize,
+) {
     let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
-    // SAFETY: all three matrices lie in their slices, as asserted, and `out` is borrowed mutably.
+    // SAFETY: promised by the caller.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             out_strides.column as isize,
             out_strides.row as isize,
             keep != 0.0,

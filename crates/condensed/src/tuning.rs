@@ -27,6 +27,10 @@ pub(crate) const VISIT: usize = 8;
 /// that reads its weights one by one.
 pub(crate) const GEMM: usize = 16;
 
+/// Rows and columns of a product of matrices that one thread works on at most: what it reads is copied first for each tile, and
+/// many are more to share out.
+pub(crate) const PRODUCT: [usize; 2] = [192, 512];
+
 /// Positions that a tile of a plane has at most, in floats.
 pub(crate) const TILE_FLOATS: usize = 112;
 

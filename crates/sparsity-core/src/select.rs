@@ -166,31 +166,39 @@ pub(crate) fn mark_largest(values: &[f32], n: usize, mask: &mut Mask) {
     largest.mark(mask);
 }
 
+/// Memory that [`largest_of_row`] uses, which spares allocations for each row.
+#[derive(Default)]
+pub(crate) struct RowScratch {
+    maxima: Vec<u32>,
+    keys: Vec<Key>,
+}
+
 /// Writes to `keys` the largest of `values`, as many as there is room for and at most as many as there are values, whose
-/// positions begin with `first`. `scratch` spares an allocation per row.
-pub(crate) fn largest_of_row(values: &[f32], first: usize, keys: &mut [Key], scratch: &mut Vec<u32>) {
+/// positions begin with `first`. In no order.
+pub(crate) fn largest_of_row(values: &[f32], first: usize, keys: &mut [Key], scratch: &mut RowScratch) {
     let n = keys.len();
     if n == 0 {
         return;
     }
-    scratch.clear();
-    scratch.extend(values.iter().map(|value| magnitude(*value)));
-    let (larger, &mut boundary, _) = scratch.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
-    let mut ties = n - larger.iter().filter(|s| **s > boundary).count();
-    let mut room = keys.iter_mut();
-    for (word, chunk) in values.chunks(64).enumerate() {
-        for bit in mask::set_bits(&[bits(chunk, |s| s >= boundary)]) {
-            if magnitude(chunk[bit]) == boundary {
-                if ties == 0 {
-                    continue;
-                }
-                ties -= 1;
-            }
-            if let Some(key) = room.next() {
-                *key = Key::new(chunk[bit], first + word * 64 + bit);
-            }
-        }
+    // If `n` values, each from a group of its own, are at least so large, then what is smaller is not among the `n` largest.
+    // Groups of so many that twice as many as needed are left; value `i` of each part of the row is in group `i`.
+    let groups = values.len() / (values.len() / (2 * n)).clamp(1, 16);
+    let mut parts = values.chunks_exact(groups);
+    let RowScratch { maxima, keys: found } = scratch;
+    maxima.clear();
+    maxima.extend(parts.next().unwrap_or(&[]).iter().map(|value| magnitude(*value)));
+    for part in parts {
+        let of_groups = maxima.iter_mut().zip(part);
+        of_groups.for_each(|(most, value)| *most = magnitude(*value).max(*most));
     }
+    let (_, &mut bound, _) = maxima.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
+    found.clear();
+    for (word, chunk) in values.chunks(64).enumerate() {
+        let key = |bit: usize| Key::new(chunk[bit], first + word * 64 + bit);
+        found.extend(mask::set_bits(&[bits(chunk, |s| s >= bound)]).map(key));
+    }
+    keep_largest(found, n);
+    keys.copy_from_slice(found);
 }
 
 /// One bit for each of up to 64 values: whether its magnitude passes the test.
@@ -263,7 +271,8 @@ mod tests {
             keep_largest(&mut keys, n);
             prop_assert_eq!(marked(&keys), by_sorting(&values, n));
             keys.fill(Key::default());
-            largest_of_row(&values, 7, &mut keys, &mut vec![3]);
+            let mut scratch = RowScratch { maxima: vec![3], keys: vec![Key::new(9.0, 1)] };
+            largest_of_row(&values, 7, &mut keys, &mut scratch);
             prop_assert_eq!(marked(&keys), by_sorting(&values, n));
         }
     }

@@ -38,6 +38,15 @@ impl<'a> SharedPlanes<'a> {
         }
     }
 
+    /// Where a position of a plane lies.
+    ///
+    /// # Panics
+    /// If there is none such.
+    pub fn at(&self, plane: usize, position: usize) -> *mut f32 {
+        assert!(plane < self.planes && position < self.stride);
+        self.start.wrapping_add(plane * self.stride + position)
+    }
+
     /// Asks for positions that will be written soon, if there are such.
     pub fn prefetch(&self, plane: usize, positions: Range<usize>) {
         if plane < self.planes {

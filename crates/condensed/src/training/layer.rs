@@ -350,6 +350,16 @@ impl Layer {
             first..neurons.end.min(first + NEURONS)
         };
         let gradient = &mut gradient[..neurons.len() * fan_in];
+        if self.is_linear() {
+            let LaidOut { batch, inputs, gradients } = pass;
+            let [input, output] = [self.geometry.input, self.geometry.output].map(|shape| shape.features);
+            return math::add_matmul_in_tiles(
+                [neurons.len(), channels.len(), *batch],
+                gradient,
+                (&gradients[neurons.start..], Strides { row: 1, column: output }),
+                (&inputs[channels.start..], Strides { row: input, column: 1 }),
+            );
+        }
         if taps == 1 {
             let parts = gradient.par_chunks_mut(NEURONS * fan_in).enumerate();
             return parts.for_each(|(index, gradient)| {
@@ -385,20 +395,8 @@ impl Layer {
         products: &mut [f32],
     ) {
         let (forward, backward) = (&self.forward, &self.backward);
-        let Geometry { input, output, .. } = self.geometry;
+        let output = self.geometry.output;
         let rows = Strides { row: channels.len(), column: 1 };
-        if self.is_linear() {
-            return math::add_matmul(
-                [neurons.len(), channels.len(), batch],
-                products,
-                rows,
-                &gradients[neurons.start..],
-                Strides { row: 1, column: output.features },
-                &inputs[channels.start..],
-                Strides { row: input.features, column: 1 },
-                1,
-            );
-        }
         let Shape { height, width, .. } = output;
         for group in 0..self.groups(batch) {
             let (_, unit) = self.group(group, batch);

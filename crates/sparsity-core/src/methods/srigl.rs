@@ -5,7 +5,7 @@
 
 use super::{AnyMethod, Method, MethodInfo, Needs, Setting, SettingKind, Settings, Value, Variant};
 use crate::init::{constant_fan_in_mask, target_weights};
-use crate::select::{Key, Largest, keep_largest, largest_of_row};
+use crate::select::{Key, Largest, RowScratch, keep_largest, largest_of_row};
 use crate::topology::{ActiveLayer, DenseGradient};
 use crate::{ConstantFanInMask, Error, LayerSpec, Mask, Stream, mask};
 use rayon::prelude::*;
@@ -210,7 +210,7 @@ impl Candidates {
             let found = &mut found[neurons.start * per_neuron..neurons.end * per_neuron];
             let rows = found.par_chunks_mut(per_neuron.max(1)).zip(block.par_chunks(inputs));
             let rows = neurons.into_par_iter().zip(rows).filter(|(neuron, _)| !skip[*neuron]);
-            rows.for_each_init(Vec::new, |scratch, (neuron, (found, values))| {
+            rows.for_each_init(RowScratch::default, |scratch, (neuron, (found, values))| {
                 largest_of_row(values, neuron * inputs, found, scratch);
             });
         })?;
