@@ -87,10 +87,11 @@ fn parse() -> Cli {
     })
 }
 
-/// Runs everything on so many threads.
-fn use_threads(threads: usize) -> Result<()> {
-    check_threads(threads)?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+/// Runs everything on so many threads, or as many as there are cores. This one is one of them: else each of the many short pieces
+/// of work of a training step would wait for another to wake up.
+fn use_threads(threads: Option<usize>) -> Result<()> {
+    threads.map_or(Ok(()), check_threads)?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread();
     pool.build_global().context("cannot start threads")
 }
 
@@ -103,7 +104,21 @@ fn main() {
     if let Some(bytes) = max_memory {
         srigl_tensors::memory::set_limit(bytes);
     }
-    let result = match command {
+    let result = run(command);
+    if let Err(error) = result {
+        // Whatever names are in it.
+        print::say(&format!("srigl: {}", print::lines(&format!("{error:#}"))));
+        std::process::exit(1);
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    use_threads(match &command {
+        Command::Train(args) => args.threads,
+        Command::Predict(args) => args.threads,
+        _ => None,
+    })?;
+    match command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Mask(args) => mask::run(args),
@@ -114,10 +129,5 @@ fn main() {
         Command::Report(args) => report::run(args),
         Command::Models(args) => models::run(args),
         Command::Data(args) => data::run(args),
-    };
-    if let Err(error) = result {
-        // Whatever names are in it.
-        print::say(&format!("srigl: {}", print::lines(&format!("{error:#}"))));
-        std::process::exit(1);
     }
 }

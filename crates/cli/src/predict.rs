@@ -54,7 +54,7 @@ pub struct PredictArgs {
     condensed: bool,
     /// Threads to use; default: all cores
     #[arg(long, value_name = "T")]
-    threads: Option<usize>,
+    pub threads: Option<usize>,
     /// Run in Burn on flex, ndarray, cuda or cuda:N; by default condensed weights run in the engine for CPUs, and
     /// dense ones in Burn on flex
     #[arg(long, value_name = "DEVICE")]
@@ -68,9 +68,6 @@ pub struct PredictArgs {
 /// then.
 pub fn run(args: PredictArgs) -> Result<()> {
     let device = args.device.as_deref().map(device::parse).transpose()?;
-    if let Some(threads) = args.threads {
-        crate::use_threads(threads)?;
-    }
     let input = Input::read(&args.input)?;
     let path = &args.weights;
     let (logits, how) = match Model::open(path)? {

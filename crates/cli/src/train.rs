@@ -44,7 +44,7 @@ pub struct TrainArgs {
 
     /// Threads to use; results do not depend on it. Default: all cores.
     #[arg(long)]
-    threads: Option<usize>,
+    pub threads: Option<usize>,
 
     /// No progress bar and no table at the end.
     #[arg(long)]
@@ -72,9 +72,6 @@ pub fn run(args: TrainArgs) -> Result<()> {
     args.config.validate()?;
     #[cfg(all(feature = "cuda", unix))]
     device::default_to_cpu()?;
-    if let Some(threads) = args.threads {
-        crate::use_threads(threads)?;
-    }
     device::parse(&args.device)?;
     let (folder, config) = RunFolder::open(&args.out, &args.config, args.resume)?;
     // A run that has been extended so far is only to be resumed.
