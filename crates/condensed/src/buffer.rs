@@ -57,9 +57,9 @@ pub(crate) struct Parts<T> {
     pub tiles: T,
     /// Sums of a dense layer at all positions.
     pub wide: T,
-    /// Inputs of a linear layer, column by column; of a single convolution the image in planes.
+    /// Inputs of a linear layer, column by column: a block of them for each thread, or all; of a single convolution the image in planes.
     pub columns: T,
-    /// Results of a linear layer, neuron by neuron.
+    /// Results of a linear layer, neuron by neuron, of as many tiles as threads work on at a time.
     pub sums: T,
     /// Scores of attention.
     pub scores: T,

@@ -18,8 +18,8 @@ use std::fmt;
 /// NaN and infinities go through as in PyTorch, but for absent weights: see
 /// [`LinearKernel::run`](crate::LinearKernel::run).
 ///
-/// Networks of images work on as many samples of a batch at once as there are threads, so that a result is the same in whatever
-/// batch its sample is; those whose work is mostly in layers on vectors take the batch layer by layer.
+/// Samples of a batch go through networks of images one by one, on as many threads as there are, so that a result is the same in
+/// whatever batch its sample is. Where layers on vectors have more than a small part of the work, the batch goes layer by layer.
 ///
 /// Planned for the threads of the rayon pool that [`new`](Self::new) runs on, and to be run on the same; results
 /// do not depend on their number. A call from outside a pool waits for a thread of the pool to wake up, so
@@ -258,7 +258,7 @@ impl Engine {
         let (all, name, bytes) = (used.all, used.most.0.to_string(), used.most.1);
         let lanes = self.lanes(batch).1;
         self.room_for = 0;
-        self.lanes.resize_with(lanes.max(self.lanes.len()), Lane::default);
+        self.lanes.resize_with(lanes, Lane::default);
         self.lanes.iter_mut().try_for_each(|lane| lane.grow(&results, &room)).map_err(|what| {
             let what = TooLarge { bytes: Some(all), ..what };
             Error::Memory { what, node: name.clone(), bytes }
@@ -286,54 +286,60 @@ impl Engine {
         if batch > self.room_for {
             self.grow(batch)?;
         }
-        let mut lanes = std::mem::take(&mut self.lanes);
-        if self.by_sample {
+        let Self { steps, lanes, by_sample, input: from, output: to, .. } = self;
+        let shapes = [*from, *to];
+        if *by_sample {
             // Those lanes that there are: there may be more threads now than when memory was made.
             let share = batch.div_ceil(lanes.len().min(rayon::current_num_threads()));
-            let inputs = input.par_chunks(share * self.input.len());
-            let outputs = output.par_chunks_mut(share * self.output.len());
+            let inputs = input.par_chunks(share * from.len());
+            let outputs = output.par_chunks_mut(share * to.len());
             lanes.par_iter_mut().zip(inputs.zip(outputs)).for_each(|(lane, (input, output))| {
-                let samples = input.chunks_exact(self.input.len());
-                for (input, output) in samples.zip(output.chunks_exact_mut(self.output.len())) {
-                    self.run_lane(lane, 1, input, output);
+                let samples = input.chunks_exact(shapes[0].len());
+                for (input, output) in samples.zip(output.chunks_exact_mut(shapes[1].len())) {
+                    lane.run(steps, shapes, (input, output), 1);
                 }
             });
         } else {
-            self.run_lane(&mut lanes[0], batch, input, output);
+            lanes[0].run(steps, shapes, (input, output), batch);
         }
-        self.lanes = lanes;
         Ok(())
-    }
-
-    /// As [`run`](Self::run), of samples that there is room for in a lane.
-    fn run_lane(&self, lane: &mut Lane, batch: usize, input: &[f32], output: &mut [f32]) {
-        let Lane { results, scratch } = lane;
-        let first = Place { buffer: 0, shape: self.input };
-        if first.is_vector() {
-            results[0][..input.len()].copy_from_slice(input);
-        } else {
-            let images = input.chunks_exact(self.input.len());
-            for (image, planes) in images.zip(results[0].chunks_exact_mut(first.sample())) {
-                to_planes(image, self.input, planes);
-            }
-        }
-        for step in &self.steps {
-            step.run(batch, results, scratch);
-        }
-        let last = self.steps.last().map_or(first, |step| step.output);
-        let result = &results[last.buffer];
-        if last.is_vector() {
-            output.copy_from_slice(&result[..output.len()]);
-        } else {
-            let samples = output.chunks_exact_mut(self.output.len());
-            for (sample, planes) in samples.zip(result.chunks_exact(last.sample())) {
-                from_planes(planes, self.output, sample);
-            }
-        }
     }
 }
 
 impl Lane {
+    /// Runs as many samples of these shapes as there is room for.
+    fn run(
+        &mut self,
+        steps: &[Step],
+        [from, to]: [Shape; 2],
+        (input, output): (&[f32], &mut [f32]),
+        batch: usize,
+    ) {
+        let Self { results, scratch } = self;
+        let first = Place { buffer: 0, shape: from };
+        if first.is_vector() {
+            results[0][..input.len()].copy_from_slice(input);
+        } else {
+            let images = input.chunks_exact(from.len());
+            for (image, planes) in images.zip(results[0].chunks_exact_mut(first.sample())) {
+                to_planes(image, from, planes);
+            }
+        }
+        for step in steps {
+            step.run(batch, results, scratch);
+        }
+        let last = steps.last().map_or(first, |step| step.output);
+        let result = &results[last.buffer];
+        if last.is_vector() {
+            output.copy_from_slice(&result[..output.len()]);
+        } else {
+            let samples = output.chunks_exact_mut(to.len());
+            for (sample, planes) in samples.zip(result.chunks_exact(last.sample())) {
+                from_planes(planes, to, sample);
+            }
+        }
+    }
+
     fn grow(&mut self, results: &[u64], room: &Room) -> Result<(), TooLarge> {
         self.results.resize_with(results.len(), Buffer::default);
         let mut buffers = self.results.iter_mut().zip(results);
@@ -342,20 +348,19 @@ impl Lane {
     }
 }
 
-/// Whether samples should go through a network one by one: layers on vectors gain from a batch, those on images do not.
+/// Whether samples should go through a network one by one: few of its multiplications are in layers that gain from a batch.
 fn by_sample(network: &Network) -> bool {
     let (nodes, shapes) = (network.nodes(), network.shapes());
-    let cost = |(node, output): (&Node, &Shape)| {
-        let input = shapes[node.inputs[0]];
-        let on_vectors = input.positions() == 1 && output.positions() == 1;
-        (on_vectors, node.op.operation().cost(input, *output).multiplications)
-    };
-    let costs = nodes.iter().zip(shapes).skip(1).map(cost);
-    let sum = |costs: &mut dyn Iterator<Item = (bool, u64)>| {
-        costs.fold(0u64, |sum, (_, cost)| sum.saturating_add(cost))
-    };
-    let on_vectors = sum(&mut costs.clone().filter(|(on_vectors, _)| *on_vectors));
-    on_vectors <= sum(&mut costs.clone()) / tuning::ON_VECTORS
+    let (mut all, mut gain) = (0u64, 0u64);
+    for (node, output) in nodes.iter().zip(shapes).skip(1) {
+        let (operation, input) = (node.op.operation(), shapes[node.inputs[0]]);
+        let cost = operation.cost(input, *output).multiplications;
+        all = all.saturating_add(cost);
+        if operation.gains_from_batch(input) {
+            gain = gain.saturating_add(cost);
+        }
+    }
+    gain <= all / tuning::BATCH_GAINS
 }
 
 /// Bytes that the nodes of a network take, and the node that takes most; `u64::MAX` stands for more than a number holds.

@@ -93,27 +93,39 @@ impl LinearKernel {
         self.scratch.with(&self.room(batch), |scratch| self.run_in(batch, input, output, scratch));
     }
 
-    /// What [`run_in`](Self::run_in) needs.
+    /// What [`run_in`](Self::run_in) needs for a batch and for all smaller ones.
     pub(crate) fn room(&self, batch: usize) -> Room {
         // Single vectors are padded to a block of lookups, and neurons to a register.
         let (inputs, neurons) = (self.weight.inputs().next_multiple_of(64), self.weight.neurons());
+        let (columns, sums) = (inputs as u64, neurons.next_multiple_of(16) as u64);
         if batch < BATCH {
-            let (columns, sums) = (inputs as u64, neurons.next_multiple_of(16) as u64);
             return Room { columns, sums, ..Room::default() };
         }
-        let tile = self.tile(batch);
-        let (width, threads) = (tile.next_multiple_of(self.isa.lanes()), rayon::current_num_threads());
-        let tiles = batch.div_ceil(tile).min(threads);
-        let (columns, sums) = (floats(&[threads, self.block(), width]), floats(&[tiles, neurons, width]));
-        Room { columns, sums, ..Room::default() }
+        let width = batch.min(self.most()).next_multiple_of(self.isa.lanes());
+        let threads = rayon::current_num_threads();
+        let tiles = self.tiles(batch).min(threads);
+        let blocks = floats(&[threads, self.block(), width]);
+        // All inputs at once, where threads share a tile.
+        let whole = if threads > 1 { floats(&[tiles, inputs, width]) } else { 0 };
+        Room {
+            columns: columns.max(blocks).max(whole),
+            sums: sums.max(floats(&[tiles, neurons, width])),
+            ..Room::default()
+        }
     }
 
-    /// Vectors of a tile. Depends on nothing but the batch, since sums in one or two registers have another order.
-    fn tile(&self, batch: usize) -> usize {
-        let most = BATCH_TILE.min(self.isa.lanes() * self.isa.accumulators());
-        // An even number of tiles from two on, for two threads have as much to do.
-        let tiles = if batch <= most / 2 { 1 } else { batch.div_ceil(most).next_multiple_of(2) };
-        batch.div_ceil(tiles)
+    /// Vectors of a tile at most.
+    fn most(&self) -> usize {
+        BATCH_TILE.min(self.isa.lanes() * self.isa.accumulators())
+    }
+
+    /// Tiles of a batch, an even number from two on, so that two threads have as much to do. Depends on nothing but the batch,
+    /// as sums in one or two registers have another order.
+    fn tiles(&self, batch: usize) -> usize {
+        match batch.div_ceil(self.most()) {
+            1 => 1,
+            tiles => tiles.next_multiple_of(2),
+        }
     }
 
     /// Inputs that are laid out at a time.
@@ -144,7 +156,7 @@ impl LinearKernel {
                 self.run_single(x, out, scratch);
             }
         } else {
-            self.run_tiles(self.tile(batch), input, output, scratch);
+            self.run_tiles(batch.div_ceil(self.tiles(batch)), input, output, scratch);
         }
     }
 
@@ -193,44 +205,54 @@ impl LinearKernel {
         }
     }
 
-    /// Tiles of so many vectors, as many at a time as there are threads, and parts of the neurons where there are more threads
-    /// than tiles. Inputs are laid out `[inputs][tile]` block by block, so that each is in the first-level cache when it
-    /// is read; sums are `[neurons][tile]`.
+    /// Tiles of so many vectors, as many at a time as there are threads. Sums are `[neurons][tile]`.
     fn run_tiles(&self, tile: usize, input: &[f32], output: &mut [f32], scratch: &mut Scratch) {
         let (inputs, neurons) = (self.weight.inputs(), self.weight.neurons());
-        let (parts, block) = (self.parts(), self.block());
-        let vectors = tile.div_ceil(self.isa.lanes());
-        let width = vectors * self.isa.lanes();
+        let width = tile.next_multiple_of(self.isa.lanes());
         let Scratch { columns, sums, .. } = scratch;
         // There may be more threads than when the memory was made.
-        let lanes = rayon::current_num_threads().min(columns.len() / (block * width)).max(1);
-        let together = lanes.min(sums.len() / (neurons * width)).max(1);
-        for (x, out) in
-            input.chunks(together * tile * inputs).zip(output.chunks_mut(together * tile * neurons))
-        {
-            let tasks = lanes / x.len().div_ceil(tile * inputs);
-            let tasks = tasks.clamp(1, parts.len());
-            let group = parts.len().div_ceil(tasks);
-            let chunks = x.par_chunks(tile * inputs).zip(out.par_chunks_mut(tile * neurons));
-            let room =
-                sums.par_chunks_mut(neurons * width).zip(columns.par_chunks_mut(tasks * block * width));
-            chunks.zip(room).for_each(|((x, out), (sums, columns))| {
-                let batch = x.len() / inputs;
-                let groups = parts.par_chunks(group).zip(columns.par_chunks_mut(block * width));
-                let sums_of = sums.par_chunks_mut(group * parts[0].neurons() * width);
-                groups.zip(sums_of).for_each(|((parts, columns), sums)| {
-                    for (index, first) in (0..inputs).step_by(block).enumerate() {
-                        let columns = &mut columns[..block.min(inputs - first) * width];
-                        let count = columns.len() / width;
-                        transpose_part(self.isa, &x[first..], inputs, columns, width, batch, count);
-                        for (part, sums) in parts.iter().zip(sums.chunks_mut(parts[0].neurons() * width)) {
-                            part.run_block(self.isa, vectors, index, columns, sums);
-                        }
-                    }
-                });
-                transpose(self.isa, (sums, width), (out, neurons), neurons, batch);
+        let threads = rayon::current_num_threads().min(sums.len() / (neurons * width));
+        let (x_tile, out_tile) = (tile * inputs, tile * neurons);
+        for (x, out) in input.chunks(threads * x_tile).zip(output.chunks_mut(threads * out_tile)) {
+            let tiles = x.len().div_ceil(x_tile);
+            let shared = rayon::current_num_threads() > tiles && columns.len() >= tiles * inputs * width;
+            let room = if shared { inputs } else { self.block() } * width;
+            let memory = sums.par_chunks_mut(neurons * width).zip(columns.par_chunks_mut(room));
+            let chunks = x.par_chunks(x_tile).zip(out.par_chunks_mut(out_tile));
+            chunks.zip(memory).for_each(|((x, out), (sums, columns))| {
+                match shared {
+                    true => self.sum_shared(x, width, columns, sums),
+                    false => self.sum_by_blocks(x, width, columns, sums),
+                }
+                transpose(self.isa, (sums, width), (out, neurons), neurons, x.len() / inputs);
             });
         }
+    }
+
+    /// The sums of a tile, whose inputs are laid out `[inputs][tile]` block by block: each is in the first-level cache when it is
+    /// read.
+    fn sum_by_blocks(&self, x: &[f32], width: usize, columns: &mut [f32], sums: &mut [f32]) {
+        let (inputs, block, parts) = (self.weight.inputs(), self.block(), self.parts());
+        let (batch, part) = (x.len() / inputs, parts[0].neurons() * width);
+        for (index, first) in (0..inputs).step_by(block).enumerate() {
+            let count = block.min(inputs - first);
+            let columns = &mut columns[..count * width];
+            transpose_part(self.isa, &x[first..], inputs, columns, width, batch, count);
+            for (part, sums) in parts.iter().zip(sums.chunks_mut(part)) {
+                part.run_block(self.isa, width / self.isa.lanes(), index, columns, sums);
+            }
+        }
+    }
+
+    /// The same by several threads, which lay out all inputs and then share the neurons.
+    fn sum_shared(&self, x: &[f32], width: usize, columns: &mut [f32], sums: &mut [f32]) {
+        let (inputs, parts) = (self.weight.inputs(), self.parts());
+        let columns = &mut columns[..inputs * width];
+        transpose(self.isa, (x, inputs), (columns, width), x.len() / inputs, inputs);
+        in_parts(&mut sums[..self.weight.neurons() * width], parts[0].neurons() * width, |first, sums| {
+            let part = first / (parts[0].neurons() * width);
+            parts[part].run(self.isa, width / self.isa.lanes(), columns, width, sums);
+        });
     }
 }
 

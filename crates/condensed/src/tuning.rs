@@ -27,16 +27,16 @@ pub(crate) const VISIT: usize = 8;
 /// that reads its weights one by one.
 pub(crate) const GEMM: usize = 16;
 
-/// Rows and columns of a product of matrices that one thread works on at most: what it reads is copied first for each tile, and
-/// many are more to share out.
+/// Rows and columns of a product of matrices that one thread works on at most. Larger tiles copy less before they start, smaller ones
+/// keep more threads busy.
 pub(crate) const PRODUCT: [usize; 2] = [192, 512];
 
 /// Positions that a tile of a plane has at most, in floats.
 pub(crate) const TILE_FLOATS: usize = 112;
 
-/// The share of a network's work, one part of so many, that layers on vectors may have at most for samples to go through it one
-/// by one.
-pub(crate) const ON_VECTORS: u64 = 20;
+/// One part in so many of a network's multiplications may be in layers that gain from a batch, and samples still go through it
+/// one by one.
+pub(crate) const BATCH_GAINS: u64 = 20;
 
 /// Planes that one task lays out, pools or finishes at least.
 pub(crate) const SHEETS_PER_TASK: usize = 16;

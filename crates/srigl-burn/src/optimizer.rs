@@ -14,6 +14,7 @@ use sparsity_core::{
     ActiveLayer, DenseGradient, Error, Layer, Mask, Stream, UpdateSchedule, itop_rate, target_weights,
     update_active_layer, update_layer,
 };
+use rayon::prelude::*;
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -447,22 +448,27 @@ struct Moves {
 
 impl Moves {
     fn new(before: &Mask, after: &Mask, room: usize) -> Self {
-        let mut from = Vec::with_capacity(room);
-        let mut old = 0;
-        for neuron in 0..after.neurons() {
-            let mut olds = before.inputs(neuron).enumerate().peekable();
-            for input in after.inputs(neuron) {
+        let mut end = 0;
+        let starts = (0..after.neurons()).map(|neuron| {
+            let start = end;
+            end += before.fan_in(neuron);
+            start
+        });
+        let starts: Vec<usize> = starts.collect();
+        let of_neuron = |neuron: usize| {
+            let mut olds = (starts[neuron]..).zip(before.inputs(neuron)).peekable();
+            after.inputs(neuron).map(move |input| {
                 while olds.next_if(|(_, old)| *old < input).is_some() {}
-                from.push(olds.next_if(|(_, old)| *old == input).map(|(place, _)| old + place));
-            }
-            old += before.fan_in(neuron);
-        }
+                olds.next_if(|(_, old)| *old == input).map(|(place, _)| place)
+            })
+        };
+        let mut from: Vec<_> = (0..after.neurons()).into_par_iter().flat_map_iter(of_neuron).collect();
         from.resize(room, None);
         Self { from }
     }
 
     fn values(&self, values: &[f32]) -> Vec<f32> {
-        self.from.iter().map(|from| from.map_or(0.0, |from| values[from])).collect()
+        self.from.par_iter().map(|from| from.map_or(0.0, |from| values[from])).collect()
     }
 
     /// A tensor like another.

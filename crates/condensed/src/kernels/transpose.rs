@@ -148,3 +148,48 @@ unsafe fn block(from: [*const f32; 8], to: [*mut f32; 8]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each row has its own place, and each column, with gaps between them.
+    fn check(isa: Isa, rows: usize, columns: usize) {
+        let (from_stride, to_stride) = (columns + 3, rows + 2);
+        let from: Vec<f32> = (0..rows * from_stride).map(|i| i as f32).collect();
+        let mut to = vec![-1.0; columns * to_stride];
+        transpose(isa, (&from, |r| r * from_stride), (&mut to, |c| c * to_stride), rows, columns);
+        for (i, value) in to.iter().enumerate() {
+            let (column, row) = (i / to_stride, i % to_stride);
+            let want = if row < rows { (row * from_stride + column) as f32 } else { -1.0 };
+            assert_eq!(*value, want, "{isa:?}, {rows} × {columns}: row {row}, column {column}");
+        }
+    }
+
+    #[test]
+    fn every_size_around_blocks_lines_and_panels() {
+        for isa in Isa::all() {
+            for rows in [1, 7, 8, 9, 15, 63, 64, 65, 71, 72, 73, 130] {
+                for columns in [1, 7, 8, 9, 15, 16, 17, 24, 25, 31, 33] {
+                    check(isa, rows, columns);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_outside_is_neither_read_nor_written() {
+        let panics = |from: usize, to: usize, last: usize| {
+            let (from, mut to) = (vec![1.0; from], vec![0.0; to]);
+            let run = std::panic::AssertUnwindSafe(|| {
+                // The last row, or the last column, lies elsewhere.
+                let from_at = |r| if r == 8 { last } else { r * 9 };
+                transpose(Isa::best(), (&from, from_at), (&mut to, |c| c * 9), 9, 9);
+            });
+            std::panic::catch_unwind(run).is_err()
+        };
+        assert!(!panics(81, 81, 72));
+        assert!(panics(80, 81, 72) && panics(81, 80, 72) && panics(81, 81, 73) && panics(81, 81, usize::MAX));
+        assert!(panics(8, 81, 72) && panics(81, 8, 72));
+    }
+}

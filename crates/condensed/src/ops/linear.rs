@@ -59,6 +59,10 @@ impl Operation for Linear {
         weights::packed(&self.weight, &self.bias, true)
     }
 
+    fn gains_from_batch(&self, input: Shape) -> bool {
+        input.positions() == 1
+    }
+
     fn layer(&self) -> Option<Layer<'_>> {
         Some(Layer { weight: &self.weight, bias: &self.bias, padded: false, whole: true })
     }

@@ -70,6 +70,12 @@ pub(crate) trait Operation: Debug {
         0
     }
 
+    /// Whether a sample takes less time in a batch, since weights serve several at once.
+    fn gains_from_batch(&self, input: Shape) -> bool {
+        let _ = input;
+        false
+    }
+
     /// Whether its result may take the place of its input in memory, and starts as a copy of it otherwise.
     fn in_place(&self) -> bool {
         false
