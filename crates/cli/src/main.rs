@@ -88,7 +88,8 @@ fn parse() -> Cli {
 }
 
 /// Runs everything on so many threads, or as many as there are cores. This one is one of them: else each of the many short pieces
-/// of work of a training step would wait for another to wake up.
+/// of work of a training step would wait for another to wake up. With one thread it is the only one, so no other thread may give
+/// work to the pool and be waited for; those that read images do not.
 fn use_threads(threads: Option<usize>) -> Result<()> {
     threads.map_or(Ok(()), check_threads)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread();

@@ -109,3 +109,20 @@ impl Room {
 pub(crate) fn floats(sizes: &[usize]) -> u64 {
     memory::product(sizes).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_large_enough_stays() {
+        let mut buffer = Buffer::default();
+        buffer.grow(33).unwrap();
+        assert_eq!(*buffer, [0.0; 48], "whole cache lines");
+        buffer[7] = 1.0;
+        buffer.grow(48).unwrap();
+        assert_eq!((buffer.len(), buffer[7]), (48, 1.0));
+        buffer.grow(49).unwrap();
+        assert_eq!(*buffer, [0.0; 64]);
+    }
+}

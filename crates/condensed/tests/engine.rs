@@ -148,3 +148,21 @@ fn networks_that_do_not_fit_are_refused() {
         Window { kernel: [usize::MAX; 2], stride: [1; 2], padding: [usize::MAX; 2], dilation: [1; 2] };
     refused(with(Op::MaxPool(ops::MaxPool(window))), "window");
 }
+
+#[test]
+fn an_engine_says_what_its_weights_take() {
+    let shape = Shape { features: 6, height: 1, width: 1 };
+    let layer = |neurons: usize, inputs: usize| ops::Linear {
+        weight: Weight::Dense(vec![0.5; neurons * inputs]),
+        bias: vec![0.0; neurons],
+    };
+    let nodes = vec![
+        Node::new("input", ops::Input(shape), []),
+        Node::new("fc1", layer(5, 6), [0]),
+        Node::new("fc2", layer(2, 5), [1]),
+    ];
+    let engine = Engine::new(&Network::new(nodes).unwrap()).unwrap();
+    assert_eq!(engine.bytes(), 4 * (5 * 6 + 5 + 2 * 5 + 2));
+    let text = format!("{engine:?}");
+    assert!(text.starts_with("Engine { input: Shape") && text.contains("steps: 2, bytes: 188"), "{text}");
+}

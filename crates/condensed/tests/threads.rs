@@ -104,7 +104,9 @@ fn batches_come_in_any_order_and_from_pools_of_any_size() {
         let fresh = |batch| pools[0].install(|| run(&mut Engine::with_isa(&network, isa).unwrap(), batch));
         let batches = [129, 128, 65, 64, 33, 25, 4, 3, 1, 40, 140, 8];
         let want = batches.map(fresh);
-        for (planned, later) in pools.iter().flat_map(|planned| pools.iter().map(move |later| (planned, later))) {
+        for (planned, later) in
+            pools.iter().flat_map(|planned| pools.iter().map(move |later| (planned, later)))
+        {
             let mut engine = planned.install(|| Engine::with_isa(&network, isa).unwrap());
             for (i, batch) in batches.into_iter().enumerate() {
                 // The memory grows in both pools.

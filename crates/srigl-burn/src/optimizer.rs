@@ -9,12 +9,12 @@ use burn::optim::{
     AdamState, AdamWState, LearningRate, Optimizer, RecordState, SgdState, StateSink, StateSource,
 };
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use rayon::prelude::*;
 use sparsity_core::methods::{AnyMethod, GradientPositions};
 use sparsity_core::{
     ActiveLayer, DenseGradient, Error, Layer, Mask, Stream, UpdateSchedule, itop_rate, target_weights,
     update_active_layer, update_layer,
 };
-use rayon::prelude::*;
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
