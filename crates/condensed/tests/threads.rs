@@ -136,7 +136,7 @@ fn an_image_has_the_same_result_in_any_batch() {
     let network = Network::new(nodes).unwrap();
     let images = floats(7 * shape.len());
     let mut engine = Engine::new(&network).unwrap();
-    let mut alone = vec![0.0; 7 * 3];
+    let mut alone = [0.0; 7 * 3];
     for (image, y) in images.chunks(shape.len()).zip(alone.chunks_mut(3)) {
         engine.run(1, image, y).unwrap();
     }
