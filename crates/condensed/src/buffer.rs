@@ -16,8 +16,9 @@ struct Line([f32; LINE]);
 impl Buffer {
     /// At least `floats` floats from now on. If that is more than before, all are zero; if there is no memory for it, none
     /// are left.
-    pub fn grow(&mut self, floats: usize) -> Result<(), TooLarge> {
-        let lines = floats.div_ceil(LINE);
+    pub fn grow(&mut self, floats: u64) -> Result<(), TooLarge> {
+        // More than fits a `usize` is more than fits any memory.
+        let lines = usize::try_from(floats.div_ceil(LINE as u64)).unwrap_or(usize::MAX);
         if lines > self.0.len() {
             // The old memory goes first: nobody reads it again.
             self.0 = Vec::new();
@@ -76,9 +77,7 @@ impl Scratch {
     pub fn grow(&mut self, room: &Room) -> Result<(), TooLarge> {
         let Self { packed, tiles, wide, columns, sums, scores } = self;
         let buffers = [packed, tiles, wide, columns, sums, scores];
-        // More than fits a `usize` is more than fits any memory.
-        let mut grow = buffers.into_iter().zip(room.each());
-        grow.try_for_each(|(buffer, floats)| buffer.grow(usize::try_from(floats).unwrap_or(usize::MAX)))
+        buffers.into_iter().zip(room.each()).try_for_each(|(buffer, floats)| buffer.grow(floats))
     }
 }
 

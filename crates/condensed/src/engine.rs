@@ -343,7 +343,7 @@ impl Lane {
     fn grow(&mut self, results: &[u64], room: &Room) -> Result<(), TooLarge> {
         self.results.resize_with(results.len(), Buffer::default);
         let mut buffers = self.results.iter_mut().zip(results);
-        buffers.try_for_each(|(buffer, &size)| buffer.grow(usize::try_from(size).unwrap_or(usize::MAX)))?;
+        buffers.try_for_each(|(buffer, &size)| buffer.grow(size))?;
         self.scratch.grow(room)
     }
 }

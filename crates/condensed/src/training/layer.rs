@@ -574,7 +574,7 @@ impl Scratch {
     fn grow(&mut self, room: [u64; 5]) -> Result<(), Error> {
         let Self { inputs, gradients, sums, values, dvalues } = self;
         for (buffer, floats) in [inputs, gradients, sums, values, dvalues].into_iter().zip(room) {
-            buffer.grow(usize::try_from(floats).unwrap_or(usize::MAX)).map_err(Error::TrainingMemory)?;
+            buffer.grow(floats).map_err(Error::TrainingMemory)?;
         }
         Ok(())
     }
