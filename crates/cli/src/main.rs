@@ -114,11 +114,13 @@ fn main() {
 }
 
 fn run(command: Command) -> Result<()> {
-    use_threads(match &command {
-        Command::Train(args) => args.threads,
-        Command::Predict(args) => args.threads,
-        _ => None,
-    })?;
+    match &command {
+        Command::Train(args) => use_threads(args.threads)?,
+        Command::Predict(args) => use_threads(args.threads)?,
+        Command::Eval(_) | Command::Bench(_) => use_threads(None)?,
+        // The others compute little or nothing: threads start when they are first needed.
+        _ => {}
+    }
     match command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
