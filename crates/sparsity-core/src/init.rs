@@ -1,7 +1,7 @@
 //! Initial masks, at random or by the magnitude of given weights, and sparse-aware initial weights.
 
 use crate::random::{Purpose, Stream};
-use crate::select::{Key, RowScratch, largest_of_row, magnitude, mark_largest};
+use crate::select::{RowScratch, largest_of_row, magnitude, mark_largest};
 use crate::topology::check_values;
 use crate::{ConstantFanInMask, Error, LayerSpec, Mask, mask};
 use rand::RngExt;
@@ -76,9 +76,8 @@ pub fn constant_fan_in_magnitude_mask(
     let fan_in = initial_fan_in(layer, sparsity)?;
     let mut mask = Mask::empty(n, m);
     let (words, width) = mask.rows_mut();
-    let scratch = || (vec![Key::default(); fan_in], RowScratch::default());
-    words.par_chunks_mut(width).enumerate().for_each_init(scratch, |(keys, scratch), (neuron, row)| {
-        largest_of_row(&weights[neuron * m..][..m], 0, keys, scratch);
+    words.par_chunks_mut(width).enumerate().for_each_init(RowScratch::default, |scratch, (neuron, row)| {
+        let keys = largest_of_row(&weights[neuron * m..][..m], 0, fan_in, &[], scratch);
         keys.iter().for_each(|key| mask::set_bit(row, key.position()));
     });
     ConstantFanInMask::try_from(mask)

@@ -82,23 +82,24 @@ impl Largest {
         }
     }
 
-    /// Offers all of `values`, rows of a mask of `inputs` columns from the neuron `first` on; but for what is marked in
-    /// `except`.
-    pub fn offer_rows(&mut self, first: usize, inputs: usize, values: &[f32], except: Option<&Mask>) {
-        if self.n == 0 {
+    /// Offers all of `values`, the rows of these neurons; but for what is marked in `except`.
+    pub fn offer_rows(&mut self, neurons: &[usize], values: &[f32], except: Option<&Mask>) {
+        if self.n == 0 || values.is_empty() {
             return;
         }
+        let inputs = values.len() / neurons.len();
         if except.is_none() {
             self.count(values);
         }
         let least = self.least.unwrap_or(Key(0));
-        let of_row = |mut keys: Vec<Key>, (row, values): (usize, &[f32])| {
-            let neuron = first + row;
+        let of_row = |mut keys: Vec<Key>, (&neuron, values): (&usize, &[f32])| {
             let marked = except.map(|mask| mask.row(neuron));
             for (word, chunk) in values.chunks(64).enumerate() {
                 let free = marked.map_or(u64::MAX, |marked| !marked[word]);
                 // Most lie below what is known, and are left out 64 at a time.
-                for bit in mask::set_bits(&[free & bits(chunk, |s| s >= least.magnitude())]) {
+                for bit in
+                    mask::set_bits(&[free & bits(chunk, |value| magnitude(*value) >= least.magnitude())])
+                {
                     let key = Key::new(chunk[bit], neuron * inputs + word * 64 + bit);
                     if key > least {
                         keys.push(key);
@@ -107,7 +108,7 @@ impl Largest {
             }
             keys
         };
-        let rows = values.par_chunks(inputs).enumerate();
+        let rows = neurons.par_iter().zip(values.par_chunks(inputs));
         let pieces: Vec<Vec<Key>> = rows.fold(Vec::new, of_row).collect();
         pieces.iter().for_each(|keys| self.keys.extend_from_slice(keys));
         if self.keys.len() >= 2 * self.n + SPARE {
@@ -160,8 +161,9 @@ impl Largest {
 pub(crate) fn mark_largest(values: &[f32], n: usize, mask: &mut Mask) {
     let inputs = mask.dense_fan_in();
     let mut largest = Largest::new(n);
-    for rows in blocks(mask.neurons(), inputs) {
-        largest.offer_rows(rows.start, inputs, &values[rows.start * inputs..rows.end * inputs], None);
+    let all: Vec<usize> = (0..mask.neurons()).collect();
+    for rows in all.chunks(neurons_per_block(inputs)) {
+        largest.offer_rows(rows, &values[rows[0] * inputs..][..rows.len() * inputs], None);
     }
     largest.mark(mask);
 }
@@ -169,56 +171,65 @@ pub(crate) fn mark_largest(values: &[f32], n: usize, mask: &mut Mask) {
 /// Memory that [`largest_of_row`] uses, which spares allocations for each row.
 #[derive(Default)]
 pub(crate) struct RowScratch {
+    ranks: Vec<u32>,
     maxima: Vec<u32>,
-    keys: Vec<Key>,
 }
 
-/// Writes to `keys` the largest of `values`, as many as there is room for and at most as many as there are values, whose
-/// positions begin with `first`. In no order.
-pub(crate) fn largest_of_row(values: &[f32], first: usize, keys: &mut [Key], scratch: &mut RowScratch) {
-    let n = keys.len();
+/// The `n` largest of the row `values`, whose positions begin with `first`, outside what is marked in `except`; all if there are
+/// fewer. In no order.
+pub(crate) fn largest_of_row(
+    values: &[f32],
+    first: usize,
+    n: usize,
+    except: &[u64],
+    scratch: &mut RowScratch,
+) -> Vec<Key> {
+    let n = n.min(values.len());
     if n == 0 {
-        return;
+        return Vec::new();
     }
+    let RowScratch { ranks, maxima } = scratch;
+    // One more than the magnitude, so that nothing that may be chosen is as low as what may not.
+    ranks.clear();
+    ranks.extend(values.iter().map(|value| magnitude(*value) + 1));
+    mask::set_bits(except).for_each(|marked| ranks[marked] = 0);
     // If `n` values, each from a group of its own, are at least so large, then what is smaller is not among the `n` largest.
     // Groups of so many that twice as many as needed are left; value `i` of each part of the row is in group `i`.
-    let groups = values.len() / (values.len() / (2 * n)).clamp(1, 16);
-    let mut parts = values.chunks_exact(groups);
-    let RowScratch { maxima, keys: found } = scratch;
+    let groups = ranks.len() / (ranks.len() / (2 * n)).clamp(1, 16);
+    let mut parts = ranks.chunks_exact(groups);
     maxima.clear();
-    maxima.extend(parts.next().unwrap_or(&[]).iter().map(|value| magnitude(*value)));
+    maxima.extend_from_slice(parts.next().unwrap_or(&[]));
     for part in parts {
-        let of_groups = maxima.iter_mut().zip(part);
-        of_groups.for_each(|(most, value)| *most = magnitude(*value).max(*most));
+        maxima.iter_mut().zip(part).for_each(|(most, rank)| *most = (*most).max(*rank));
     }
     let (_, &mut bound, _) = maxima.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
-    found.clear();
-    for (word, chunk) in values.chunks(64).enumerate() {
-        let key = |bit: usize| Key::new(chunk[bit], first + word * 64 + bit);
-        found.extend(mask::set_bits(&[bits(chunk, |s| s >= bound)]).map(key));
+    let bound = bound.max(1);
+    let mut found = Vec::with_capacity(2 * n);
+    for (word, chunk) in ranks.chunks(64).enumerate() {
+        let key = |bit: usize| Key::new(values[word * 64 + bit], first + word * 64 + bit);
+        found.extend(mask::set_bits(&[bits(chunk, |rank| *rank >= bound)]).map(key));
     }
-    keep_largest(found, n);
-    keys.copy_from_slice(found);
+    keep_largest(&mut found, n);
+    found
 }
 
-/// One bit for each of up to 64 values: whether its magnitude passes the test.
+/// One bit for each of up to 64 numbers: whether it passes the test.
 ///
 /// The results go through bytes, since comparing into bytes vectorises and shifting bit by bit does not.
 /// The factor moves byte `i` of eight to bit `56 + i`.
-fn bits(values: &[f32], pass: impl Fn(u32) -> bool) -> u64 {
+fn bits<T>(numbers: &[T], pass: impl Fn(&T) -> bool) -> u64 {
     let mut bytes = [0u8; 64];
-    for (byte, value) in bytes.iter_mut().zip(values) {
-        *byte = u8::from(pass(magnitude(*value)));
+    for (byte, number) in bytes.iter_mut().zip(numbers) {
+        *byte = u8::from(pass(number));
     }
     let (eights, _) = bytes.as_chunks();
     let pack = |eight: [u8; 8]| u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
     eights.iter().rev().fold(0, |word, eight| word << 8 | pack(*eight))
 }
 
-/// Neurons in groups that are worth several tasks, and few enough that their dense gradient is small.
-pub(crate) fn blocks(neurons: usize, inputs: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let block = (1usize << 18).div_ceil(inputs.max(1));
-    (0..neurons).step_by(block).map(move |first| first..(first + block).min(neurons))
+/// Neurons that are worth several tasks, and few enough that their dense gradient is small.
+pub(crate) fn neurons_per_block(inputs: usize) -> usize {
+    (1usize << 18).div_ceil(inputs.max(1))
 }
 
 #[cfg(test)]
@@ -258,6 +269,7 @@ mod tests {
             m in 1usize..150,
             n in 0usize..600,
             kind in 0..3,
+            except in 0usize..600,
             seed in proptest::collection::vec(-4i8..4, 900),
         ) {
             let values: Vec<f32> = (0..neurons * m).map(|i| value(kind, i, seed[i])).collect();
@@ -270,10 +282,16 @@ mod tests {
             let mut keys: Vec<Key> = values.iter().enumerate().map(|(i, value)| Key::new(*value, 7 + i)).collect();
             keep_largest(&mut keys, n);
             prop_assert_eq!(marked(&keys), by_sorting(&values, n));
-            keys.fill(Key::default());
-            let mut scratch = RowScratch { maxima: vec![3], keys: vec![Key::new(9.0, 1)] };
-            largest_of_row(&values, 7, &mut keys, &mut scratch);
-            prop_assert_eq!(marked(&keys), by_sorting(&values, n));
+            let scratch = &mut RowScratch { maxima: vec![3], ranks: vec![9] };
+            prop_assert_eq!(marked(&largest_of_row(&values, 7, n, &[], scratch)), by_sorting(&values, n));
+            // What is left out is found again among the larger ones, and none of it is there otherwise.
+            let except = by_sorting(&values, except);
+            let mut words = vec![0u64; values.len().div_ceil(64)];
+            (0..values.len()).filter(|i| except[*i] == 1).for_each(|i| words[i / 64] |= 1 << (i % 64));
+            let count = except.iter().filter(|marked| **marked == 1).count();
+            let mut both = marked(&largest_of_row(&values, 7, n, &words, scratch));
+            both.iter_mut().zip(&except).for_each(|(found, except)| *found += except);
+            prop_assert_eq!(both, by_sorting(&values, count + n));
         }
     }
 
@@ -287,7 +305,7 @@ mod tests {
     fn several_blocks_are_searched_as_one() {
         // Blocks of two neurons, the last of one.
         let (neurons, m) = (5, 1 << 17);
-        assert_eq!(blocks(neurons, m).map(|block| block.len()).collect::<Vec<_>>(), [2, 2, 1]);
+        assert_eq!(neurons_per_block(m), 2);
         let values: Vec<f32> = (0..neurons * m).map(|i| ((i * 7919) % 1000) as f32).collect();
         // With few wanted, most are left out as soon as they come.
         for n in [1, 1000, 200_000] {
@@ -306,7 +324,7 @@ mod tests {
         // So close together that counting tells nothing of them.
         let values: Vec<f32> = (0..room + 10).map(|i| 1.0 + i as f32 * f32::EPSILON).collect();
         let offer_values = |largest: &mut Largest, positions: std::ops::Range<usize>| {
-            largest.offer_rows(positions.start, 1, &values[positions], None);
+            largest.offer_rows(&positions.clone().collect::<Vec<_>>(), &values[positions], None);
         };
         let offer_keys = |largest: &mut Largest, positions: std::ops::Range<usize>| {
             largest.offer(positions, |position| keys_at(position..position + 1));
@@ -337,9 +355,10 @@ mod tests {
     fn values_that_cannot_be_among_the_largest_are_not_kept() {
         let values: Vec<f32> = (0..4097).map(|i| i as f32).collect();
         let mut largest = Largest::new(300);
-        largest.offer_rows(0, 1, &values[..200], None);
+        let neurons: Vec<usize> = (0..4097).collect();
+        largest.offer_rows(&neurons[..200], &values[..200], None);
         assert_eq!((largest.keys.len(), largest.least), (200, None), "fewer than wanted");
-        largest.offer_rows(200, 1, &values[200..], None);
+        largest.offer_rows(&neurons[200..], &values[200..], None);
         // Of 4096 and 257 that begin as 3840 does there are too few: those from 3584 on.
         assert_eq!(largest.least.map(Key::magnitude), Some(3584f32.to_bits() - 1));
         assert_eq!(largest.keys.len(), 200 + 4097 - 3584);

@@ -1,13 +1,12 @@
 //! Topology updates of layers and models by any method, and what to report of them.
 
-use crate::select::{Key, blocks};
+use crate::select::{Key, neurons_per_block};
 use crate::{
     Distribution, Error, InitialMask, LayerSpec, Mask, Method, Stream, global_magnitude_sparsities,
     layer_sparsities,
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
 
 /// One layer as an update sees it. All slices are row-major `[N · M]`, rows are neurons.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +44,8 @@ pub struct ActiveLayer<'a> {
 pub enum DenseGradient<'a> {
     /// All of it.
     All(&'a [f32]),
-    /// Whoever writes that of some neurons, `[neurons · M]`, which may be asked for more than once.
-    Rows(&'a mut dyn FnMut(Range<usize>, &mut [f32])),
+    /// Whoever writes that of some neurons, in ascending order, `[neurons · M]`; each may be asked for more than once.
+    Rows(&'a mut dyn FnMut(&[usize], &mut [f32])),
 }
 
 impl std::fmt::Debug for DenseGradient<'_> {
@@ -75,22 +74,32 @@ impl ActiveLayer<'_> {
         self.mask.inputs(neuron).zip(values).map(move |(input, value)| Key::new(*value, first + input))
     }
 
-    /// Calls `each` with some neurons and their dense gradient, in order.
+    /// Calls `each` with some of these neurons and their dense gradient, in order.
     pub(crate) fn each_block(
         &self,
         gradient: &mut DenseGradient,
-        mut each: impl FnMut(Range<usize>, &[f32]),
+        neurons: &[usize],
+        mut each: impl FnMut(&[usize], &[f32]),
     ) -> Result<(), Error> {
-        let (neurons, inputs) = (self.mask.neurons(), self.mask.dense_fan_in());
+        let inputs = self.mask.dense_fan_in();
         let mut rows = Vec::new();
-        for block in blocks(neurons, inputs) {
-            let positions = block.start * inputs..block.end * inputs;
+        for block in neurons.chunks(neurons_per_block(inputs)) {
+            let is_run = block.is_sorted_by(|a, b| a + 1 == *b);
             match gradient {
-                DenseGradient::All(all) => each(block, &all[positions]),
+                DenseGradient::All(all) if is_run => {
+                    each(block, &all[block[0] * inputs..][..block.len() * inputs])
+                }
+                DenseGradient::All(all) => {
+                    rows.resize(block.len() * inputs, 0.0);
+                    let rows_of = rows.par_chunks_mut(inputs).zip(block);
+                    rows_of.for_each(|(row, neuron)| row.copy_from_slice(&all[neuron * inputs..][..inputs]));
+                    each(block, &rows);
+                }
                 DenseGradient::Rows(write) => {
-                    rows.resize(positions.len(), 0.0);
-                    write(block.clone(), &mut rows);
-                    check_finite(self.name, inputs, "gradient", &rows, positions.start)?;
+                    rows.resize(block.len() * inputs, 0.0);
+                    write(block, &mut rows);
+                    let place = |bad: usize| (block[bad / inputs], bad % inputs);
+                    check_finite(self.name, "gradient", &rows, place)?;
                     each(block, &rows);
                 }
             }
@@ -104,12 +113,11 @@ impl ActiveLayer<'_> {
         if got != expected {
             return Err(Error::Length { layer: self.name.into(), what: "active weight", expected, got });
         }
-        let Some(bad) = first_not_finite(self.values) else { return Ok(()) };
-        let mut positions = (0..self.mask.neurons())
-            .flat_map(|neuron| self.mask.inputs(neuron).map(move |input| (neuron, input)));
-        let (neuron, input) = positions.nth(bad).unwrap_or_default();
-        let (layer, value) = (self.name.into(), self.values[bad]);
-        Err(Error::NotFinite { layer, what: "weight", value, neuron, input })
+        check_finite(self.name, "weight", self.values, |bad| {
+            let mut positions = (0..self.mask.neurons())
+                .flat_map(|neuron| self.mask.inputs(neuron).map(move |input| (neuron, input)));
+            positions.nth(bad).unwrap_or_default()
+        })
     }
 }
 
@@ -309,24 +317,19 @@ pub(crate) fn check_values(
     if got != expected {
         return Err(Error::Length { layer: layer.into(), what, expected, got });
     }
-    check_finite(layer, m, what, values, 0)
+    check_finite(layer, what, values, |bad| (bad / m, bad % m))
 }
 
-/// Refuses values, of a layer of dense fan-in `m` from the position `first` on, that are not finite.
+/// Refuses values that are not finite; `place` gives neuron and input of each.
 fn check_finite(
     layer: &str,
-    m: usize,
     what: &'static str,
     values: &[f32],
-    first: usize,
+    place: impl Fn(usize) -> (usize, usize),
 ) -> Result<(), Error> {
-    match first_not_finite(values) {
-        Some(i) => {
-            let (layer, neuron, input) = (layer.into(), (first + i) / m, (first + i) % m);
-            Err(Error::NotFinite { layer, what, value: values[i], neuron, input })
-        }
-        None => Ok(()),
-    }
+    let Some(bad) = first_not_finite(values) else { return Ok(()) };
+    let ((neuron, input), layer) = (place(bad), layer.into());
+    Err(Error::NotFinite { layer, what, value: values[bad], neuron, input })
 }
 
 /// Refuses a mask that is not `expected`, `[N, M]`.

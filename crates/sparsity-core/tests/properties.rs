@@ -308,8 +308,9 @@ proptest! {
         let (sparsity, ablate) = (case.sparsity, case.ablate);
         let layer = ActiveLayer { name: "fc", values: &values, mask, sparsity, ablate };
         for method in [&case.settings as &dyn Method, &Rigl, &Set, &StaticMask] {
-            let mut rows = |neurons: std::ops::Range<usize>, to: &mut [f32]| {
-                to.copy_from_slice(&case.grads[neurons.start * case.m..neurons.end * case.m]);
+            let mut rows = |neurons: &[usize], to: &mut [f32]| {
+                let rows = to.chunks_exact_mut(case.m).zip(neurons);
+                rows.for_each(|(row, neuron)| row.copy_from_slice(&case.grads[neuron * case.m..][..case.m]));
             };
             let gradient =
                 if keep { DenseGradient::All(&case.grads) } else { DenseGradient::Rows(&mut rows) };
@@ -554,7 +555,7 @@ fn active_weights_that_do_not_fit_or_have_diverged_are_named() {
 
 #[test]
 fn dense_gradients_say_of_which_kind_they_are() {
-    let mut write = |_: std::ops::Range<usize>, _: &mut [f32]| {};
+    let mut write = |_: &[usize], _: &mut [f32]| {};
     let shown =
         [DenseGradient::All(&[]), DenseGradient::Rows(&mut write)].map(|gradient| format!("{gradient:?}"));
     assert_eq!(shown, ["All", "Rows"]);

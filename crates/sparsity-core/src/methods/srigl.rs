@@ -126,26 +126,22 @@ fn update(
     let target = target_weights(layer.mask.positions(), layer.sparsity);
     let weights = Weights { layer, rows: layer.rows() };
     let quota = quota(&weights, alpha);
-    let none_ablated = vec![false; layer.mask.neurons()];
-    let (mut candidates, mut ablated) = (Candidates::default(), none_ablated);
-    let mut largest = None;
+    let mut ablated = vec![false; layer.mask.neurons()];
+    let largest = largest_weights(&weights, &quota, &ablated);
+    let mut candidates = Candidates::none(&largest);
     if layer.ablate && settings.gamma_sal > 0.0 {
-        let mut top = Largest::new(quota.drop);
         // Where the gradient has to be computed, once should be enough.
         let expected = if let DenseGradient::Rows(_) = gradient { usual_fan_in(layer) } else { 0 };
-        candidates = Candidates::find(layer, &mut gradient, expected, &ablated, &mut top)?;
-        let largest = largest.insert(largest_weights(&weights, &quota, &ablated));
-        let salient = salient_weights_per_neuron(largest, top);
+        let top = candidates.find_all(layer, &mut gradient, expected, Largest::new(quota.drop))?;
+        let salient = salient_weights_per_neuron(&largest, top);
         let threshold = ablation_threshold(layer.mask, target, settings);
         ablated = ablated_neurons(&salient, feasible_threshold(&salient, threshold, target, layer.mask));
     }
     let fan_in = new_fan_in(layer, target, &ablated)?;
-    if candidates.per_neuron < fan_in.min(layer.mask.dense_fan_in()) {
-        candidates = Candidates::find(layer, &mut gradient, fan_in, &ablated, &mut Largest::new(0))?;
-    }
-    let kept = match largest {
-        Some(largest) if !ablated.contains(&true) => largest,
-        _ => largest_weights(&weights, &quota, &ablated),
+    candidates.complete(layer, &mut gradient, fan_in, &ablated)?;
+    let kept = match ablated.contains(&true) {
+        true => largest_weights(&weights, &quota, &ablated),
+        false => largest.clone(),
     };
     let mask = pruned_and_grown(&weights, kept, &candidates, &ablated, fan_in);
     ConstantFanInMask::try_from(mask)
@@ -178,13 +174,15 @@ impl Weights<'_> {
     }
 }
 
-/// Of each neuron the positions with the largest |G|: those that it may grow. As many as its fan-in are enough, whichever of
-/// its weights are kept.
-#[derive(Default)]
-struct Candidates {
-    /// Of one neuron after the other, in no order.
-    keys: Vec<Key>,
-    per_neuron: usize,
+/// Of each neuron the positions with the largest |G| that it may grow.
+///
+/// What a neuron keeps of the layer's largest weights it keeps whoever is ablated, and then perhaps more: so they are looked for
+/// elsewhere, and there need not be more than what is missing from the fan-in.
+struct Candidates<'a> {
+    /// The layer's largest weights with all neurons.
+    kept: &'a Mask,
+    /// In no order.
+    of: Vec<Vec<Key>>,
 }
 
 /// How many weights a neuron is likely to have after the update: ablation may give it more than it has.
@@ -193,32 +191,53 @@ fn usual_fan_in(layer: &ActiveLayer) -> usize {
     most + most / 4 + 8
 }
 
-impl Candidates {
-    /// One pass over the dense gradient, which also offers all of it to `top`. Neurons that are skipped have none.
-    fn find(
-        layer: &ActiveLayer,
-        gradient: &mut DenseGradient,
-        per_neuron: usize,
-        skip: &[bool],
-        top: &mut Largest,
-    ) -> Result<Self, Error> {
-        let inputs = layer.mask.dense_fan_in();
-        let per_neuron = per_neuron.min(inputs);
-        let mut found = vec![Key::default(); layer.mask.neurons() * per_neuron];
-        layer.each_block(gradient, |neurons, block| {
-            top.offer_rows(neurons.start, inputs, block, None);
-            let found = &mut found[neurons.start * per_neuron..neurons.end * per_neuron];
-            let rows = found.par_chunks_mut(per_neuron.max(1)).zip(block.par_chunks(inputs));
-            let rows = neurons.into_par_iter().zip(rows).filter(|(neuron, _)| !skip[*neuron]);
-            rows.for_each_init(RowScratch::default, |scratch, (neuron, (found, values))| {
-                largest_of_row(values, neuron * inputs, found, scratch);
-            });
-        })?;
-        Ok(Self { keys: found, per_neuron })
+impl<'a> Candidates<'a> {
+    fn none(kept: &'a Mask) -> Self {
+        Self { kept, of: vec![Vec::new(); kept.neurons()] }
     }
 
-    fn of_neuron(&self, neuron: usize) -> &[Key] {
-        &self.keys[neuron * self.per_neuron..][..self.per_neuron]
+    /// One pass over the dense gradient, which also offers all of it to `top`. Finds enough for `fan_in` weights in each neuron
+    /// that is active now; few of the others come back.
+    fn find_all(
+        &mut self,
+        layer: &ActiveLayer,
+        gradient: &mut DenseGradient,
+        fan_in: usize,
+        mut top: Largest,
+    ) -> Result<Largest, Error> {
+        let all: Vec<usize> = (0..layer.mask.neurons()).collect();
+        layer.each_block(gradient, &all, |neurons, block| {
+            top.offer_rows(neurons, block, None);
+            self.find(neurons, block, |neuron| if layer.mask.fan_in(neuron) > 0 { fan_in } else { 0 });
+        })?;
+        Ok(top)
+    }
+
+    /// Another pass over the rows of those neurons that stay and have too few for `fan_in` weights.
+    fn complete(
+        &mut self,
+        layer: &ActiveLayer,
+        gradient: &mut DenseGradient,
+        fan_in: usize,
+        ablated: &[bool],
+    ) -> Result<(), Error> {
+        let fan_in = fan_in.min(layer.mask.dense_fan_in());
+        let reach = |neuron: usize| self.kept.fan_in(neuron) + self.of[neuron].len();
+        let short = (0..ablated.len()).filter(|neuron| !ablated[*neuron] && reach(*neuron) < fan_in);
+        let short: Vec<usize> = short.collect();
+        layer.each_block(gradient, &short, |neurons, block| self.find(neurons, block, |_| fan_in))
+    }
+
+    /// Finds enough for so many weights in each of these neurons, whose dense gradient is `block`.
+    fn find(&mut self, neurons: &[usize], block: &[f32], fan_in: impl Fn(usize) -> usize + Sync) {
+        let (kept, inputs) = (self.kept, self.kept.dense_fan_in());
+        let rows = neurons.par_iter().zip(block.par_chunks(inputs));
+        let found = rows.map_init(RowScratch::default, |scratch, (&neuron, values)| {
+            let missing = fan_in(neuron).saturating_sub(kept.fan_in(neuron));
+            largest_of_row(values, neuron * inputs, missing, kept.row(neuron), scratch)
+        });
+        let found: Vec<Vec<Key>> = found.collect();
+        neurons.iter().zip(found).for_each(|(neuron, found)| self.of[*neuron] = found);
     }
 }
 
@@ -313,7 +332,7 @@ fn pruned_and_grown(
             kept = fan_in;
         }
         let free = |key: &&Key| !mask::has_bit(row, input(key));
-        let mut grown: Vec<Key> = candidates.of_neuron(neuron).iter().filter(free).copied().collect();
+        let mut grown: Vec<Key> = candidates.of[neuron].iter().filter(free).copied().collect();
         keep_largest(&mut grown, fan_in - kept);
         grown.iter().for_each(|key| mask::set_bit(row, input(key)));
     });
@@ -372,7 +391,7 @@ mod tests {
             let values: Vec<f32> = (0..mask.nnz()).map(|i| 1.0 + (i * 7 % 50) as f32).collect();
             let layer = ActiveLayer { name: "fc", values: &values, mask, sparsity, ablate };
             let mut calls = 0;
-            let mut write = |_, rows: &mut [f32]| {
+            let mut write = |_: &[usize], rows: &mut [f32]| {
                 calls += 1;
                 rows.iter_mut().enumerate().for_each(|(i, row)| *row = (i * 7 % 100) as f32);
             };
@@ -385,6 +404,30 @@ mod tests {
         assert_eq!(passes(&half, 0.5, false), 1);
         // As many candidates as a neuron has weights.
         assert_eq!(passes(&Mask::full(6, 100), 0.0, true), 1);
+    }
+
+    #[test]
+    fn a_second_pass_reads_the_rows_of_neurons_that_want_more_alone() {
+        // Neuron 0 is ablated, 1 and 5 have large weights; the others are about to go.
+        let mut mask = Mask::empty(6, 100);
+        (1..6).for_each(|neuron| (0..20).for_each(|input| mask.activate(neuron, input)));
+        let large = |i: usize| i / 20 == 0 || i / 20 == 4;
+        let values: Vec<f32> =
+            (0..mask.nnz()).map(|i| if large(i) { 9.0 } else { 1.0 } + i as f32 * 1e-3).collect();
+        let layer = ActiveLayer { name: "fc", values: &values, mask: &mask, sparsity: 0.83, ablate: true };
+        let (mut asked, grads) =
+            (Vec::new(), |neuron: usize, input: usize| ((neuron + input * 7) % 101) as f32);
+        let mut write = |neurons: &[usize], rows: &mut [f32]| {
+            asked.push(neurons.to_vec());
+            for (row, neuron) in rows.chunks_exact_mut(100).zip(neurons) {
+                row.iter_mut().enumerate().for_each(|(input, to)| *to = grads(*neuron, input));
+            }
+        };
+        let settings = Srigl { gamma_sal: 19.0, ..Srigl::default() };
+        let after = update(&layer, DenseGradient::Rows(&mut write), &settings, 0.6).unwrap().into_mask();
+        let fan_ins: Vec<usize> = (0..6).map(|neuron| after.fan_in(neuron)).collect();
+        assert_eq!(fan_ins, [0, 51, 0, 0, 0, 51]);
+        assert_eq!(asked, [vec![0, 1, 2, 3, 4, 5], vec![1, 5]]);
     }
 
     #[test]

@@ -30,10 +30,8 @@ pub fn grow_largest_gradients(
     n: usize,
 ) -> Result<(), Error> {
     let mut largest = Largest::new(n);
-    let inputs = mask.dense_fan_in();
-    layer.each_block(&mut gradient, |neurons, block| {
-        largest.offer_rows(neurons.start, inputs, block, Some(mask));
-    })?;
+    let all: Vec<usize> = (0..mask.neurons()).collect();
+    layer.each_block(&mut gradient, &all, |neurons, block| largest.offer_rows(neurons, block, Some(mask)))?;
     largest.mark(mask);
     Ok(())
 }
