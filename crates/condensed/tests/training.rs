@@ -167,8 +167,17 @@ impl Case {
         layer.bias_gradient(*batch, dy, &mut step.dbias);
         let (first, second) = step.dense.split_at_mut(neurons / 2 * inputs);
         let pass = layer.lay_out(*batch, x, dy).unwrap();
-        layer.add_dense_gradient(0..neurons / 2, &pass, first);
-        layer.add_dense_gradient(neurons / 2..neurons, &pass, second);
+        let all: Vec<usize> = (0..neurons).collect();
+        layer.add_dense_gradient(&all[..neurons / 2], &pass, first);
+        layer.add_dense_gradient(&all[neurons / 2..], &pass, second);
+        // Some of them alone.
+        for step_by in 2..5 {
+            let some: Vec<usize> = all.iter().copied().skip(step_by % 2).step_by(step_by).collect();
+            let mut rows = vec![0.0; some.len() * inputs];
+            layer.add_dense_gradient(&some, &pass, &mut rows);
+            let expected = some.iter().flat_map(|neuron| &step.dense[neuron * inputs..][..inputs]);
+            assert_close(&rows, &expected.map(|g| f64::from(*g)).collect::<Vec<_>>(), "some rows");
+        }
         step
     }
 

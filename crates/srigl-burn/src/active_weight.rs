@@ -16,7 +16,6 @@ use condensed::training::Layer;
 use condensed::{CondensedWeight, Error, Pattern};
 use sparsity_core::Mask;
 use std::cell::RefCell;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -74,8 +73,8 @@ pub(crate) trait DensePass: std::fmt::Debug + Send + Sync {
     /// Neurons of the layer, and the inputs that each could have.
     fn size(&self) -> [usize; 2];
 
-    /// Adds the dense gradient of some neurons, `[neurons · M]`.
-    fn add_dense_gradient(&self, neurons: Range<usize>, to: &mut [f32]);
+    /// Adds the dense gradient of some neurons, in ascending order, `[neurons · M]`.
+    fn add_dense_gradient(&self, neurons: &[usize], to: &mut [f32]);
 }
 
 /// Backward passes that add up to a dense gradient.
@@ -119,21 +118,24 @@ impl Passes {
         other.kept.into_iter().for_each(|pass| self.push(pass));
     }
 
-    /// Writes the dense gradient of some neurons of dense fan-in `inputs`.
-    pub fn write(&self, neurons: Range<usize>, inputs: usize, to: &mut [f32]) {
+    /// Writes the dense gradient of some neurons of dense fan-in `inputs`, in ascending order.
+    pub fn write(&self, neurons: &[usize], inputs: usize, to: &mut [f32]) {
         match &self.sum {
-            Some(sum) => to.copy_from_slice(&sum[neurons.start * inputs..neurons.end * inputs]),
+            Some(sum) => {
+                let rows = to.chunks_exact_mut(inputs).zip(neurons);
+                rows.for_each(|(row, neuron)| row.copy_from_slice(&sum[neuron * inputs..][..inputs]));
+            }
             None => to.fill(0.0),
         }
         for pass in &self.kept {
-            pass.add_dense_gradient(neurons.clone(), to);
+            pass.add_dense_gradient(neurons, to);
         }
     }
 
     /// All of it.
     pub fn dense(&self, neurons: usize, inputs: usize) -> Vec<f32> {
         let mut dense = vec![0.0; neurons * inputs];
-        self.write(0..neurons, inputs, &mut dense);
+        self.write(&(0..neurons).collect::<Vec<_>>(), inputs, &mut dense);
         dense
     }
 }

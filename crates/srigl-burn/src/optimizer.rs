@@ -18,7 +18,6 @@ use sparsity_core::{
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// What never changes about one sparse weight.
@@ -256,7 +255,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
         let (passes, before) = (std::mem::take(&mut state.passes), state.mask.clone());
         let inputs = before.dense_fan_in();
         // Their sum, since what it is divided by changes no order.
-        let mut rows = |neurons: Range<usize>, to: &mut [f32]| passes.write(neurons, inputs, to);
+        let mut rows = |neurons: &[usize], to: &mut [f32]| passes.write(neurons, inputs, to);
         let layer = ActiveLayer {
             name: &weight.name,
             values: &values[..before.nnz()],

@@ -15,7 +15,6 @@ use burn::backend::{Autodiff, Backend, Flex, NdArray, TensorMetadata, backend_ex
 use burn::tensor::{Device, TensorData};
 use condensed::training::{LaidOut, Layer, Scratch};
 use std::borrow::Cow;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// A call of a layer.
@@ -155,7 +154,7 @@ impl<B: InMemory> DensePass for CpuPass<B> {
         [self.layer.neurons(), self.layer.inputs()]
     }
 
-    fn add_dense_gradient(&self, neurons: Range<usize>, to: &mut [f32]) {
+    fn add_dense_gradient(&self, neurons: &[usize], to: &mut [f32]) {
         let laid_out = self.laid_out.get_or_init(|| {
             let [x, dy] = self.tensors.as_ref().expect("taken on drop").each_ref().map(B::numbers);
             self.layer.lay_out(self.batch, &x, &dy).unwrap_or_else(|error| panic!("{error}"))

@@ -6,6 +6,7 @@ use crate::shape::{MAX_RESULT, at_most};
 use crate::tuning::{BATCH_TILE, SAMPLERS};
 use crate::{Error, NodeError, Pattern, Shape, Window};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// A linear layer or a 2-d convolution that trains in condensed form.
@@ -51,6 +52,16 @@ pub struct LaidOut {
     batch: usize,
     inputs: Vec<f32>,
     gradients: Vec<f32>,
+}
+
+/// Gradients by the results of some neurons.
+struct Results<'a> {
+    count: usize,
+    /// Of these neurons and others, laid out.
+    gradients: Cow<'a, [f32]>,
+    /// How many there are, and which is the first that counts.
+    all: usize,
+    first: usize,
 }
 
 /// Neurons whose dense gradients are computed together.
@@ -313,64 +324,80 @@ impl Layer {
     /// topology updates look at.
     ///
     /// # Panics
-    /// If `gradient` has another length than pattern and neurons say, `neurons` are not the layer's, or `pass` is of another
-    /// layer.
-    pub fn add_dense_gradient(&self, neurons: Range<usize>, pass: &LaidOut, gradient: &mut [f32]) {
+    /// If `gradient` has another length than pattern and neurons say, `neurons` are not the layer's in ascending order, or `pass`
+    /// is of another layer.
+    pub fn add_dense_gradient(&self, neurons: &[usize], pass: &LaidOut, gradient: &mut [f32]) {
         let Geometry { groups, input, output, .. } = self.geometry;
         let (batch, fan_in) = (pass.batch, self.inputs());
         let is_ours = [pass.inputs.len() as u64, pass.gradients.len() as u64] == self.laid_out(batch);
         assert!(is_ours, "a backward pass of this layer");
-        assert!(neurons.start <= neurons.end && neurons.end <= output.features, "neurons");
+        let ascending = neurons.is_sorted_by(|a, b| a < b);
+        assert!(ascending && neurons.last().is_none_or(|last| *last < output.features), "neurons");
         assert_eq!(Some(gradient.len()), neurons.len().checked_mul(fan_in), "gradient [neurons, M]");
         if gradient.is_empty() || batch == 0 {
             return;
         }
         for group in 0..groups {
             let (channels, filters) = (input.features / groups, output.features / groups);
-            let here = neurons.start.max(group * filters)..neurons.end.min((group + 1) * filters);
-            if !here.is_empty() {
-                let gradient = &mut gradient[(here.start - neurons.start) * fan_in..];
-                self.add_products(here, group * channels..(group + 1) * channels, pass, gradient);
+            let [first, end] =
+                [group, group + 1].map(|group| neurons.partition_point(|n| *n < group * filters));
+            if first < end {
+                let gradient = &mut gradient[first * fan_in..end * fan_in];
+                let results = self.results_of(&neurons[first..end], pass);
+                self.add_products(&results, group * channels..(group + 1) * channels, pass, gradient);
             }
         }
     }
 
-    /// Adds the gradient by all weights of some neurons, which read these channels.
-    fn add_products(
-        &self,
-        neurons: Range<usize>,
-        channels: Range<usize>,
-        pass: &LaidOut,
-        gradient: &mut [f32],
-    ) {
-        let (fan_in, taps) = (self.inputs(), self.taps.len());
-        let parts = neurons.len().div_ceil(NEURONS);
-        let part = |part: usize| {
-            let first = neurons.start + part * NEURONS;
-            first..neurons.end.min(first + NEURONS)
-        };
-        let gradient = &mut gradient[..neurons.len() * fan_in];
+    /// The gradients by the results of some neurons: those that are there if the neurons are one after the other, or a copy.
+    fn results_of<'a>(&self, neurons: &[usize], pass: &'a LaidOut) -> Results<'a> {
+        let (all, first) = (self.geometry.output.features, neurons[0]);
+        if neurons.is_sorted_by(|a, b| a + 1 == *b) {
+            return Results { count: neurons.len(), gradients: Cow::Borrowed(&pass.gradients), all, first };
+        }
+        let mut gradients = Vec::new();
         if self.is_linear() {
-            let LaidOut { batch, inputs, gradients } = pass;
-            let [input, output] = [self.geometry.input, self.geometry.output].map(|shape| shape.features);
+            for sample in pass.gradients.chunks_exact(all) {
+                gradients.extend(neurons.iter().map(|neuron| sample[*neuron]));
+            }
+        } else {
+            for group in 0..self.groups(pass.batch) {
+                gradients.resize(group * self.region(&self.backward, neurons.len(), pass.batch), 0.0);
+                let images = &pass.gradients[group * self.region(&self.backward, all, pass.batch)..];
+                let plane = self.backward.field.layout.slots * self.group(group, pass.batch).1;
+                neurons
+                    .iter()
+                    .for_each(|neuron| gradients.extend_from_slice(&images[neuron * plane..][..plane]));
+            }
+        }
+        Results { count: neurons.len(), gradients: Cow::Owned(gradients), all: neurons.len(), first: 0 }
+    }
+
+    /// Adds the gradient by all weights of some neurons, which read these channels.
+    fn add_products(&self, results: &Results, channels: Range<usize>, pass: &LaidOut, gradient: &mut [f32]) {
+        let (fan_in, taps) = (self.inputs(), self.taps.len());
+        let parts = results.count.div_ceil(NEURONS);
+        let part = |part: usize| part * NEURONS..results.count.min((part + 1) * NEURONS);
+        if self.is_linear() {
+            let input = self.geometry.input.features;
             return math::add_matmul_in_tiles(
-                [neurons.len(), channels.len(), *batch],
+                [results.count, channels.len(), pass.batch],
                 gradient,
-                (&gradients[neurons.start..], Strides { row: 1, column: output }),
-                (&inputs[channels.start..], Strides { row: input, column: 1 }),
+                (&results.gradients[results.first..], Strides { row: 1, column: results.all }),
+                (&pass.inputs[channels.start..], Strides { row: input, column: 1 }),
             );
         }
         if taps == 1 {
             let parts = gradient.par_chunks_mut(NEURONS * fan_in).enumerate();
             return parts.for_each(|(index, gradient)| {
-                self.add_products_of_tap(0, part(index), channels.clone(), pass, gradient);
+                self.add_products_of_tap(0, (results, part(index)), channels.clone(), pass, gradient);
             });
         }
         // Each part's products of a tap side by side; the same parts for any number of threads.
         let products = (0..parts * taps).into_par_iter().map(|task| {
             let part = part(task / taps);
             let mut products = vec![0.0; part.len() * channels.len()];
-            self.add_products_of_tap(task % taps, part, channels.clone(), pass, &mut products);
+            self.add_products_of_tap(task % taps, (results, part), channels.clone(), pass, &mut products);
             products
         });
         let products: Vec<Vec<f32>> = products.collect();
@@ -385,13 +412,14 @@ impl Layer {
         });
     }
 
-    /// Adds `dyᵀ · x` `[neurons, channels]` of a tap, of which that of all positions and images is the sum.
+    /// Adds `dyᵀ · x` `[part, channels]` of a tap, of which that of all positions and images is the sum, for a part of the
+    /// neurons.
     fn add_products_of_tap(
         &self,
         tap: usize,
-        neurons: Range<usize>,
+        (results, part): (&Results, Range<usize>),
         channels: Range<usize>,
-        &LaidOut { batch, ref inputs, ref gradients }: &LaidOut,
+        &LaidOut { batch, ref inputs, .. }: &LaidOut,
         products: &mut [f32],
     ) {
         let (forward, backward) = (&self.forward, &self.backward);
@@ -400,16 +428,16 @@ impl Layer {
         let Shape { height, width, .. } = output;
         for group in 0..self.groups(batch) {
             let (_, unit) = self.group(group, batch);
-            let x = &inputs[group * self.region(forward, batch)..];
-            let dy = &gradients[group * self.region(backward, batch)..];
+            let x = &inputs[group * self.region(forward, forward.planes, batch)..];
+            let dy = &results.gradients[group * self.region(backward, results.all, batch)..];
             let [x_plane, dy_plane] = [forward, backward].map(|pass| pass.field.layout.slots * unit);
             for row in 0..height {
                 let slot = forward.field.window(row, 0) + self.taps[tap];
                 math::add_matmul(
-                    [neurons.len(), channels.len(), width * unit],
+                    [part.len(), channels.len(), width * unit],
                     products,
                     rows,
-                    &dy[neurons.start * dy_plane + backward.field.position(row, 0) * unit..],
+                    &dy[(results.first + part.start) * dy_plane + backward.field.position(row, 0) * unit..],
                     Strides { row: dy_plane, column: 1 },
                     &x[channels.start * x_plane + slot * unit..],
                     Strides { row: 1, column: x_plane },
@@ -437,9 +465,9 @@ impl Layer {
         (images, images.next_multiple_of(self.isa.lanes()))
     }
 
-    /// Floats from one laid out group to the next.
-    fn region(&self, pass: &Pass, batch: usize) -> usize {
-        self.group(0, batch).1 * pass.planes * pass.field.layout.slots
+    /// Floats from one laid out group to the next, of so many planes.
+    fn region(&self, pass: &Pass, planes: usize, batch: usize) -> usize {
+        self.group(0, batch).1 * planes * pass.field.layout.slots
     }
 
     /// Floats that all groups of a pass take, and their sums.
@@ -468,7 +496,7 @@ impl Layer {
         if from.is_empty() {
             return;
         }
-        let region = self.region(pass, batch);
+        let region = self.region(pass, pass.planes, batch);
         let from = from.par_chunks(self.images * (from.len() / batch));
         from.zip(to.par_chunks_mut(region)).enumerate().for_each(|(group, (from, to))| {
             let (images, unit) = self.group(group, batch);
@@ -497,7 +525,7 @@ impl Layer {
             let planes = to.chunks_exact_mut(to.len() / batch / results).enumerate();
             return planes.for_each(|(plane, to)| to.fill(bias(plane)));
         }
-        let (region, image) = (self.region(pass, batch), from.len() / batch);
+        let (region, image) = (self.region(pass, pass.planes, batch), from.len() / batch);
         let sums = sums.par_chunks_mut(results * kept * self.group(0, batch).1);
         let to = to.par_chunks_mut(self.images * (to.len() / batch));
         let from = from.par_chunks(self.images * image).zip(laid_out.par_chunks_mut(region));
@@ -519,8 +547,8 @@ impl Layer {
         let (forward, backward) = (&self.forward, &self.backward);
         let of_part = |group: usize, part: &Part, sums: &mut [f32]| {
             let (_, unit) = self.group(group, batch);
-            let x = &x[group * self.region(forward, batch)..];
-            let dy = &dy[group * self.region(backward, batch)..];
+            let x = &x[group * self.region(forward, forward.planes, batch)..];
+            let dy = &dy[group * self.region(backward, backward.planes, batch)..];
             let plane = backward.field.layout.slots * unit;
             let dy = &dy[part.planes.start * plane..];
             let registers = unit / isa.lanes();

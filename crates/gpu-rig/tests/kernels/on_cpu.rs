@@ -354,7 +354,7 @@ fn sampled_gradients_are_those_of_cpus() {
             let grid = [neurons, groups.most().div_ceil(kernels::ROWS as usize), parts];
             let [image, width, stride_y, stride_x] =
                 if flat { [0; 4] } else { [image.len(), image.width, 2, 1] };
-            let shape = [image, width, stride_y, stride_x, 0, neurons, pixels, output.width];
+            let shape = [image, width, stride_y, stride_x, neurons, pixels, output.width];
             let rest = [groups.chunks, count, results, part];
             let scalars: Vec<usize> = shape.into_iter().chain(rest).collect();
             let [input, gradient] = [&input, &gradient].map(|numbers| program.bytes(numbers));

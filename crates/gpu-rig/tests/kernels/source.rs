@@ -237,7 +237,6 @@ pub fn sampled(dtype: DType, packed: bool, flat: bool) -> Source {
         (),
         (),
         (),
-        (),
         GROUP,
         index_words(packed),
         packed,

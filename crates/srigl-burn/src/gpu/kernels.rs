@@ -427,8 +427,7 @@ pub fn place<F: Float>(
 /// cube, and [`place`] adds the parts.
 ///
 /// `input` is images as [`pixels`] reads them, or, if `flat`, `[M, batch]` of a linear layer, where an index counts `batch`
-/// numbers. `gradient` is `[batch, all neurons, H' · W']` or `[all neurons, batch]`, from neuron `first` on; `output`
-/// `[parts, groups]`. Cubes: (N, most groups of a neuron / 8, parts).
+/// numbers. `gradient` is `[batch, N, H' · W']` or `[N, batch]`; `output` `[parts, groups]`. Cubes: (N, most groups of a neuron / 8, parts).
 #[cube(launch)]
 pub fn sampled<F: Float, V: Size, I: Size>(
     input: &[F],
@@ -440,8 +439,7 @@ pub fn sampled<F: Float, V: Size, I: Size>(
     width: u32,
     stride_y: u32,
     stride_x: u32,
-    first: u32,
-    all_neurons: u32,
+    neurons: u32,
     out_pixels: u32,
     out_width: u32,
     chunks: u32,
@@ -472,10 +470,10 @@ pub fn sampled<F: Float, V: Size, I: Size>(
         let mut at = start + UNIT_POS_X;
         while at < end {
             let mut corner = at;
-            let mut result = (first + neuron) * results + at;
+            let mut result = neuron * results + at;
             if comptime!(!flat) {
                 corner = corner_of(at, image, width, stride_y, stride_x, out_pixels, out_width);
-                result = place_of(at, first + neuron, all_neurons, out_pixels);
+                result = place_of(at, neuron, neurons, out_pixels);
             }
             let mut read = Vector::<f32, V>::cast_from(0.0f32);
             read.insert(0usize, f32::cast_from(input[(corner + i0) as usize]));

@@ -286,8 +286,6 @@ pub(crate) struct ConvPlan {
 pub(crate) struct SamplePlan {
     /// How images are read; `None` for a linear layer, whose tensors come transposed.
     pub images: Option<Window>,
-    /// The neurons that are asked for, of those that the gradient has.
-    pub neurons: Range<usize>,
     pub packed: bool,
     pub chunks: usize,
     pub groups: usize,
@@ -494,8 +492,8 @@ impl GpuOps for CubeBackend {
             }
             None => (into_contiguous(input), 0, 0, [0; 2], 0),
         };
-        // `[batch, all neurons, H', W']`, or `[all neurons, batch]` of a linear layer.
-        let (all_neurons, results, out_pixels) = match gradients[..] {
+        // `[batch, N, H', W']`, or `[N, batch]` of a linear layer.
+        let (neurons, results, out_pixels) = match gradients[..] {
             [batch, neurons, height, width] => (neurons, batch * height * width, height * width),
             _ => (gradients[0], gradients[1], 1),
         };
@@ -503,7 +501,7 @@ impl GpuOps for CubeBackend {
         let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
         let multiprocessors =
             client.properties().hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
-        let cubes = plan.neurons.len() * plan.most.div_ceil(kernels::ROWS as usize);
+        let cubes = neurons * plan.most.div_ceil(kernels::ROWS as usize);
         let (parts, part) = parts(cubes, results, multiprocessors);
         if cubes == 0 || results == 0 {
             return zeros_client(client, input.device.clone(), Shape::new([plan.values]), input.dtype);
@@ -513,7 +511,7 @@ impl GpuOps for CubeBackend {
         kernels::sampled::launch(
             &client,
             CubeCount::Static(
-                plan.neurons.len() as u32,
+                neurons as u32,
                 plan.most.div_ceil(kernels::ROWS as usize) as u32,
                 parts as u32,
             ),
@@ -529,8 +527,7 @@ impl GpuOps for CubeBackend {
             width as u32,
             stride[0] as u32,
             stride[1] as u32,
-            plan.neurons.start as u32,
-            all_neurons as u32,
+            neurons as u32,
             out_pixels as u32,
             out_width as u32,
             plan.chunks as u32,

@@ -214,7 +214,7 @@ impl Layer {
         device: &Device,
     ) -> Self {
         let places = groups[0].places(room);
-        let sample = sample_plan(&groups[0], geometry, 0..size[0], room);
+        let sample = sample_plan(&groups[0], geometry, room);
         let plan = Plan {
             size,
             forward,
@@ -258,15 +258,9 @@ impl Layer {
     }
 }
 
-fn sample_plan(
-    groups: &Groups,
-    geometry: Option<ImageGeometry>,
-    neurons: Range<usize>,
-    values: usize,
-) -> SamplePlan {
+fn sample_plan(groups: &Groups, geometry: Option<ImageGeometry>, values: usize) -> SamplePlan {
     SamplePlan {
         images: geometry.map(|g| Window { padding: g.padding(), stride: g.stride }),
-        neurons,
         packed: groups.packed,
         chunks: groups.chunks,
         groups: groups.order.len() / GROUP,
@@ -417,30 +411,28 @@ struct DevicePass<B: Backend> {
 
 impl<B: GpuOps> DevicePass<B> {
     /// The dense gradient of some neurons, `[neurons · M]`.
-    fn dense_gradient(&self, neurons: &Range<usize>) -> FloatTensor<B> {
+    fn dense_gradient(&self, neurons: &[usize]) -> FloatTensor<B> {
         let [all, inputs] = self.plan.size;
+        let device = self.x.device();
+        let int = |words| B::int_from_data(signed(words), &device);
+        let numbers = neurons.iter().map(|neuron| *neuron as u32).collect();
+        let (x, dy) = (self.x.clone(), B::float_select(self.dy.clone(), 1, int(numbers)));
         let Some(geometry) = self.plan.geometry else {
-            let batch = self.dy.shape()[0];
-            let dy = B::float_slice(self.dy.clone(), &[Slice::from(0..batch), Slice::from(neurons.clone())]);
-            return B::float_matmul(B::float_transpose(dy), self.x.clone());
+            return B::float_matmul(B::float_transpose(dy), x);
         };
         // The gradient by values of neurons that have all weights.
-        let row = |neuron: usize| -> Row {
-            (0..inputs).map(|input| (input, ((neuron - neurons.start) * inputs + input) as u32)).collect()
-        };
+        let row =
+            |row: usize| -> Row { (0..inputs).map(|input| (input, (row * inputs + input) as u32)).collect() };
         let groups = Groups::new(
-            neurons.clone().map(row),
+            (0..neurons.len()).map(row),
             inputs,
             inputs.max(1),
             geometry.padded_image(),
-            |row, input| geometry.offset(all, neurons.start + row, input),
+            |row, input| geometry.offset(all, neurons[row], input),
         );
         let count = neurons.len() * inputs;
-        let plan = sample_plan(&groups, Some(geometry), neurons.clone(), count);
+        let plan = sample_plan(&groups, Some(geometry), count);
         let places = groups.places(count);
-        let device = self.x.device();
-        let int = |words| B::int_from_data(signed(words), &device);
-        let (x, dy) = (self.x.clone(), self.dy.clone());
         B::gpu_value_gradient(x, dy, int(groups.indices), int(groups.starts), int(places), plan)
     }
 }
@@ -450,11 +442,11 @@ impl<B: GpuOps> DensePass for DevicePass<B> {
         self.plan.size
     }
 
-    fn add_dense_gradient(&self, neurons: Range<usize>, to: &mut [f32]) {
+    fn add_dense_gradient(&self, neurons: &[usize], to: &mut [f32]) {
         if neurons.is_empty() || self.x.shape().contains(&0) {
             return;
         }
-        let data = B::float_into_data(self.dense_gradient(&neurons));
+        let data = B::float_into_data(self.dense_gradient(neurons));
         let data = read_sync(data).unwrap_or_else(|error| panic!("cannot read a gradient: {error}"));
         let gradient: Vec<f32> = data.try_into_vec().expect("f32, as inputs and values are cast");
         to.iter_mut().zip(gradient).for_each(|(to, gradient)| *to += gradient);
