@@ -48,7 +48,7 @@ pub(crate) fn larger(a: f32, b: f32) -> f32 {
 
 /// `e^x` to about 2 units in the last place, for `x ≤ 88`; 0 below -87, where it is hardly a normal number.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // 2^n · e^r with |r| ≤ ln 2 / 2; the shift rounds to whole numbers.
     const SHIFT: f32 = 12_582_912.0;
     let n = x * std::f32::consts::LOG2_E + SHIFT;

@@ -63,6 +63,7 @@ mod init;
 mod mask;
 pub mod methods;
 mod random;
+mod rows;
 mod schedule;
 mod select;
 mod topology;
@@ -80,6 +81,7 @@ pub use init::{
 pub use mask::{ConstantFanInMask, Mask};
 pub use methods::{AnyMethod, METHODS, Method};
 pub use random::{Purpose, Stream};
+pub use rows::{random_row, set_row};
 pub use schedule::UpdateSchedule;
 pub use topology::{
     ActiveLayer, DenseGradient, Layer, LayerStats, Update, UpdateReport, initial_mask,

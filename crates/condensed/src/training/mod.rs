@@ -14,12 +14,16 @@
 //! run on the current rayon pool, and give the same bits on any number of threads. After the first call with a batch of a size,
 //! none allocates.
 //!
+//! [`LabelLayer`] is an output layer of hundreds of thousands of labels whose logits never exist together.
+//!
 //! What is not sparse must not eat the gain: [`BatchNorm`], [`LayerNorm`], [`MaxPool`], [`Attention`], [`relu`], [`gelu`] and
 //! [`dropout`] pass over memory as few times as they can, forward and backward.
 
 mod activation;
+mod adam;
 mod attention;
 mod dropout;
+mod labels;
 mod layer;
 mod layout;
 mod norm;
@@ -27,8 +31,10 @@ mod pass;
 mod pool;
 
 pub use activation::{gelu, gelu_gradient, hard_swish, hard_swish_gradient, relu, relu_gradient};
+pub use adam::AdamStep;
 pub use attention::Attention;
 pub use dropout::dropout;
+pub use labels::{LabelLayer, LabelLoss, LabelMoments, LabelScratch};
 pub use layer::{LaidOut, Layer, Scratch};
 pub use norm::{BatchNorm, LayerNorm, Moments};
 pub use pool::MaxPool;

@@ -1,0 +1,121 @@
+use crate::{Batch, Error, Points};
+use condensed::training::{LabelLayer, LabelScratch};
+use rand::RngExt;
+use rand_distr::{Distribution, StandardNormal};
+use rayon::prelude::*;
+use sparsity_core::{Purpose, Stream, random_row};
+use srigl_tensors::memory;
+
+/// An embedding of features, whose rows add up to a point's hidden layer, and an output layer of labels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    /// `[features, hidden]`.
+    pub(crate) embedding: Vec<f32>,
+    /// `[hidden]`.
+    pub(crate) bias: Vec<f32>,
+    pub(crate) output: LabelLayer,
+}
+
+/// How wide a network is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// Width of the hidden layer, at most 65 536.
+    pub hidden: usize,
+    /// How many of its numbers each label reads.
+    pub fan_in: usize,
+    /// Of initial weights and inputs.
+    pub seed: u64,
+}
+
+impl NetworkConfig {
+    /// A network with random weights for points of so many features, with as many labels as these have. Each label's bias is the logit
+    /// of its share of the points, so that training does not begin with teaching that most labels are rare.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] and [`Error::Layer`] if it takes more than the [budget](memory::limit) or the fan-in does not fit.
+    pub fn build(&self, features: usize, points: &Points) -> Result<Network, Error> {
+        let stream = |layer| Stream { seed: self.seed, layer, step: 0 };
+        let numbers = memory::product(&[features, self.hidden]).and_then(|count| usize::try_from(count).ok());
+        let room = |cause| Error::Memory { what: "an embedding of all features", cause };
+        let mut embedding = memory::filled(0.0, numbers.unwrap_or(usize::MAX)).map_err(room)?;
+        embedding.par_chunks_mut(self.hidden.max(1)).enumerate().for_each(|(feature, row)| {
+            let mut rng = stream(0).rng(Purpose::Weights, feature);
+            row.iter_mut().for_each(|weight| *weight = StandardNormal.sample(&mut rng));
+        });
+        let counts = points.label_counts()?;
+        let output = LabelLayer::new(self.hidden, points.labels(), self.fan_in, |label, row, values| {
+            random_row(row, self.hidden, stream(1), label);
+            let mut rng = stream(1).rng(Purpose::Weights, label);
+            let most = 1.0 / (self.fan_in as f32).sqrt();
+            values.iter_mut().for_each(|value| *value = rng.random_range(-most..most));
+            let share = (f64::from(counts[label]) + 0.5) / (points.len() as f64 + 1.0);
+            (share / (1.0 - share)).ln() as f32
+        })?;
+        Ok(Network { embedding, bias: vec![0.0; self.hidden], output })
+    }
+}
+
+impl Network {
+    /// Width of the hidden layer.
+    pub fn hidden(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Features that points may have.
+    pub fn features(&self) -> usize {
+        self.embedding.len() / self.bias.len()
+    }
+
+    /// The output layer.
+    pub fn output(&self) -> &LabelLayer {
+        &self.output
+    }
+
+    /// Weights and biases; of the output layer the active ones.
+    pub fn parameters(&self) -> usize {
+        let output = self.output.labels() * (self.output.fan_in() + 1);
+        self.embedding.len() + self.bias.len() + output
+    }
+
+    /// The hidden layer of each point, `[points, hidden]`: ReLU of the bias and the rows of its features, times their values.
+    pub(crate) fn hidden_layer(&self, batch: &Batch) -> Vec<f32> {
+        let width = self.hidden();
+        let mut hidden = vec![0.0; batch.len() * width];
+        hidden.par_chunks_mut(width).enumerate().for_each(|(point, hidden)| {
+            hidden.copy_from_slice(&self.bias);
+            let (features, values) = batch.features(point);
+            for (feature, value) in features.iter().zip(values) {
+                let row = &self.embedding[*feature as usize * width..][..width];
+                hidden.iter_mut().zip(row).for_each(|(hidden, weight)| *hidden += value * weight);
+            }
+            hidden.iter_mut().for_each(|hidden| *hidden = if *hidden < 0.0 { 0.0 } else { *hidden });
+        });
+        hidden
+    }
+
+    /// The `k` labels with the largest logits of each point, largest first, and these.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] if that takes more memory than the [budget](memory::limit).
+    ///
+    /// # Panics
+    /// If a point has a feature that the network does not.
+    pub fn top(&self, k: usize, batch: &Batch) -> Result<Vec<Vec<(u32, f32)>>, Error> {
+        Ok(self.output.top(k, &self.hidden_layer(batch), &mut LabelScratch::default())?)
+    }
+
+    /// Checks that points have no features and labels that it does not.
+    ///
+    /// # Errors
+    /// [`Error::Sizes`] if they do.
+    pub fn check(&self, points: &Points) -> Result<(), Error> {
+        let sizes = [
+            ("features", points.features(), self.features()),
+            ("labels", points.labels(), self.output.labels()),
+        ];
+        match sizes.into_iter().find(|(_, got, expected)| got > expected) {
+            Some((what, got, expected)) => Err(Error::Sizes { what, got, expected }),
+            None => Ok(()),
+        }
+    }
+}
