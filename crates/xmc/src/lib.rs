@@ -15,8 +15,8 @@
 //! plan.write(0, &mut std::fs::File::create(&file)?)?;
 //! let points = Points::read(&file, |_| {})?;
 //!
-//! let network = NetworkConfig { hidden: 64, fan_in: 16, seed: 1 }.build(points.features(), &points)?;
 //! let config = TrainingConfig { epochs: 2, ..Default::default() };
+//! let network = NetworkConfig { hidden: 64, fan_in: 16, seed: 1 }.build(&points)?;
 //! let mut training = Training::new(network, config, points.len())?;
 //! while let Some(batch) = training.next() {
 //!     let loss = training.step(&points.batch(&batch)?)?;

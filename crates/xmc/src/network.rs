@@ -1,7 +1,7 @@
 use crate::{Batch, Error, Points};
 use condensed::training::{LabelLayer, LabelScratch};
 use rand::RngExt;
-use rand_distr::{Distribution, StandardNormal};
+use rand_distr::{Distribution, Normal};
 use rayon::prelude::*;
 use sparsity_core::{Purpose, Stream, random_row};
 use srigl_tensors::memory;
@@ -27,20 +27,25 @@ pub struct NetworkConfig {
     pub seed: u64,
 }
 
+/// Standard deviation of initial embeddings. PyTorch's 1 leaves Adam no time to change them.
+const EMBEDDING: f32 = 0.01;
+
 impl NetworkConfig {
-    /// A network with random weights for points of so many features, with as many labels as these have. Each label's bias is the logit
-    /// of its share of the points, so that training does not begin with teaching that most labels are rare.
+    /// A network with random weights for these points. Each label's bias is the logit of its share of them, so that training does not
+    /// begin with teaching that most labels are rare.
     ///
     /// # Errors
     /// [`Error::Memory`] and [`Error::Layer`] if it takes more than the [budget](memory::limit) or the fan-in does not fit.
-    pub fn build(&self, features: usize, points: &Points) -> Result<Network, Error> {
+    pub fn build(&self, points: &Points) -> Result<Network, Error> {
         let stream = |layer| Stream { seed: self.seed, layer, step: 0 };
-        let numbers = memory::product(&[features, self.hidden]).and_then(|count| usize::try_from(count).ok());
+        let numbers =
+            memory::product(&[points.features(), self.hidden]).and_then(|count| usize::try_from(count).ok());
         let room = |cause| Error::Memory { what: "an embedding of all features", cause };
+        let initial = Normal::new(0.0, EMBEDDING).expect("a positive deviation");
         let mut embedding = memory::filled(0.0, numbers.unwrap_or(usize::MAX)).map_err(room)?;
         embedding.par_chunks_mut(self.hidden.max(1)).enumerate().for_each(|(feature, row)| {
             let mut rng = stream(0).rng(Purpose::Weights, feature);
-            row.iter_mut().for_each(|weight| *weight = StandardNormal.sample(&mut rng));
+            row.iter_mut().for_each(|weight| *weight = initial.sample(&mut rng));
         });
         let counts = points.label_counts()?;
         let output = LabelLayer::new(self.hidden, points.labels(), self.fan_in, |label, row, values| {

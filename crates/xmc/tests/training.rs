@@ -22,8 +22,7 @@ fn precision(network: &Network, test: &Points) -> f64 {
 }
 
 fn train(points: &Points, config: TrainingConfig) -> (Network, Vec<f64>) {
-    let network =
-        NetworkConfig { hidden: 128, fan_in: 16, seed: 1 }.build(points.features(), points).unwrap();
+    let network = NetworkConfig { hidden: 128, fan_in: 16, seed: 1 }.build(points).unwrap();
     let mut training = Training::new(network, config, points.len()).unwrap();
     let mut losses = Vec::new();
     while let Some(batch) = training.next() {
@@ -51,7 +50,7 @@ fn made_up_labels_are_found_with_either_loss() {
         let found = precision(&network, &test);
         assert!(found > 0.8, "{loss:?}: P@1 {found}, losses {:?}", &losses[losses.len() - 3..]);
         // Each label has so many inputs still, and not those it had.
-        let before = NetworkConfig { hidden: 128, fan_in: 16, seed: 1 }.build(600, &train_points).unwrap();
+        let before = NetworkConfig { hidden: 128, fan_in: 16, seed: 1 }.build(&train_points).unwrap();
         let moved =
             (0..150).filter(|label| network.output().label(*label).0 != before.output().label(*label).0);
         assert!(moved.count() > 140);
@@ -77,7 +76,7 @@ fn any_number_of_threads_trains_the_same() {
 fn every_point_passes_once_an_epoch_in_an_order_of_its_own() {
     let plan = Plan { points: 25, features: 10, labels: 3, ..Plan::default() };
     let points = points(&plan, 1);
-    let network = NetworkConfig { hidden: 4, fan_in: 2, seed: 1 }.build(10, &points).unwrap();
+    let network = NetworkConfig { hidden: 4, fan_in: 2, seed: 1 }.build(&points).unwrap();
     let config = TrainingConfig { epochs: 2, batch_size: 10, ..Default::default() };
     let mut training = Training::new(network, config, 25).unwrap();
     let mut epochs = Vec::new();
@@ -98,8 +97,8 @@ fn every_point_passes_once_an_epoch_in_an_order_of_its_own() {
 fn training_that_diverges_says_so() {
     let plan = Plan { points: 50, features: 30, labels: 10, ..Plan::default() };
     let points = points(&plan, 1);
-    let network = NetworkConfig { hidden: 8, fan_in: 4, seed: 1 }.build(30, &points).unwrap();
-    let config = TrainingConfig { epochs: 100, learning_rate: 1e38, ..Default::default() };
+    let network = NetworkConfig { hidden: 8, fan_in: 4, seed: 1 }.build(&points).unwrap();
+    let config = TrainingConfig { epochs: 100, learning_rate: 1e38, loss: Loss::Bce, ..Default::default() };
     let mut training = Training::new(network, config, 50).unwrap();
     let error = loop {
         let batch = points.batch(&training.next().expect("it has diverged by now")).unwrap();
