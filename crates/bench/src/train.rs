@@ -18,7 +18,7 @@ use srigl_burn::methods::{AnyMethod, Dense, Srigl};
 use srigl_burn::{Distribution, Sparsified, SparsityConfig};
 use srigl_models::{Classifier, ModelInfo, ModelSpec, WithModel};
 use srigl_run::print;
-use srigl_tensors::memory::Size;
+use srigl_tensors::memory::{Size, of_process};
 use srigl_train::memory::{check_results, check_weights};
 
 use super::device::failed;
@@ -132,7 +132,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         device.configure((FloatDType::BF16, IntDType::I32)).context("cannot compute in bf16")?;
     }
     let spec = ModelInfo::named(&args.name)?.usual();
-    let work = Work { args, device: &device, spec, before: memory("VmRSS") };
+    let work = Work { args, device: &device, spec, before: of_process("VmRSS") };
     spec.with(&device.clone().autodiff(), work)?
 }
 
@@ -144,13 +144,6 @@ struct Work<'a> {
     before: Option<u64>,
 }
 
-/// Bytes of this process's memory, as Linux tells.
-fn memory(what: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'))?;
-    Some(1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
-}
-
 /// What a contender in a process of its own prints.
 #[derive(Deserialize, Serialize)]
 struct Memory {
@@ -159,7 +152,7 @@ struct Memory {
 
 /// Runs the same steps of one contender in a process of its own, and returns the memory that they take.
 fn memory_of(args: &TrainArgs, contender: &str) -> Result<Option<u64>> {
-    if memory("VmHWM").is_none() {
+    if of_process("VmHWM").is_none() {
         return Ok(None);
     }
     let mut command = std::process::Command::new(std::env::current_exe()?);
@@ -204,7 +197,7 @@ impl WithModel for Work<'_> {
         drop(model);
         if args.memory_of.is_some() {
             take_turns(&mut contenders, 2, true)?;
-            let peak_bytes = memory("VmHWM").context("this system does not tell")?;
+            let peak_bytes = of_process("VmHWM").context("this system does not tell")?;
             let peak_bytes = peak_bytes.saturating_sub(self.before.unwrap_or(0));
             return Ok(print::json(&Memory { peak_bytes })?);
         }

@@ -9,6 +9,7 @@ mod models;
 mod predict;
 mod report;
 mod train;
+mod xmc;
 
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
@@ -72,6 +73,8 @@ enum Command {
     Models(models::ModelsArgs),
     /// Show, download and look at data sets.
     Data(data::DataArgs),
+    /// Extreme classification: hundreds of thousands of labels on one machine.
+    Xmc(xmc::XmcArgs),
 }
 
 /// The command line. The names of networks come from their table, which `srigl-run` does not know.
@@ -118,6 +121,7 @@ fn run(command: Command) -> Result<()> {
         Command::Train(args) => use_threads(args.threads)?,
         Command::Predict(args) => use_threads(args.threads)?,
         Command::Eval(_) | Command::Bench(_) => use_threads(None)?,
+        Command::Xmc(args) => xmc::threads(args).map_or(Ok(()), use_threads)?,
         // The others compute little or nothing: threads start when they are first needed.
         _ => {}
     }
@@ -132,5 +136,6 @@ fn run(command: Command) -> Result<()> {
         Command::Report(args) => report::run(args),
         Command::Models(args) => models::run(args),
         Command::Data(args) => data::run(args),
+        Command::Xmc(args) => xmc::run(args),
     }
 }

@@ -97,6 +97,13 @@ fn of_machine() -> u64 {
     }
 }
 
+/// Bytes that this process has now (`VmRSS`) or had at most (`VmHWM`); `None` where the system does not tell.
+pub fn of_process(what: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'))?;
+    Some(1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
+}
+
 /// The product of sizes, or `None` if no number holds it.
 pub fn product(sizes: &[usize]) -> Option<u64> {
     sizes.iter().try_fold(1u64, |product, &size| product.checked_mul(size as u64))

@@ -53,7 +53,20 @@ impl Points {
     /// # Errors
     /// [`Error::Read`] if it is no regular file or cannot be read; [`Error::Line`] says where and what is wrong; [`Error::Spool`] if
     /// there is no place for a temporary file.
-    pub fn read(path: &Path, mut progress: impl FnMut(u64)) -> Result<Self, Error> {
+    pub fn read(path: &Path, progress: impl FnMut(u64)) -> Result<Self, Error> {
+        Self::read_any(path, true, progress)
+    }
+
+    /// The same for points that are to be predicted: they may have no labels, and their lines begin with a space then, or with a
+    /// feature.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_unlabelled(path: &Path, progress: impl FnMut(u64)) -> Result<Self, Error> {
+        Self::read_any(path, false, progress)
+    }
+
+    fn read_any(path: &Path, with_labels: bool, mut progress: impl FnMut(u64)) -> Result<Self, Error> {
         let failed = |cause| Error::Read { path: path.into(), cause };
         let (file, _) = regular::open(path).map_err(failed)?;
         let mut file = BufReader::new(file);
@@ -103,7 +116,7 @@ impl Points {
                 return Err(wrong(number, LineError::Long(count)));
             }
             point.clear();
-            point.parse(&line, [features, labels]).map_err(|what| wrong(number, what))?;
+            point.parse(&line, [features, labels], with_labels).map_err(|what| wrong(number, what))?;
             for label in &point.labels {
                 let label = *label as usize;
                 if label >= points.counts.len() {
@@ -213,15 +226,20 @@ impl Batch {
     }
 
     /// Adds a point that a line says. What a line says twice counts once, and values of a feature add up.
-    fn parse(&mut self, line: &[u8], [features, labels]: [u64; 2]) -> Result<(), LineError> {
+    fn parse(
+        &mut self,
+        line: &[u8],
+        [features, labels]: [u64; 2],
+        with_labels: bool,
+    ) -> Result<(), LineError> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
-        let mut words = line.split(u8::is_ascii_whitespace);
-        let first = words.next().unwrap_or_default();
-        if first.is_empty() || first.contains(&b':') {
+        let mut words = line.split(u8::is_ascii_whitespace).peekable();
+        let first = words.next_if(|word| !word.contains(&b':')).unwrap_or_default();
+        if first.is_empty() && with_labels {
             return Err(LineError::NoLabels);
         }
         let mut found = Vec::new();
-        for word in first.split(|byte| *byte == b',') {
+        for word in first.split(|byte| *byte == b',').filter(|_| !first.is_empty()) {
             let label = number(word).ok_or_else(|| LineError::Label(text(word)))?;
             if label >= labels {
                 return Err(LineError::LabelRange { label, labels: labels as usize });

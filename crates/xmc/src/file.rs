@@ -1,5 +1,6 @@
 //! Networks as safetensors: `embedding.weight` `[features, hidden]`, `hidden.bias` `[hidden]`, and of the output layer `output.inputs`
-//! and `output.values` `[labels, fan_in]` and `output.bias` `[labels]`.
+//! and `output.values` `[labels, fan_in]` and `output.bias` `[labels]`; `labels.points` `[labels]` says how many training points have each
+//! label, and `points` in the metadata how many there were, for propensities.
 
 use crate::{Error, Network};
 use condensed::training::LabelLayer;
@@ -37,6 +38,9 @@ impl Network {
         add("output.inputs", Dtype::U16, &[labels, fan_in], inputs);
         add("output.values", Dtype::F32, &[labels, fan_in], values);
         add("output.bias", Dtype::F32, &[labels], biases);
+        let counts = self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+        add("labels.points", Dtype::U32, &[labels], counts);
+        file.metadata = Some([("points".to_string(), self.points.to_string())].into());
         file.write(HEADER, to)
     }
 
@@ -70,11 +74,14 @@ impl Network {
         let (values_shape, values) = numbers("output.values")?;
         let (output_bias_shape, output_bias) = numbers("output.bias")?;
         let inputs = tensor("output.inputs", Dtype::U16)?;
+        let counts = tensor("labels.points", Dtype::U32)?;
+        let points = file.metadata.as_ref().and_then(|metadata| metadata.get("points")?.parse().ok());
+        let points = points.ok_or("its metadata do not say how many training points there were")?;
         let fits = match (&embedding_shape[..], &values_shape[..]) {
             ([features, hidden], [labels, fan_in]) => {
                 let sizes = [*features, *hidden, *labels, *fan_in];
-                let others =
-                    bias_shape == [*hidden] && output_bias_shape == [*labels] && inputs.shape == values_shape;
+                let of_labels = output_bias_shape == [*labels] && counts.shape == [*labels];
+                let others = bias_shape == [*hidden] && of_labels && inputs.shape == values_shape;
                 (others && !sizes.contains(&0)).then_some(sizes)
             }
             _ => None,
@@ -89,6 +96,7 @@ impl Network {
             of_row.copy_from_slice(&values[here]);
             output_bias[label]
         });
-        Ok(Self { embedding, bias, output: output.map_err(|error| error.to_string())? })
+        let counts = counts.data.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        Ok(Self { embedding, bias, output: output.map_err(|error| error.to_string())?, counts, points })
     }
 }

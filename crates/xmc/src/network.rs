@@ -1,4 +1,4 @@
-use crate::{Batch, Error, Points};
+use crate::{Batch, Error, Points, Rankings, inverse_propensities};
 use condensed::training::{LabelLayer, LabelScratch};
 use rand::RngExt;
 use rand_distr::{Distribution, Normal};
@@ -14,6 +14,9 @@ pub struct Network {
     /// `[hidden]`.
     pub(crate) bias: Vec<f32>,
     pub(crate) output: LabelLayer,
+    /// Training points that have each label, `[labels]`, and all of them.
+    pub(crate) counts: Vec<u32>,
+    pub(crate) points: usize,
 }
 
 /// How wide a network is.
@@ -56,7 +59,7 @@ impl NetworkConfig {
             let share = (f64::from(counts[label]) + 0.5) / (points.len() as f64 + 1.0);
             (share / (1.0 - share)).ln() as f32
         })?;
-        Ok(Network { embedding, bias: vec![0.0; self.hidden], output })
+        Ok(Network { embedding, bias: vec![0.0; self.hidden], output, counts, points: points.len() })
     }
 }
 
@@ -74,6 +77,11 @@ impl Network {
     /// The output layer.
     pub fn output(&self) -> &LabelLayer {
         &self.output
+    }
+
+    /// Inverse propensities of all labels, by the points that it was made for.
+    pub fn inverse_propensities(&self) -> Vec<f64> {
+        inverse_propensities(&self.counts, self.points)
     }
 
     /// Weights and biases; of the output layer the active ones.
@@ -107,6 +115,31 @@ impl Network {
     /// If a point has a feature that the network does not.
     pub fn top(&self, k: usize, batch: &Batch) -> Result<Vec<Vec<(u32, f32)>>, Error> {
         Ok(self.output.top(k, &self.hidden_layer(batch), &mut LabelScratch::default())?)
+    }
+
+    /// Ranks the `k` best labels of all points, `batch` at once. `progress` is told how many are done.
+    ///
+    /// # Errors
+    /// As [`top`](Self::top) and [`Points::batch`]; [`Error::Sizes`] as [`check`](Self::check).
+    pub fn evaluate(
+        &self,
+        points: &Points,
+        k: usize,
+        batch: usize,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Rankings, Error> {
+        self.check(points)?;
+        let mut rankings = Rankings::new(k, self.inverse_propensities());
+        let all: Vec<usize> = (0..points.len()).collect();
+        for chunk in all.chunks(batch.max(1)) {
+            let batch = points.batch(chunk)?;
+            for (point, best) in self.top(k, &batch)?.into_iter().enumerate() {
+                let ranked: Vec<u32> = best.into_iter().map(|(label, _)| label).collect();
+                rankings.add(batch.labels(point), &ranked);
+            }
+            progress(chunk[chunk.len() - 1] + 1);
+        }
+        Ok(rankings)
     }
 
     /// Checks that points have no features and labels that it does not.

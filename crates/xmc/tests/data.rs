@@ -101,3 +101,13 @@ proptest! {
         let _ = read(&text);
     }
 }
+
+#[test]
+fn points_to_be_predicted_need_no_labels() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "4 9 4\n 1:1\n2:1 3:1\n0,3 4:1\n\n").unwrap();
+    let points = Points::read_unlabelled(file.path(), |_| {}).unwrap();
+    let batch = points.batch(&[0, 1, 2, 3]).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|point| batch.labels(point)), [&[][..], &[], &[0, 3], &[]]);
+    assert_eq!([0, 1, 2, 3].map(|point| batch.features(point).0), [&[1][..], &[2, 3], &[4], &[]]);
+}

@@ -97,16 +97,18 @@ fn every_point_passes_once_an_epoch_in_an_order_of_its_own() {
 fn training_that_diverges_says_so() {
     let plan = Plan { points: 50, features: 30, labels: 10, ..Plan::default() };
     let points = points(&plan, 1);
-    let network = NetworkConfig { hidden: 8, fan_in: 4, seed: 1 }.build(&points).unwrap();
-    let config = TrainingConfig { epochs: 100, learning_rate: 1e38, loss: Loss::Bce, ..Default::default() };
-    let mut training = Training::new(network, config, 50).unwrap();
-    let error = loop {
-        let batch = points.batch(&training.next().expect("it has diverged by now")).unwrap();
-        if let Err(error) = training.step(&batch) {
-            break error.to_string();
-        }
-    };
-    assert!(error.contains("training has diverged; take a lower learning rate"), "{error}");
+    for loss in [Loss::Bce, Loss::SquaredHinge] {
+        let network = NetworkConfig { hidden: 8, fan_in: 4, seed: 1 }.build(&points).unwrap();
+        let config = TrainingConfig { epochs: 100, learning_rate: 1e38, loss, ..Default::default() };
+        let mut training = Training::new(network, config, 50).unwrap();
+        let error = loop {
+            let batch = points.batch(&training.next().expect("it has diverged by now")).unwrap();
+            if let Err(error) = training.step(&batch) {
+                break error.to_string();
+            }
+        };
+        assert!(error.contains("training has diverged; take a lower learning rate"), "{error}");
+    }
 }
 
 #[test]

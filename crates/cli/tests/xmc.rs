@@ -1,0 +1,118 @@
+//! `srigl xmc` through the real binary.
+
+mod common;
+
+use common::Bench;
+use serde_json::Value;
+use std::fs;
+
+fn stderr(output: &std::process::Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A folder with made-up points to train and test on.
+fn made_up() -> Bench {
+    let bench = Bench::new();
+    for (seed, points, file) in [(1, 2000, "train.txt"), (2, 400, "test.txt")] {
+        let sizes = format!("--points {points} --features 500 --labels 300");
+        assert!(bench.srigl(&format!("xmc synth {sizes} --seed {seed} -o {file}")).status.success());
+    }
+    bench
+}
+
+#[test]
+fn a_network_learns_is_measured_and_predicts() {
+    let bench = made_up();
+    let train = "xmc train --train train.txt --test test.txt --hidden 128 --fan-in 16 --batch-size 64 --delta-t 20 --epochs 5";
+    let output = bench.srigl(&format!("{train} --out run --threads 2 --json"));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("epoch 5/5: train loss "));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result, bench.json("run/result.json"));
+    assert!(result["p_at_1"].as_f64().unwrap() > 0.7, "{result}");
+    assert_eq!(result["parameters"], 500 * 128 + 128 + 300 * 17);
+    assert!(result["seconds_per_epoch"].as_f64().unwrap() > 0.0);
+
+    // What `eval` measures is what training did, and what is told from predictions.
+    let output = bench.srigl("xmc eval run --test test.txt --json");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let measured: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (name, value) in measured.as_object().unwrap() {
+        assert_eq!(*value, result[name], "{name}");
+    }
+    let output = bench.srigl("xmc predict run --input test.txt --top 3 -o best.txt");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let [best, test] = ["best.txt", "test.txt"].map(|file| fs::read_to_string(bench.path(file)).unwrap());
+    let mut hits = [0; 2];
+    for (best, point) in best.lines().zip(test.lines().skip(1)) {
+        let labels: Vec<&str> = point.split(' ').next().unwrap().split(',').collect();
+        let ranked: Vec<&str> = best.split(' ').map(|word| word.split(':').next().unwrap()).collect();
+        assert_eq!(ranked.len(), 3);
+        hits[0] += usize::from(labels.contains(&ranked[0]));
+        hits[1] += ranked.iter().filter(|label| labels.contains(*label)).count();
+    }
+    assert_eq!(best.lines().count(), 400);
+    let close =
+        |hits: usize, of: f64, name: &str| (hits as f64 / of - measured[name].as_f64().unwrap()).abs() < 1e-9;
+    assert!(close(hits[0], 400.0, "p_at_1") && close(hits[1], 1200.0, "p_at_3"));
+
+    // Any number of threads, the same network.
+    assert!(bench.srigl(&format!("{train} --out again --threads 1 --quiet")).status.success());
+    let [first, second] =
+        ["run", "again"].map(|run| fs::read(bench.path(run).join("network.safetensors")).unwrap());
+    assert!(first == second);
+}
+
+#[test]
+fn what_does_not_fit_is_said_and_leaves_nothing_behind() {
+    let bench = made_up();
+    fs::write(bench.path("nan.txt"), "1 500 300\n3 7:NaN\n").unwrap();
+    fs::write(bench.path("wide.txt"), "1 501 300\n3 7:1\n").unwrap();
+    let refused = |[train, test]: [&str; 2], flags: &str, expected: &str| {
+        let line = format!("xmc train --train {train}.txt --test {test}.txt --out run --epochs 1 {flags}");
+        let output = bench.srigl(&line);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{flags}: {said}");
+        assert!(said.contains(expected), "{flags}: {said}");
+        assert!(!bench.path("run").exists(), "{flags}");
+    };
+    let files = ["train", "test"];
+    refused(["nan", "test"], "", "`nan.txt`, line 2: feature 7 has the value NaN");
+    refused(["train", "wide"], "", "`wide.txt`: the points have 501 features, the network 500");
+    refused(["none", "test"], "", "cannot read `none.txt`");
+    refused(files, "--fan-in 769", "--fan-in must be from 1 to --hidden, 768, not 769");
+    refused(files, "--fan-in 0", "--fan-in must be from 1");
+    refused(files, "--hidden 0", "--hidden must be from 1 to 65536");
+    refused(files, "--hidden 65537", "--hidden must be from 1 to 65536");
+    refused(files, "--batch-size 0", "--epochs and --batch-size must be at least 1");
+    refused(files, "--lr NaN", "--lr must be positive");
+    refused(files, "--dropout 1", "--dropout must be from 0 to less than 1");
+    refused(files, "--drop-fraction 1.5", "--drop-fraction must be from 0 to 1");
+    refused(
+        files,
+        "--hidden 60000 --max-memory 10MB",
+        "an embedding of all features: it would take 120.0 MB of memory",
+    );
+    refused(files, "--lr 1e38 --batch-size 100", "training has diverged; take a lower learning rate");
+    // At their extremes.
+    let most = u64::MAX;
+    let output = bench.srigl(&format!(
+        "xmc train --train train.txt --test test.txt --out run --epochs 1 --batch-size {most} --delta-t {most} --seed {most} --hidden 8 --fan-in 2 --quiet"
+    ));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let again = bench.srigl("xmc train --train train.txt --test test.txt --out run");
+    assert!(stderr(&again).contains("`run` is not empty; take another folder for --out"));
+
+    fs::write(bench.path("run/network.safetensors"), "no network").unwrap();
+    for line in ["xmc eval run --test test.txt", "xmc predict run --input test.txt -o best.txt"] {
+        let output = bench.srigl(line);
+        assert!(
+            !output.status.success() && stderr(&output).contains("network.safetensors`"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    assert!(!bench.path("best.txt").exists());
+    let output = bench.srigl("xmc synth --labels 0 -o none.txt");
+    assert!(stderr(&output).contains("--labels must be from 1 to 4294967295"));
+}
