@@ -451,3 +451,57 @@ impl Step {
         memory[to.buffer] = out;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Weight, ops};
+
+    #[test]
+    fn additions_and_relus_join_the_layer_before_them() {
+        let linear = || ops::Linear { weight: Weight::Dense(vec![1.0; 9]), bias: vec![0.0; 3] };
+        let input = ops::Input(Shape { features: 3, height: 1, width: 1 });
+        let steps = |nodes: Vec<(Op, Vec<usize>)>| {
+            let named = nodes.into_iter().enumerate();
+            let nodes = named.map(|(i, (op, inputs))| Node::new(format!("n{i}"), op, inputs)).collect();
+            let fused = fuse(&Network::new(nodes).unwrap());
+            fused.into_iter().map(|step| (step.node, step.inputs, step.result, step.relu)).collect::<Vec<_>>()
+        };
+        // A layer, a shortcut around another, and ReLU.
+        let all = vec![
+            (input.into(), vec![]),
+            (linear().into(), vec![0]),
+            (linear().into(), vec![1]),
+            (Op::Add, vec![2, 1]),
+            (Op::Relu, vec![3]),
+        ];
+        assert_eq!(steps(all), [(1, vec![0], 1, false), (2, vec![1, 1], 4, true)]);
+        // What is added comes after the first layer; the second layer takes the addition.
+        let input = ops::Input(Shape { features: 3, height: 1, width: 1 });
+        let both = vec![
+            (input.into(), vec![]),
+            (linear().into(), vec![0]),
+            (linear().into(), vec![0]),
+            (Op::Add, vec![1, 2]),
+        ];
+        assert_eq!(steps(both), [(1, vec![0], 1, false), (2, vec![0, 1], 3, false)]);
+        // A result that two read stays, and ReLU is a step of its own.
+        let input = ops::Input(Shape { features: 3, height: 1, width: 1 });
+        let apart = vec![
+            (input.into(), vec![]),
+            (linear().into(), vec![0]),
+            (Op::Relu, vec![1]),
+            (linear().into(), vec![2]),
+            (Op::Add, vec![3, 1]),
+        ];
+        assert_eq!(steps(apart), [(1, vec![0], 1, false), (2, vec![1], 2, false), (3, vec![2, 1], 4, false)]);
+    }
+
+    #[test]
+    fn the_first_of_the_largest_nodes_is_named() {
+        let used = Use::sum([("a", 1), ("b", 7), ("c", 3), ("d", 7)].into_iter());
+        assert_eq!((used.all, used.most), (18, ("b", 7)));
+        let more = Use::sum([("a", u64::MAX), ("b", 7)].into_iter());
+        assert_eq!((more.all, more.bytes(), more.most), (u64::MAX, None, ("a", u64::MAX)));
+    }
+}

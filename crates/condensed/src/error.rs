@@ -251,3 +251,25 @@ pub enum TensorError {
     #[error("it has {got} columns, but the class token {class}")]
     Columns { got: usize, class: usize },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_whose_nodes_do_not_fit_is_to_be_written_again() {
+        let said = |what: NodeError| {
+            let error = Box::new(Error::Node { node: "fc".into(), what });
+            Error::In { path: "a".into(), error }.to_string()
+        };
+        assert_eq!(
+            said(NodeError::Name),
+            "`a`: layer `fc`: every node needs a name of its own; the file is damaged, write it again"
+        );
+        // Of which the text itself says what to do.
+        let large = TooLarge { bytes: Some(2), limit: 1 };
+        assert!(said(NodeError::Padded(large)).ends_with("use less padding"));
+        let other = Error::In { path: "a".into(), error: Box::new(Error::Isa(Isa::Avx512)) };
+        assert_eq!(other.to_string(), "`a`: this machine has no Avx512");
+    }
+}

@@ -649,3 +649,11 @@ fn a_window_that_gathers_too_much_is_refused() {
     let error = Network::new(nodes).unwrap_err().to_string();
     assert!(error.contains("`conv`") && error.contains("smaller kernel"), "{error}");
 }
+
+#[test]
+fn metadata_tell_a_condensed_network() {
+    let says = |format: &str| [("format".to_string(), format.to_string())].into();
+    assert!(condensed::file::is_condensed(&says("srigl-condensed")));
+    assert!(!condensed::file::is_condensed(&says("pt")));
+    assert!(!condensed::file::is_condensed(&Default::default()));
+}
