@@ -265,13 +265,13 @@ pub fn threads(args: &XmcArgs) -> Option<Option<usize>> {
 
 fn train(args: &TrainArgs) -> Result<()> {
     let config = config(args)?;
-    check_folder(&args.out)?;
     let train = points(&args.train, args.quiet, Points::read)?;
     let test = points(&args.test, args.quiet, Points::read)?;
     let network =
         NetworkConfig { hidden: args.hidden, fan_in: args.fan_in, seed: args.seed }.build(&train)?;
     network.check(&test).with_context(|| format!("`{}`", args.test.display()))?;
     let mut training = Training::new(network, config, train.len())?;
+    let folder = NewFolder::take(&args.out)?;
     let bar = bar(training.steps(), "steps", args.quiet);
     let (mut sum, mut seconds, mut rankings) = (0.0, 0.0, None);
     while let Some(batch) = training.next() {
@@ -302,6 +302,9 @@ fn train(args: &TrainArgs) -> Result<()> {
     }
     bar.finish_and_clear();
     let (rankings, train_loss) = rankings.context("no epoch was trained")?;
+    let (parameters, epochs) = (training.network().parameters(), args.epochs as f64);
+    let network = training.finish()?;
+    let staged = atomic::stage(&args.out.join(NETWORK), |to| network.write(to))?;
     let result = TrainResult {
         measured: Measured::new(&rankings),
         hidden: args.hidden,
@@ -310,16 +313,14 @@ fn train(args: &TrainArgs) -> Result<()> {
         points: train.len(),
         features: train.features(),
         labels: train.labels(),
-        parameters: training.network().parameters(),
-        seconds_per_epoch: seconds / args.epochs as f64,
+        parameters,
+        seconds_per_epoch: seconds / epochs,
         peak_rss_mb: of_process("VmHWM").map(|bytes| bytes as f64 / 1e6),
         train_loss,
     };
-    let create = || format!("cannot make the folder `{}`", args.out.display());
-    fs::create_dir_all(&args.out).with_context(create)?;
-    let network = atomic::stage(&args.out.join(NETWORK), |to| training.network().write(to))?;
-    network.commit()?;
+    staged.commit()?;
     atomic::write(&args.out.join(RESULT), &serde_json::to_vec_pretty(&result)?)?;
+    folder.keep();
     if args.json {
         print::json(&result)?;
     } else if !args.quiet {
@@ -338,7 +339,6 @@ fn train(args: &TrainArgs) -> Result<()> {
 /// The settings, if they are in range.
 fn config(args: &TrainArgs) -> Result<TrainingConfig> {
     args.threads.map_or(Ok(()), check_threads)?;
-    ensure!(args.epochs > 0 && args.batch_size > 0, "--epochs and --batch-size must be at least 1");
     ensure!(args.hidden > 0 && args.hidden <= 1 << 16, "--hidden must be from 1 to 65536");
     ensure!(
         args.fan_in > 0 && args.fan_in <= args.hidden,
@@ -346,10 +346,7 @@ fn config(args: &TrainArgs) -> Result<TrainingConfig> {
         args.hidden,
         args.fan_in
     );
-    ensure!(args.lr > 0.0 && args.lr.is_finite(), "--lr must be positive");
-    ensure!((0.0..1.0).contains(&args.dropout), "--dropout must be from 0 to less than 1");
-    ensure!((0.0..=1.0).contains(&args.drop_fraction), "--drop-fraction must be from 0 to 1");
-    Ok(TrainingConfig {
+    let config = TrainingConfig {
         epochs: args.epochs,
         batch_size: args.batch_size,
         learning_rate: args.lr,
@@ -361,22 +358,38 @@ fn config(args: &TrainArgs) -> Result<TrainingConfig> {
         delta_t: args.delta_t,
         drop_fraction: args.drop_fraction,
         seed: args.seed,
-    })
+    };
+    config.check()?;
+    Ok(config)
 }
 
-/// Checks that a folder is new or empty.
-fn check_folder(path: &Path) -> Result<()> {
-    match fs::read_dir(path) {
-        Ok(mut entries) => {
-            ensure!(
-                entries.next().is_none(),
-                "`{}` is not empty; take another folder for --out",
-                path.display()
-            );
-            Ok(())
-        }
-        Err(_) if !path.exists() => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("--out `{}`", path.display())),
+/// A folder that is new or empty, and can be written. What was made for it is gone again if nothing comes of it.
+struct NewFolder {
+    /// Innermost first.
+    made: Vec<PathBuf>,
+}
+
+impl NewFolder {
+    fn take(path: &Path) -> Result<Self> {
+        let there = |path: &&Path| !path.as_os_str().is_empty() && path.symlink_metadata().is_err();
+        let folder = Self { made: path.ancestors().take_while(there).map(Path::to_path_buf).collect() };
+        fs::create_dir_all(path).with_context(|| format!("cannot make the folder `{}`", path.display()))?;
+        let mut entries = fs::read_dir(path).with_context(|| format!("--out `{}`", path.display()))?;
+        ensure!(entries.next().is_none(), "`{}` is not empty; take another folder for --out", path.display());
+        // A file that goes again: better now than after training.
+        atomic::stage(&path.join(NETWORK), |_| Ok(()))?;
+        Ok(folder)
+    }
+
+    fn keep(mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        // Those that are not empty stay.
+        self.made.iter().for_each(|folder| _ = fs::remove_dir(folder));
     }
 }
 
@@ -398,9 +411,9 @@ fn predict(args: &PredictArgs) -> Result<()> {
     let bar = bar(input.len() as u64, "points", false);
     let mut failed = None;
     let staged = atomic::stage(&args.output, |to| {
-        let all: Vec<usize> = (0..input.len()).collect();
-        for chunk in all.chunks(CHUNK) {
-            let best = input.batch(chunk).and_then(|batch| network.top(args.top as usize, &batch));
+        for first in (0..input.len()).step_by(CHUNK) {
+            let chunk: Vec<usize> = (first..input.len().min(first + CHUNK)).collect();
+            let best = input.batch(&chunk).and_then(|batch| network.top(args.top as usize, &batch));
             let best = match best {
                 Ok(best) => best,
                 Err(error) => {
@@ -424,7 +437,7 @@ fn predict(args: &PredictArgs) -> Result<()> {
     staged?.commit()?;
     print::line(&format!(
         "wrote the {} best labels of {} points to `{}`",
-        args.top,
+        network.output().labels().min(args.top as usize),
         input.len(),
         args.output.display()
     ))?;

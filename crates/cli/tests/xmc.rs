@@ -84,16 +84,25 @@ fn what_does_not_fit_is_said_and_leaves_nothing_behind() {
     refused(files, "--fan-in 0", "--fan-in must be from 1");
     refused(files, "--hidden 0", "--hidden must be from 1 to 65536");
     refused(files, "--hidden 65537", "--hidden must be from 1 to 65536");
-    refused(files, "--batch-size 0", "--epochs and --batch-size must be at least 1");
-    refused(files, "--lr NaN", "--lr must be positive");
-    refused(files, "--dropout 1", "--dropout must be from 0 to less than 1");
-    refused(files, "--drop-fraction 1.5", "--drop-fraction must be from 0 to 1");
+    refused(files, "--batch-size 0", "batch size must be at least 1, not 0");
+    refused(files, "--lr NaN", "learning rate must be positive, not NaN");
+    refused(files, "--dropout 1", "dropout must be from 0 to less than 1, not 1");
+    refused(files, "--drop-fraction 1.5", "drop fraction must be from 0 to 1, not 1.5");
     refused(
         files,
         "--hidden 60000 --max-memory 10MB",
-        "an embedding of all features: it would take 120.0 MB of memory",
+        "a network of so many features and labels, and its moments: it would take",
     );
     refused(files, "--lr 1e38 --batch-size 100", "training has diverged; take a lower learning rate");
+    // In its only step.
+    refused(files, "--lr 1e300 --batch-size 2000", "training has diverged; take a lower learning rate");
+    refused(
+        files,
+        "--hidden 60000 --batch-size 2000 --max-memory 400MB",
+        "the hidden layer of a batch; take a smaller one",
+    );
+    let output = bench.srigl("xmc train --train train.txt --test test.txt --epochs 1 --out train.txt/run");
+    assert!(!output.status.success() && stderr(&output).contains("cannot make the folder `train.txt/run`"));
     // At their extremes.
     let most = u64::MAX;
     let output = bench.srigl(&format!(

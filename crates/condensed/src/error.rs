@@ -112,6 +112,8 @@ impl From<WeightError> for Error {
 pub enum WeightError {
     #[error("a matrix [{neurons}, {inputs}] has more than 2^32 rows or columns")]
     TooLarge { neurons: usize, inputs: usize },
+    #[error("{labels} labels of {inputs} features: there must be a label, and at most 65536 features")]
+    Labels { labels: usize, inputs: usize },
     #[error("{indices} indices for {values} values")]
     Indices { indices: usize, values: usize },
     #[error("active neurons must ascend, but {after} follows {before}")]

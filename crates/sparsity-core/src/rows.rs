@@ -8,7 +8,7 @@ use crate::{Purpose, Stream};
 /// same stream.
 ///
 /// # Panics
-/// If the row is longer than there are inputs.
+/// If the row is longer than there are inputs, or these are more than 65 536.
 ///
 /// ```
 /// use sparsity_core::{Stream, random_row};
@@ -18,6 +18,7 @@ use crate::{Purpose, Stream};
 /// assert!(row.is_sorted() && row[2] < 10);
 /// ```
 pub fn random_row(row: &mut [u16], inputs: usize, stream: Stream, neuron: usize) {
+    assert!(inputs <= 1 << 16, "at most 65536 inputs");
     let mut rng = stream.rng(Purpose::Mask, neuron);
     let drawn = rand::seq::index::sample(&mut rng, inputs, row.len());
     row.iter_mut().zip(drawn).for_each(|(to, input)| *to = input as u16);
@@ -25,10 +26,11 @@ pub fn random_row(row: &mut [u16], inputs: usize, stream: Stream, neuron: usize)
 }
 
 /// SET within a neuron (Mocanu et al. 2018; Schultheis & Babbar 2023): keeps the inputs of all but the `⌊k·α⌋` smallest of its `k`
-/// weights by |W|, of equal ones the first, and draws as many others to `next`, uniformly among all that are not kept.
+/// weights by |W| (of equal ones the later go), and draws as many others to `next`, uniformly among all that are not kept.
 ///
 /// # Panics
-/// If `row`, `values` and `next` differ in length, or the row is longer than there are inputs.
+/// If `row`, `values` and `next` differ in length, the row is longer than there are inputs, these are more than 65 536, or `alpha` is
+/// not in `[0, 1]`.
 pub fn set_row(
     row: &[u16],
     values: &[f32],
@@ -39,6 +41,10 @@ pub fn set_row(
     next: &mut [u16],
 ) {
     assert!(row.len() == values.len() && row.len() == next.len() && row.len() <= inputs, "lengths");
+    assert!(
+        inputs <= 1 << 16 && (0.0..=1.0).contains(&alpha),
+        "at most 65536 inputs, and a share of the weights"
+    );
     let dropped = (row.len() as f64 * alpha).floor() as usize;
     let mut kept: Vec<Key> =
         values.iter().enumerate().map(|(place, value)| Key::new(*value, place)).collect();

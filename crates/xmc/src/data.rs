@@ -14,7 +14,7 @@ const LINE: u64 = 64 << 20;
 ///
 /// The format of the extreme classification repository: a line `points features labels`, then one `l1,l2 f:v f:v …` for each point;
 /// labels and features count from 0. Every line is checked when it is read, and goes to a temporary file without a name, from which
-/// batches are taken; in memory there are eight bytes for each point. A file that begins as gzip's do is unpacked.
+/// batches are taken; in memory there are eight bytes for each point, and four for each label up to the last that is there. A file that begins as gzip's do is unpacked.
 ///
 /// ```
 /// use srigl_xmc::Points;
@@ -127,6 +127,11 @@ impl Points {
                 points.counts[label] += 1;
             }
             end += point.write(&mut to).map_err(Error::Spool)?;
+            if points.ends.len() == points.ends.capacity() {
+                // It doubles, and the order of points takes half as much again.
+                let room = memory::check(memory::product(&[points.ends.len(), 3, size_of::<u64>()]));
+                room.map_err(|cause| Error::Memory { what: "the places of so many points", cause })?;
+            }
             points.ends.push(end);
         }
         if (points.ends.len() as u64) < count {
@@ -168,13 +173,19 @@ impl Points {
     /// These points.
     ///
     /// # Errors
-    /// [`Error::Spool`] if they cannot be read back.
+    /// [`Error::Spool`] if they cannot be read back, [`Error::Memory`] if they take more than the [budget](memory::limit).
     ///
     /// # Panics
     /// If there is no such point.
     pub fn batch(&self, points: &[usize]) -> Result<Batch, Error> {
         let mut batch = Batch::default();
         let (mut file, mut bytes) = (&self.file, Vec::new());
+        let size =
+            |point: &usize| self.ends[*point] - point.checked_sub(1).map_or(0, |before| self.ends[before]);
+        // As it is here, and while it is sorted by feature and by label.
+        let room = points.iter().map(size).try_fold(0u64, |sum, size| sum.checked_add(size));
+        memory::check(room.and_then(|room| room.checked_mul(4)))
+            .map_err(|cause| Error::Memory { what: "a batch of these points; take a smaller one", cause })?;
         for point in points {
             let start = point.checked_sub(1).map_or(0, |before| self.ends[before]);
             bytes.resize((self.ends[*point] - start) as usize, 0);

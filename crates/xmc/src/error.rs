@@ -57,6 +57,16 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A setting is out of range.
+    #[error("{name} must be {allowed}, not {value}")]
+    Setting {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        allowed: &'static str,
+    },
     /// The loss is not a number any more.
     #[error("the loss is {loss} after {step} steps: training has diverged; take a lower learning rate")]
     Diverged {

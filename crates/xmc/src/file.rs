@@ -4,9 +4,8 @@
 
 use crate::{Error, Network};
 use condensed::training::LabelLayer;
-use srigl_tensors::{Dtype, RawTensor, TensorFile, regular};
-use std::borrow::Cow;
-use std::io::{self, Write};
+use srigl_tensors::{Dtype, TensorFile, regular, write_header};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 /// Bytes that a header has at most; five tensors need few.
@@ -19,29 +18,35 @@ impl Network {
     /// What `to` says.
     pub fn write(&self, to: &mut (impl Write + ?Sized)) -> io::Result<()> {
         let (labels, fan_in) = (self.output.labels(), self.output.fan_in());
-        let (mut inputs, mut values, mut biases) = (Vec::new(), Vec::new(), Vec::new());
-        for label in 0..labels {
-            let (row, of_row, bias) = self.output.label(label);
-            row.iter().for_each(|input| inputs.extend(input.to_le_bytes()));
-            of_row.iter().for_each(|value| values.extend(value.to_le_bytes()));
-            biases.extend(bias.to_le_bytes());
+        let (embedding, hidden) = ([self.features(), self.hidden()], [self.hidden()]);
+        let (of_labels, weights) = ([labels], [labels, fan_in]);
+        let tensors: [(&str, Dtype, &[usize]); 6] = [
+            ("embedding.weight", Dtype::F32, &embedding),
+            ("hidden.bias", Dtype::F32, &hidden),
+            ("output.inputs", Dtype::U16, &weights),
+            ("output.values", Dtype::F32, &weights),
+            ("output.bias", Dtype::F32, &of_labels),
+            ("labels.points", Dtype::U32, &of_labels),
+        ];
+        let metadata = [("points".to_string(), self.points.to_string())].into();
+        let mut to = BufWriter::new(to);
+        let rows = || (0..labels).map(|label| self.output.label(label));
+        // Number by number: there is no second copy in memory.
+        for name in write_header(Some(&metadata), tensors, HEADER, &mut to)? {
+            match name {
+                "embedding.weight" => floats(&self.embedding, &mut to)?,
+                "hidden.bias" => floats(&self.bias, &mut to)?,
+                "output.values" => rows().try_for_each(|(_, values, _)| floats(values, &mut to))?,
+                "output.bias" => rows().try_for_each(|(_, _, bias)| floats(&[bias], &mut to))?,
+                "labels.points" => {
+                    self.counts.iter().try_for_each(|count| to.write_all(&count.to_le_bytes()))?;
+                }
+                _ => rows()
+                    .flat_map(|(row, _, _)| row)
+                    .try_for_each(|input| to.write_all(&input.to_le_bytes()))?,
+            }
         }
-        let bytes =
-            |numbers: &[f32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
-        let mut file = TensorFile::default();
-        let mut add = |name: &str, dtype, shape: &[usize], data: Vec<u8>| {
-            file.tensors
-                .insert(name.into(), RawTensor { dtype, shape: shape.to_vec(), data: Cow::Owned(data) });
-        };
-        add("embedding.weight", Dtype::F32, &[self.features(), self.hidden()], bytes(&self.embedding));
-        add("hidden.bias", Dtype::F32, &[self.hidden()], bytes(&self.bias));
-        add("output.inputs", Dtype::U16, &[labels, fan_in], inputs);
-        add("output.values", Dtype::F32, &[labels, fan_in], values);
-        add("output.bias", Dtype::F32, &[labels], biases);
-        let counts = self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
-        add("labels.points", Dtype::U32, &[labels], counts);
-        file.metadata = Some([("points".to_string(), self.points.to_string())].into());
-        file.write(HEADER, to)
+        to.flush()
     }
 
     /// Reads a network that [`write`](Self::write) has written.
@@ -76,6 +81,7 @@ impl Network {
         let inputs = tensor("output.inputs", Dtype::U16)?;
         let counts = tensor("labels.points", Dtype::U32)?;
         let points = file.metadata.as_ref().and_then(|metadata| metadata.get("points")?.parse().ok());
+        let points = points.filter(|points| *points > 0);
         let points = points.ok_or("its metadata do not say how many training points there were")?;
         let fits = match (&embedding_shape[..], &values_shape[..]) {
             ([features, hidden], [labels, fan_in]) => {
@@ -99,4 +105,8 @@ impl Network {
         let counts = counts.data.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
         Ok(Self { embedding, bias, output: output.map_err(|error| error.to_string())?, counts, points })
     }
+}
+
+fn floats(numbers: &[f32], to: &mut impl Write) -> io::Result<()> {
+    numbers.iter().try_for_each(|number| to.write_all(&number.to_le_bytes()))
 }

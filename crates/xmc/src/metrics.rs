@@ -2,10 +2,12 @@
 
 /// Inverse propensities `[labels]` of labels that so many of `points` training points have: `1 + C (n + B)^−A` with
 /// `C = (ln N − 1)(B + 1)^A` (Jain et al. 2016). A = 0.55 and B = 1.5 unless a data set is known to need others.
+///
+/// Of fewer than three points the formula makes negative numbers of some; `C` is 0 then.
 pub fn inverse_propensities(counts: &[u32], points: usize) -> Vec<f64> {
     const A: f64 = 0.55;
     const B: f64 = 1.5;
-    let c = ((points as f64).ln() - 1.0) * (B + 1.0).powf(A);
+    let c = ((points.max(1) as f64).ln() - 1.0).max(0.0) * (B + 1.0).powf(A);
     counts.iter().map(|count| 1.0 + c * (f64::from(*count) + B).powf(-A)).collect()
 }
 

@@ -41,6 +41,12 @@ impl NetworkConfig {
     /// [`Error::Memory`] and [`Error::Layer`] if it takes more than the [budget](memory::limit) or the fan-in does not fit.
     pub fn build(&self, points: &Points) -> Result<Network, Error> {
         let stream = |layer| Stream { seed: self.seed, layer, step: 0 };
+        // With Adam's two moments, which training needs: all of it at once, so that nobody is surprised later.
+        let numbers = memory::product(&[points.features(), self.hidden, 3, size_of::<f32>()]);
+        let output = memory::product(&[points.labels(), self.fan_in.saturating_add(1), 14]);
+        let all = numbers.zip(output).and_then(|(numbers, output)| numbers.checked_add(output));
+        let what = "a network of so many features and labels, and its moments";
+        memory::check(all).map_err(|cause| Error::Memory { what, cause })?;
         let numbers =
             memory::product(&[points.features(), self.hidden]).and_then(|count| usize::try_from(count).ok());
         let room = |cause| Error::Memory { what: "an embedding of all features", cause };
@@ -64,6 +70,16 @@ impl NetworkConfig {
 }
 
 impl Network {
+    /// Whether all weights and biases are numbers: those of a training that has diverged are not.
+    pub fn is_finite(&self) -> bool {
+        let is_finite = |numbers: &[f32]| numbers.iter().all(|number| number.is_finite());
+        let of_label = |label: usize| {
+            let (_, values, bias) = self.output.label(label);
+            bias.is_finite() && is_finite(values)
+        };
+        is_finite(&self.embedding) && is_finite(&self.bias) && (0..self.output.labels()).all(of_label)
+    }
+
     /// Width of the hidden layer.
     pub fn hidden(&self) -> usize {
         self.bias.len()
@@ -91,9 +107,9 @@ impl Network {
     }
 
     /// The hidden layer of each point, `[points, hidden]`: ReLU of the bias and the rows of its features, times their values.
-    pub(crate) fn hidden_layer(&self, batch: &Batch) -> Vec<f32> {
+    pub(crate) fn hidden_layer(&self, batch: &Batch) -> Result<Vec<f32>, Error> {
         let width = self.hidden();
-        let mut hidden = vec![0.0; batch.len() * width];
+        let mut hidden = self.of_points(batch.len())?;
         hidden.par_chunks_mut(width).enumerate().for_each(|(point, hidden)| {
             hidden.copy_from_slice(&self.bias);
             let (features, values) = batch.features(point);
@@ -103,7 +119,15 @@ impl Network {
             }
             hidden.iter_mut().for_each(|hidden| *hidden = if *hidden < 0.0 { 0.0 } else { *hidden });
         });
-        hidden
+        Ok(hidden)
+    }
+
+    /// Zeros `[points, hidden]`.
+    pub(crate) fn of_points(&self, points: usize) -> Result<Vec<f32>, Error> {
+        let numbers = points.checked_mul(self.hidden()).unwrap_or(usize::MAX);
+        let zeros = memory::filled(0.0, numbers);
+        zeros
+            .map_err(|cause| Error::Memory { what: "the hidden layer of a batch; take a smaller one", cause })
     }
 
     /// The `k` labels with the largest logits of each point, largest first, and these.
@@ -114,7 +138,7 @@ impl Network {
     /// # Panics
     /// If a point has a feature that the network does not.
     pub fn top(&self, k: usize, batch: &Batch) -> Result<Vec<Vec<(u32, f32)>>, Error> {
-        Ok(self.output.top(k, &self.hidden_layer(batch), &mut LabelScratch::default())?)
+        Ok(self.output.top(k, &self.hidden_layer(batch)?, &mut LabelScratch::default())?)
     }
 
     /// Ranks the `k` best labels of all points, `batch` at once. `progress` is told how many are done.
@@ -130,14 +154,14 @@ impl Network {
     ) -> Result<Rankings, Error> {
         self.check(points)?;
         let mut rankings = Rankings::new(k, self.inverse_propensities());
-        let all: Vec<usize> = (0..points.len()).collect();
-        for chunk in all.chunks(batch.max(1)) {
-            let batch = points.batch(chunk)?;
+        for first in (0..points.len()).step_by(batch.max(1)) {
+            let end = points.len().min(first.saturating_add(batch.max(1)));
+            let batch = points.batch(&(first..end).collect::<Vec<_>>())?;
             for (point, best) in self.top(k, &batch)?.into_iter().enumerate() {
                 let ranked: Vec<u32> = best.into_iter().map(|(label, _)| label).collect();
                 rankings.add(batch.labels(point), &ranked);
             }
-            progress(chunk[chunk.len() - 1] + 1);
+            progress(end);
         }
         Ok(rankings)
     }

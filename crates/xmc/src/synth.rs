@@ -1,4 +1,4 @@
-//! Data sets of any size, made up: labels that few points have and most have none of, each with features of its own.
+//! Data sets of any size, made up: few labels are frequent and most are rare, and some features tell of each.
 
 use rand::seq::index::sample;
 use rand::{RngExt, SeedableRng};
@@ -50,7 +50,7 @@ impl Plan {
     /// What `to` says.
     ///
     /// # Panics
-    /// If there are no features or labels.
+    /// If there are no labels, or `power` is negative or not a number.
     pub fn write(&self, seed: u64, to: &mut impl Write) -> io::Result<()> {
         let mut to = BufWriter::new(to);
         writeln!(to, "{} {} {}", self.points, self.features, self.labels)?;

@@ -55,6 +55,31 @@ impl Default for TrainingConfig {
     }
 }
 
+impl TrainingConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] names the first that is out of range.
+    pub fn check(&self) -> Result<(), Error> {
+        let settings = [
+            ("epochs", self.epochs as f64, "at least 1", self.epochs > 0),
+            ("batch size", self.batch_size as f64, "at least 1", self.batch_size > 0),
+            (
+                "learning rate",
+                self.learning_rate,
+                "positive",
+                self.learning_rate > 0.0 && self.learning_rate.is_finite(),
+            ),
+            ("dropout", self.dropout, "from 0 to less than 1", (0.0..1.0).contains(&self.dropout)),
+            ("drop fraction", self.drop_fraction, "from 0 to 1", (0.0..=1.0).contains(&self.drop_fraction)),
+        ];
+        match settings.into_iter().find(|(.., is_right)| !is_right) {
+            Some((name, value, allowed, _)) => Err(Error::Setting { name, value, allowed }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Share of the steps after which the topology stays.
 const STOP: f64 = 2.0 / 3.0;
 
@@ -77,8 +102,10 @@ impl Training {
     /// Begins to train a network on so many points.
     ///
     /// # Errors
-    /// [`Error::Memory`] and [`Error::Layer`] if the moments take more than the [budget](memory::limit).
+    /// [`Error::Setting`] for a setting out of range, [`Error::Memory`] and [`Error::Layer`] if the moments take more than the
+    /// [budget](memory::limit).
     pub fn new(network: Network, config: TrainingConfig, points: usize) -> Result<Self, Error> {
+        config.check()?;
         let zeros = || {
             let zeros = memory::filled(0.0, network.embedding.len());
             zeros.map_err(|cause| Error::Memory { what: "moments of an embedding of all features", cause })
@@ -93,6 +120,17 @@ impl Training {
     /// The network as it is now.
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// The network alone, without moments.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] if not all its weights are numbers.
+    pub fn finish(self) -> Result<Network, Error> {
+        match self.network.is_finite() {
+            true => Ok(self.network),
+            false => Err(Error::Diverged { loss: f64::NAN, step: self.step }),
+        }
     }
 
     /// Steps that have been taken.
@@ -146,11 +184,11 @@ impl Training {
             Loss::Bce => LabelLoss::BinaryCrossEntropy,
             Loss::SquaredHinge => LabelLoss::SquaredHinge,
         };
-        let mut hidden = self.network.hidden_layer(batch);
+        let mut hidden = self.network.hidden_layer(batch)?;
         let seed = self.config.seed.wrapping_add(self.step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         dropout(&mut hidden, config.dropout, seed);
         let labels: Vec<&[u32]> = (0..batch.len()).map(|point| batch.labels(point)).collect();
-        let mut gradient = vec![0.0; hidden.len()];
+        let mut gradient = self.network.of_points(batch.len())?;
         let output = &mut self.network.output;
         let loss =
             output.step(&mut self.output, adam, loss, &hidden, &labels, &mut gradient, &mut self.scratch)?;

@@ -49,7 +49,7 @@ fn made_up_labels_are_found_with_either_loss() {
         let (network, losses) = train(&train_points, config);
         let found = precision(&network, &test);
         assert!(found > 0.8, "{loss:?}: P@1 {found}, losses {:?}", &losses[losses.len() - 3..]);
-        // Each label has so many inputs still, and not those it had.
+        // Labels have other inputs than at first.
         let before = NetworkConfig { hidden: 128, fan_in: 16, seed: 1 }.build(&train_points).unwrap();
         let moved =
             (0..150).filter(|label| network.output().label(*label).0 != before.output().label(*label).0);

@@ -91,7 +91,7 @@ impl LabelLayer {
     /// ascending, and its values, which are 0; it returns the bias.
     ///
     /// # Errors
-    /// [`Error::Weight`] if there are more than 65 536 inputs, a fan-in of none or of more than there are, or inputs that are not
+    /// [`Error::Weight`] if there are no labels or more than 65 536 inputs, a fan-in of none or of more than there are, or inputs that are not
     /// ascending; [`Error::TrainingMemory`] if it takes more than the [budget](memory::limit).
     pub fn new(
         inputs: usize,
@@ -99,8 +99,8 @@ impl LabelLayer {
         fan_in: usize,
         fill: impl Fn(usize, &mut [u16], &mut [f32]) -> f32 + Sync,
     ) -> Result<Self, Error> {
-        if inputs > 1 << 16 || labels > u32::MAX as usize {
-            return Err(WeightError::TooLarge { neurons: labels, inputs }.into());
+        if labels == 0 || labels > u32::MAX as usize || inputs > 1 << 16 {
+            return Err(WeightError::Labels { labels, inputs }.into());
         }
         if fan_in == 0 || fan_in > inputs {
             return Err(WeightError::FanIn { fan_in, inputs }.into());
@@ -266,7 +266,8 @@ impl LabelLayer {
         let of_sample = |sample: usize| {
             let mut best: Vec<(u32, f32)> =
                 parts.iter().flat_map(|part| part[sample].iter().copied()).collect();
-            best.sort_by(|a, b| b.1.total_cmp(&a.1));
+            // Zeros of both signs are equal, and NaN is not among them.
+            best.sort_by(|a, b| b.1.partial_cmp(&a.1).expect("numbers"));
             best.truncate(k);
             best
         };
@@ -782,7 +783,11 @@ mod tests {
         assert!(refused([4, 2, 5], 0).contains("fan-in 5 of a matrix with 4 columns"));
         assert!(refused([4, 2, 1], 4).contains("input index 4 of a matrix with 4 columns"));
         assert!(refused([4, 2, 2], 1).contains("neuron 0 do not ascend"));
-        assert!(refused([70_000, 2, 1], 1).contains("[2, 70000]"));
+        assert!(
+            refused([70_000, 2, 1], 1)
+                .contains("2 labels of 70000 features: there must be a label, and at most 65536")
+        );
+        assert!(refused([4, 0, 1], 1).contains("0 labels"));
         assert!(
             refused([60_000, u32::MAX as usize, 60_000], 1).contains("more memory")
                 || refused([60_000, u32::MAX as usize, 60_000], 1).contains("of memory")

@@ -355,7 +355,7 @@ impl Layer {
         if neurons.is_sorted_by(|a, b| a + 1 == *b) {
             return Results { count: neurons.len(), gradients: Cow::Borrowed(&pass.gradients), all, first };
         }
-        let mut gradients = Vec::new();
+        let mut gradients = Vec::with_capacity(pass.gradients.len() / all * neurons.len());
         if self.is_linear() {
             for sample in pass.gradients.chunks_exact(all) {
                 gradients.extend(neurons.iter().map(|neuron| sample[*neuron]));

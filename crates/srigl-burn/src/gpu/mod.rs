@@ -19,7 +19,6 @@ use condensed::CondensedWeight;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 use groups::{GROUP, Groups, index_words};
-use std::ops::Range;
 use std::sync::Mutex;
 
 /// Batches up to this size are bound by reading the weights and take [`kernels::rows`].

@@ -17,11 +17,10 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{
     Autodiff, Backend, Dispatch, DispatchTensor, TensorMetadata, backend_extension, read_sync,
 };
-use burn::tensor::{DType, Device, FloatDType, Int, Shape, Slice, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Int, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use condensed::Pattern;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// A sparse layer on a device, for images of one size: its pattern as the kernels of both directions read it.
