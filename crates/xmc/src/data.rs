@@ -86,7 +86,7 @@ impl Points {
             if length as u64 == LINE && line.last() != Some(&b'\n') {
                 return Err(Error::Line { path: path.into(), line: *number, what: LineError::Length(LINE) });
             }
-            if *number % 1000 == 0 {
+            if number.is_multiple_of(1000) {
                 progress(read.get());
             }
             while line.last().is_some_and(u8::is_ascii_whitespace) {

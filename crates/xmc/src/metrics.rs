@@ -42,9 +42,9 @@ impl Rankings {
         let [mut hits, mut gain, mut ideal, mut scored, mut best] = [0.0; 5];
         for place in 0..self.hits.len() {
             let discount = 1.0 / (place as f64 + 2.0).log2();
-            if place < labels.len() {
+            if let Some(propensity) = propensities.get(place) {
                 ideal += discount;
-                best += propensities[place];
+                best += propensity;
             }
             if let Some(label) = ranked.get(place).filter(|label| labels.contains(label)) {
                 hits += 1.0;

@@ -124,7 +124,7 @@ impl Network {
 
     /// Zeros `[points, hidden]`.
     pub(crate) fn of_points(&self, points: usize) -> Result<Vec<f32>, Error> {
-        let numbers = points.checked_mul(self.hidden()).unwrap_or(usize::MAX);
+        let numbers = points.saturating_mul(self.hidden());
         let zeros = memory::filled(0.0, numbers);
         zeros
             .map_err(|cause| Error::Memory { what: "the hidden layer of a batch; take a smaller one", cause })
