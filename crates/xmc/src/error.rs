@@ -67,6 +67,11 @@ pub enum Error {
         /// What it may be.
         allowed: &'static str,
     },
+    /// Logits are infinite or no numbers.
+    #[error(
+        "logits are not finite: the points' values or the network's weights are too large; a lower learning rate keeps these small"
+    )]
+    Logits,
     /// The loss is not a number any more.
     #[error("the loss is {loss} after {step} steps: training has diverged; take a lower learning rate")]
     Diverged {

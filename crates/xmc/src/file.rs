@@ -102,7 +102,11 @@ impl Network {
             of_row.copy_from_slice(&values[here]);
             output_bias[label]
         });
-        let counts = counts.data.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let counts: Vec<u32> =
+            counts.data.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        if let Some(count) = counts.iter().find(|count| **count as usize > points) {
+            return Err(format!("a label has {count} of {points} training points"));
+        }
         Ok(Self { embedding, bias, output: output.map_err(|error| error.to_string())?, counts, points })
     }
 }

@@ -133,12 +133,18 @@ impl Network {
     /// The `k` labels with the largest logits of each point, largest first, and these.
     ///
     /// # Errors
-    /// [`Error::Layer`] if that takes more memory than the [budget](memory::limit).
+    /// [`Error::Memory`] and [`Error::Layer`] if that takes more memory than the [budget](memory::limit), [`Error::Logits`] if the best are
+    /// not finite.
     ///
     /// # Panics
     /// If a point has a feature that the network does not.
     pub fn top(&self, k: usize, batch: &Batch) -> Result<Vec<Vec<(u32, f32)>>, Error> {
-        Ok(self.output.top(k, &self.hidden_layer(batch)?, &mut LabelScratch::default())?)
+        let best = self.output.top(k, &self.hidden_layer(batch)?, &mut LabelScratch::default())?;
+        // NaN is never among the best.
+        let wanted = k.min(self.output.labels());
+        let is_right =
+            |best: &Vec<(u32, f32)>| best.len() == wanted && best.iter().all(|(_, z)| z.is_finite());
+        if best.iter().all(is_right) { Ok(best) } else { Err(Error::Logits) }
     }
 
     /// Ranks the `k` best labels of all points, `batch` at once. `progress` is told how many are done.

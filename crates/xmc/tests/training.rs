@@ -112,6 +112,21 @@ fn training_that_diverges_says_so() {
 }
 
 #[test]
+fn logits_that_are_not_finite_are_no_prediction() {
+    let plan = Plan { points: 50, features: 30, labels: 10, ..Plan::default() };
+    let points = points(&plan, 1);
+    let network = NetworkConfig { hidden: 8, fan_in: 4, seed: 1 }.build(&points).unwrap();
+    let config = TrainingConfig { epochs: 1, learning_rate: 1e30, batch_size: 50, ..Default::default() };
+    let mut training = Training::new(network, config, 50).unwrap();
+    let all = training.next().unwrap();
+    training.step(&points.batch(&all).unwrap()).unwrap();
+    // Its weights are finite.
+    let network = training.finish().unwrap();
+    let error = network.evaluate(&points, 5, 10, |_| {}).unwrap_err();
+    assert!(error.to_string().contains("logits are not finite"), "{error}");
+}
+
+#[test]
 fn a_network_is_the_same_after_it_was_written() {
     let plan = Plan { points: 50, features: 30, labels: 300, ..Plan::default() };
     let points = points(&plan, 1);
@@ -139,6 +154,8 @@ fn a_network_is_the_same_after_it_was_written() {
     );
     assert!(error("[30,128]", "[128,30]").contains("the shapes of its tensors do not fit each other"));
     assert!(error("U16", "F16").contains("`output.inputs` is of F16 instead of U16"));
+    assert!(error("\"50\"", "\"00\"").contains("do not say how many training points there were"));
+    assert!(error("\"50\"", "\"01\"").contains("of 1 training points"));
     // The last bytes of the file are inputs of the last label, of which 128 is none.
     let mut changed = bytes.clone();
     *changed.last_chunk_mut().unwrap() = 128u16.to_le_bytes();
