@@ -95,7 +95,7 @@ fn what_does_not_fit_is_said_and_leaves_nothing_behind() {
     );
     refused(files, "--lr 1e38 --batch-size 100", "training has diverged; take a lower learning rate");
     // In its only step.
-    refused(files, "--lr 1e300 --batch-size 2000", "training has diverged; take a lower learning rate");
+    refused(files, "--lr 1e300 --batch-size 2000", "logits are not finite");
     refused(
         files,
         "--hidden 60000 --batch-size 2000 --max-memory 400MB",
