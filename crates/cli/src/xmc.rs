@@ -1,13 +1,14 @@
 //! `srigl xmc`.
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
+use condensed::training::LabelLoss;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use srigl_run::{atomic, check_threads, print};
+use srigl_run::{atomic, named_parser, print};
 use srigl_tensors::memory::{Size, of_process};
 use srigl_tensors::regular;
-use srigl_xmc::{Loss, Network, NetworkConfig, Points, Rankings, Training, TrainingConfig, synth::Plan};
+use srigl_xmc::{Network, NetworkConfig, Points, Rankings, Training, TrainingConfig, synth::Plan};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -80,8 +81,8 @@ struct TrainArgs {
     #[arg(long, default_value_t = TrainingConfig::default().dropout)]
     dropout: f64,
     /// Loss, summed over all labels
-    #[arg(long, value_enum, default_value_t = LossName::SquaredHinge)]
-    loss: LossName,
+    #[arg(long, value_parser = named_parser(&LabelLoss::NAMES), default_value = "squared-hinge")]
+    loss: LabelLoss,
     /// Steps between updates of which features labels read, in the first two thirds of training; 0 for none
     #[arg(long, default_value_t = TrainingConfig::default().delta_t)]
     delta_t: u64,
@@ -100,13 +101,6 @@ struct TrainArgs {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum LossName {
-    /// Binary cross-entropy
-    Bce,
-    SquaredHinge,
 }
 
 /// Arguments of `srigl xmc eval`.
@@ -338,7 +332,6 @@ fn train(args: &TrainArgs) -> Result<()> {
 
 /// The settings, if they are in range.
 fn config(args: &TrainArgs) -> Result<TrainingConfig> {
-    args.threads.map_or(Ok(()), check_threads)?;
     ensure!(args.hidden > 0 && args.hidden <= 1 << 16, "--hidden must be from 1 to 65536");
     ensure!(
         args.fan_in > 0 && args.fan_in <= args.hidden,
@@ -351,10 +344,7 @@ fn config(args: &TrainArgs) -> Result<TrainingConfig> {
         batch_size: args.batch_size,
         learning_rate: args.lr,
         dropout: args.dropout,
-        loss: match args.loss {
-            LossName::Bce => Loss::Bce,
-            LossName::SquaredHinge => Loss::SquaredHinge,
-        },
+        loss: args.loss,
         delta_t: args.delta_t,
         drop_fraction: args.drop_fraction,
         seed: args.seed,

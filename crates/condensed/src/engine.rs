@@ -460,7 +460,7 @@ mod tests {
     #[test]
     fn additions_and_relus_join_the_layer_before_them() {
         let linear = || ops::Linear { weight: Weight::Dense(vec![1.0; 9]), bias: vec![0.0; 3] };
-        let input = ops::Input(Shape { features: 3, height: 1, width: 1 });
+        let input = || ops::Input(Shape { features: 3, height: 1, width: 1 });
         let steps = |nodes: Vec<(Op, Vec<usize>)>| {
             let named = nodes.into_iter().enumerate();
             let nodes = named.map(|(i, (op, inputs))| Node::new(format!("n{i}"), op, inputs)).collect();
@@ -469,7 +469,7 @@ mod tests {
         };
         // A layer, a shortcut around another, and ReLU.
         let all = vec![
-            (input.into(), vec![]),
+            (input().into(), vec![]),
             (linear().into(), vec![0]),
             (linear().into(), vec![1]),
             (Op::Add, vec![2, 1]),
@@ -477,18 +477,16 @@ mod tests {
         ];
         assert_eq!(steps(all), [(1, vec![0], 1, false), (2, vec![1, 1], 4, true)]);
         // What is added comes after the first layer; the second layer takes the addition.
-        let input = ops::Input(Shape { features: 3, height: 1, width: 1 });
         let both = vec![
-            (input.into(), vec![]),
+            (input().into(), vec![]),
             (linear().into(), vec![0]),
             (linear().into(), vec![0]),
             (Op::Add, vec![1, 2]),
         ];
         assert_eq!(steps(both), [(1, vec![0], 1, false), (2, vec![0, 1], 3, false)]);
         // A result that two read stays, and ReLU is a step of its own.
-        let input = ops::Input(Shape { features: 3, height: 1, width: 1 });
         let apart = vec![
-            (input.into(), vec![]),
+            (input().into(), vec![]),
             (linear().into(), vec![0]),
             (Op::Relu, vec![1]),
             (linear().into(), vec![2]),

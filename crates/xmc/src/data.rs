@@ -5,6 +5,7 @@ use flate2::read::MultiGzDecoder;
 use srigl_tensors::{memory, regular};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::Path;
 
 /// The longest line that is read.
@@ -170,6 +171,11 @@ impl Points {
         Ok(counts)
     }
 
+    /// Where a point lies in the file.
+    fn place(&self, point: usize) -> Range<u64> {
+        point.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[point]
+    }
+
     /// These points.
     ///
     /// # Errors
@@ -180,16 +186,15 @@ impl Points {
     pub fn batch(&self, points: &[usize]) -> Result<Batch, Error> {
         let mut batch = Batch::default();
         let (mut file, mut bytes) = (&self.file, Vec::new());
-        let size =
-            |point: &usize| self.ends[*point] - point.checked_sub(1).map_or(0, |before| self.ends[before]);
         // As it is here, and while it is sorted by feature and by label.
-        let room = points.iter().map(size).try_fold(0u64, |sum, size| sum.checked_add(size));
+        let mut sizes = points.iter().map(|point| self.place(*point)).map(|place| place.end - place.start);
+        let room = sizes.try_fold(0, u64::checked_add);
         memory::check(room.and_then(|room| room.checked_mul(4)))
             .map_err(|cause| Error::Memory { what: "a batch of these points; take a smaller one", cause })?;
         for point in points {
-            let start = point.checked_sub(1).map_or(0, |before| self.ends[before]);
-            bytes.resize((self.ends[*point] - start) as usize, 0);
-            file.seek(SeekFrom::Start(start)).map_err(Error::Spool)?;
+            let place = self.place(*point);
+            bytes.resize((place.end - place.start) as usize, 0);
+            file.seek(SeekFrom::Start(place.start)).map_err(Error::Spool)?;
             file.read_exact(&mut bytes).map_err(Error::Spool)?;
             batch.push(&bytes);
         }

@@ -41,4 +41,4 @@ pub use data::{Batch, Points};
 pub use error::{Error, LineError};
 pub use metrics::{Rankings, inverse_propensities};
 pub use network::{Network, NetworkConfig};
-pub use training::{Loss, Training, TrainingConfig};
+pub use training::{Training, TrainingConfig};

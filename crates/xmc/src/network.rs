@@ -47,11 +47,10 @@ impl NetworkConfig {
         let all = numbers.zip(output).and_then(|(numbers, output)| numbers.checked_add(output));
         let what = "a network of so many features and labels, and its moments";
         memory::check(all).map_err(|cause| Error::Memory { what, cause })?;
-        let numbers =
-            memory::product(&[points.features(), self.hidden]).and_then(|count| usize::try_from(count).ok());
         let room = |cause| Error::Memory { what: "an embedding of all features", cause };
         let initial = Normal::new(0.0, EMBEDDING).expect("a positive deviation");
-        let mut embedding = memory::filled(0.0, numbers.unwrap_or(usize::MAX)).map_err(room)?;
+        let mut embedding =
+            memory::filled(0.0, points.features().saturating_mul(self.hidden)).map_err(room)?;
         embedding.par_chunks_mut(self.hidden.max(1)).enumerate().for_each(|(feature, row)| {
             let mut rng = stream(0).rng(Purpose::Weights, feature);
             row.iter_mut().for_each(|weight| *weight = initial.sample(&mut rng));

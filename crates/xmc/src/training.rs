@@ -8,17 +8,6 @@ use serde::{Deserialize, Serialize};
 use sparsity_core::{Stream, set_row};
 use srigl_tensors::memory;
 
-/// A loss over all labels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Loss {
-    /// Binary cross-entropy of logits.
-    Bce,
-    /// Squared hinge: half the time, since most labels of a point cost nothing soon.
-    #[default]
-    SquaredHinge,
-}
-
 /// How a network is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainingConfig {
@@ -31,7 +20,7 @@ pub struct TrainingConfig {
     /// Share of the hidden layer that is dropped.
     pub dropout: f64,
     /// The loss.
-    pub loss: Loss,
+    pub loss: LabelLoss,
     /// Steps from one topology update to the next; 0 for none.
     pub delta_t: u64,
     /// Share of each label's weights that an update replaces.
@@ -47,7 +36,7 @@ impl Default for TrainingConfig {
             batch_size: 256,
             learning_rate: 1e-2,
             dropout: 0.3,
-            loss: Loss::SquaredHinge,
+            loss: LabelLoss::SquaredHinge,
             delta_t: 300,
             drop_fraction: 0.15,
             seed: 0,
@@ -140,7 +129,7 @@ impl Training {
 
     /// Steps of an epoch.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.points.div_ceil(self.config.batch_size.max(1)) as u64
+        self.points.div_ceil(self.config.batch_size) as u64
     }
 
     /// Steps of the whole training.
@@ -180,18 +169,21 @@ impl Training {
         let share = self.step as f64 / self.steps().max(1) as f64;
         self.step += 1;
         let adam = AdamStep::new(config.learning_rate * (1.0 - share), self.step);
-        let loss = match config.loss {
-            Loss::Bce => LabelLoss::BinaryCrossEntropy,
-            Loss::SquaredHinge => LabelLoss::SquaredHinge,
-        };
         let mut hidden = self.network.hidden_layer(batch)?;
         let seed = self.config.seed.wrapping_add(self.step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         dropout(&mut hidden, config.dropout, seed);
         let labels: Vec<&[u32]> = (0..batch.len()).map(|point| batch.labels(point)).collect();
         let mut gradient = self.network.of_points(batch.len())?;
         let output = &mut self.network.output;
-        let loss =
-            output.step(&mut self.output, adam, loss, &hidden, &labels, &mut gradient, &mut self.scratch)?;
+        let loss = output.step(
+            &mut self.output,
+            adam,
+            config.loss,
+            &hidden,
+            &labels,
+            &mut gradient,
+            &mut self.scratch,
+        )?;
         if !loss.is_finite() {
             return Err(Error::Diverged { loss, step: self.step });
         }

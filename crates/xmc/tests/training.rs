@@ -1,8 +1,8 @@
 //! Networks learn what was put into made-up points, and the same whatever the number of threads.
 
+use condensed::training::LabelLoss;
 use srigl_xmc::{
-    Loss, Network, NetworkConfig, Points, Rankings, Training, TrainingConfig, inverse_propensities,
-    synth::Plan,
+    Network, NetworkConfig, Points, Rankings, Training, TrainingConfig, inverse_propensities, synth::Plan,
 };
 
 fn points(plan: &Plan, seed: u64) -> Points {
@@ -36,7 +36,7 @@ fn train(points: &Points, config: TrainingConfig) -> (Network, Vec<f64>) {
 fn made_up_labels_are_found_with_either_loss() {
     let plan = Plan { points: 3000, features: 600, labels: 150, ..Plan::default() };
     let (train_points, test) = (points(&plan, 1), points(&Plan { points: 500, ..plan }, 2));
-    for loss in [Loss::Bce, Loss::SquaredHinge] {
+    for loss in [LabelLoss::BinaryCrossEntropy, LabelLoss::SquaredHinge] {
         let config = TrainingConfig {
             epochs: 8,
             batch_size: 64,
@@ -97,7 +97,7 @@ fn every_point_passes_once_an_epoch_in_an_order_of_its_own() {
 fn training_that_diverges_says_so() {
     let plan = Plan { points: 50, features: 30, labels: 10, ..Plan::default() };
     let points = points(&plan, 1);
-    for loss in [Loss::Bce, Loss::SquaredHinge] {
+    for loss in [LabelLoss::BinaryCrossEntropy, LabelLoss::SquaredHinge] {
         let network = NetworkConfig { hidden: 8, fan_in: 4, seed: 1 }.build(&points).unwrap();
         let config = TrainingConfig { epochs: 100, learning_rate: 1e38, loss, ..Default::default() };
         let mut training = Training::new(network, config, 50).unwrap();

@@ -4,6 +4,7 @@ use super::adam::AdamStep;
 use crate::math::{exp, vectorised};
 use crate::{Error, WeightError};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use srigl_tensors::memory;
 use std::ops::Range;
 
@@ -17,9 +18,11 @@ const BLOCK: usize = 256;
 const PARTS: usize = 16;
 
 /// A loss summed over all labels, each of which a sample has or has not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LabelLoss {
     /// `ln(1 + e^z) − y z`, the binary cross-entropy of a logit `z`; `y` is 1 for labels that a sample has, otherwise 0.
+    #[serde(rename = "bce")]
     BinaryCrossEntropy,
     /// `max(0, 1 − s z)²`; `s` is 1 for labels that a sample has, otherwise −1.
     SquaredHinge,
@@ -84,6 +87,18 @@ pub struct LabelScratch {
     dx: Vec<Lanes>,
     /// Samples that have a label, by label: label and sample.
     pairs: Vec<(u32, u32)>,
+}
+
+impl LabelLoss {
+    /// Names in command lines and files, and what they mean.
+    pub const NAMES: [(&'static str, &'static str, Self); 2] = [
+        ("bce", "Binary cross-entropy of logits", Self::BinaryCrossEntropy),
+        (
+            "squared-hinge",
+            "Half the time, since most labels of a point soon cost nothing",
+            Self::SquaredHinge,
+        ),
+    ];
 }
 
 impl LabelLayer {
@@ -190,7 +205,7 @@ impl LabelLayer {
         assert_eq!(dx.len(), x.len(), "dx [batch, inputs]");
         let tiles = self.lay_out(batch, x, scratch)?;
         let LabelScratch { x, dx: sums, pairs } = scratch;
-        let (x, part) = (&x[..], self.blocks.len().div_ceil(PARTS).max(1));
+        let (x, part) = (&x[..], self.blocks.len().div_ceil(PARTS));
         let parts = self.blocks.len().div_ceil(part);
         room(sums, &[parts, tiles, inputs])?;
         self.sort(has, pairs);
@@ -249,7 +264,7 @@ impl LabelLayer {
         let room = memory::product(&[batch.next_multiple_of(TILE), PARTS, k, size_of::<(u32, f32)>()]);
         memory::check(room).map_err(Error::TrainingMemory)?;
         let x = &scratch.x[..];
-        let part = self.blocks.len().div_ceil(PARTS).max(1);
+        let part = self.blocks.len().div_ceil(PARTS);
         let parts = self.blocks.par_chunks(part).enumerate().map(|(index, blocks)| {
             let mut best = vec![Vec::new(); batch.next_multiple_of(TILE)];
             let mut least = vec![[f32::NEG_INFINITY; TILE]; batch.div_ceil(TILE)];
