@@ -4,7 +4,7 @@
 //! recipes/*.toml ─ recipe ─ cells ─ runner (drives `srigl train`) ─┐
 //!                                        published/*.toml ─────────┼─ tables/{grid, figures} ─ report ─ files, terminal
 //!           runner (asks `srigl models`) ─ tables/{flops, variance} ┤
-//!     runner (drives `srigl bench`), peers ─ tables/timings ───────┘
+//!  runner (`srigl bench`, `srigl xmc`), peers ─ tables/{timings, xmc}┘
 //! ```
 //!
 //! No tensor library is linked. To add a table of trained networks, add a recipe
@@ -112,11 +112,11 @@ struct Reproduce {
     #[arg(long, value_name = "D")]
     device: Option<String>,
 
-    /// `timings`: time PyTorch, ONNX Runtime and DeepSparse too, installed by pip under target/peers.
+    /// `timings`: time PyTorch, ONNX Runtime and DeepSparse too, `xmc`: PyTorch and napkinxc, installed by pip under target/peers.
     #[arg(long)]
     peers: bool,
 
-    /// `timings`: fewer cases and rounds.
+    /// `timings`: fewer cases and rounds; `xmc`: one epoch.
     #[arg(long)]
     quick: bool,
 
@@ -184,11 +184,14 @@ impl Reproduce {
         }
     }
 
-    /// Only `timings` takes these.
+    /// Only `timings` and `xmc` take these.
     fn refuse_timing_options(&self) -> Result<()> {
         for (option, given) in [("--peers", self.peers), ("--quick", self.quick)] {
             let table = self.table;
-            ensure!(!given, "{option} belongs to the table `timings`, not to `{table}`; leave it out");
+            ensure!(
+                !given,
+                "{option} belongs to the tables `timings` and `xmc`, not to `{table}`; leave it out"
+            );
         }
         Ok(())
     }
@@ -213,7 +216,7 @@ fn main() -> ExitCode {
 /// Computes, writes and prints one table. `false` if it is incomplete or wrong.
 fn reproduce(args: &Reproduce) -> Result<bool> {
     let out = args.folder(args.table)?;
-    if args.table != TableName::Timings {
+    if !matches!(args.table, TableName::Timings | TableName::Xmc) {
         args.refuse_timing_options()?;
     }
     ensure!(
@@ -243,6 +246,13 @@ fn reproduce(args: &Reproduce) -> Result<bool> {
                     torch_python: args.peers_python.clone(),
                     deepsparse_python: args.deepsparse_python.clone(),
                     cores: available_cores(),
+                })?,
+                TableName::Xmc => tables::xmc::reproduce(&tables::xmc::Options {
+                    peers: args.peers,
+                    quick: args.quick,
+                    torch_python: args.peers_python.clone(),
+                    cores: available_cores(),
+                    out: out.clone(),
                 })?,
                 _ => tables::variance::reproduce(),
             }

@@ -14,10 +14,12 @@ pub enum Environment {
     Torch,
     /// DeepSparse, which needs an older Python and older packages.
     DeepSparse,
+    /// napkinxc, label trees for extreme classification.
+    Napkinxc,
 }
 
 impl Environment {
-    /// All of them, in the order of the columns.
+    /// Those of `srigl bench`, in the order of the columns.
     pub const ALL: [Self; 2] = [Self::Torch, Self::DeepSparse];
 
     /// Name for folders.
@@ -25,14 +27,16 @@ impl Environment {
         match self {
             Self::Torch => "torch",
             Self::DeepSparse => "deepsparse",
+            Self::Napkinxc => "napkinxc",
         }
     }
 
-    /// The engines that it has, by their options in `srigl bench`, which are also their modules.
+    /// The engines that it has, by their modules; `srigl bench` has options of these names.
     fn engines(self) -> &'static [&'static str] {
         match self {
             Self::Torch => &["torch", "onnxruntime"],
             Self::DeepSparse => &["deepsparse"],
+            Self::Napkinxc => &["napkinxc"],
         }
     }
 
@@ -41,13 +45,14 @@ impl Environment {
         match self {
             Self::Torch => &[&["numpy", "torch", "torchvision"], &["numpy", "onnx", "onnxruntime"]],
             Self::DeepSparse => &[&["deepsparse==1.8.0"]],
+            Self::Napkinxc => &[&["numpy", "scipy", "napkinxc==0.7.2"]],
         }
     }
 
     /// Interpreters to try, and the minor versions of Python 3 that will do.
     fn interpreters(self) -> (&'static [&'static str], std::ops::RangeInclusive<u32>) {
         match self {
-            Self::Torch => (&["python3"], 9..=u32::MAX),
+            Self::Torch | Self::Napkinxc => (&["python3"], 9..=u32::MAX),
             Self::DeepSparse => (&["python3.11", "python3.10", "python3.9", "python3.8", "python3"], 8..=11),
         }
     }

@@ -168,8 +168,8 @@ fn other_tables_refuse_the_options() {
         assert!(!output.status.success());
         stderr(&output)
     };
-    assert!(run(&["flops", "--peers"]).contains("--peers belongs to the table `timings`"));
-    assert!(run(&["quick", "--quick"]).contains("--quick belongs to the table `timings`"));
+    assert!(run(&["flops", "--peers"]).contains("--peers belongs to the tables `timings` and `xmc`"));
+    assert!(run(&["quick", "--quick"]).contains("--quick belongs to the tables `timings` and `xmc`"));
     assert!(run(&["timings", "--peers-python", "p"]).contains("--peers"));
     assert!(stderr(&stage.timings(&["--seeds", "2"])).contains("--seeds has no effect"));
 }

@@ -1,15 +1,16 @@
 //! `srigl report`.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use srigl_run::print;
+use srigl_xmc::LoggedRun;
 use std::path::PathBuf;
 
 /// Arguments of `srigl report`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ReportArgs {
-    /// Run folders of `srigl train`, finished or not.
+    /// Run folders of `srigl train`, or of `srigl xmc train`, finished or not.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
 
@@ -24,7 +25,14 @@ const EXAMPLES: &str = "Examples:
 
 /// Draws the runs as one HTML page that needs no other file.
 pub fn run(args: ReportArgs) -> Result<()> {
-    let runs = srigl_report::read(&args.runs)?;
-    srigl_report::write(&runs, &args.output)?;
+    let xmc = args.runs.iter().filter(|run| LoggedRun::is_in(run)).count();
+    ensure!(
+        [0, args.runs.len()].contains(&xmc),
+        "runs of `srigl train` and of `srigl xmc train` have nothing to compare: draw a page of each"
+    );
+    match xmc {
+        0 => srigl_report::write(&srigl_report::read(&args.runs)?, &args.output)?,
+        _ => srigl_report::xmc::write(&args.runs, &args.output)?,
+    }
     Ok(print::line(&format!("wrote `{}`", args.output.display()))?)
 }

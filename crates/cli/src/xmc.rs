@@ -4,22 +4,17 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use condensed::training::LabelLoss;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
-use srigl_run::{atomic, named_parser, print};
-use srigl_tensors::memory::{Size, of_process};
+use srigl_run::{RunFolder, atomic, file, named_parser, print};
+use srigl_tensors::memory::Size;
 use srigl_tensors::regular;
-use srigl_xmc::{Network, NetworkConfig, Points, Rankings, Training, TrainingConfig, synth::Plan};
-use std::fs;
+use srigl_xmc::{
+    DataSet, Epoch, Growth, Measured, Network, NetworkConfig, Observer, Points, Run, RunResult, Settings,
+    TrainingConfig, debian::Debian, synth::Plan,
+};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-/// Best labels that are ranked.
-const RANKED: usize = 5;
 /// Points that are ranked at once.
 const CHUNK: usize = 512;
-/// The files of `--out`.
-const NETWORK: &str = "network.safetensors";
-const RESULT: &str = "result.json";
 
 /// Arguments of `srigl xmc`.
 #[derive(Args)]
@@ -38,20 +33,24 @@ enum Command {
     Predict(PredictArgs),
     /// Make up a data set of any size.
     Synth(SynthArgs),
+    /// Make a real data set of Debian's package index: descriptions and what packages depend on.
+    Debian(DebianArgs),
 }
 
 /// Arguments of `srigl xmc train`.
 #[derive(Args)]
 #[command(after_help = "\
 Files are in the format of the extreme classification repository, also packed with gzip: a line `points features labels`, then \
-`label,label feature:value feature:value …` for each point. RUN gets network.safetensors and result.json.
-
-Not there yet: resuming, dense features, groups of labels that share inputs, a dense head.
+`label,label feature:value feature:value …` for each point. RUN gets config.json, metrics.jsonl, a checkpoint after each epoch, and at \
+the end model.safetensors and result.json.
 
 Examples:
   srigl xmc synth --points 100000 --labels 50000 --seed 1 -o train.txt
   srigl xmc synth --points 10000 --labels 50000 --seed 2 -o test.txt
-  srigl xmc train --train train.txt --test test.txt --hidden 512 --fan-in 32 --out runs/xmc")]
+  srigl xmc train --train train.txt --test test.txt --hidden 512 --fan-in 32 --out runs/xmc
+  srigl xmc train --train train.txt --test test.txt --dense-head 500 --out runs/head
+  srigl xmc train --train train.txt --test test.txt --dense-head 500 --out runs/head --resume     (after an interruption)
+  srigl report runs/xmc runs/head -o report.html")]
 struct TrainArgs {
     /// Points to train on
     #[arg(long, value_name = "FILE")]
@@ -59,15 +58,27 @@ struct TrainArgs {
     /// Points to measure on after each epoch
     #[arg(long, value_name = "FILE")]
     test: PathBuf,
-    /// Folder for the network and its result, new or empty
+    /// Folder of the run, new or empty
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
+    /// Go on with the run in --out, from its last checkpoint; a new one starts where there is none
+    #[arg(long)]
+    resume: bool,
     /// Width of the hidden layer
-    #[arg(long, default_value_t = 768)]
+    #[arg(long, default_value_t = NetworkConfig::default().hidden)]
     hidden: usize,
     /// Hidden features that each label reads
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = NetworkConfig::default().fan_in)]
     fan_in: usize,
+    /// Labels that read the same features, with weights of their own: those that points have together; at most 256
+    #[arg(long, value_name = "G", default_value_t = NetworkConfig::default().group)]
+    group: usize,
+    /// The most frequent labels that read all features
+    #[arg(long, value_name = "N", default_value_t = NetworkConfig::default().dense_head)]
+    dense_head: usize,
+    /// All labels read all features
+    #[arg(long, conflicts_with_all = ["fan_in", "group", "dense_head"])]
+    dense: bool,
     /// Times that all points pass
     #[arg(long, default_value_t = TrainingConfig::default().epochs)]
     epochs: usize,
@@ -89,6 +100,9 @@ struct TrainArgs {
     /// Share of each label's weights that an update replaces
     #[arg(long, default_value_t = TrainingConfig::default().drop_fraction)]
     drop_fraction: f64,
+    /// What comes in their place
+    #[arg(long, value_parser = named_parser(&Growth::NAMES), default_value = "random")]
+    growth: Growth,
     /// Of weights, batches, dropout and updates
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -112,6 +126,9 @@ struct EvalArgs {
     /// Points to measure on
     #[arg(long, value_name = "FILE")]
     test: PathBuf,
+    /// Threads to use; results do not depend on it [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -134,6 +151,9 @@ struct PredictArgs {
     /// Labels of each point
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     top: u64,
+    /// Threads to use; results do not depend on it [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -168,71 +188,39 @@ struct SynthArgs {
     output: PathBuf,
 }
 
-/// What `train` and `eval` print and `result.json` holds.
-#[derive(Serialize)]
-struct Measured {
-    p_at_1: f64,
-    p_at_3: f64,
-    p_at_5: f64,
-    ndcg_at_1: f64,
-    ndcg_at_3: f64,
-    ndcg_at_5: f64,
-    psp_at_1: f64,
-    psp_at_3: f64,
-    psp_at_5: f64,
+/// Arguments of `srigl xmc debian`.
+#[derive(Args)]
+#[command(after_help = "\
+Features are the words of name, description, section and tags, labels the packages that a package depends on. Four fifths of the packages \
+become DIR/train.txt, the others DIR/test.txt.
+
+Examples:
+  srigl xmc debian -o debian                                  (on Debian or Ubuntu: asks `apt-cache dumpavail`)
+  xz -dc Packages.xz > Packages; srigl xmc debian --index Packages -o debian")]
+struct DebianArgs {
+    /// Package index to read, instead of asking apt-cache
+    #[arg(long, value_name = "FILE")]
+    index: Option<PathBuf>,
+    /// Of the order of the packages
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Folder for train.txt and test.txt, which is made if it is not there
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
 }
 
-impl Measured {
-    fn new(rankings: &Rankings) -> Self {
-        let (p, n, s) = (rankings.precision(), rankings.ndcg(), rankings.propensity_scored());
-        Self {
-            p_at_1: p[0],
-            p_at_3: p[2],
-            p_at_5: p[4],
-            ndcg_at_1: n[0],
-            ndcg_at_3: n[2],
-            ndcg_at_5: n[4],
-            psp_at_1: s[0],
-            psp_at_3: s[2],
-            psp_at_5: s[4],
-        }
-    }
-
-    /// A row for each metric.
-    fn table(&self) -> String {
-        let row = |name: &str, at: [f64; 3]| {
-            [name.into(), String::new()]
-                .into_iter()
-                .chain(at.map(|share| format!("{:.2}", 100.0 * share)))
-                .collect()
-        };
-        let rows = [
-            row("precision", [self.p_at_1, self.p_at_3, self.p_at_5]),
-            row("nDCG", [self.ndcg_at_1, self.ndcg_at_3, self.ndcg_at_5]),
-            row("propensity-scored precision", [self.psp_at_1, self.psp_at_3, self.psp_at_5]),
-        ];
-        print::table(&["metric", "%", "at 1", "at 3", "at 5"], rows.into_iter()).to_string()
-    }
-}
-
-/// What a training leaves in `result.json`.
-#[derive(Serialize)]
-struct TrainResult {
-    #[serde(flatten)]
-    measured: Measured,
-    hidden: usize,
-    fan_in: usize,
-    #[serde(flatten)]
-    training: TrainingConfig,
-    points: usize,
-    features: usize,
-    labels: usize,
-    parameters: usize,
-    /// Of training alone.
-    seconds_per_epoch: f64,
-    /// The process's most memory, in units of 10⁶ bytes; `None` where the system does not tell.
-    peak_rss_mb: Option<f64>,
-    train_loss: f64,
+/// A row for each metric.
+fn table(measured: &Measured) -> String {
+    let row = |name: &str, at: [f64; 3]| {
+        let shares = at.map(|share| format!("{:.2}", 100.0 * share));
+        [name.into(), String::new()].into_iter().chain(shares).collect()
+    };
+    let rows = [
+        row("precision", [measured.p_at_1, measured.p_at_3, measured.p_at_5]),
+        row("nDCG", [measured.ndcg_at_1, measured.ndcg_at_3, measured.ndcg_at_5]),
+        row("propensity-scored precision", [measured.psp_at_1, measured.psp_at_3, measured.psp_at_5]),
+    ];
+    print::table(&["metric", "%", "at 1", "at 3", "at 5"], rows.into_iter()).to_string()
 }
 
 /// Runs a subcommand.
@@ -245,6 +233,7 @@ pub fn run(args: XmcArgs) -> Result<()> {
         Command::Eval(args) => eval(&args),
         Command::Predict(args) => predict(&args),
         Command::Synth(args) => synth(&args),
+        Command::Debian(args) => debian(&args),
     }
 }
 
@@ -252,93 +241,108 @@ pub fn run(args: XmcArgs) -> Result<()> {
 pub fn threads(args: &XmcArgs) -> Option<Option<usize>> {
     match &args.command {
         Command::Train(args) => Some(args.threads),
-        Command::Eval(_) | Command::Predict(_) => Some(None),
-        Command::Synth(_) => None,
+        Command::Eval(args) => Some(args.threads),
+        Command::Predict(args) => Some(args.threads),
+        Command::Synth(_) | Command::Debian(_) => None,
     }
 }
 
 fn train(args: &TrainArgs) -> Result<()> {
-    let config = config(args)?;
+    let training = config(args)?;
     let train = points(&args.train, args.quiet, Points::read)?;
     let test = points(&args.test, args.quiet, Points::read)?;
-    let network =
-        NetworkConfig { hidden: args.hidden, fan_in: args.fan_in, seed: args.seed }.build(&train)?;
-    network.check(&test).with_context(|| format!("`{}`", args.test.display()))?;
-    let mut training = Training::new(network, config, train.len())?;
-    let folder = NewFolder::take(&args.out)?;
-    let bar = bar(training.steps(), "steps", args.quiet);
-    let (mut sum, mut seconds, mut rankings) = (0.0, 0.0, None);
-    while let Some(batch) = training.next() {
-        let start = Instant::now();
-        let loss = training.step(&train.batch(&batch)?)?;
-        seconds += start.elapsed().as_secs_f64();
-        sum += loss;
-        bar.inc(1);
-        bar.set_message(format!("loss {loss:.3}"));
-        if training.steps_taken().is_multiple_of(training.steps_per_epoch()) {
-            let epoch = training.steps_taken() / training.steps_per_epoch();
-            let now = training.network().evaluate(&test, RANKED, CHUNK, |_| {})?;
-            let loss = sum / training.steps_per_epoch() as f64;
-            let precision = now.precision();
-            let text = format!(
-                "epoch {epoch}/{}: train loss {loss:.3}, test P@1 {:.2} %, P@5 {:.2} %, {:.1} s",
-                args.epochs,
-                100.0 * precision[0],
-                100.0 * precision[4],
-                seconds / epoch as f64
-            );
-            if !args.quiet {
-                bar.suspend(|| print::say(&text));
-            }
-            rankings = Some((now, loss));
-            sum = 0.0;
+    let dense_head = if args.dense { train.labels() } else { args.dense_head };
+    let fan_in = if args.dense { args.hidden } else { args.fan_in };
+    let (hidden, group, seed) = (args.hidden, args.group, args.seed);
+    let network = NetworkConfig { hidden, fan_in, group, dense_head, seed };
+    let (of_train, of_test) = (DataSet::from(&train), DataSet::from(&test));
+    let settings = Settings { network, training, train: of_train, test: of_test };
+    let run = Run::open(&args.out, settings, args.resume).map_err(|error| match error {
+        error @ srigl_xmc::Error::Sizes { .. } => {
+            anyhow::Error::from(error).context(format!("`{}`", args.test.display()))
         }
-    }
-    bar.finish_and_clear();
-    let (rankings, train_loss) = rankings.context("no epoch was trained")?;
-    let (parameters, epochs) = (training.network().parameters(), args.epochs as f64);
-    let network = training.finish()?;
-    let staged = atomic::stage(&args.out.join(NETWORK), |to| network.write(to))?;
-    let result = TrainResult {
-        measured: Measured::new(&rankings),
-        hidden: args.hidden,
-        fan_in: args.fan_in,
-        training: config,
-        points: train.len(),
-        features: train.features(),
-        labels: train.labels(),
-        parameters,
-        seconds_per_epoch: seconds / epochs,
-        peak_rss_mb: of_process("VmHWM").map(|bytes| bytes as f64 / 1e6),
-        train_loss,
+        error => error.into(),
+    })?;
+    let result = match run.result()? {
+        Some(result) => {
+            print::note(&format!("{} is finished already", args.out.display()));
+            result
+        }
+        None => {
+            let mut progress =
+                Progress { bar: ProgressBar::hidden(), epochs: args.epochs, quiet: args.quiet };
+            let trained = run.train(&train, &test, &mut progress);
+            progress.bar.finish_and_clear();
+            trained?
+        }
     };
-    staged.commit()?;
-    atomic::write(&args.out.join(RESULT), &serde_json::to_vec_pretty(&result)?)?;
-    folder.keep();
     if args.json {
         print::json(&result)?;
     } else if !args.quiet {
-        let memory = result.peak_rss_mb.map_or("unknown".into(), |mb| Size((mb * 1e6) as u64).to_string());
-        print::line(&result.measured.table())?;
-        print::line(&format!(
-            "{} parameters, {:.1} s per epoch, at most {memory} of memory; wrote `{}`",
-            result.parameters,
-            result.seconds_per_epoch,
-            args.out.join(NETWORK).display()
-        ))?;
+        summarise(&result, &args.out)?;
     }
     Ok(())
+}
+
+fn summarise(result: &RunResult, out: &Path) -> Result<()> {
+    let memory = result.peak_rss_mb.map_or("unknown".into(), |mb| Size((mb * 1e6) as u64).to_string());
+    print::line(&table(&result.measured))?;
+    print::line(&format!(
+        "{} parameters, {:.1} s per epoch, at most {memory} of memory; wrote `{}`",
+        result.parameters,
+        result.seconds_per_epoch,
+        out.join(file::MODEL).display()
+    ))?;
+    Ok(())
+}
+
+/// A bar for all steps and a line for each epoch, on standard error.
+struct Progress {
+    bar: ProgressBar,
+    epochs: usize,
+    quiet: bool,
+}
+
+impl Observer for Progress {
+    fn note(&mut self, text: &str) {
+        self.bar.suspend(|| print::note(text));
+    }
+
+    fn started(&mut self, step: u64, steps: u64) {
+        self.bar = bar(steps, "steps", self.quiet).with_position(step);
+    }
+
+    fn stepped(&mut self, step: u64, loss: f64) {
+        self.bar.set_position(step);
+        self.bar.set_message(format!("loss {loss:.3}"));
+    }
+
+    fn epoch(&mut self, epoch: &Epoch) {
+        let text = format!(
+            "epoch {}/{}: train loss {:.3}, test P@1 {:.2} %, P@5 {:.2} %, {:.1} s",
+            epoch.epoch,
+            self.epochs,
+            epoch.train_loss,
+            100.0 * epoch.measured.p_at_1,
+            100.0 * epoch.measured.p_at_5,
+            epoch.seconds
+        );
+        if !self.quiet {
+            self.bar.suspend(|| print::say(&text));
+        }
+    }
 }
 
 /// The settings, if they are in range.
 fn config(args: &TrainArgs) -> Result<TrainingConfig> {
     ensure!(args.hidden > 0 && args.hidden <= 1 << 16, "--hidden must be from 1 to 65536");
     ensure!(
-        args.fan_in > 0 && args.fan_in <= args.hidden,
+        args.dense || (args.fan_in > 0 && args.fan_in <= args.hidden),
         "--fan-in must be from 1 to --hidden, {}, not {}",
         args.hidden,
         args.fan_in
     );
+    ensure!(args.group > 0 && args.group <= 256, "--group must be from 1 to 256, not {}", args.group);
     let config = TrainingConfig {
         epochs: args.epochs,
         batch_size: args.batch_size,
@@ -347,55 +351,43 @@ fn config(args: &TrainArgs) -> Result<TrainingConfig> {
         loss: args.loss,
         delta_t: args.delta_t,
         drop_fraction: args.drop_fraction,
+        growth: args.growth,
         seed: args.seed,
     };
     config.check()?;
     Ok(config)
 }
 
-/// A folder that is new or empty, and can be written. What was made for it is gone again if nothing comes of it.
-struct NewFolder {
-    /// Innermost first.
-    made: Vec<PathBuf>,
-}
-
-impl NewFolder {
-    fn take(path: &Path) -> Result<Self> {
-        let there = |path: &&Path| !path.as_os_str().is_empty() && path.symlink_metadata().is_err();
-        let folder = Self { made: path.ancestors().take_while(there).map(Path::to_path_buf).collect() };
-        fs::create_dir_all(path).with_context(|| format!("cannot make the folder `{}`", path.display()))?;
-        let mut entries = fs::read_dir(path).with_context(|| format!("--out `{}`", path.display()))?;
-        ensure!(entries.next().is_none(), "`{}` is not empty; take another folder for --out", path.display());
-        // A file that goes again: better now than after training.
-        atomic::stage(&path.join(NETWORK), |_| Ok(()))?;
-        Ok(folder)
-    }
-
-    fn keep(mut self) {
-        self.made.clear();
-    }
-}
-
-impl Drop for NewFolder {
-    fn drop(&mut self) {
-        // Those that are not empty stay.
-        self.made.iter().for_each(|folder| _ = fs::remove_dir(folder));
-    }
+/// The network of a finished run.
+fn network(run: &Path) -> Result<Network> {
+    let path = RunFolder::at(run).file(file::MODEL);
+    ensure!(
+        path.exists(),
+        "`{}` has no {}: it is no run of `srigl xmc train`, or one to be finished with --resume",
+        run.display(),
+        file::MODEL
+    );
+    Ok(Network::read(&path)?)
 }
 
 fn eval(args: &EvalArgs) -> Result<()> {
-    let network = Network::read(&args.run.join(NETWORK))?;
+    let network = network(&args.run)?;
     let test = points(&args.test, false, Points::read)?;
     let bar = bar(test.len() as u64, "points", false);
-    let rankings = network.evaluate(&test, RANKED, CHUNK, |done| bar.set_position(done as u64));
+    let rankings = network.evaluate(&test, Measured::RANKED, CHUNK, |done| bar.set_position(done as u64));
     let rankings = rankings.with_context(|| format!("`{}`", args.test.display()))?;
     bar.finish_and_clear();
-    print::either(args.json, &Measured::new(&rankings), Measured::table)?;
+    print::either(args.json, &Measured::new(&rankings), table)?;
     Ok(())
 }
 
 fn predict(args: &PredictArgs) -> Result<()> {
-    let network = Network::read(&args.run.join(NETWORK))?;
+    let is_input = args
+        .output
+        .canonicalize()
+        .is_ok_and(|output| args.input.canonicalize().is_ok_and(|input| input == output));
+    ensure!(!is_input, "-o `{}` is the input; take another name", args.output.display());
+    let network = network(&args.run)?;
     let input = points(&args.input, false, Points::read_unlabelled)?;
     network.check(&input).with_context(|| format!("`{}`", args.input.display()))?;
     let bar = bar(input.len() as u64, "points", false);
@@ -453,6 +445,41 @@ fn synth(args: &SynthArgs) -> Result<()> {
         plan.features,
         plan.labels,
         args.output.display()
+    ))?;
+    Ok(())
+}
+
+fn debian(args: &DebianArgs) -> Result<()> {
+    let index = match &args.index {
+        Some(path) => regular::read(path).with_context(|| format!("cannot read `{}`", path.display()))?,
+        None => {
+            let asked = std::process::Command::new("apt-cache").arg("dumpavail").output();
+            let asked =
+                asked.context("cannot start `apt-cache`; --index names a package index on other systems")?;
+            ensure!(
+                asked.status.success(),
+                "`apt-cache dumpavail` failed: {}",
+                String::from_utf8_lossy(&asked.stderr).trim()
+            );
+            asked.stdout
+        }
+    };
+    let debian = Debian::parse(&String::from_utf8_lossy(&index))
+        .context("there may be no index yet, which `apt-get update` fetches")?;
+    std::fs::create_dir_all(&args.output)
+        .with_context(|| format!("cannot make the folder `{}`", args.output.display()))?;
+    let [train, test] = ["train.txt", "test.txt"].map(|name| args.output.join(name));
+    let mut of_test = Vec::new();
+    let staged = atomic::stage(&train, |to| debian.write(args.seed, &mut &mut *to, &mut of_test))?;
+    atomic::write(&test, &of_test)?;
+    staged.commit()?;
+    print::line(&format!(
+        "wrote {} packages with {} words and {} packages that they depend on to `{}` and `{}`",
+        debian.packages(),
+        debian.features(),
+        debian.labels(),
+        train.display(),
+        test.display()
     ))?;
     Ok(())
 }

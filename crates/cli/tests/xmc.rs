@@ -59,7 +59,7 @@ fn a_network_learns_is_measured_and_predicts() {
     // Any number of threads, the same network.
     assert!(bench.srigl(&format!("{train} --out again --threads 1 --quiet")).status.success());
     let [first, second] =
-        ["run", "again"].map(|run| fs::read(bench.path(run).join("network.safetensors")).unwrap());
+        ["run", "again"].map(|run| fs::read(bench.path(run).join("model.safetensors")).unwrap());
     assert!(first == second);
 }
 
@@ -82,6 +82,8 @@ fn what_does_not_fit_is_said_and_leaves_nothing_behind() {
     refused(["none", "test"], "", "cannot read `none.txt`");
     refused(files, "--fan-in 769", "--fan-in must be from 1 to --hidden, 768, not 769");
     refused(files, "--fan-in 0", "--fan-in must be from 1");
+    refused(files, "--group 0", "--group must be from 1 to 256, not 0");
+    refused(files, "--group 257", "--group must be from 1 to 256, not 257");
     refused(files, "--hidden 0", "--hidden must be from 1 to 65536");
     refused(files, "--hidden 65537", "--hidden must be from 1 to 65536");
     refused(files, "--batch-size 0", "batch size must be at least 1, not 0");
@@ -102,7 +104,7 @@ fn what_does_not_fit_is_said_and_leaves_nothing_behind() {
         "the hidden layer of a batch; take a smaller one",
     );
     let output = bench.srigl("xmc train --train train.txt --test test.txt --epochs 1 --out train.txt/run");
-    assert!(!output.status.success() && stderr(&output).contains("cannot make the folder `train.txt/run`"));
+    assert!(!output.status.success() && stderr(&output).contains("`train.txt` is not a folder"));
     // At their extremes.
     let most = u64::MAX;
     let output = bench.srigl(&format!(
@@ -110,13 +112,20 @@ fn what_does_not_fit_is_said_and_leaves_nothing_behind() {
     ));
     assert!(output.status.success(), "{}", stderr(&output));
     let again = bench.srigl("xmc train --train train.txt --test test.txt --out run");
-    assert!(stderr(&again).contains("`run` is not empty; take another folder for --out"));
+    assert!(stderr(&again).contains("run holds a run already: add --resume to continue it"));
+    let other = bench.srigl("xmc train --train train.txt --test test.txt --out run --resume");
+    assert!(stderr(&other).contains("run was trained with another --"), "{}", stderr(&other));
+    // What belongs to a run, or is the input, is not replaced.
+    let output = bench.srigl("xmc predict run --input test.txt -o run/model.safetensors");
+    assert!(stderr(&output).contains("belongs to the run in its folder"), "{}", stderr(&output));
+    let output = bench.srigl("xmc predict run --input test.txt -o test.txt");
+    assert!(stderr(&output).contains("-o `test.txt` is the input; take another name"));
 
-    fs::write(bench.path("run/network.safetensors"), "no network").unwrap();
+    fs::write(bench.path("run/model.safetensors"), "no network").unwrap();
     for line in ["xmc eval run --test test.txt", "xmc predict run --input test.txt -o best.txt"] {
         let output = bench.srigl(line);
         assert!(
-            !output.status.success() && stderr(&output).contains("network.safetensors`"),
+            !output.status.success() && stderr(&output).contains("model.safetensors`"),
             "{}",
             stderr(&output)
         );
@@ -124,4 +133,61 @@ fn what_does_not_fit_is_said_and_leaves_nothing_behind() {
     assert!(!bench.path("best.txt").exists());
     let output = bench.srigl("xmc synth --labels 0 -o none.txt");
     assert!(stderr(&output).contains("--labels must be from 1 to 4294967295"));
+}
+
+/// A training that is killed at any time, and again, goes on to the network that it would have made.
+#[test]
+fn a_killed_training_goes_on() {
+    let bench = made_up();
+    let train = "xmc train --train train.txt --test test.txt --hidden 128 --fan-in 16 --group 4 --dense-head 20 --growth gradient \
+                 --batch-size 64 --delta-t 20 --epochs 4 --quiet";
+    assert!(bench.srigl(&format!("{train} --out whole")).status.success());
+    let checkpoint = bench.path("killed/checkpoint.safetensors");
+    let mut child = bench.command(&format!("{train} --out killed")).spawn().unwrap();
+    while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    // Nobody else may write meanwhile.
+    let other = bench.srigl(&format!("{train} --out killed --resume"));
+    let is_running = child.try_wait().unwrap().is_none();
+    assert!(
+        !is_running || stderr(&other).contains("killed is being written by process"),
+        "{}",
+        stderr(&other)
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let output = bench.srigl(&format!("{train} --out killed --resume"));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let file = |run: &str, name: &str| fs::read(bench.path(run).join(name)).unwrap();
+    assert!(file("whole", "model.safetensors") == file("killed", "model.safetensors"));
+    let lines = |run: &str| common::timeless(&bench.path(run).join("metrics.jsonl"));
+    assert_eq!(lines("whole"), lines("killed"));
+    assert_eq!(lines("whole").len(), 4);
+
+    // A damaged checkpoint falls back to the one before it, and says so.
+    fs::remove_file(bench.path("killed/result.json")).unwrap();
+    let mut bytes = fs::read(&checkpoint).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&checkpoint, bytes).unwrap();
+    let output = bench.srigl(&format!("{train} --out killed --resume"));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("its checksum does not match: going on from the checkpoint before it, after step"),
+        "{said}"
+    );
+    assert!(file("whole", "model.safetensors") == file("killed", "model.safetensors"));
+    assert!(bench.path("killed/checkpoint.damaged.safetensors").exists());
+
+    // Other points, or other settings, are another run.
+    let refused = |line: &str, expected: &str| {
+        let said = stderr(&bench.srigl(&format!("{line} --out killed --resume")));
+        assert!(said.contains(expected), "{said}");
+    };
+    refused(&train.replace("--train train.txt", "--train test.txt"), "was trained with another --train");
+    refused(&train.replace("--fan-in 16", "--fan-in 15"), "was trained with another --fan-in");
+    refused(&train.replace("--epochs 4", "--epochs 5 --lr 1e-3"), "was trained with another --");
+    let output = bench.srigl(&format!("{train} --out killed --resume"));
+    assert!(stderr(&output).contains("killed is finished already"));
 }

@@ -114,6 +114,8 @@ pub enum WeightError {
     TooLarge { neurons: usize, inputs: usize },
     #[error("{labels} labels of {inputs} features: there must be a label, and at most 65536 features")]
     Labels { labels: usize, inputs: usize },
+    #[error("groups of {group} labels: from 1 to {most} may share inputs")]
+    Group { group: usize, most: usize },
     #[error("{indices} indices for {values} values")]
     Indices { indices: usize, values: usize },
     #[error("active neurons must ascend, but {after} follows {before}")]

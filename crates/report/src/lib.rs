@@ -1,4 +1,4 @@
-//! Run folders of `srigl train` as one self-contained HTML page.
+//! Run folders of `srigl train` as one self-contained HTML page, and in [`xmc`] those of `srigl xmc train`.
 //!
 //! [`read`] takes what a training has logged, [`page`] draws it, [`write()`] puts it in a file. The page loads
 //! nothing: its figures are SVG and PNG drawn here, and a dozen lines of script move the sliders.
@@ -23,6 +23,7 @@ mod html;
 mod layers;
 mod masks;
 mod page;
+pub mod xmc;
 
 pub use error::Error;
 pub use page::page;

@@ -19,6 +19,22 @@ pub fn page(runs: &[Run]) -> String {
     let rows: usize = runs.iter().map(|run| 2 * run.layers.len()).sum();
     let columns = (HEAT_CELLS / rows.max(1)).clamp(HEAT_COLUMNS.0, HEAT_COLUMNS.1);
     let open = runs.iter().position(|run| !run.layers.is_empty()).unwrap_or(0);
+    let content = html! {
+        h2 { "Runs" }
+        (table(runs))
+        h2 { "Curves" }
+        (curves::section(runs))
+        (comparison::section(runs))
+        h2 { "Each run" }
+        @for (i, (run, masks)) in runs.iter().zip(masks::sections(runs)).enumerate() {
+            (details(i, run, i == open, columns, &masks))
+        }
+    };
+    document("Sparse training", runs.len(), &subtitle(runs), &content)
+}
+
+/// A page of so many runs that loads nothing.
+pub fn document(title: &str, runs: usize, subtitle: &Markup, content: &Markup) -> String {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -27,21 +43,13 @@ pub fn page(runs: &[Run]) -> String {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
-                title { "Sparse training: " (html::count(runs.len(), "run")) }
+                title { (title) ": " (html::count(runs, "run")) }
                 style { (PreEscaped(include_str!("page.css"))) (PreEscaped(chart::theme())) }
             }
             body {
                 main {
-                    header { h1 { "Sparse training" } p { (subtitle(runs)) } }
-                    h2 { "Runs" }
-                    (table(runs))
-                    h2 { "Curves" }
-                    (curves::section(runs))
-                    (comparison::section(runs))
-                    h2 { "Each run" }
-                    @for (i, (run, masks)) in runs.iter().zip(masks::sections(runs)).enumerate() {
-                        (details(i, run, i == open, columns, &masks))
-                    }
+                    header { h1 { (title) } p { (subtitle) } }
+                    (content)
                 }
                 script { (PreEscaped(include_str!("page.js"))) }
             }

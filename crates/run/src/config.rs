@@ -19,6 +19,21 @@ const PICTURED_UPDATES: u64 = 12;
 /// More threads than any machine that this runs on has; each takes some megabytes.
 const MAX_THREADS: usize = 1024;
 
+/// The first setting of two structures that differs, as a flag without its dashes; those named in `elsewhere` do not count.
+pub fn differing_setting<C: Serialize>(now: &C, before: &C, elsewhere: &[&str]) -> Option<String> {
+    let settings = |config: &C| serde_json::to_value(config).unwrap_or_default();
+    differing(&settings(now), &settings(before), elsewhere)
+}
+
+fn differing(now: &serde_json::Value, before: &serde_json::Value, elsewhere: &[&str]) -> Option<String> {
+    let (now, before) = (now.as_object()?, before.as_object()?);
+    // A setting that is not there has its default.
+    let mut keys = now.keys().chain(before.keys()).filter(|key| !elsewhere.contains(&key.as_str()));
+    let key = keys.find(|key| now.get(*key) != before.get(*key))?;
+    let within = now.get(key).zip(before.get(key)).and_then(|(now, before)| differing(now, before, &[]));
+    Some(within.unwrap_or_else(|| key.replace('_', "-")))
+}
+
 /// Checks the value of `--sparsity`.
 ///
 /// # Errors
@@ -615,15 +630,8 @@ impl Config {
     /// does not count.
     pub fn differing_key(&self, before: &Self) -> Option<String> {
         const ELSEWHERE: [&str; 5] = ["checkpoint_every", "epochs", "extended", "storage", "weights"];
-        let settings = |config: &Self| match serde_json::to_value(config) {
-            Ok(serde_json::Value::Object(settings)) => settings,
-            _ => serde_json::Map::new(),
-        };
-        let (before_all, now_all) = (settings(before), settings(self));
-        // A setting that is not there has its default.
-        let keys = now_all.keys().chain(before_all.keys()).filter(|key| !ELSEWHERE.contains(&key.as_str()));
-        if let Some(key) = keys.into_iter().find(|key| before_all.get(*key) != now_all.get(*key)) {
-            return Some(key.replace('_', "-"));
+        if let Some(key) = differing_setting(self, before, &ELSEWHERE) {
+            return Some(key);
         }
         if self.weights.is_some() != before.weights.is_some() {
             return Some("weights".into());

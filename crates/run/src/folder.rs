@@ -3,11 +3,35 @@
 use crate::atomic::{self, Staged};
 use crate::lines::{LOG_LINES, json, json_lines};
 use crate::lock::Lock;
-use crate::{Config, Epoch, Error, Inputs, RunResult, Store, TopologyLine, file, printable};
+use crate::{Config, Epoch, Error, Inputs, RunResult, Store, TopologyLine, file, printable, read_file};
 use serde::de::DeserializeOwned;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// What is wrong with the checkpoints of a run.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage<E> {
+    /// One cannot be read; it may be whole.
+    #[error("{0}")]
+    Unreadable(E),
+    /// The last one is gone.
+    #[error("{} is missing", file::CHECKPOINT)]
+    Missing,
+    /// The last one is damaged, but not the one before.
+    #[error("{0}")]
+    Last(E),
+    /// There is but one.
+    #[error("the only checkpoint of the run cannot be used: remove {name} to start again from the first step: {0}", name = file::CHECKPOINT)]
+    Only(E),
+    /// All are.
+    #[error(
+        "no checkpoint of the run can be used: remove {last} and {before} to start again from the first step: {0}",
+        last = file::CHECKPOINT,
+        before = file::PREVIOUS
+    )]
+    All(E),
+}
 
 /// Folder of one run.
 #[derive(Clone, Debug)]
@@ -25,23 +49,32 @@ impl RunFolder {
     /// a run may have been extended since it was started.
     ///
     /// # Errors
-    /// [`Error::Exists`] if it holds a run that is not to be resumed, [`Error::OtherSettings`] if that has other settings,
-    /// [`Error::Foreign`] if it holds something else.
+    /// As [`settings`](Self::settings); [`Error::OtherSettings`] if a run to resume has other settings.
     pub fn open(path: &Path, config: &Config, resume: bool) -> Result<(Self, Config), Error> {
         let folder = Self { path: path.to_path_buf() };
-        if folder.has_run() {
-            if !resume {
-                return Err(Error::Exists { path: folder.path });
-            }
-            let before: Config = folder.read(file::CONFIG)?;
-            let config = config.going_on_with(&before);
-            folder.compare(&config, &before)?;
-            return Ok((folder, config));
+        let Some(before) = folder.settings::<Config>(resume)? else { return Ok((folder, config.clone())) };
+        let config = config.going_on_with(&before);
+        folder.compare(config.differing_key(&before))?;
+        Ok((folder, config))
+    }
+
+    /// The settings of the run that is to be resumed; `None` if there is none, and one can be made.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if it holds a run that is not to be resumed, [`Error::File`] if that one's settings are damaged,
+    /// [`Error::Foreign`] if it holds something else.
+    pub fn settings<C: DeserializeOwned>(&self, resume: bool) -> Result<Option<C>, Error> {
+        if self.has_run() {
+            return if resume {
+                self.read(file::CONFIG).map(Some)
+            } else {
+                Err(Error::Exists { path: self.path.clone() })
+            };
         }
-        if path.exists() && !(path.is_dir() && folder.entries()?.iter().all(|entry| is_ours(entry))) {
-            return Err(Error::Foreign { path: folder.path });
+        if self.path.exists() && !(self.path.is_dir() && self.entries()?.iter().all(|entry| is_ours(entry))) {
+            return Err(Error::Foreign { path: self.path.clone() });
         }
-        Ok((folder, config.clone()))
+        Ok(None)
     }
 
     /// The folder of an existing run with its settings, which are checked as those of a new run.
@@ -65,7 +98,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::File`] if it is damaged.
     pub fn inputs(&self) -> Result<Option<Inputs>, Error> {
-        json(&self.file(file::INPUTS))
+        self.read_json(file::INPUTS)
     }
 
     /// Checks that a run that is to go on has the inputs it had, as far as that is known.
@@ -111,6 +144,24 @@ impl RunFolder {
     /// [`Error::Locked`] if another process writes into it; [`Error::OtherSettings`] or [`Error::OtherInputs`] if one has
     /// started another run since [`open`](Self::open); [`Error::Write`] if writing fails. Nothing is left behind then.
     pub fn create(&self, config: &Config, inputs: &Inputs) -> Result<Lock, Error> {
+        self.make(|| {
+            if !self.has_run() {
+                self.write_json(file::INPUTS, inputs)?;
+                return self.write_json(file::CONFIG, config);
+            }
+            let before: Config = self.read(file::CONFIG)?;
+            self.compare(config.differing_key(&before))?;
+            self.check_inputs(inputs, self.inputs()?.as_ref())
+        })
+    }
+
+    /// Makes the folder, takes it, and has `fill` write its settings or compare them with those that are there. Nobody else can
+    /// write into it until the lock is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process writes into it, [`Error::Write`] if nothing can be written, and what `fill` says. Nothing
+    /// is left behind then.
+    pub fn make(&self, fill: impl FnOnce() -> Result<(), Error>) -> Result<Lock, Error> {
         let there = self.path.ancestors().find(|folder| folder.symlink_metadata().is_ok());
         if let Some(file) = there.filter(|there| !there.is_dir()) {
             let cause = io::Error::other(format!("`{}` is not a folder", printable(&file.display())));
@@ -133,7 +184,7 @@ impl RunFolder {
             let files = [file::CONFIG, file::INPUTS].into_iter().chain(file::LOGS);
             lock.abandons(files.map(|name| self.file(name)).collect(), folders);
         }
-        match self.fill(config, inputs) {
+        match self.clear().and_then(|()| fill()) {
             Ok(()) => Ok(lock),
             Err(error) => {
                 lock.abandon();
@@ -142,19 +193,82 @@ impl RunFolder {
         }
     }
 
-    fn fill(&self, config: &Config, inputs: &Inputs) -> Result<(), Error> {
+    /// Removes what a killed process has left, and checks that all files of a run can be written: better now than after hours of
+    /// training.
+    fn clear(&self) -> Result<(), Error> {
         self.remove_temporary_files()?;
-        // Better now than after hours of training.
         for path in file::WHOLE.iter().chain(&file::LOGS).map(|name| self.file(name)) {
             srigl_tensors::atomic::target(&path).map_err(|cause| Error::Write { path, cause })?;
         }
-        if !self.has_run() {
-            self.write_json(file::INPUTS, inputs)?;
-            return self.write_json(file::CONFIG, config);
+        Ok(())
+    }
+
+    /// Writes a checkpoint; the last one becomes the one before. Whenever the process ends, one of the two is whole.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if that fails.
+    pub fn save_checkpoint(
+        &self,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let staged = self.stage(file::CHECKPOINT, write)?;
+        self.rename_checkpoint(file::PREVIOUS)?;
+        staged.commit()
+    }
+
+    /// Puts a last checkpoint that is damaged aside, so that it never takes the place of the one before.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if that fails.
+    pub fn put_checkpoint_aside(&self) -> Result<(), Error> {
+        self.rename_checkpoint(file::DAMAGED)
+    }
+
+    /// Gives the last checkpoint, if there is one, another name.
+    fn rename_checkpoint(&self, name: &str) -> Result<(), Error> {
+        let (last, other) = (self.file(file::CHECKPOINT), self.file(name));
+        let failed = |cause| Error::Write { path: other.clone(), cause };
+        if !last.exists() {
+            return Ok(());
         }
-        let before: Config = self.read(file::CONFIG)?;
-        self.compare(config, &before)?;
-        self.check_inputs(inputs, self.inputs()?.as_ref())
+        if last.is_symlink() || other.is_symlink() {
+            // Links stay, and with them where people want their checkpoints.
+            let bytes = read_file(&last)?;
+            self.stage(name, |file| file.write_all(&bytes))?.commit()?;
+            return srigl_tensors::atomic::target(&last).and_then(fs::remove_file).map_err(failed);
+        }
+        fs::rename(&last, &other).map_err(failed)
+    }
+
+    /// The last checkpoint that is whole, as `read` finds them, and what is wrong with the last one if it is the one before;
+    /// `None` if there never was one. `read` says with an outer error that it could not read a file: that may be whole.
+    ///
+    /// # Errors
+    /// What `read` says, of a file that cannot be read or if all that there are are damaged.
+    pub fn latest_checkpoint<T, E>(
+        &self,
+        read: impl Fn(&Path) -> Result<Result<T, E>, E>,
+    ) -> Result<Option<(T, Option<Damage<E>>)>, Damage<E>> {
+        let read = |name: &str| {
+            let path = self.file(name);
+            match path.try_exists() {
+                Ok(false) => Ok(None),
+                _ => read(&path).map(Some).map_err(Damage::Unreadable),
+            }
+        };
+        let damage = match read(file::CHECKPOINT)? {
+            Some(Ok(checkpoint)) => return Ok(Some((checkpoint, None))),
+            Some(Err(damage)) => Some(damage),
+            None => None,
+        };
+        match (damage, read(file::PREVIOUS)?) {
+            (None, None) => Ok(None),
+            (damage, Some(Ok(checkpoint))) => {
+                Ok(Some((checkpoint, Some(damage.map_or(Damage::Missing, Damage::Last)))))
+            }
+            (Some(damage), None) => Err(Damage::Only(damage)),
+            (Some(damage), Some(Err(_))) | (None, Some(Err(damage))) => Err(Damage::All(damage)),
+        }
     }
 
     /// Gives a run the settings of a longer one. It loses its result: it is not finished any more.
@@ -181,9 +295,12 @@ impl RunFolder {
         self.file(file::CONFIG).exists()
     }
 
-    /// Whether a run with the settings `before` can go on with these.
-    fn compare(&self, config: &Config, before: &Config) -> Result<(), Error> {
-        match config.differing_key(before) {
+    /// Refuses to go on with a run that has another setting of this name.
+    ///
+    /// # Errors
+    /// [`Error::OtherSettings`] if there is one.
+    pub fn compare(&self, differing_key: Option<String>) -> Result<(), Error> {
+        match differing_key {
             Some(key) => Err(Error::OtherSettings { path: self.path.clone(), key }),
             None => Ok(()),
         }
@@ -224,6 +341,14 @@ impl RunFolder {
             Ok(text) => self.stage(name, |to| to.write_all(&text))?.commit(),
             Err(error) => Err(Error::Write { path: self.file(name), cause: error.into() }),
         }
+    }
+
+    /// What a JSON file of the run holds; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Run`] if it cannot be read, [`Error::File`] if it is damaged.
+    pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        json(&self.file(name))
     }
 
     /// The result of a finished run.
@@ -285,8 +410,16 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Line`] names a line that is damaged.
     pub fn metrics(&self) -> Result<Vec<Epoch>, Error> {
+        self.read_lines(file::METRICS)
+    }
+
+    /// The lines of a log; none if there is no such file.
+    ///
+    /// # Errors
+    /// [`Error::Line`] names a line that is damaged.
+    pub fn read_lines<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>, Error> {
         let mut lines = Vec::new();
-        json_lines(&self.file(file::METRICS), LOG_LINES, |line: Epoch| {
+        json_lines(&self.file(name), LOG_LINES, |line: T| {
             lines.push(line);
             Ok(())
         })?;
@@ -308,8 +441,9 @@ impl RunFolder {
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<T, Error> {
-        let path = self.file(name);
-        json(&path)?.ok_or_else(|| Error::Run { path, cause: io::Error::other("there is no such file") })
+        let missing =
+            || Error::Run { path: self.file(name), cause: io::Error::other("there is no such file") };
+        self.read_json(name)?.ok_or_else(missing)
     }
 
     /// Removes what a process that was killed in the middle of an atomic write has left in this run.

@@ -24,10 +24,10 @@ mod store;
 
 pub use config::{
     Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, Storage, check_sparsity,
-    check_threads, named_parser,
+    check_threads, differing_setting, named_parser,
 };
 pub use error::Error;
-pub use folder::RunFolder;
+pub use folder::{Damage, RunFolder};
 pub use inputs::Inputs;
 pub use lines::{JsonLines, LogEnd};
 pub use lock::Lock;

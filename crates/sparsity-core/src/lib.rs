@@ -81,7 +81,7 @@ pub use init::{
 pub use mask::{ConstantFanInMask, Mask};
 pub use methods::{AnyMethod, METHODS, Method};
 pub use random::{Purpose, Stream};
-pub use rows::{random_row, set_row};
+pub use rows::{random_row, rigl_row, set_row};
 pub use schedule::UpdateSchedule;
 pub use topology::{
     ActiveLayer, DenseGradient, Layer, LayerStats, Update, UpdateReport, initial_mask,

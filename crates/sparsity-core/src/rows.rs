@@ -40,6 +40,52 @@ pub fn set_row(
     neuron: usize,
     next: &mut [u16],
 ) {
+    let (old, new) = prune_row(row, values, inputs, alpha, next);
+    let mut rng = stream.rng(Purpose::Growth, neuron);
+    let mut ranks = rand::seq::index::sample(&mut rng, inputs - old.len(), new.len()).into_vec();
+    ranks.sort_unstable();
+    // The r-th input that is not kept lies as many places further as there are kept ones before it.
+    let mut before = 0;
+    for (to, rank) in new.iter_mut().zip(ranks) {
+        while before < old.len() && usize::from(old[before]) <= rank + before {
+            before += 1;
+        }
+        *to = (rank + before) as u16;
+    }
+    next.sort_unstable();
+}
+
+/// RigL within a neuron (Evci et al. 2020): keeps what [`set_row`] keeps, and grows as many others to `next`, those with the largest
+/// |gradient| of all that are not kept (of equal ones the earlier). `gradient` has one number for each input.
+///
+/// # Panics
+/// As [`set_row`].
+///
+/// ```
+/// use sparsity_core::rigl_row;
+///
+/// let mut next = [0; 2];
+/// rigl_row(&[1, 3], &[0.5, -0.1], &[0.0, 9.0, -2.0, 1.0], 0.5, &mut next);
+/// assert_eq!(next, [1, 2]);
+/// ```
+pub fn rigl_row(row: &[u16], values: &[f32], gradient: &[f32], alpha: f64, next: &mut [u16]) {
+    let (old, new) = prune_row(row, values, gradient.len(), alpha, next);
+    let candidates =
+        gradient.iter().enumerate().filter(|(input, _)| old.binary_search(&(*input as u16)).is_err());
+    let mut grown: Vec<Key> = candidates.map(|(input, gradient)| Key::new(*gradient, input)).collect();
+    keep_largest(&mut grown, new.len());
+    new.iter_mut().zip(grown).for_each(|(to, key)| *to = key.position() as u16);
+    next.sort_unstable();
+}
+
+/// Puts the inputs that stay into the front of `next`, ascending, which is returned with the room for others.
+fn prune_row<'a>(
+    row: &[u16],
+    values: &[f32],
+    inputs: usize,
+    alpha: f64,
+    next: &'a mut [u16],
+) -> (&'a mut [u16], &'a mut [u16]) {
     assert!(row.len() == values.len() && row.len() == next.len() && row.len() <= inputs, "lengths");
     assert!(
         inputs <= 1 << 16 && (0.0..=1.0).contains(&alpha),
@@ -52,18 +98,7 @@ pub fn set_row(
     let (old, new) = next.split_at_mut(kept.len());
     old.iter_mut().zip(kept).for_each(|(to, key)| *to = row[key.position()]);
     old.sort_unstable();
-    let mut rng = stream.rng(Purpose::Growth, neuron);
-    let mut ranks = rand::seq::index::sample(&mut rng, inputs - old.len(), dropped).into_vec();
-    ranks.sort_unstable();
-    // The r-th input that is not kept lies as many places further as there are kept ones before it.
-    let mut before = 0;
-    for (to, rank) in new.iter_mut().zip(ranks) {
-        while before < old.len() && usize::from(old[before]) <= rank + before {
-            before += 1;
-        }
-        *to = (rank + before) as u16;
-    }
-    next.sort_unstable();
+    (old, new)
 }
 
 #[cfg(test)]
@@ -106,7 +141,16 @@ mod tests {
             let mut order: Vec<usize> = (0..k).collect();
             order.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()));
             order.truncate(k - (k as f64 * alpha).floor() as usize);
-            prop_assert!(order.iter().all(|place| next.contains(&row[*place])));
+            let kept: Vec<u16> = order.iter().map(|place| row[*place]).collect();
+            prop_assert!(kept.iter().all(|input| next.contains(input)));
+
+            let gradient: Vec<f32> = (0..inputs).map(|i| ((i as u64 * 5 + seed) % 7) as f32 - 3.0).collect();
+            rigl_row(&row, &values, &gradient, alpha, &mut next);
+            let mut others: Vec<u16> = (0..inputs as u16).filter(|input| !kept.contains(input)).collect();
+            others.sort_by(|a, b| gradient[usize::from(*b)].abs().total_cmp(&gradient[usize::from(*a)].abs()));
+            let mut want = [&kept[..], &others[..k - kept.len()]].concat();
+            want.sort_unstable();
+            prop_assert_eq!(next, want);
         }
     }
 

@@ -10,11 +10,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sparsity_core::UpdateSchedule;
 use srigl_burn::{Sparsified, dense_record};
-use srigl_run::file::{CHECKPOINT, DAMAGED, PREVIOUS};
 use srigl_run::{Inputs, LogEnd, RunFolder, StartedFrom, printable, read_file};
 use srigl_tensors::hex;
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::Path;
 
 /// Where a run stands, and the records of its model and optimizer (which holds masks and topology state).
@@ -128,11 +126,7 @@ impl Checkpoint {
             tensors.push((name, TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?));
         }
         let bytes = safetensors::serialize(tensors, Some(metadata))?;
-        let staged = folder.stage(CHECKPOINT, |file| file.write_all(&bytes))?;
-        if folder.file(CHECKPOINT).exists() {
-            give_name(folder, PREVIOUS)?;
-        }
-        Ok(staged.commit()?)
+        Ok(folder.save_checkpoint(|file| file.write_all(&bytes))?)
     }
 
     /// The last checkpoint of a run folder that is whole; `None` if there never was one.
@@ -140,42 +134,18 @@ impl Checkpoint {
     /// # Errors
     /// If all that there are are damaged.
     pub fn latest(folder: &RunFolder) -> Result<Option<Latest>> {
-        let [last, previous] = [CHECKPOINT, PREVIOUS].map(|name| folder.file(name));
         // What cannot be read now may be whole: only what is read and wrong is damaged.
-        let read = |path: &Path| -> Result<Option<Result<Self>>> {
-            match path.try_exists().with_context(|| format!("cannot read {}", path.display()))? {
-                true => Ok(Some(Self::parse(path, &read_file(path)?))),
-                false => Ok(None),
-            }
-        };
-        let damage = match read(&last)? {
-            Some(Ok(checkpoint)) => return Ok(Some(Latest { checkpoint, lost: None })),
-            Some(Err(damage)) => Some(damage),
-            None => None,
-        };
-        match (damage, read(&previous)?) {
-            (None, None) => Ok(None),
-            (damage, Some(Ok(checkpoint))) => {
-                let what = damage.map_or(format!("{CHECKPOINT} is missing"), |damage| format!("{damage:#}"));
-                let Progress { step, epoch, .. } = checkpoint.progress;
-                let lost = format!("{what}: going on from the checkpoint before it, after step {step} (epoch {epoch})");
-                Ok(Some(Latest { checkpoint, lost: Some(lost) }))
-            }
-            (Some(damage), None) => Err(damage.context(format!(
-                "the only checkpoint of the run cannot be used: remove {CHECKPOINT} to start again from the first step"
-            ))),
-            (Some(damage), Some(Err(_))) | (None, Some(Err(damage))) => Err(damage.context(format!(
-                "no checkpoint of the run can be used: remove {CHECKPOINT} and {PREVIOUS} to start again from the first step"
-            ))),
-        }
-    }
-
-    /// Puts a last checkpoint that is damaged aside, so that it never takes the place of the one before.
-    pub(crate) fn put_damaged_aside(folder: &RunFolder) -> Result<()> {
-        if folder.file(CHECKPOINT).exists() {
-            give_name(folder, DAMAGED)?;
-        }
-        Ok(())
+        let latest = folder.latest_checkpoint(|path| {
+            let bytes = read_file(path).map_err(anyhow::Error::from)?;
+            Ok(Self::parse(path, &bytes))
+        })?;
+        Ok(latest.map(|(checkpoint, damage)| {
+            let Progress { step, epoch, .. } = checkpoint.progress;
+            let lost = damage.map(|damage| {
+                format!("{damage}: going on from the checkpoint before it, after step {step} (epoch {epoch})")
+            });
+            Latest { checkpoint, lost }
+        }))
     }
 
     /// The checkpoint in the bytes of a file, if it is whole.
@@ -245,19 +215,6 @@ impl Progress {
     pub fn data(&self) -> Option<&str> {
         self.inputs.as_ref().map(|inputs| &*inputs.data).or(self.data.as_deref())
     }
-}
-
-/// Gives the last checkpoint another name.
-fn give_name(folder: &RunFolder, name: &str) -> Result<()> {
-    let (last, other) = (folder.file(CHECKPOINT), folder.file(name));
-    let renamed = || format!("cannot rename {} to {name}", last.display());
-    if last.is_symlink() || other.is_symlink() {
-        // Links stay, and with them where people want their checkpoints.
-        let bytes = read_file(&last)?;
-        folder.stage(name, |file| file.write_all(&bytes))?.commit()?;
-        return fs::remove_file(srigl_tensors::atomic::target(&last)?).with_context(renamed);
-    }
-    fs::rename(&last, &other).with_context(renamed)
 }
 
 /// Names of the parts in the file.

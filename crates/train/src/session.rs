@@ -322,7 +322,7 @@ impl Loop<'_> {
         // All is well; nothing has been changed before.
         let (metrics, updates, mut masks) = (metrics.cut()?, updates.cut()?, masks.cut()?);
         if lost {
-            Checkpoint::put_damaged_aside(folder)?;
+            folder.put_checkpoint_aside()?;
         }
         if let Some(inputs) = &progress.inputs {
             folder.keep_inputs(lock, inputs)?;

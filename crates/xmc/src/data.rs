@@ -2,7 +2,8 @@
 
 use crate::{Error, LineError};
 use flate2::read::MultiGzDecoder;
-use srigl_tensors::{memory, regular};
+use sha2::{Digest, Sha256};
+use srigl_tensors::{hex, memory, regular};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -36,6 +37,8 @@ pub struct Points {
     labels: usize,
     /// Points that have each label, up to the last that any has.
     counts: Vec<u32>,
+    /// Of all of it.
+    sha256: String,
 }
 
 /// Some points.
@@ -105,8 +108,11 @@ impl Points {
             features: features as usize,
             labels: labels as usize,
             counts: Vec::new(),
+            sha256: String::new(),
         };
         let mut to = BufWriter::new(&points.file);
+        let mut sha = Sha256::new();
+        [features, labels].iter().for_each(|size| sha.update(size.to_le_bytes()));
         let (mut point, mut end) = (Batch::default(), 0);
         while next(&mut line, &mut number)? {
             // Empty lines at the end are no points.
@@ -127,7 +133,10 @@ impl Points {
                 }
                 points.counts[label] += 1;
             }
-            end += point.write(&mut to).map_err(Error::Spool)?;
+            let bytes = point.bytes();
+            sha.update(&bytes);
+            to.write_all(&bytes).map_err(Error::Spool)?;
+            end += bytes.len() as u64;
             if points.ends.len() == points.ends.capacity() {
                 // It doubles, and the order of points takes half as much again.
                 let room = memory::check(memory::product(&[points.ends.len(), 3, size_of::<u64>()]));
@@ -141,6 +150,7 @@ impl Points {
         }
         to.flush().map_err(Error::Spool)?;
         drop(to);
+        points.sha256 = hex(&sha.finalize());
         Ok(points)
     }
 
@@ -158,6 +168,11 @@ impl Points {
     /// Labels that points may have.
     pub fn labels(&self) -> usize {
         self.labels
+    }
+
+    /// SHA-256 of sizes, labels, features and values, in hexadecimal digits: the same for the same points, packed or not.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
     }
 
     /// How many points have each label, `[labels]`.
@@ -295,16 +310,15 @@ impl Batch {
         Ok(())
     }
 
-    /// Writes its only point: how many labels, then labels, features and values. Says how many bytes that are.
-    fn write(&self, to: &mut impl Write) -> io::Result<u64> {
+    /// Its only point: how many labels, then labels, features and values.
+    fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(4 + 4 * self.labels.len() + 8 * self.features.len());
         let numbers = [self.labels.len() as u32].into_iter().chain(self.labels.iter().copied());
         let numbers = numbers.chain(self.features.iter().copied());
         numbers
             .chain(self.values.iter().map(|value| value.to_bits()))
             .for_each(|number| bytes.extend(number.to_le_bytes()));
-        to.write_all(&bytes)?;
-        Ok(bytes.len() as u64)
+        bytes
     }
 
     /// Adds a point as it was written.

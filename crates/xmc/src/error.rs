@@ -57,6 +57,17 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A file of a run.
+    #[error(transparent)]
+    Run(#[from] srigl_run::Error),
+    /// Checkpoints of a run.
+    #[error(transparent)]
+    Checkpoint(#[from] Box<srigl_run::Damage<Error>>),
+    /// A package index of which no data set can be made.
+    #[error(
+        "a package index of {0} packages with dependencies, of which fewer than two share words and dependencies with others"
+    )]
+    Packages(usize),
     /// A setting is out of range.
     #[error("{name} must be {allowed}, not {value}")]
     Setting {

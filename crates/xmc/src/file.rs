@@ -1,15 +1,78 @@
-//! Networks as safetensors: `embedding.weight` `[features, hidden]`, `hidden.bias` `[hidden]`, and of the output layer `output.inputs`
-//! and `output.values` `[labels, fan_in]` and `output.bias` `[labels]`; `labels.points` `[labels]` says how many training points have each
-//! label, and `points` in the metadata how many there were, for propensities.
+//! Networks as safetensors: `embedding.weight` `[features, hidden]`, `hidden.bias` `[hidden]`; of labels that read all hidden features
+//! `head.values` `[labels, hidden]` and `head.bias` `[labels]`, of the others `tail.inputs` `[groups, fan_in]`, `tail.values` `[labels, fan_in]`
+//! and `tail.bias` `[labels]`, of which either may be missing; `labels.order` `[labels]` names the labels of the head, then those of the
+//! tail; `labels.points` `[labels]` says how many training points have each label, and `points` in the metadata how many there were, for
+//! propensities; `group` in the metadata how many labels share inputs.
+//!
+//! A training has Adam's moments beside them, in tensors that begin with `first.` and `second.`, `step` and `state` in its metadata, and
+//! `sha256` of these and all tensors: what goes on for hours must not begin with a flipped bit.
 
-use crate::{Error, Network};
-use condensed::training::LabelLayer;
-use srigl_tensors::{Dtype, TensorFile, regular, write_header};
+use crate::output::{Output, OutputMoments};
+use crate::{Error, Network, Training, TrainingConfig};
+use condensed::training::{LabelLayer, LabelSizes};
+use sha2::{Digest, Sha256};
+use srigl_tensors::{Dtype, TensorFile, hex, regular, write_header};
+use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-/// Bytes that a header has at most; five tensors need few.
+/// Bytes that a header has at most; these tensors need few.
 const HEADER: usize = 1 << 16;
+/// Prefixes of moments.
+const MOMENTS: [&str; 2] = ["first.", "second."];
+
+/// A tensor that is written number by number: there is no second copy in memory.
+struct Entry<'a> {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    write: Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>,
+}
+
+impl<'a> Entry<'a> {
+    fn floats(name: String, shape: &[usize], numbers: &'a [f32]) -> Self {
+        Self { name, dtype: Dtype::F32, shape: shape.into(), write: Box::new(|to| floats(numbers, to)) }
+    }
+
+    fn counts(name: &str, numbers: &'a [u32]) -> Self {
+        let write =
+            |to: &mut dyn Write| numbers.iter().try_for_each(|number| to.write_all(&number.to_le_bytes()));
+        Self { name: name.into(), dtype: Dtype::U32, shape: vec![numbers.len()], write: Box::new(write) }
+    }
+
+    /// Values and biases of all labels of a layer.
+    fn labels(
+        name: &str,
+        sizes: LabelSizes,
+        weights: impl Fn(usize) -> (&'a [f32], f32) + Copy + 'a,
+    ) -> [Self; 2] {
+        let labels = 0..sizes.labels;
+        let (of_values, of_biases) = (labels.clone(), labels);
+        let values =
+            move |to: &mut dyn Write| of_values.clone().try_for_each(|label| floats(weights(label).0, to));
+        let biases =
+            move |to: &mut dyn Write| of_biases.clone().try_for_each(|label| floats(&[weights(label).1], to));
+        [
+            Self {
+                name: format!("{name}.values"),
+                dtype: Dtype::F32,
+                shape: vec![sizes.labels, sizes.fan_in],
+                write: Box::new(values),
+            },
+            Self {
+                name: format!("{name}.bias"),
+                dtype: Dtype::F32,
+                shape: vec![sizes.labels],
+                write: Box::new(biases),
+            },
+        ]
+    }
+}
+
+/// Head or tail.
+fn name_of(sizes: LabelSizes) -> &'static str {
+    if sizes.fan_in == sizes.inputs { "head" } else { "tail" }
+}
 
 impl Network {
     /// Writes the network as a safetensors file.
@@ -17,36 +80,35 @@ impl Network {
     /// # Errors
     /// What `to` says.
     pub fn write(&self, to: &mut (impl Write + ?Sized)) -> io::Result<()> {
-        let (labels, fan_in) = (self.output.labels(), self.output.fan_in());
-        let (embedding, hidden) = ([self.features(), self.hidden()], [self.hidden()]);
-        let (of_labels, weights) = ([labels], [labels, fan_in]);
-        let tensors: [(&str, Dtype, &[usize]); 6] = [
-            ("embedding.weight", Dtype::F32, &embedding),
-            ("hidden.bias", Dtype::F32, &hidden),
-            ("output.inputs", Dtype::U16, &weights),
-            ("output.values", Dtype::F32, &weights),
-            ("output.bias", Dtype::F32, &of_labels),
-            ("labels.points", Dtype::U32, &of_labels),
+        write(self.metadata(), self.entries(), to)
+    }
+
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let group = self.output.layers.last().map_or(1, |layer| layer.sizes().group);
+        [("points", self.points), ("group", group)].map(|(key, value)| (key.into(), value.to_string())).into()
+    }
+
+    fn entries(&self) -> Vec<Entry<'_>> {
+        let hidden = self.hidden();
+        let mut entries = vec![
+            Entry::floats("embedding.weight".into(), &[self.features(), hidden], &self.embedding),
+            Entry::floats("hidden.bias".into(), &[hidden], &self.bias),
+            Entry::counts("labels.order", &self.output.order),
+            Entry::counts("labels.points", &self.counts),
         ];
-        let metadata = [("points".to_string(), self.points.to_string())].into();
-        let mut to = BufWriter::new(to);
-        let rows = || (0..labels).map(|label| self.output.label(label));
-        // Number by number: there is no second copy in memory.
-        for name in write_header(Some(&metadata), tensors, HEADER, &mut to)? {
-            match name {
-                "embedding.weight" => floats(&self.embedding, &mut to)?,
-                "hidden.bias" => floats(&self.bias, &mut to)?,
-                "output.values" => rows().try_for_each(|(_, values, _)| floats(values, &mut to))?,
-                "output.bias" => rows().try_for_each(|(_, _, bias)| floats(&[bias], &mut to))?,
-                "labels.points" => {
-                    self.counts.iter().try_for_each(|count| to.write_all(&count.to_le_bytes()))?;
-                }
-                _ => rows()
-                    .flat_map(|(row, _, _)| row)
-                    .try_for_each(|input| to.write_all(&input.to_le_bytes()))?,
+        for layer in &self.output.layers {
+            let sizes = layer.sizes();
+            entries.extend(Entry::labels(name_of(sizes), sizes, |label| layer.weights(label)));
+            if sizes.fan_in < sizes.inputs {
+                let inputs = move |to: &mut dyn Write| {
+                    let mut inputs = (0..sizes.groups()).flat_map(|group| layer.inputs(group));
+                    inputs.try_for_each(|input| to.write_all(&input.to_le_bytes()))
+                };
+                let (shape, write) = (vec![sizes.groups(), sizes.fan_in], Box::new(inputs));
+                entries.push(Entry { name: "tail.inputs".into(), dtype: Dtype::U16, shape, write });
             }
         }
-        to.flush()
+        entries
     }
 
     /// Reads a network that [`write`](Self::write) has written.
@@ -54,63 +116,276 @@ impl Network {
     /// # Errors
     /// [`Error::Read`] if the file cannot be read or is too large, [`Error::Model`] if it does not hold a network.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = regular::read(path).map_err(|cause| Error::Read { path: path.into(), cause })?;
-        Self::parse(&bytes).map_err(|what| Error::Model { path: path.into(), what })
-    }
-
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let file = TensorFile::parse(bytes, HEADER).map_err(|refused| refused.to_string())?;
-        let tensor = |name: &str, dtype| match file.tensors.get(name) {
-            Some(tensor) if tensor.dtype == dtype => Ok(tensor),
-            Some(tensor) => Err(format!("`{name}` is of {} instead of {dtype}", tensor.dtype)),
-            None => Err(format!("there is no `{name}`: it is no network of srigl xmc")),
-        };
-        let numbers = |name: &str| {
-            let tensor = tensor(name, Dtype::F32)?;
-            let numbers: Vec<f32> =
-                tensor.data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            match numbers.iter().find(|number| !number.is_finite()) {
-                Some(number) => Err(format!("`{name}` has the value {number}")),
-                None => Ok((tensor.shape.clone(), numbers)),
-            }
-        };
-        let (embedding_shape, embedding) = numbers("embedding.weight")?;
-        let (bias_shape, bias) = numbers("hidden.bias")?;
-        let (values_shape, values) = numbers("output.values")?;
-        let (output_bias_shape, output_bias) = numbers("output.bias")?;
-        let inputs = tensor("output.inputs", Dtype::U16)?;
-        let counts = tensor("labels.points", Dtype::U32)?;
-        let points = file.metadata.as_ref().and_then(|metadata| metadata.get("points")?.parse().ok());
-        let points = points.filter(|points| *points > 0);
-        let points = points.ok_or("its metadata do not say how many training points there were")?;
-        let fits = match (&embedding_shape[..], &values_shape[..]) {
-            ([features, hidden], [labels, fan_in]) => {
-                let sizes = [*features, *hidden, *labels, *fan_in];
-                let of_labels = output_bias_shape == [*labels] && counts.shape == [*labels];
-                let others = bias_shape == [*hidden] && of_labels && inputs.shape == values_shape;
-                (others && !sizes.contains(&0)).then_some(sizes)
-            }
-            _ => None,
-        };
-        let [_, hidden, labels, fan_in] = fits.ok_or("the shapes of its tensors do not fit each other")?;
-        let inputs = inputs.data.as_chunks().0;
-        let output = LabelLayer::new(hidden, labels, fan_in, |label, row, of_row| {
-            let here = label * fan_in..(label + 1) * fan_in;
-            row.iter_mut()
-                .zip(&inputs[here.clone()])
-                .for_each(|(to, bytes)| *to = u16::from_le_bytes(*bytes));
-            of_row.copy_from_slice(&values[here]);
-            output_bias[label]
-        });
-        let counts: Vec<u32> =
-            counts.data.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-        if let Some(count) = counts.iter().find(|count| **count as usize > points) {
-            return Err(format!("a label has {count} of {points} training points"));
-        }
-        Ok(Self { embedding, bias, output: output.map_err(|error| error.to_string())?, counts, points })
+        read(path, |file| file.network())
     }
 }
 
-fn floats(numbers: &[f32], to: &mut impl Write) -> io::Result<()> {
+impl Training {
+    /// Writes the network and all that it takes to go on, with a text of the caller's.
+    ///
+    /// # Errors
+    /// What `to` says.
+    pub fn write(&self, state: &str, to: &mut (impl Write + ?Sized)) -> io::Result<()> {
+        let network = self.network();
+        let (mut metadata, mut entries) = (network.metadata(), network.entries());
+        metadata.insert("step".into(), self.steps_taken().to_string());
+        for (moment, prefix) in MOMENTS.into_iter().enumerate() {
+            let (embedding, bias, output) = self.moments();
+            let (embedding, bias) = (&embedding[moment], &bias[moment]);
+            let shape = [network.features(), network.hidden()];
+            entries.push(Entry::floats(format!("{prefix}embedding.weight"), &shape, embedding));
+            entries.push(Entry::floats(format!("{prefix}hidden.bias"), &[bias.len()], bias));
+            for (layer, moments) in network.output.layers.iter().zip(&output.0) {
+                let name = format!("{prefix}{}", name_of(layer.sizes()));
+                entries
+                    .extend(Entry::labels(&name, layer.sizes(), move |label| moments.weights(moment, label)));
+            }
+        }
+        metadata.insert("state".into(), state.into());
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut digest = Digesting::new(&metadata);
+        for entry in &entries {
+            digest.name(&entry.name);
+            (entry.write)(&mut digest)?;
+        }
+        metadata.insert("sha256".into(), digest.finish());
+        write(metadata, entries, to)
+    }
+
+    /// Goes on with a training that [`write`](Self::write) has written, with the same settings on as many points, and returns the caller's text
+    /// beside it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), [`Error::Read`] if the file cannot be read or is too large, [`Error::Model`] if it does not hold a training or one
+    /// of other sizes.
+    pub fn read(path: &Path, config: TrainingConfig, points: usize) -> Result<(Self, String), Error> {
+        let wrong = |what: &str| Error::Model { path: path.into(), what: what.into() };
+        let parsed = read(path, |file| {
+            let step = file.metadata("step")?;
+            let state = file.checked()?;
+            let network = file.network()?;
+            let shape = [network.features(), network.hidden()];
+            let embedding = MOMENTS.map(|prefix| file.floats(&format!("{prefix}embedding.weight"), &shape));
+            let [first, second] = embedding;
+            let embedding = [first?, second?];
+            let bias = MOMENTS.map(|prefix| file.floats(&format!("{prefix}hidden.bias"), &shape[1..]));
+            let [first, second] = bias;
+            let bias = [first?, second?];
+            let mut output = OutputMoments::new(&network.output).map_err(|error| error.to_string())?;
+            for (layer, moments) in network.output.layers.iter().zip(&mut output.0) {
+                let sizes = layer.sizes();
+                let of_label =
+                    MOMENTS.map(|prefix| file.labels(&format!("{prefix}{}", name_of(sizes)), sizes));
+                let [first, second] = of_label;
+                let [first, second] = [first?, second?];
+                moments.restore(|moment, label, values| {
+                    let (from, bias) = [&first, &second][moment];
+                    values.copy_from_slice(&from[label * sizes.fan_in..(label + 1) * sizes.fan_in]);
+                    bias[label]
+                });
+            }
+            Ok((network, step, state, embedding, bias, output))
+        });
+        let (network, step, state, embedding, bias, output) = parsed?;
+        if network.points != points {
+            return Err(wrong(&format!("a training on {} points, not {points}", network.points)));
+        }
+        let training = Self::restored(network, config, points, step as u64, embedding, bias, output)?;
+        match training.steps_taken() <= training.steps() {
+            true => Ok((training, state)),
+            false => {
+                Err(wrong(&format!("a training of {step} steps, more than the {} wanted", training.steps())))
+            }
+        }
+    }
+}
+
+/// The checksum of a training.
+struct Digesting(Sha256);
+
+impl Digesting {
+    fn new(metadata: &BTreeMap<String, String>) -> Self {
+        let mut digest = Self(Sha256::new());
+        for (key, value) in metadata.iter().filter(|(key, _)| *key != "sha256") {
+            digest.name(key);
+            digest.name(value);
+        }
+        digest
+    }
+
+    fn name(&mut self, text: &str) {
+        self.0.update((text.len() as u64).to_le_bytes());
+        self.0.update(text);
+    }
+
+    fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
+impl Write for Digesting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write(
+    metadata: BTreeMap<String, String>,
+    entries: Vec<Entry<'_>>,
+    to: &mut (impl Write + ?Sized),
+) -> io::Result<()> {
+    let mut to = BufWriter::new(to);
+    let tensors = entries.iter().map(|entry| (&entry.name[..], entry.dtype, &entry.shape[..]));
+    for name in write_header(Some(&metadata), tensors, HEADER, &mut to)? {
+        let entry = entries.iter().find(|entry| entry.name == name).expect("one of them");
+        (entry.write)(&mut to)?;
+    }
+    to.flush()
+}
+
+fn floats(numbers: &[f32], to: &mut dyn Write) -> io::Result<()> {
     numbers.iter().try_for_each(|number| to.write_all(&number.to_le_bytes()))
+}
+
+fn read<T>(path: &Path, parse: impl FnOnce(&Parsed<'_>) -> Result<T, String>) -> Result<T, Error> {
+    let bytes = regular::read(path).map_err(|cause| Error::Read { path: path.into(), cause })?;
+    let file = TensorFile::parse(&bytes, HEADER).map_err(|refused| refused.to_string());
+    let parsed = file.and_then(|file| parse(&Parsed(file)));
+    parsed.map_err(|what| Error::Model { path: path.into(), what })
+}
+
+/// A file whose tensors are looked for one by one.
+struct Parsed<'a>(TensorFile<'a>);
+
+impl Parsed<'_> {
+    /// Shape and bytes of a tensor.
+    fn tensor(&self, name: &str, dtype: Dtype) -> Result<(&[usize], &[u8]), String> {
+        match self.0.tensors.get(name) {
+            Some(tensor) if tensor.dtype == dtype => Ok((&tensor.shape, &tensor.data)),
+            Some(tensor) => Err(format!("`{name}` is of {} instead of {dtype}", tensor.dtype)),
+            None => Err(format!("there is no `{name}`: it is no network of srigl xmc")),
+        }
+    }
+
+    fn shaped(&self, name: &str, dtype: Dtype, expected: &[usize]) -> Result<&[u8], String> {
+        let (shape, data) = self.tensor(name, dtype)?;
+        match shape == expected {
+            true => Ok(data),
+            false => Err(format!("`{name}` has the shape {shape:?}, others ask for {expected:?}")),
+        }
+    }
+
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, String> {
+        let (words, _) = self.shaped(name, Dtype::F32, shape)?.as_chunks();
+        let numbers: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        match numbers.iter().find(|number| !number.is_finite()) {
+            Some(number) => Err(format!("`{name}` has the value {number}")),
+            None => Ok(numbers),
+        }
+    }
+
+    fn counts(&self, name: &str, len: usize) -> Result<Vec<u32>, String> {
+        let (words, _) = self.shaped(name, Dtype::U32, &[len])?.as_chunks();
+        Ok(words.iter().map(|word| u32::from_le_bytes(*word)).collect())
+    }
+
+    /// Values and biases of all labels of a layer.
+    fn labels(&self, name: &str, sizes: LabelSizes) -> Result<(Vec<f32>, Vec<f32>), String> {
+        let values = self.floats(&format!("{name}.values"), &[sizes.labels, sizes.fan_in])?;
+        Ok((values, self.floats(&format!("{name}.bias"), &[sizes.labels])?))
+    }
+
+    /// A whole number of the metadata, not 0.
+    fn metadata(&self, key: &str) -> Result<usize, String> {
+        let number = self.0.metadata.as_ref().and_then(|metadata| metadata.get(key)?.parse().ok());
+        number
+            .filter(|number| *number > 0)
+            .ok_or_else(|| format!("its metadata have no `{key}` that is a positive number"))
+    }
+
+    /// The caller's text of a training whose checksum is right.
+    fn checked(&self) -> Result<String, String> {
+        let metadata = self.0.metadata.as_ref().ok_or("it has no metadata")?;
+        let text = |key: &str| metadata.get(key).ok_or_else(|| format!("its metadata have no `{key}`"));
+        let mut digest = Digesting::new(metadata);
+        for (name, tensor) in &self.0.tensors {
+            digest.name(name);
+            digest.0.update(&tensor.data);
+        }
+        match digest.finish() == *text("sha256")? {
+            true => Ok(text("state")?.clone()),
+            false => Err("it is damaged: its checksum does not match".into()),
+        }
+    }
+
+    fn network(&self) -> Result<Network, String> {
+        let (shape, _) = self.tensor("embedding.weight", Dtype::F32)?;
+        let &[features, hidden] = shape else {
+            return Err(format!("`embedding.weight` has the shape {shape:?}, not [features, hidden]"));
+        };
+        let embedding = self.floats("embedding.weight", &[features, hidden])?;
+        let bias = self.floats("hidden.bias", &[hidden])?;
+        let (points, group) = (self.metadata("points")?, self.metadata("group")?);
+        let mut layers = Vec::new();
+        for name in ["head", "tail"] {
+            let Ok((shape, _)) = self.tensor(&format!("{name}.values"), Dtype::F32) else { continue };
+            let &[labels, fan_in] = shape else {
+                return Err(format!("`{name}.values` has the shape {shape:?}, not [labels, fan-in]"));
+            };
+            layers.push(self.layer(name, LabelSizes { inputs: hidden, labels, fan_in, group })?);
+        }
+        let labels = layers.iter().map(|layer| layer.sizes().labels).fold(0, usize::saturating_add);
+        if labels == 0 {
+            return Err(
+                "it has neither `head.values` nor `tail.values`: it is no network of srigl xmc".into()
+            );
+        }
+        let (order, counts) = (self.counts("labels.order", labels)?, self.counts("labels.points", labels)?);
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        if !sorted.iter().copied().eq(0..labels as u32) {
+            return Err("`labels.order` does not name every label once".into());
+        }
+        if let Some(count) = counts.iter().find(|count| **count as usize > points) {
+            return Err(format!("a label has {count} of {points} training points"));
+        }
+        Ok(Network { embedding, bias, output: Output::new(layers, order), counts, points })
+    }
+
+    fn layer(&self, name: &str, mut sizes: LabelSizes) -> Result<LabelLayer, String> {
+        let (values, bias) = self.labels(name, sizes)?;
+        let inputs = match name {
+            "head" if sizes.fan_in != sizes.inputs => {
+                return Err(format!(
+                    "`head.values` has {} columns for {} hidden features",
+                    sizes.fan_in, sizes.inputs
+                ));
+            }
+            "head" => {
+                sizes.group = Output::HEAD_GROUP;
+                Vec::new()
+            }
+            _ => self
+                .shaped("tail.inputs", Dtype::U16, &[sizes.groups(), sizes.fan_in])?
+                .as_chunks()
+                .0
+                .to_vec(),
+        };
+        let row = |group: usize, row: &mut [u16]| {
+            for (k, to) in row.iter_mut().enumerate() {
+                *to =
+                    inputs.get(group * sizes.fan_in + k).map_or(k as u16, |bytes| u16::from_le_bytes(*bytes));
+            }
+        };
+        let weights = |label: usize, to: &mut [f32]| {
+            to.copy_from_slice(&values[label * sizes.fan_in..(label + 1) * sizes.fan_in]);
+            bias[label]
+        };
+        LabelLayer::new(sizes, row, weights).map_err(|error| error.to_string())
+    }
 }

@@ -16,7 +16,7 @@
 //! let points = Points::read(&file, |_| {})?;
 //!
 //! let config = TrainingConfig { epochs: 2, ..Default::default() };
-//! let network = NetworkConfig { hidden: 64, fan_in: 16, seed: 1 }.build(&points)?;
+//! let network = NetworkConfig { hidden: 64, fan_in: 16, ..Default::default() }.build(&points)?;
 //! let mut training = Training::new(network, config, points.len())?;
 //! while let Some(batch) = training.next() {
 //!     let loss = training.step(&points.batch(&batch)?)?;
@@ -30,15 +30,21 @@
 #![forbid(unsafe_code)]
 
 mod data;
+pub mod debian;
 mod error;
 mod file;
+mod groups;
 mod metrics;
 mod network;
+mod output;
+mod run;
 pub mod synth;
 mod training;
 
 pub use data::{Batch, Points};
 pub use error::{Error, LineError};
-pub use metrics::{Rankings, inverse_propensities};
+pub use metrics::{Measured, Rankings, inverse_propensities};
 pub use network::{Network, NetworkConfig};
-pub use training::{Training, TrainingConfig};
+pub use output::Output;
+pub use run::{DataSet, Epoch, LoggedRun, Observer, Run, RunResult, Settings};
+pub use training::{Growth, Training, TrainingConfig};

@@ -1,5 +1,7 @@
 //! How good rankings of labels are: precision, nDCG and propensity-scored precision at 1 to k, as napkinxc has them.
 
+use serde::{Deserialize, Serialize};
+
 /// Inverse propensities `[labels]` of labels that so many of `points` training points have: `1 + C (n + B)^−A` with
 /// `C = (ln N − 1)(B + 1)^A` (Jain et al. 2016). A = 0.55 and B = 1.5 unless a data set is known to need others.
 ///
@@ -77,5 +79,44 @@ impl Rankings {
     pub fn propensity_scored(&self) -> Vec<f64> {
         let of_best = |(sum, best): (&f64, &f64)| if *best > 0.0 { sum / best } else { 0.0 };
         self.scored.iter().zip(&self.best).map(of_best).collect()
+    }
+}
+
+/// Rankings at 1, 3 and 5, as shares.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Measured {
+    pub p_at_1: f64,
+    pub p_at_3: f64,
+    pub p_at_5: f64,
+    pub ndcg_at_1: f64,
+    pub ndcg_at_3: f64,
+    pub ndcg_at_5: f64,
+    pub psp_at_1: f64,
+    pub psp_at_3: f64,
+    pub psp_at_5: f64,
+}
+
+impl Measured {
+    /// Labels that are to be ranked.
+    pub const RANKED: usize = 5;
+
+    /// Of rankings of [`RANKED`](Self::RANKED) labels.
+    ///
+    /// # Panics
+    /// If they are of fewer.
+    pub fn new(rankings: &Rankings) -> Self {
+        let (p, n, s) = (rankings.precision(), rankings.ndcg(), rankings.propensity_scored());
+        Self {
+            p_at_1: p[0],
+            p_at_3: p[2],
+            p_at_5: p[4],
+            ndcg_at_1: n[0],
+            ndcg_at_3: n[2],
+            ndcg_at_5: n[4],
+            psp_at_1: s[0],
+            psp_at_3: s[2],
+            psp_at_5: s[4],
+        }
     }
 }

@@ -1,9 +1,10 @@
+use crate::groups::order;
+use crate::output::{Output, OutputSizes};
 use crate::{Batch, Error, Points, Rankings, inverse_propensities};
-use condensed::training::{LabelLayer, LabelScratch};
-use rand::RngExt;
 use rand_distr::{Distribution, Normal};
 use rayon::prelude::*;
-use sparsity_core::{Purpose, Stream, random_row};
+use serde::{Deserialize, Serialize};
+use sparsity_core::{Purpose, Stream};
 use srigl_tensors::memory;
 
 /// An embedding of features, whose rows add up to a point's hidden layer, and an output layer of labels.
@@ -13,21 +14,31 @@ pub struct Network {
     pub(crate) embedding: Vec<f32>,
     /// `[hidden]`.
     pub(crate) bias: Vec<f32>,
-    pub(crate) output: LabelLayer,
+    pub(crate) output: Output,
     /// Training points that have each label, `[labels]`, and all of them.
     pub(crate) counts: Vec<u32>,
     pub(crate) points: usize,
 }
 
 /// How wide a network is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkConfig {
     /// Width of the hidden layer, at most 65 536.
     pub hidden: usize,
     /// How many of its numbers each label reads.
     pub fan_in: usize,
+    /// Labels that read the same numbers, each with weights of its own, at most 256; groups are of labels that points have together.
+    pub group: usize,
+    /// How many of the most frequent labels read all numbers; all labels if there are no more.
+    pub dense_head: usize,
     /// Of initial weights and inputs.
     pub seed: u64,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self { hidden: 768, fan_in: 32, group: 1, dense_head: 0, seed: 0 }
+    }
 }
 
 /// Standard deviation of initial embeddings. PyTorch's 1 leaves Adam no time to change them.
@@ -40,31 +51,30 @@ impl NetworkConfig {
     /// # Errors
     /// [`Error::Memory`] and [`Error::Layer`] if it takes more than the [budget](memory::limit) or the fan-in does not fit.
     pub fn build(&self, points: &Points) -> Result<Network, Error> {
-        let stream = |layer| Stream { seed: self.seed, layer, step: 0 };
+        let Self { hidden, fan_in, group, dense_head: head, seed } = *self;
+        let sizes = OutputSizes { hidden, fan_in, group, head };
         // With Adam's two moments, which training needs: all of it at once, so that nobody is surprised later.
-        let numbers = memory::product(&[points.features(), self.hidden, 3, size_of::<f32>()]);
-        let output = memory::product(&[points.labels(), self.fan_in.saturating_add(1), 14]);
-        let all = numbers.zip(output).and_then(|(numbers, output)| numbers.checked_add(output));
+        let mut all = memory::product(&[points.features(), hidden, 3, size_of::<f32>()]);
+        for layer in sizes.layers(points.labels()) {
+            let bytes = memory::product(&[layer.labels, layer.fan_in.saturating_add(1), 14]);
+            all = all.zip(bytes).and_then(|(all, bytes)| all.checked_add(bytes));
+        }
         let what = "a network of so many features and labels, and its moments";
         memory::check(all).map_err(|cause| Error::Memory { what, cause })?;
         let room = |cause| Error::Memory { what: "an embedding of all features", cause };
         let initial = Normal::new(0.0, EMBEDDING).expect("a positive deviation");
-        let mut embedding =
-            memory::filled(0.0, points.features().saturating_mul(self.hidden)).map_err(room)?;
-        embedding.par_chunks_mut(self.hidden.max(1)).enumerate().for_each(|(feature, row)| {
-            let mut rng = stream(0).rng(Purpose::Weights, feature);
+        let mut embedding = memory::filled(0.0, points.features().saturating_mul(hidden)).map_err(room)?;
+        embedding.par_chunks_mut(hidden.max(1)).enumerate().for_each(|(feature, row)| {
+            let mut rng = Stream { seed, layer: 0, step: 0 }.rng(Purpose::Weights, feature);
             row.iter_mut().for_each(|weight| *weight = initial.sample(&mut rng));
         });
         let counts = points.label_counts()?;
-        let output = LabelLayer::new(self.hidden, points.labels(), self.fan_in, |label, row, values| {
-            random_row(row, self.hidden, stream(1), label);
-            let mut rng = stream(1).rng(Purpose::Weights, label);
-            let most = 1.0 / (self.fan_in as f32).sqrt();
-            values.iter_mut().for_each(|value| *value = rng.random_range(-most..most));
-            let share = (f64::from(counts[label]) + 0.5) / (points.len() as f64 + 1.0);
+        let order = order(points, &counts, head, group)?;
+        let output = Output::random(sizes, order, seed, |label| {
+            let share = (f64::from(counts[label as usize]) + 0.5) / (points.len() as f64 + 1.0);
             (share / (1.0 - share)).ln() as f32
         })?;
-        Ok(Network { embedding, bias: vec![0.0; self.hidden], output, counts, points: points.len() })
+        Ok(Network { embedding, bias: vec![0.0; hidden], output, counts, points: points.len() })
     }
 }
 
@@ -72,11 +82,7 @@ impl Network {
     /// Whether all weights and biases are numbers: those of a training that has diverged are not.
     pub fn is_finite(&self) -> bool {
         let is_finite = |numbers: &[f32]| numbers.iter().all(|number| number.is_finite());
-        let of_label = |label: usize| {
-            let (_, values, bias) = self.output.label(label);
-            bias.is_finite() && is_finite(values)
-        };
-        is_finite(&self.embedding) && is_finite(&self.bias) && (0..self.output.labels()).all(of_label)
+        is_finite(&self.embedding) && is_finite(&self.bias) && self.output.is_finite()
     }
 
     /// Width of the hidden layer.
@@ -90,7 +96,7 @@ impl Network {
     }
 
     /// The output layer.
-    pub fn output(&self) -> &LabelLayer {
+    pub fn output(&self) -> &Output {
         &self.output
     }
 
@@ -101,8 +107,7 @@ impl Network {
 
     /// Weights and biases; of the output layer the active ones.
     pub fn parameters(&self) -> usize {
-        let output = self.output.labels() * (self.output.fan_in() + 1);
-        self.embedding.len() + self.bias.len() + output
+        self.embedding.len() + self.bias.len() + self.output.parameters()
     }
 
     /// The hidden layer of each point, `[points, hidden]`: ReLU of the bias and the rows of its features, times their values.
@@ -138,7 +143,7 @@ impl Network {
     /// # Panics
     /// If a point has a feature that the network does not.
     pub fn top(&self, k: usize, batch: &Batch) -> Result<Vec<Vec<(u32, f32)>>, Error> {
-        let best = self.output.top(k, &self.hidden_layer(batch)?, &mut LabelScratch::default())?;
+        let best = self.output.top(k, &self.hidden_layer(batch)?)?;
         // NaN is never among the best.
         let wanted = k.min(self.output.labels());
         let is_right =
@@ -176,13 +181,15 @@ impl Network {
     /// # Errors
     /// [`Error::Sizes`] if they do.
     pub fn check(&self, points: &Points) -> Result<(), Error> {
-        let sizes = [
-            ("features", points.features(), self.features()),
-            ("labels", points.labels(), self.output.labels()),
-        ];
-        match sizes.into_iter().find(|(_, got, expected)| got > expected) {
-            Some((what, got, expected)) => Err(Error::Sizes { what, got, expected }),
-            None => Ok(()),
-        }
+        check_sizes([points.features(), points.labels()], [self.features(), self.output.labels()])
+    }
+}
+
+/// Checks that there are not more features and labels than expected.
+pub(crate) fn check_sizes(got: [usize; 2], expected: [usize; 2]) -> Result<(), Error> {
+    let sizes = ["features", "labels"].into_iter().zip(got.into_iter().zip(expected));
+    match sizes.into_iter().find(|(_, (got, expected))| got > expected) {
+        Some((what, (got, expected))) => Err(Error::Sizes { what, got, expected }),
+        None => Ok(()),
     }
 }

@@ -1,12 +1,35 @@
+use crate::output::OutputMoments;
 use crate::{Batch, Error, Network};
-use condensed::training::{AdamStep, LabelLoss, LabelMoments, LabelScratch, dropout};
+use condensed::training::{AdamStep, LabelLoss, LabelScratch, dropout};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sparsity_core::{Stream, set_row};
+use sparsity_core::Stream;
 use srigl_tensors::memory;
+
+/// What an update gives labels for the inputs that it takes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Growth {
+    /// Any others (SET, as Schultheis & Babbar 2023).
+    Random,
+    /// Those with the largest gradients, for labels that the step's points have (RigL); any others for the rest.
+    Gradient,
+}
+
+impl Growth {
+    /// Names in command lines and files, and what they mean.
+    pub const NAMES: [(&'static str, &'static str, Self); 2] = [
+        ("random", "Any others (SET)", Self::Random),
+        (
+            "gradient",
+            "Those with the largest gradients, for labels that the step's points have (RigL)",
+            Self::Gradient,
+        ),
+    ];
+}
 
 /// How a network is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,6 +39,7 @@ pub struct TrainingConfig {
     /// Points of a step.
     pub batch_size: usize,
     /// Learning rate of Adam at the start; it falls to 0 in a straight line.
+    #[serde(rename = "lr")]
     pub learning_rate: f64,
     /// Share of the hidden layer that is dropped.
     pub dropout: f64,
@@ -25,6 +49,8 @@ pub struct TrainingConfig {
     pub delta_t: u64,
     /// Share of each label's weights that an update replaces.
     pub drop_fraction: f64,
+    /// What comes in their place.
+    pub growth: Growth,
     /// Of batches, dropout and topology.
     pub seed: u64,
 }
@@ -39,6 +65,7 @@ impl Default for TrainingConfig {
             loss: LabelLoss::SquaredHinge,
             delta_t: 300,
             drop_fraction: 0.15,
+            growth: Growth::Random,
             seed: 0,
         }
     }
@@ -83,7 +110,7 @@ pub struct Training {
     order: Vec<u32>,
     embedding: [Vec<f32>; 2],
     bias: [Vec<f32>; 2],
-    output: LabelMoments,
+    output: OutputMoments,
     scratch: LabelScratch,
 }
 
@@ -94,16 +121,34 @@ impl Training {
     /// [`Error::Setting`] for a setting out of range, [`Error::Memory`] and [`Error::Layer`] if the moments take more than the
     /// [budget](memory::limit).
     pub fn new(network: Network, config: TrainingConfig, points: usize) -> Result<Self, Error> {
-        config.check()?;
         let zeros = || {
             let zeros = memory::filled(0.0, network.embedding.len());
             zeros.map_err(|cause| Error::Memory { what: "moments of an embedding of all features", cause })
         };
         let embedding = [zeros()?, zeros()?];
         let bias = [(); 2].map(|()| vec![0.0; network.hidden()]);
-        let output = LabelMoments::new(&network.output)?;
+        let output = OutputMoments::new(&network.output)?;
+        Self::restored(network, config, points, 0, embedding, bias, output)
+    }
+
+    /// A training of so many steps, with its moments.
+    pub(crate) fn restored(
+        network: Network,
+        config: TrainingConfig,
+        points: usize,
+        step: u64,
+        embedding: [Vec<f32>; 2],
+        bias: [Vec<f32>; 2],
+        output: OutputMoments,
+    ) -> Result<Self, Error> {
+        config.check()?;
         let (order, scratch) = (Vec::new(), LabelScratch::default());
-        Ok(Self { network, config, points, step: 0, order, embedding, bias, output, scratch })
+        Ok(Self { network, config, points, step, order, embedding, bias, output, scratch })
+    }
+
+    /// Adam's moments of embedding, bias and output layer.
+    pub(crate) fn moments(&self) -> (&[Vec<f32>; 2], &[Vec<f32>; 2], &OutputMoments) {
+        (&self.embedding, &self.bias, &self.output)
     }
 
     /// The network as it is now.
@@ -166,7 +211,8 @@ impl Training {
     /// If a point has a feature or label that the network does not.
     pub fn step(&mut self, batch: &Batch) -> Result<f64, Error> {
         let config = self.config;
-        let share = self.step as f64 / self.steps().max(1) as f64;
+        let steps = self.steps();
+        let share = self.step as f64 / steps.max(1) as f64;
         self.step += 1;
         let adam = AdamStep::new(config.learning_rate * (1.0 - share), self.step);
         let mut hidden = self.network.hidden_layer(batch)?;
@@ -174,16 +220,16 @@ impl Training {
         dropout(&mut hidden, config.dropout, seed);
         let labels: Vec<&[u32]> = (0..batch.len()).map(|point| batch.labels(point)).collect();
         let mut gradient = self.network.of_points(batch.len())?;
-        let output = &mut self.network.output;
-        let loss = output.step(
-            &mut self.output,
-            adam,
-            config.loss,
-            &hidden,
-            &labels,
-            &mut gradient,
-            &mut self.scratch,
-        )?;
+        let (output, scratch) = (&mut self.network.output, &mut self.scratch);
+        let is_update = config.delta_t > 0
+            && self.step.is_multiple_of(config.delta_t)
+            && (self.step as f64) < STOP * steps as f64;
+        let seen = match config.growth {
+            Growth::Gradient if is_update => output.seen_gradients(config.loss, &hidden, &labels, scratch)?,
+            _ => Vec::new(),
+        };
+        let loss =
+            output.step(&mut self.output, adam, config.loss, &hidden, &labels, &mut gradient, scratch)?;
         if !loss.is_finite() {
             return Err(Error::Diverged { loss, step: self.step });
         }
@@ -193,13 +239,9 @@ impl Training {
             *gradient = if hidden > 0.0 { *gradient * scale } else { 0.0 };
         });
         self.step_embedding(adam, batch, &gradient);
-        let is_update = config.delta_t > 0 && self.step.is_multiple_of(config.delta_t);
-        if is_update && (self.step as f64) < STOP * self.steps() as f64 {
-            let (inputs, stream) =
-                (self.network.hidden(), Stream { seed: config.seed, layer: 1, step: self.step });
-            self.network.output.rewire(&mut self.output, |label, row, values, next| {
-                set_row(row, values, inputs, config.drop_fraction, stream, label, next);
-            })?;
+        if is_update {
+            let stream = Stream { seed: config.seed, layer: 1, step: self.step };
+            self.network.output.rewire(&mut self.output, config.drop_fraction, stream, &seen)?;
         }
         Ok(loss)
     }

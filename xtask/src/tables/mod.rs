@@ -5,6 +5,7 @@ pub mod flops;
 pub mod grid;
 pub mod timings;
 pub mod variance;
+pub mod xmc;
 
 use clap::ValueEnum;
 use figures::Figure;
@@ -45,6 +46,8 @@ pub enum TableName {
     Variance,
     /// Time of one layer, dense, CSR and condensed, on this machine; with --peers beside other engines.
     Timings,
+    /// Extreme classification: Debian's packages, and 670 091 labels; with --peers beside PyTorch and napkinxc. An hour with these.
+    Xmc,
 }
 
 impl TableName {

@@ -1,18 +1,13 @@
 //! The output layer of extreme classification: hundreds of thousands of labels, each of which reads a few features.
 
 use super::adam::AdamStep;
-use crate::math::{exp, vectorised};
+use super::label_kernels::{Labels, Lanes, TILE, Tile, Work, best_of, dense_gradients, gradients};
 use crate::{Error, WeightError};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use srigl_tensors::memory;
-use std::ops::Range;
 
-/// Samples side by side.
-const TILE: usize = 64;
-/// One number of each sample of a tile.
-type Lanes = [f32; TILE];
-/// Labels of a block. Its weights stay in the second-level cache while all samples pass.
+/// Labels of a block, at most. Its weights stay in the second-level cache while all samples pass.
 const BLOCK: usize = 256;
 /// Parts of the labels whose gradients by the features are added up apart, so that the sums do not depend on threads.
 const PARTS: usize = 16;
@@ -28,20 +23,76 @@ pub enum LabelLoss {
     SquaredHinge,
 }
 
+impl LabelLoss {
+    /// Names in command lines and files, and what they mean.
+    pub const NAMES: [(&'static str, &'static str, Self); 2] = [
+        ("bce", "Binary cross-entropy of logits", Self::BinaryCrossEntropy),
+        (
+            "squared-hinge",
+            "Half the time, since most labels of a point soon cost nothing",
+            Self::SquaredHinge,
+        ),
+    ];
+
+    /// Its name among [`NAMES`](Self::NAMES).
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(.., loss)| *loss == self).map_or("", |(name, ..)| name)
+    }
+}
+
+/// Sizes of a [`LabelLayer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LabelSizes {
+    /// Features, at most 65 536.
+    pub inputs: usize,
+    /// Labels.
+    pub labels: usize,
+    /// Features that each label reads.
+    pub fan_in: usize,
+    /// Labels, one after the other, that read the same features, at most 256. The last group may have fewer.
+    pub group: usize,
+}
+
+impl LabelSizes {
+    /// Groups of labels.
+    pub fn groups(&self) -> usize {
+        self.labels.div_ceil(self.group.max(1))
+    }
+
+    /// Labels of a block: whole groups.
+    fn block(&self) -> usize {
+        BLOCK / self.group * self.group
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let Self { inputs, labels, fan_in, group } = *self;
+        if labels == 0 || labels > u32::MAX as usize || inputs > 1 << 16 {
+            return Err(WeightError::Labels { labels, inputs }.into());
+        }
+        if fan_in == 0 || fan_in > inputs {
+            return Err(WeightError::FanIn { fan_in, inputs }.into());
+        }
+        if group == 0 || group > BLOCK {
+            return Err(WeightError::Group { group, most: BLOCK }.into());
+        }
+        Ok(())
+    }
+}
+
 /// A linear layer of many outputs, labels, each of which reads `fan_in` of `inputs` features and has a bias: the output layer of
-/// extreme classification with constant fan-in (Schultheis & Babbar 2023, arXiv 2306.03725).
+/// extreme classification with constant fan-in (Schultheis & Babbar 2023, arXiv 2306.03725). A `group` of labels may read the same
+/// features, which are fetched once for all of them (HASTE, 2026, arXiv 2606.01117).
 ///
 /// Nothing of `[batch, labels]` ever exists. A block of labels computes logits, losses and gradients of all samples, and its weights
 /// move before the next block's turn, so there is no gradient of all weights either. Results do not depend on threads.
 ///
 /// ```
-/// use condensed::training::{AdamStep, LabelLayer, LabelLoss, LabelMoments, LabelScratch};
+/// use condensed::training::{AdamStep, LabelLayer, LabelLoss, LabelMoments, LabelScratch, LabelSizes};
 ///
 /// // Two labels of three features; the first reads features 0 and 2, the second 1 and 2.
-/// let mut layer = LabelLayer::new(3, 2, 2, |label, inputs, _values| {
-///     inputs.copy_from_slice(&[label as u16, 2]);
-///     0.0
-/// })?;
+/// let sizes = LabelSizes { inputs: 3, labels: 2, fan_in: 2, group: 1 };
+/// let inputs = |group: usize, row: &mut [u16]| row.copy_from_slice(&[group as u16, 2]);
+/// let mut layer = LabelLayer::new(sizes, inputs, |_label, _values| 0.0)?;
 /// let mut moments = LabelMoments::new(&layer)?;
 /// let mut scratch = LabelScratch::default();
 /// // Two samples: the first has label 0, the second label 1.
@@ -56,16 +107,14 @@ pub enum LabelLoss {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelLayer {
-    inputs: usize,
-    labels: usize,
-    fan_in: usize,
+    sizes: LabelSizes,
     blocks: Vec<Block>,
 }
 
-/// Some labels, one after the other.
+/// Some groups of labels, one after the other.
 #[derive(Clone, Debug, PartialEq)]
 struct Block {
-    /// `[labels, fan_in]`, ascending within a label.
+    /// `[groups, fan_in]`, ascending within a group.
     indices: Vec<u16>,
     /// Values `[labels, fan_in]`, then biases `[labels]`.
     numbers: Vec<f32>,
@@ -74,6 +123,7 @@ struct Block {
 /// Adam's moments of all values and biases of a [`LabelLayer`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelMoments {
+    sizes: LabelSizes,
     /// First and second of each block, in the order of its numbers.
     blocks: Vec<[Vec<f32>; 2]>,
 }
@@ -89,78 +139,87 @@ pub struct LabelScratch {
     pairs: Vec<(u32, u32)>,
 }
 
-impl LabelLoss {
-    /// Names in command lines and files, and what they mean.
-    pub const NAMES: [(&'static str, &'static str, Self); 2] = [
-        ("bce", "Binary cross-entropy of logits", Self::BinaryCrossEntropy),
-        (
-            "squared-hinge",
-            "Half the time, since most labels of a point soon cost nothing",
-            Self::SquaredHinge,
-        ),
-    ];
+/// What the weights of labels that a batch has would have for gradients if the labels read all features.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeenGradients {
+    inputs: usize,
+    /// Groups of the labels, ascending.
+    groups: Vec<usize>,
+    /// `[groups, inputs]`.
+    sums: Vec<f32>,
+}
+
+impl SeenGradients {
+    /// The sums of magnitudes over the labels of a group that samples have, `[inputs]`; `None` if none has one.
+    pub fn of(&self, group: usize) -> Option<&[f32]> {
+        let at = self.groups.binary_search(&group).ok()?;
+        Some(&self.sums[at * self.inputs..(at + 1) * self.inputs])
+    }
 }
 
 impl LabelLayer {
-    /// A layer of so many labels. `fill` is called for each label, on several threads, with its `fan_in` inputs, which are to be
-    /// ascending, and its values, which are 0; it returns the bias.
+    /// A layer of these sizes. `inputs` is called for each group, with room for its features, which are to be ascending, and
+    /// `weights` for each label, with its values, which are 0, and returns the bias; both on several threads.
     ///
     /// # Errors
-    /// [`Error::Weight`] if there are no labels or more than 65 536 inputs, a fan-in of none or of more than there are, or inputs that are not
-    /// ascending; [`Error::TrainingMemory`] if it takes more than the [budget](memory::limit).
+    /// [`Error::Weight`] if there are no labels or more than 65 536 inputs, a fan-in of none or of more than there are, groups of none or of
+    /// more than 256, or inputs that are not ascending; [`Error::TrainingMemory`] if it takes more than the [budget](memory::limit).
     pub fn new(
-        inputs: usize,
-        labels: usize,
-        fan_in: usize,
-        fill: impl Fn(usize, &mut [u16], &mut [f32]) -> f32 + Sync,
+        sizes: LabelSizes,
+        inputs: impl Fn(usize, &mut [u16]) + Sync,
+        weights: impl Fn(usize, &mut [f32]) -> f32 + Sync,
     ) -> Result<Self, Error> {
-        if labels == 0 || labels > u32::MAX as usize || inputs > 1 << 16 {
-            return Err(WeightError::Labels { labels, inputs }.into());
-        }
-        if fan_in == 0 || fan_in > inputs {
-            return Err(WeightError::FanIn { fan_in, inputs }.into());
-        }
-        let bytes = memory::product(&[labels, fan_in + 1, size_of::<u16>() + size_of::<f32>()]);
+        sizes.check()?;
+        let LabelSizes { labels, fan_in, group, .. } = sizes;
+        let of_groups = memory::product(&[sizes.groups(), fan_in, size_of::<u16>()]);
+        let of_labels = memory::product(&[labels, fan_in + 1, size_of::<f32>()]);
+        let bytes = of_groups.zip(of_labels).and_then(|(groups, labels)| groups.checked_add(labels));
         memory::check(bytes).map_err(Error::TrainingMemory)?;
-        let blocks = (0..labels.div_ceil(BLOCK)).into_par_iter().map(|block| {
-            let first = block * BLOCK;
-            let count = BLOCK.min(labels - first);
-            let (mut indices, mut numbers) = (vec![0; count * fan_in], vec![0.0; count * (fan_in + 1)]);
+        let blocks = (0..labels.div_ceil(sizes.block())).into_par_iter().map(|block| {
+            let first = block * sizes.block();
+            let count = sizes.block().min(labels - first);
+            let mut indices = vec![0; count.div_ceil(group) * fan_in];
+            for (of_group, row) in (first / group..).zip(indices.chunks_exact_mut(fan_in)) {
+                inputs(of_group, row);
+                check_row(of_group, row, sizes.inputs)?;
+            }
+            let mut numbers = vec![0.0; count * (fan_in + 1)];
             let (values, biases) = numbers.split_at_mut(count * fan_in);
-            let rows = indices.chunks_exact_mut(fan_in).zip(values.chunks_exact_mut(fan_in));
-            for (label, ((row, values), bias)) in (first..).zip(rows.zip(biases)) {
-                *bias = fill(label, row, values);
-                check_row(label, row, inputs)?;
+            for (label, (values, bias)) in (first..).zip(values.chunks_exact_mut(fan_in).zip(biases)) {
+                *bias = weights(label, values);
             }
             Ok(Block { indices, numbers })
         });
         let blocks: Result<Vec<Block>, Error> = blocks.collect();
-        Ok(Self { inputs, labels, fan_in, blocks: blocks? })
+        Ok(Self { sizes, blocks: blocks? })
     }
 
-    /// Features.
-    pub fn inputs(&self) -> usize {
-        self.inputs
+    /// Its sizes.
+    pub fn sizes(&self) -> LabelSizes {
+        self.sizes
     }
 
-    /// Labels.
-    pub fn labels(&self) -> usize {
-        self.labels
+    /// Values and biases.
+    pub fn parameters(&self) -> usize {
+        self.sizes.labels * (self.sizes.fan_in + 1)
     }
 
-    /// Features that each label reads.
-    pub fn fan_in(&self) -> usize {
-        self.fan_in
+    /// Inputs of a group.
+    ///
+    /// # Panics
+    /// If there is no such group.
+    pub fn inputs(&self, group: usize) -> &[u16] {
+        let per_block = self.sizes.block() / self.sizes.group;
+        let (block, row) = (&self.blocks[group / per_block], group % per_block);
+        &block.indices[row * self.sizes.fan_in..(row + 1) * self.sizes.fan_in]
     }
 
-    /// Inputs, values and bias of a label.
+    /// Values and bias of a label.
     ///
     /// # Panics
     /// If there is no such label.
-    pub fn label(&self, label: usize) -> (&[u16], &[f32], f32) {
-        let (block, row) = (&self.blocks[label / BLOCK], label % BLOCK);
-        let here = row * self.fan_in..(row + 1) * self.fan_in;
-        (&block.indices[here.clone()], &block.numbers[here], block.numbers[block.indices.len() + row])
+    pub fn weights(&self, label: usize) -> (&[f32], f32) {
+        of_label(&self.blocks[label / self.sizes.block()].numbers, self.sizes, label)
     }
 
     /// One step of Adam by the mean over samples of the loss, which is returned. `x` is `[batch, inputs]`, `has` says which labels
@@ -201,32 +260,30 @@ impl LabelLayer {
         states: &mut [S],
         change: impl Fn(&mut S, &mut [f32], &[f32]) + Sync,
     ) -> Result<f64, Error> {
-        let (inputs, fan_in, batch) = (self.inputs, self.fan_in, has.len());
+        let (sizes, inputs, batch) = (self.sizes, self.sizes.inputs, has.len());
         assert_eq!(dx.len(), x.len(), "dx [batch, inputs]");
         let tiles = self.lay_out(batch, x, scratch)?;
         let LabelScratch { x, dx: sums, pairs } = scratch;
         let (x, part) = (&x[..], self.blocks.len().div_ceil(PARTS));
         let parts = self.blocks.len().div_ceil(part);
         room(sums, &[parts, tiles, inputs])?;
-        self.sort(has, pairs);
+        sort(has, sizes.labels, pairs);
         let pairs = &pairs[..];
         let scale = 1.0 / batch.max(1) as f32;
         let of_parts = self.blocks.par_chunks_mut(part).zip(states.par_chunks_mut(part));
         let of_parts = of_parts.zip(sums.par_chunks_mut((tiles * inputs).max(1))).enumerate();
         let losses = of_parts.map(|(index, ((blocks, states), sums))| {
             sums.fill([0.0; TILE]);
-            let (mut total, mut gradient) = (0.0, Vec::new());
+            let (mut total, mut gradient, work) = (0.0, Vec::new(), &mut Work::default());
             for (at, (block, state)) in blocks.iter_mut().zip(states).enumerate() {
-                let first = (index * part + at) * BLOCK;
+                let labels = block.view(index * part + at, sizes);
                 gradient.clear();
                 gradient.resize(block.numbers.len(), 0.0);
-                let here = block.pairs(first, fan_in, pairs);
+                let pairs = of_labels(labels.first, labels.biases.len(), pairs);
                 for (tile, (x, dx)) in x.chunks_exact(inputs).zip(sums.chunks_exact_mut(inputs)).enumerate() {
-                    let count = TILE.min(batch - tile * TILE);
-                    let indices = &block.indices;
-                    let of_tile =
-                        Tile { first, here, samples: tile * TILE..tile * TILE + count, loss, scale };
-                    total += gradients(indices, &block.numbers, x, of_tile, &mut gradient, dx);
+                    let (first, count) = (tile * TILE, TILE.min(batch - tile * TILE));
+                    let tile = Tile { x, pairs, first, count, loss, scale };
+                    total += gradients(labels, tile, work, &mut gradient, dx);
                 }
                 change(state, &mut block.numbers, &gradient);
             }
@@ -244,6 +301,60 @@ impl LabelLayer {
         Ok(losses.iter().sum::<f64>() * f64::from(scale))
     }
 
+    /// The gradients by all weights that the labels which samples have would have if they read all features, of the mean over samples
+    /// of the loss: what growth by gradient looks at (RigL). Arguments are those of [`step`](Self::step), before which this is to be
+    /// asked for.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
+    pub fn seen_gradients(
+        &self,
+        loss: LabelLoss,
+        x: &[f32],
+        has: &[&[u32]],
+        scratch: &mut LabelScratch,
+    ) -> Result<SeenGradients, Error> {
+        let (sizes, inputs, batch) = (self.sizes, self.sizes.inputs, has.len());
+        self.lay_out(batch, x, scratch)?;
+        sort(has, sizes.labels, &mut scratch.pairs);
+        let (x, pairs) = (&scratch.x[..], &scratch.pairs[..]);
+        let seen: Vec<u32> = pairs.chunk_by(|a, b| a.0 == b.0).map(|of_label| of_label[0].0).collect();
+        let mut of_labels_seen = zeros(seen.len(), inputs)?;
+        let mut rest = &mut of_labels_seen[..];
+        let by_block = |a: &u32, b: &u32| *a as usize / sizes.block() == *b as usize / sizes.block();
+        let mut tasks = Vec::new();
+        for seen in seen.chunk_by(by_block) {
+            let (here, others) = std::mem::take(&mut rest).split_at_mut(seen.len() * inputs);
+            tasks.push((seen, here));
+            rest = others;
+        }
+        let scale = 1.0 / batch.max(1) as f32;
+        tasks.into_par_iter().for_each_init(Work::default, |work, (seen, to)| {
+            let block = seen[0] as usize / sizes.block();
+            let labels = self.blocks[block].view(block, sizes);
+            let pairs = of_labels(labels.first, labels.biases.len(), pairs);
+            for (tile, x) in x.chunks_exact(inputs).enumerate() {
+                let (first, count) = (tile * TILE, TILE.min(batch - tile * TILE));
+                let tile = Tile { x, pairs, first, count, loss, scale };
+                dense_gradients(labels, tile, seen, work, to);
+            }
+        });
+        let of_groups = seen.chunk_by(|a, b| *a as usize / sizes.group == *b as usize / sizes.group);
+        let groups: Vec<usize> = of_groups.clone().map(|seen| seen[0] as usize / sizes.group).collect();
+        let (mut sums, mut from) = (zeros(groups.len(), inputs)?, &of_labels_seen[..]);
+        for (sum, seen) in sums.chunks_exact_mut(inputs).zip(of_groups) {
+            let (here, rest) = from.split_at(seen.len() * inputs);
+            for (at, gradient) in here.iter().enumerate() {
+                sum[at % inputs] += gradient.abs();
+            }
+            from = rest;
+        }
+        Ok(SeenGradients { inputs, groups, sums })
+    }
+
     /// The `k` labels with the largest logits of each sample, largest first, and these; of equal ones the lower label comes first.
     /// Fewer if there are fewer labels or logits that are not numbers.
     ///
@@ -258,9 +369,9 @@ impl LabelLayer {
         x: &[f32],
         scratch: &mut LabelScratch,
     ) -> Result<Vec<Vec<(u32, f32)>>, Error> {
-        let (inputs, batch) = (self.inputs, x.len() / self.inputs);
+        let (sizes, inputs) = (self.sizes, self.sizes.inputs);
+        let (batch, k) = (x.len() / inputs, k.min(sizes.labels));
         self.lay_out(batch, x, scratch)?;
-        let k = k.min(self.labels);
         let room = memory::product(&[batch.next_multiple_of(TILE), PARTS, k, size_of::<(u32, f32)>()]);
         memory::check(room).map_err(Error::TrainingMemory)?;
         let x = &scratch.x[..];
@@ -268,12 +379,11 @@ impl LabelLayer {
         let parts = self.blocks.par_chunks(part).enumerate().map(|(index, blocks)| {
             let mut best = vec![Vec::new(); batch.next_multiple_of(TILE)];
             let mut least = vec![[f32::NEG_INFINITY; TILE]; batch.div_ceil(TILE)];
+            let work = &mut Work::default();
             for (at, block) in blocks.iter().enumerate() {
-                let first = (index * part + at) * BLOCK;
+                let labels = block.view(index * part + at, sizes);
                 let tiles = x.chunks_exact(inputs).zip(best.chunks_exact_mut(TILE)).zip(&mut least);
-                for ((x, best), least) in tiles {
-                    best_of(&block.indices, &block.numbers, x, first, k, best, least);
-                }
+                tiles.for_each(|((x, best), least)| best_of(labels, x, k, work, best, least));
             }
             best
         });
@@ -289,11 +399,12 @@ impl LabelLayer {
         Ok((0..batch).map(of_sample).collect())
     }
 
-    /// Gives labels other inputs. `choose` is called for each label, on several threads, with its inputs and values, and writes as
-    /// many inputs, ascending. Weights that stay keep value and moments; what is new starts with none.
+    /// Gives groups of labels other inputs. `choose` is called for each, on several threads, with its inputs and the sums of their
+    /// weights' magnitudes, and writes as many inputs, ascending. Weights that stay keep value and moments; what is new starts with
+    /// none.
     ///
     /// # Errors
-    /// [`Error::Weight`] if inputs are not ascending or not there. The layer is not changed where that happens.
+    /// [`Error::Weight`] if inputs are not ascending or not there. That group and those behind it are not changed then.
     ///
     /// # Panics
     /// If `moments` are of another layer.
@@ -303,19 +414,27 @@ impl LabelLayer {
         choose: impl Fn(usize, &[u16], &[f32], &mut [u16]) + Sync,
     ) -> Result<(), Error> {
         assert!(moments.fit(self), "moments of another layer");
-        let (fan_in, inputs) = (self.fan_in, self.inputs);
+        let LabelSizes { inputs, fan_in, group, .. } = self.sizes;
+        let per_block = self.sizes.block() / group;
         let blocks = self.blocks.par_iter_mut().zip(&mut moments.blocks).enumerate();
         blocks.try_for_each_init(
-            || vec![0; fan_in],
-            |next, (index, (block, [first, second]))| {
-                let values = block.indices.len();
-                let moments =
-                    first[..values].chunks_exact_mut(fan_in).zip(second[..values].chunks_exact_mut(fan_in));
-                let rows = block.indices.chunks_exact_mut(fan_in).zip(block.numbers.chunks_exact_mut(fan_in));
-                for (label, ((row, values), (first, second))) in (index * BLOCK..).zip(rows.zip(moments)) {
-                    choose(label, row, values, next);
-                    check_row(label, next, inputs)?;
-                    [values, first, second].into_iter().for_each(|numbers| follow(numbers, row, next));
+            || (vec![0.0; fan_in], vec![0; fan_in]),
+            |(magnitudes, next), (index, (block, moments))| {
+                let count = block.numbers.len() / (fan_in + 1);
+                for (of_group, row) in block.indices.chunks_exact_mut(fan_in).enumerate() {
+                    let weights = of_group * group * fan_in..count.min((of_group + 1) * group) * fan_in;
+                    magnitudes.fill(0.0);
+                    for values in block.numbers[weights.clone()].chunks_exact(fan_in) {
+                        magnitudes.iter_mut().zip(values).for_each(|(sum, value)| *sum += value.abs());
+                    }
+                    choose(index * per_block + of_group, row, magnitudes, next);
+                    check_row(index * per_block + of_group, next, inputs)?;
+                    let [first, second] = &mut *moments;
+                    for numbers in [&mut block.numbers, first, second] {
+                        numbers[weights.clone()]
+                            .chunks_exact_mut(fan_in)
+                            .for_each(|numbers| follow(numbers, row, next));
+                    }
                     row.copy_from_slice(next);
                 }
                 Ok(())
@@ -325,38 +444,31 @@ impl LabelLayer {
 
     /// Lays features out in tiles and says how many there are.
     fn lay_out(&self, batch: usize, x: &[f32], scratch: &mut LabelScratch) -> Result<usize, Error> {
-        assert_eq!(Some(x.len()), batch.checked_mul(self.inputs), "x [batch, inputs]");
+        let inputs = self.sizes.inputs;
+        assert_eq!(Some(x.len()), batch.checked_mul(inputs), "x [batch, inputs]");
         let tiles = batch.div_ceil(TILE);
-        room(&mut scratch.x, &[tiles, self.inputs])?;
-        let of_tiles = scratch.x.par_chunks_mut(self.inputs).zip(x.par_chunks(TILE * self.inputs));
+        room(&mut scratch.x, &[tiles, inputs])?;
+        let of_tiles = scratch.x.par_chunks_mut(inputs).zip(x.par_chunks(TILE * inputs));
         of_tiles.for_each(|(tile, x)| {
             tile.fill([0.0; TILE]);
-            for (lane, x) in x.chunks_exact(self.inputs).enumerate() {
+            for (lane, x) in x.chunks_exact(inputs).enumerate() {
                 tile.iter_mut().zip(x).for_each(|(lanes, x)| lanes[lane] = *x);
             }
         });
         Ok(tiles)
     }
-
-    /// Labels and the samples that have them, by label.
-    fn sort(&self, has: &[&[u32]], pairs: &mut Vec<(u32, u32)>) {
-        pairs.clear();
-        let of_sample = |(sample, labels): (usize, &&[u32])| {
-            labels.iter().map(move |label| (*label, sample as u32)).collect::<Vec<_>>()
-        };
-        pairs.extend(has.iter().enumerate().flat_map(of_sample));
-        pairs.sort_unstable();
-        assert!(pairs.is_sorted_by(|a, b| a < b), "a sample has a label twice");
-        assert!(pairs.last().is_none_or(|(label, _)| (*label as usize) < self.labels), "labels");
-    }
 }
 
 impl Block {
-    /// Those pairs whose labels are here.
-    fn pairs<'a>(&self, first: usize, fan_in: usize, pairs: &'a [(u32, u32)]) -> &'a [(u32, u32)] {
-        let end = first + self.indices.len() / fan_in;
-        let [start, end] = [first, end].map(|label| pairs.partition_point(|pair| (pair.0 as usize) < label));
-        &pairs[start..end]
+    fn labels(&self, sizes: LabelSizes) -> usize {
+        self.numbers.len() / (sizes.fan_in + 1)
+    }
+
+    /// The block of this number for the kernels.
+    fn view(&self, block: usize, sizes: LabelSizes) -> Labels<'_> {
+        let (values, biases) = self.numbers.split_at(self.labels(sizes) * sizes.fan_in);
+        let (fan_in, group, first) = (sizes.fan_in, sizes.group, block * sizes.block());
+        Labels { indices: &self.indices, values, biases, fan_in, group, first }
     }
 }
 
@@ -366,35 +478,67 @@ impl LabelMoments {
     /// # Errors
     /// [`Error::TrainingMemory`] if they take more than the [budget](memory::limit).
     pub fn new(layer: &LabelLayer) -> Result<Self, Error> {
-        let bytes = memory::product(&[layer.labels, layer.fan_in + 1, 2, size_of::<f32>()]);
+        let bytes = memory::product(&[layer.sizes.labels, layer.sizes.fan_in + 1, 2, size_of::<f32>()]);
         memory::check(bytes).map_err(Error::TrainingMemory)?;
-        let zeros = |block: &Block| [vec![0.0; block.numbers.len()], vec![0.0; block.numbers.len()]];
-        Ok(Self { blocks: layer.blocks.iter().map(zeros).collect() })
+        let zeros = |block: &Block| [(); 2].map(|()| vec![0.0; block.numbers.len()]);
+        Ok(Self { sizes: layer.sizes, blocks: layer.blocks.iter().map(zeros).collect() })
+    }
+
+    /// Those of the values and of the bias of a label: the first moments (0) or the second ones (1).
+    ///
+    /// # Panics
+    /// If there is no such label or moment.
+    pub fn weights(&self, moment: usize, label: usize) -> (&[f32], f32) {
+        of_label(&self.blocks[label / self.sizes.block()][moment], self.sizes, label)
+    }
+
+    /// Gives labels the moments of an earlier training. `fill` is called for each moment and label, on several threads, with room for those
+    /// of its values, and returns that of its bias.
+    pub fn restore(&mut self, fill: impl Fn(usize, usize, &mut [f32]) -> f32 + Sync) {
+        let sizes = self.sizes;
+        self.blocks.par_iter_mut().enumerate().for_each(|(block, moments)| {
+            for (moment, numbers) in moments.iter_mut().enumerate() {
+                let labels = numbers.len() / (sizes.fan_in + 1);
+                let (values, biases) = numbers.split_at_mut(labels * sizes.fan_in);
+                let labels = values.chunks_exact_mut(sizes.fan_in).zip(biases);
+                for (label, (values, bias)) in (block * sizes.block()..).zip(labels) {
+                    *bias = fill(moment, label, values);
+                }
+            }
+        });
     }
 
     fn fit(&self, layer: &LabelLayer) -> bool {
-        let of_block = |([first, second], block): (&[Vec<f32>; 2], &Block)| {
-            first.len() == block.numbers.len() && second.len() == block.numbers.len()
-        };
-        self.blocks.len() == layer.blocks.len() && self.blocks.iter().zip(&layer.blocks).all(of_block)
+        self.sizes == layer.sizes
     }
 }
 
-/// What a tile of samples means to a block of labels.
-struct Tile<'a> {
-    /// The block's first label.
-    first: usize,
-    /// Pairs of the block's labels and samples of any tile.
-    here: &'a [(u32, u32)],
-    samples: Range<usize>,
-    loss: LabelLoss,
-    /// What a sample's gradient counts.
-    scale: f32,
+/// Values and bias of a label, of the numbers of its block.
+fn of_label(numbers: &[f32], sizes: LabelSizes, label: usize) -> (&[f32], f32) {
+    let (row, biases) = (label % sizes.block(), numbers.len() / (sizes.fan_in + 1) * sizes.fan_in);
+    (&numbers[row * sizes.fan_in..(row + 1) * sizes.fan_in], numbers[biases + row])
 }
 
-fn check_row(label: usize, row: &[u16], inputs: usize) -> Result<(), Error> {
+/// Labels and the samples that have them, by label.
+fn sort(has: &[&[u32]], labels: usize, pairs: &mut Vec<(u32, u32)>) {
+    pairs.clear();
+    for (sample, of_sample) in has.iter().enumerate() {
+        pairs.extend(of_sample.iter().map(|label| (*label, sample as u32)));
+    }
+    pairs.sort_unstable();
+    assert!(pairs.is_sorted_by(|a, b| a < b), "a sample has a label twice");
+    assert!(pairs.last().is_none_or(|(label, _)| (*label as usize) < labels), "labels");
+}
+
+/// The pairs of some labels.
+fn of_labels(first: usize, count: usize, pairs: &[(u32, u32)]) -> &[(u32, u32)] {
+    let at = |label: usize| pairs.partition_point(|pair| (pair.0 as usize) < label);
+    &pairs[at(first)..at(first + count)]
+}
+
+fn check_row(group: usize, row: &[u16], inputs: usize) -> Result<(), Error> {
     if !row.is_sorted_by(|a, b| a < b) {
-        return Err(WeightError::IndexOrder { neuron: label as u32 }.into());
+        return Err(WeightError::IndexOrder { neuron: group as u32 }.into());
     }
     match row.last() {
         Some(&last) if usize::from(last) >= inputs => {
@@ -421,132 +565,9 @@ fn room(lanes: &mut Vec<Lanes>, sizes: &[usize]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The logits of a label.
-#[inline(always)]
-fn logits(row: &[u16], values: &[f32], bias: f32, x: &[Lanes]) -> Lanes {
-    let mut z = [bias; TILE];
-    for (input, value) in row.iter().zip(values) {
-        let x = &x[usize::from(*input)];
-        for lane in 0..TILE {
-            z[lane] += value * x[lane];
-        }
-    }
-    z
-}
-
-/// Losses of logits of labels that no sample has, and their gradients.
-#[inline(always)]
-fn absent(loss: LabelLoss, z: &Lanes) -> (Lanes, Lanes) {
-    let (mut losses, mut slopes) = ([0.0; TILE], [0.0; TILE]);
-    match loss {
-        LabelLoss::BinaryCrossEntropy => {
-            for lane in 0..TILE {
-                let e = exp(-z[lane].abs());
-                // ln(1 + e) by the series of atanh at t = e / (2 + e), at most 1/3.
-                let t = e / (2.0 + e);
-                let tt = t * t;
-                let ln = 2.0
-                    * t
-                    * (1.0
-                        + tt * (1.0 / 3.0
-                            + tt * (0.2 + tt * (1.0 / 7.0 + tt * (1.0 / 9.0 + tt * (1.0 / 11.0))))));
-                losses[lane] = if z[lane] > 0.0 { z[lane] + ln } else { ln };
-                let share = 1.0 / (1.0 + e);
-                slopes[lane] = if z[lane] > 0.0 { share } else { e * share };
-            }
-        }
-        LabelLoss::SquaredHinge => {
-            for lane in 0..TILE {
-                // NaN stays.
-                let over = if z[lane] <= -1.0 { 0.0 } else { 1.0 + z[lane] };
-                losses[lane] = over * over;
-                slopes[lane] = 2.0 * over;
-            }
-        }
-    }
-    (losses, slopes)
-}
-
-/// Loss and gradient of a logit of a label that the sample has.
-fn present(loss: LabelLoss, z: f32) -> (f32, f32) {
-    match loss {
-        // ln(1 + e^z) − z = ln(1 + e^−z).
-        LabelLoss::BinaryCrossEntropy => ((-z.abs()).exp().ln_1p() + (-z).max(0.0), -1.0 / (1.0 + z.exp())),
-        LabelLoss::SquaredHinge => {
-            let under = if z >= 1.0 { 0.0 } else { 1.0 - z };
-            (under * under, -2.0 * under)
-        }
-    }
-}
-
-vectorised! {
-    /// The loss of a block's labels and a tile of samples. Adds the gradient by its numbers, and that by the features.
-    fn gradients(indices: &[u16], numbers: &[f32], x: &[Lanes], tile: Tile, gradient: &mut [f32], dx: &mut [Lanes]) -> f64 {
-        let (values, biases) = numbers.split_at(indices.len());
-        let (dvalues, dbiases) = gradient.split_at_mut(indices.len());
-        let fan_in = indices.len() / biases.len();
-        let count = tile.samples.len();
-        let mut here = tile.here;
-        let mut total = 0.0;
-        for (label, bias) in biases.iter().enumerate() {
-            let weights = label * fan_in..(label + 1) * fan_in;
-            let (row, values) = (&indices[weights.clone()], &values[weights.clone()]);
-            let z = logits(row, values, *bias, x);
-            let (mut losses, mut slopes) = absent(tile.loss, &z);
-            let number = (tile.first + label) as u32;
-            let of_label = here.iter().take_while(|pair| pair.0 == number).count();
-            for (_, sample) in &here[..of_label] {
-                if let Some(lane) = (*sample as usize).checked_sub(tile.samples.start).filter(|lane| *lane < count) {
-                    (losses[lane], slopes[lane]) = present(tile.loss, z[lane]);
-                }
-            }
-            here = &here[of_label..];
-            total += f64::from(losses[..count].iter().sum::<f32>());
-            slopes[count..].fill(0.0);
-            // Those of the hinge often are.
-            if slopes.iter().all(|slope| *slope == 0.0) {
-                continue;
-            }
-            slopes.iter_mut().for_each(|slope| *slope *= tile.scale);
-            dbiases[label] += slopes.iter().sum::<f32>();
-            for ((input, value), dvalue) in row.iter().zip(values).zip(&mut dvalues[weights]) {
-                let (x, dx) = (&x[usize::from(*input)], &mut dx[usize::from(*input)]);
-                let mut sums = [0.0; 16];
-                for at in (0..TILE).step_by(16) {
-                    for lane in 0..16 {
-                        sums[lane] += slopes[at + lane] * x[at + lane];
-                        dx[at + lane] += slopes[at + lane] * value;
-                    }
-                }
-                *dvalue += sums.iter().sum::<f32>();
-            }
-        }
-        total
-    }
-}
-
-vectorised! {
-    /// Puts a block's labels among the `k` best of each sample of a tile, `least` of which is to be beaten.
-    fn best_of(indices: &[u16], numbers: &[f32], x: &[Lanes], first: usize, k: usize, best: &mut [Vec<(u32, f32)>], least: &mut Lanes) {
-        let (values, biases) = numbers.split_at(indices.len());
-        let fan_in = indices.len() / biases.len();
-        for (label, bias) in biases.iter().enumerate() {
-            let weights = label * fan_in..(label + 1) * fan_in;
-            let z = logits(&indices[weights.clone()], &values[weights], *bias, x);
-            let is_any = z.iter().zip(&*least).fold(false, |any, (z, least)| any | (z > least));
-            if is_any {
-                for lane in (0..TILE).filter(|lane| z[*lane] > least[*lane]).collect::<Vec<_>>() {
-                    let best = &mut best[lane];
-                    let at = best.partition_point(|(_, other)| *other >= z[lane]);
-                    best.insert(at, ((first + label) as u32, z[lane]));
-                    best.truncate(k);
-                    if best.len() == k {
-                        least[lane] = best.last().map_or(f32::INFINITY, |(_, z)| *z);
-                    }
-                }
-            }
-        }
-    }
+/// A matrix of zeros.
+fn zeros(rows: usize, columns: usize) -> Result<Vec<f32>, Error> {
+    memory::filled(0.0, rows.saturating_mul(columns)).map_err(Error::TrainingMemory)
 }
 
 #[cfg(test)]
@@ -565,16 +586,19 @@ mod tests {
     }
 
     impl Case {
-        fn new([inputs, labels, fan_in, batch]: [usize; 4]) -> Self {
-            let fill = |label: usize, row: &mut [u16], values: &mut [f32]| {
-                let rng = &mut SmallRng::seed_from_u64(label as u64);
+        fn new([inputs, labels, fan_in, group, batch]: [usize; 5]) -> Self {
+            let row = |group: usize, row: &mut [u16]| {
+                let rng = &mut SmallRng::seed_from_u64(group as u64);
                 let mut chosen = rand::seq::index::sample(rng, inputs, fan_in).into_vec();
                 chosen.sort_unstable();
                 row.iter_mut().zip(chosen).for_each(|(to, from)| *to = from as u16);
+            };
+            let weights = |label: usize, values: &mut [f32]| {
+                let rng = &mut SmallRng::seed_from_u64(label as u64 + 1_000_000);
                 values.iter_mut().for_each(|value| *value = rng.random_range(-1.0..1.0));
                 rng.random_range(-2.0..1.0)
             };
-            let layer = LabelLayer::new(inputs, labels, fan_in, fill).unwrap();
+            let layer = LabelLayer::new(LabelSizes { inputs, labels, fan_in, group }, row, weights).unwrap();
             let rng = &mut SmallRng::seed_from_u64(7);
             let x = (0..batch * inputs).map(|_| rng.random_range(-1.0..1.0)).collect();
             let has = (0..batch).map(|sample| {
@@ -588,9 +612,13 @@ mod tests {
             self.has.iter().map(Vec::as_slice).collect()
         }
 
+        fn row(&self, label: usize) -> &[u16] {
+            self.layer.inputs(label / self.layer.sizes.group)
+        }
+
         fn logit(&self, sample: usize, label: usize) -> f64 {
-            let (row, values, bias) = self.layer.label(label);
-            let x = &self.x[sample * self.layer.inputs..];
+            let (row, (values, bias)) = (self.row(label), self.layer.weights(label));
+            let x = &self.x[sample * self.layer.sizes.inputs..];
             let products = row.iter().zip(values).map(|(i, v)| f64::from(x[usize::from(*i)]) * f64::from(*v));
             products.sum::<f64>() + f64::from(bias)
         }
@@ -612,12 +640,13 @@ mod tests {
 
         /// The same, one logit after the other, in double precision.
         fn plainly(&self, loss: LabelLoss) -> (f64, Vec<Vec<f64>>, Vec<f64>) {
-            let (inputs, batch) = (self.layer.inputs, self.has.len());
+            let (sizes, batch) = (self.layer.sizes, self.has.len());
+            let (inputs, labels) = (sizes.inputs, sizes.block());
             let (mut total, mut dx) = (0.0, vec![0.0; self.x.len()]);
             let mut gradients: Vec<Vec<f64>> =
                 self.layer.blocks.iter().map(|block| vec![0.0; block.numbers.len()]).collect();
             for sample in 0..batch {
-                for label in 0..self.layer.labels {
+                for label in 0..self.layer.sizes.labels {
                     let (z, y) = (self.logit(sample, label), self.has[sample].contains(&(label as u32)));
                     let (l, slope) = match loss {
                         LabelLoss::BinaryCrossEntropy => {
@@ -632,13 +661,14 @@ mod tests {
                     };
                     total += l / batch as f64;
                     let slope = slope / batch as f64;
-                    let (row, values, _) = self.layer.label(label);
-                    let block = &mut gradients[label / BLOCK];
-                    let bias = self.layer.blocks[label / BLOCK].indices.len() + label % BLOCK;
+                    let (row, (values, _)) = (self.row(label), self.layer.weights(label));
+                    let block = &mut gradients[label / labels];
+                    let bias =
+                        self.layer.blocks[label / labels].labels(sizes) * sizes.fan_in + label % labels;
                     block[bias] += slope;
                     for (place, (input, value)) in row.iter().zip(values).enumerate() {
                         let at = sample * inputs + usize::from(*input);
-                        block[label % BLOCK * self.layer.fan_in + place] += slope * f64::from(self.x[at]);
+                        block[label % labels * sizes.fan_in + place] += slope * f64::from(self.x[at]);
                         dx[at] += slope * f64::from(*value);
                     }
                 }
@@ -654,9 +684,20 @@ mod tests {
         assert!(error <= 3e-6 * norm, "error {error} of {norm}");
     }
 
-    /// Of one sample, part of a tile, a whole one and more; of less than a block, one and several in several parts.
-    const SIZES: &[[usize; 4]] =
-        &[[1, 1, 1, 1], [5, 3, 2, 64], [7, 256, 7, 3], [40, 257, 11, 65], [30, 17 * BLOCK + 5, 4, 130]];
+    /// Inputs, labels, fan-in, group and batch. Of one sample, part of a tile, a whole one and more; of less than a block, one and several
+    /// in several parts; in groups of which the last has fewer, or that do not fill a block of 256; with all inputs, more than a chunk.
+    const SIZES: &[[usize; 5]] = &[
+        [1, 1, 1, 1, 1],
+        [5, 3, 2, 2, 64],
+        [7, 256, 7, 1, 3],
+        [40, 257, 11, 1, 65],
+        [100, 300, 70, 16, 65],
+        [100, 300, 70, 1, 10],
+        [130, 70, 130, 32, 70],
+        [30, 17 * BLOCK + 5, 4, 1, 130],
+        [30, 2 * BLOCK + 90, 4, 100, 70],
+        [9, 2 * BLOCK, 5, 256, 2],
+    ];
 
     #[test]
     fn losses_and_gradients_are_those_of_plain_sums() {
@@ -676,11 +717,12 @@ mod tests {
     #[test]
     fn logits_of_any_size_have_a_loss() {
         for loss in LOSSES {
-            let mut layer = LabelLayer::new(1, 1, 1, |_, _, values| {
+            let sizes = LabelSizes { inputs: 1, labels: 1, fan_in: 1, group: 1 };
+            let weights = |_: usize, values: &mut [f32]| {
                 values[0] = 1.0;
                 0.0
-            })
-            .unwrap();
+            };
+            let mut layer = LabelLayer::new(sizes, |_, _| {}, weights).unwrap();
             for z in [-1e15, -200.0, -90.0, -1e-20, 0.0, 1e-20, 90.0, 200.0, 1e4] {
                 for has in [&[][..], &[0]] {
                     let (mut dx, mut nothing) = ([f32::NAN], [()]);
@@ -716,8 +758,8 @@ mod tests {
 
     #[test]
     fn any_number_of_threads_trains_the_same() {
-        let on = |threads| {
-            let Case { mut layer, x, has } = Case::new([30, 5 * BLOCK + 9, 4, 70]);
+        let on = |threads, group| {
+            let Case { mut layer, x, has } = Case::new([30, 5 * BLOCK + 9, 4, group, 70]);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let (mut moments, mut dx) = (LabelMoments::new(&layer).unwrap(), vec![0.0; x.len()]);
@@ -733,7 +775,8 @@ mod tests {
                 (layer, moments, dx, losses)
             })
         };
-        assert_eq!(on(1), on(3));
+        assert_eq!(on(1, 1), on(3, 1));
+        assert_eq!(on(1, 16), on(3, 16));
     }
 
     #[test]
@@ -748,8 +791,9 @@ mod tests {
             for k in [1, 5, 1000] {
                 let best = case.layer.top(k, &case.x, &mut LabelScratch::default()).unwrap();
                 for (sample, best) in best.iter().enumerate() {
-                    let mut all: Vec<(u32, f32)> = (0..case.layer.labels)
-                        .map(|label| (label as u32, case.logit(sample, label) as f32))
+                    let mut all: Vec<(u32, f32)> = (0..case.layer.sizes.labels)
+                        // Zeros of both signs are equal.
+                        .map(|label| (label as u32, case.logit(sample, label) as f32 + 0.0))
                         .collect();
                     all.sort_by(|a, b| b.1.total_cmp(&a.1));
                     all.truncate(k);
@@ -761,23 +805,35 @@ mod tests {
 
     #[test]
     fn weights_that_stay_keep_value_and_moments() {
-        let mut layer = LabelLayer::new(6, 2, 3, |label, row, values| {
-            row.copy_from_slice(&[0, 2, 4]);
-            values.copy_from_slice(&[1.0, 2.0, 3.0]);
+        // Labels 0 and 1 share inputs, label 2 has its own.
+        let sizes = LabelSizes { inputs: 6, labels: 3, fan_in: 3, group: 2 };
+        let weights = |label: usize, values: &mut [f32]| {
+            values.copy_from_slice(&[1.0, -2.0, 3.0]);
             label as f32
-        })
-        .unwrap();
+        };
+        let mut layer = LabelLayer::new(sizes, |_, row| row.copy_from_slice(&[0, 2, 4]), weights).unwrap();
         let mut moments = LabelMoments::new(&layer).unwrap();
-        moments.blocks[0] = [1.0, -1.0].map(|sign| (1..=8).map(|i| sign * i as f32).collect());
-        let choose = |label: usize, row: &[u16], values: &[f32], next: &mut [u16]| {
-            assert_eq!((row, values), (&[0, 2, 4][..], &[1.0, 2.0, 3.0][..]));
-            next.copy_from_slice(if label == 0 { row } else { &[1, 2, 5] });
+        moments.blocks[0] = [1.0, -1.0].map(|sign| (1..=12).map(|i| sign * i as f32).collect());
+        let choose = |group: usize, row: &[u16], magnitudes: &[f32], next: &mut [u16]| {
+            assert_eq!(row, [0, 2, 4]);
+            assert_eq!(magnitudes, if group == 0 { [2.0, 4.0, 6.0] } else { [1.0, 2.0, 3.0] });
+            next.copy_from_slice(if group == 1 { row } else { &[1, 2, 5] });
         };
         layer.rewire(&mut moments, choose).unwrap();
-        assert_eq!(layer.label(0), (&[0, 2, 4][..], &[1.0, 2.0, 3.0][..], 0.0));
-        assert_eq!(layer.label(1), (&[1, 2, 5][..], &[0.0, 2.0, 0.0][..], 1.0));
-        assert_eq!(moments.blocks[0][0], [1.0, 2.0, 3.0, 0.0, 5.0, 0.0, 7.0, 8.0]);
-        assert_eq!(moments.blocks[0][1], [-1.0, -2.0, -3.0, 0.0, -5.0, 0.0, -7.0, -8.0]);
+        assert_eq!([layer.inputs(0), layer.inputs(1)], [[1, 2, 5], [0, 2, 4]]);
+        assert_eq!(layer.weights(0), (&[0.0, -2.0, 0.0][..], 0.0));
+        assert_eq!(layer.weights(1), (&[0.0, -2.0, 0.0][..], 1.0));
+        assert_eq!(layer.weights(2), (&[1.0, -2.0, 3.0][..], 2.0));
+        let after = [0.0, 2.0, 0.0, 0.0, 5.0, 0.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0];
+        assert_eq!(moments.blocks[0], [after.to_vec(), after.map(|moment| -moment).to_vec()]);
+        // As they were, from what is told of them.
+        let mut restored = LabelMoments::new(&layer).unwrap();
+        restored.restore(|moment, label, values| {
+            let (of_values, bias) = moments.weights(moment, label);
+            values.copy_from_slice(of_values);
+            bias
+        });
+        assert!(restored == moments);
         let twice = layer.rewire(&mut moments, |_, _, _, next| next.fill(1));
         assert_eq!(
             twice.unwrap_err().to_string(),
@@ -786,14 +842,59 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
-        let refused = |[inputs, labels, fan_in]: [usize; 3], input: u16| {
-            let fill = |_: usize, row: &mut [u16], _: &mut [f32]| {
-                row.fill(input);
-                0.0
+    fn gradients_of_labels_that_samples_have_are_those_of_dense_weights() {
+        for &size in if cfg!(miri) { &SIZES[..2] } else { SIZES } {
+            let case = Case::new(size);
+            let LabelSizes { inputs, group, labels, .. } = case.layer.sizes;
+            // The same logits from weights of which most are 0.
+            let dense = LabelSizes { fan_in: inputs, ..case.layer.sizes };
+            let fill = |label: usize, values: &mut [f32]| {
+                let (own, bias) = case.layer.weights(label);
+                case.row(label)
+                    .iter()
+                    .zip(own)
+                    .for_each(|(input, value)| values[usize::from(*input)] = *value);
+                bias
             };
-            LabelLayer::new(inputs, labels, fan_in, fill).unwrap_err().to_string()
+            let all =
+                |_: usize, row: &mut [u16]| row.iter_mut().enumerate().for_each(|(k, to)| *to = k as u16);
+            let dense = Case { layer: LabelLayer::new(dense, all, fill).unwrap(), ..Case::new(size) };
+            for loss in LOSSES {
+                let scratch = &mut LabelScratch::default();
+                let seen = case.layer.seen_gradients(loss, &case.x, &case.has(), scratch).unwrap();
+                let (_, gradients, _) = dense.plainly(loss);
+                let gradient = |label: usize, input: usize| {
+                    let per_block = dense.layer.sizes.block();
+                    gradients[label / per_block][label % per_block * inputs + input]
+                };
+                let has = |label: usize| case.has.iter().flatten().any(|has| *has as usize == label);
+                for of_group in 0..case.layer.sizes.groups() {
+                    let of_group_labels = of_group * group..labels.min((of_group + 1) * group);
+                    let here: Vec<usize> = of_group_labels.filter(|label| has(*label)).collect();
+                    let got = seen.of(of_group);
+                    assert_eq!(got.is_some(), !here.is_empty());
+                    let sum = |input| here.iter().map(|label| gradient(*label, input).abs()).sum();
+                    let want: Vec<f64> = (0..inputs).map(sum).collect();
+                    if let Some(got) = got {
+                        assert_close(got, &want);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let refused_groups = |[inputs, labels, fan_in, group]: [usize; 4], input: u16| {
+            let sizes = LabelSizes { inputs, labels, fan_in, group };
+            LabelLayer::new(sizes, |_, row| row.fill(input), |_, _| 0.0).unwrap_err().to_string()
         };
+        let refused =
+            |[inputs, labels, fan_in]: [usize; 3], input| refused_groups([inputs, labels, fan_in, 1], input);
+        for group in [0, 257, usize::MAX] {
+            let said = format!("groups of {group} labels: from 1 to 256 may share inputs");
+            assert!(refused_groups([4, 2, 1, group], 0).contains(&said));
+        }
         assert!(refused([4, 2, 0], 0).contains("fan-in 0 of a matrix with 4 columns"));
         assert!(refused([4, 2, 5], 0).contains("fan-in 5 of a matrix with 4 columns"));
         assert!(refused([4, 2, 1], 4).contains("input index 4 of a matrix with 4 columns"));

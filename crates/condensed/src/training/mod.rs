@@ -23,6 +23,7 @@ mod activation;
 mod adam;
 mod attention;
 mod dropout;
+mod label_kernels;
 mod labels;
 mod layer;
 mod layout;
@@ -34,7 +35,7 @@ pub use activation::{gelu, gelu_gradient, hard_swish, hard_swish_gradient, relu,
 pub use adam::AdamStep;
 pub use attention::Attention;
 pub use dropout::dropout;
-pub use labels::{LabelLayer, LabelLoss, LabelMoments, LabelScratch};
+pub use labels::{LabelLayer, LabelLoss, LabelMoments, LabelScratch, LabelSizes, SeenGradients};
 pub use layer::{LaidOut, Layer, Scratch};
 pub use norm::{BatchNorm, LayerNorm, Moments};
 pub use pool::MaxPool;

@@ -136,6 +136,7 @@ fn find_peers(options: &Options) -> Peers {
     Peers::find(&crate::workspace_root().join("target/peers"), |environment| match environment {
         Environment::Torch => options.torch_python.clone(),
         Environment::DeepSparse => options.deepsparse_python.clone(),
+        Environment::Napkinxc => None,
     })
 }
 
