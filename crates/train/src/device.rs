@@ -32,7 +32,19 @@ fn cuda(index: &str) -> Result<Device> {
     );
     let others = if found == 1 { String::new() } else { format!(" to cuda:{}", found - 1) };
     ensure!(index < found, "there is no cuda:{index}: this machine has cuda:0{others}");
+    keep_kernels();
     Ok(Device::cuda(index))
+}
+
+/// Keeps compiled kernels on disk, beside what Burn found to be the fastest of them: compiling them is most of what the
+/// first steps on a GPU take. The rest of CubeCL's configuration is the user's, from `cubecl.toml` and the environment.
+#[cfg(feature = "cuda")]
+fn keep_kernels() {
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    config.compilation.cache = true;
+    // Refused once a device is in use: then the program has chosen already.
+    CubeClRuntimeConfig::try_set(config);
 }
 
 #[cfg(not(feature = "cuda"))]
