@@ -223,6 +223,25 @@ impl<const D: usize> ActiveWeight<D> {
         })
     }
 
+    /// A weight of these values, one row of `mask` after the other, in Burn's dimensions `[out, in, …]`; its topology stays.
+    pub fn of_values(
+        layout: Layout,
+        dims: [usize; D],
+        mask: Mask,
+        values: Vec<f32>,
+        device: &Device,
+    ) -> Self {
+        let room = values.len();
+        Self {
+            values: Param::from_tensor(Tensor::from_data(TensorData::new(values, [room]), device)),
+            positions: ParamId::new(),
+            shape: Param::initialized(ParamId::new(), integers(dims.map(|size| size as i64).into(), device)),
+            layout,
+            topology: Topology::new(Arc::new(mask)),
+            capture: Arc::default(),
+        }
+    }
+
     pub fn mask(&self) -> &Mask {
         &self.topology.mask
     }

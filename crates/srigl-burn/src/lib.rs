@@ -72,6 +72,7 @@ pub mod fused;
 #[cfg(feature = "gpu")]
 #[doc(hidden)]
 pub mod gpu;
+mod label_output;
 mod layout;
 mod lowering;
 mod memory;
@@ -91,6 +92,7 @@ pub use config::{Sparsified, SparsityConfig};
 pub use discover::sparse_layers;
 pub use error::Error;
 pub use export::{NamedTensor, state_dict};
+pub use label_output::LabelOutput;
 pub use lowering::{Lower, Lowering, Value, lower};
 pub use optimizer::{SparseOptimizer, SparseState};
 pub use records::dense_record;

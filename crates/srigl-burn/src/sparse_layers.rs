@@ -10,13 +10,15 @@ use crate::place::Place;
 use crate::sparse_ops::{SparseCall, SparseOps, trains_on_cpu};
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
-use burn::nn::Linear;
 use burn::nn::conv::Conv2d;
+use burn::nn::{Linear, LinearConfig};
 use burn::tensor::module::{conv2d, linear};
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use condensed::training::Layer;
-use condensed::{CondensedWeight, Error, Pattern, Shape};
-use sparsity_core::Mask;
+use condensed::{CondensedWeight, Error, Pattern, Shape, WeightError};
+use rand::RngExt;
+use sparsity_core::{Mask, Purpose, Stream, random_row};
+use srigl_tensors::memory;
 use std::sync::Arc;
 
 /// A linear layer that trains in condensed form once it is sparse: `y = x · Wᵀ + b` over the last dimension.
@@ -73,6 +75,62 @@ impl SparseLinear {
         let weight = ActiveWeight::new(Layout::InOut, &layer.weight, mask, mask.nnz(), Arc::default())?;
         Layer::linear(&weight.pattern())?;
         Ok(Self { weight: Weight::Sparse(weight), bias: layer.bias.clone() })
+    }
+
+    /// A sparse layer whose neurons read `fan_in` inputs each, drawn at random; its topology stays. Values and bias are drawn as
+    /// PyTorch draws those of a dense layer with so many inputs, uniformly between `±1/√fan_in`. No dense weight is made, so that
+    /// there may be hundreds of thousands of outputs; of a layer of labels, [`LabelOutput`](crate::LabelOutput) makes no `[batch, N]`
+    /// either.
+    ///
+    /// ```
+    /// use burn::nn::LinearConfig;
+    /// use burn::tensor::{Device, Tensor};
+    /// use srigl_burn::SparseLinear;
+    ///
+    /// let device = Device::flex();
+    /// let layer = SparseLinear::with_fan_in(&LinearConfig::new(768, 10_000), 32, 0, &device)?;
+    /// assert_eq!(layer.forward(Tensor::<2>::ones([2, 768], &device)).dims(), [2, 10_000]);
+    /// assert_eq!(layer.parameter().dims(), [10_000 * 32]);
+    /// # Ok::<(), srigl_burn::condensed::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if the fan-in is 0 or larger than the inputs, or these are more than 65 536; [`Error::TrainingMemory`] if there is no
+    /// memory for it.
+    pub fn with_fan_in(
+        config: &LinearConfig,
+        fan_in: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let (inputs, neurons) = (config.d_input, config.d_output);
+        if inputs > 1 << 16 {
+            return Err(WeightError::Labels { labels: neurons, inputs }.into());
+        }
+        if fan_in == 0 || fan_in > inputs {
+            return Err(WeightError::FanIn { fan_in, inputs }.into());
+        }
+        let mask = memory::product(&[neurons, inputs.div_ceil(64), 8]);
+        memory::check(mask).map_err(Error::TrainingMemory)?;
+        let mut values =
+            memory::filled(0.0, neurons.saturating_mul(fan_in)).map_err(Error::TrainingMemory)?;
+        let (stream, most) = (Stream { seed, layer: 0, step: 0 }, 1.0 / (fan_in as f32).sqrt());
+        let mut row = vec![0; fan_in];
+        let mut mask = Mask::empty(neurons, inputs);
+        for (neuron, values) in values.chunks_exact_mut(fan_in).enumerate() {
+            random_row(&mut row, inputs, stream, neuron);
+            row.iter().for_each(|input| mask.activate(neuron, usize::from(*input)));
+            let mut rng = stream.rng(Purpose::Weights, neuron);
+            values.iter_mut().for_each(|value| *value = rng.random_range(-most..most));
+        }
+        let weight = ActiveWeight::of_values(Layout::InOut, [neurons, inputs], mask, values, device);
+        Layer::linear(&weight.pattern())?;
+        let bias = config.bias.then(|| {
+            let mut rng = stream.rng(Purpose::Weights, neurons);
+            let bias: Vec<f32> = (0..neurons).map(|_| rng.random_range(-most..most)).collect();
+            Param::from_tensor(Tensor::from_data(TensorData::new(bias, [neurons]), device))
+        });
+        Ok(Self { weight: Weight::Sparse(weight), bias })
     }
 
     /// `[…, M]` → `[…, N]`, in the input's float type.

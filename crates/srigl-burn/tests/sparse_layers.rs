@@ -8,6 +8,7 @@ use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, Optimizer, SgdConfig};
 use burn::tensor::{Bool, Device, Distribution, FloatDType, Tensor, TensorData, Tolerance};
+use srigl_burn::condensed::FanIn;
 use srigl_burn::methods::{AnyMethod, Rigl, Set, Srigl, StaticMask};
 use srigl_burn::{
     Mask, NamedTensor, NormClipping, SparseConv2d, SparseLinear, Sparsified, SparsityConfig, dense_record,
@@ -450,4 +451,45 @@ fn what_does_not_fit_is_refused() {
     let error = SparseLinear::from_linear(&layer, &mask(8, 6)).unwrap_err().to_string();
     assert!(error.contains("[8, 6]") && error.contains("[6, 8]"), "{error}");
     assert!(SparseConv2d::from_conv(&Conv2dConfig::new([2, 4], [3, 3]).init(&device), &mask(4, 17)).is_err());
+}
+
+/// Every neuron reads so many inputs, the gradients are those of the dense layer of these weights, and nothing dense is needed.
+#[test]
+fn layers_of_a_fan_in_are_sparse_from_the_first_step() {
+    for device in devices() {
+        let config = LinearConfig::new(40, 9);
+        let layer = SparseLinear::with_fan_in(&config, 6, 3, &device).unwrap();
+        let weights = layer.condensed().unwrap().unwrap();
+        assert_eq!((weights.values().len(), weights.fan_in()), (54, &FanIn::Constant(6)));
+        let most = 1.0 / 6f32.sqrt();
+        assert!(weights.values().iter().all(|value| value.abs() <= most && *value != 0.0));
+        // The same again, and another with another seed.
+        let pattern = |seed| SparseLinear::with_fan_in(&config, 6, seed, &device).unwrap().pattern().unwrap();
+        assert_eq!(layer.pattern().unwrap(), pattern(3));
+        assert_ne!(layer.pattern().unwrap(), pattern(4));
+
+        let dense = layer.weight();
+        let x = Tensor::<2>::random([5, 40], Distribution::Default, &device);
+        let bias = layer.bias.as_ref().unwrap().val();
+        close(&layer.forward(x.clone()), &(x.clone().matmul(dense) + bias.unsqueeze()));
+        let gradients = layer.forward(x).sum().backward();
+        assert_eq!(layer.parameter().grad(&gradients).unwrap().dims(), [54]);
+
+        // It trains.
+        let mut adam = AdamConfig::new().init();
+        let (mut trained, mut losses) = (layer, Vec::new());
+        let x = Tensor::<2>::random([16, 40], Distribution::Default, &device);
+        for _ in 0..30 {
+            let loss = (trained.forward(x.clone()) - 1.0).square().mean();
+            losses.push(loss.clone().into_scalar::<f32>());
+            let gradients = GradientsParams::from_grads(loss.backward(), &trained);
+            trained = adam.step(0.03, trained, gradients);
+        }
+        assert!(losses[29] < 0.3 * losses[0], "{losses:?}");
+        let without = SparseLinear::with_fan_in(&config.clone().with_bias(false), 40, 0, &device).unwrap();
+        assert!(without.bias.is_none() && without.parameter().dims() == [360]);
+        for (inputs, fan_in) in [(40, 0), (40, 41), (70_000, 3)] {
+            assert!(SparseLinear::with_fan_in(&LinearConfig::new(inputs, 9), fan_in, 3, &device).is_err());
+        }
+    }
 }
