@@ -58,6 +58,13 @@ struct TrainArgs {
     /// Points to measure on after each epoch
     #[arg(long, value_name = "FILE")]
     test: PathBuf,
+    /// Dense features of the points to train on: a safetensors file with a tensor [points, features]; the lines of --train have labels
+    /// alone then
+    #[arg(long, value_name = "FILE", requires = "test_features")]
+    train_features: Option<PathBuf>,
+    /// The same of the points to measure on
+    #[arg(long, value_name = "FILE", requires = "train_features")]
+    test_features: Option<PathBuf>,
     /// Folder of the run, new or empty
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
@@ -126,6 +133,9 @@ struct EvalArgs {
     /// Points to measure on
     #[arg(long, value_name = "FILE")]
     test: PathBuf,
+    /// Their dense features, as in training
+    #[arg(long, value_name = "FILE")]
+    test_features: Option<PathBuf>,
     /// Threads to use; results do not depend on it [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -145,7 +155,7 @@ Example:
 struct PredictArgs {
     /// Folder of `srigl xmc train`
     run: PathBuf,
-    /// Points whose labels are asked for
+    /// Points whose labels are asked for; dense features are a safetensors file
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Labels of each point
@@ -249,8 +259,8 @@ pub fn threads(args: &XmcArgs) -> Option<Option<usize>> {
 
 fn train(args: &TrainArgs) -> Result<()> {
     let training = config(args)?;
-    let train = points(&args.train, args.quiet, Points::read)?;
-    let test = points(&args.test, args.quiet, Points::read)?;
+    let train = labelled(&args.train, args.train_features.as_deref(), args.quiet)?;
+    let test = labelled(&args.test, args.test_features.as_deref(), args.quiet)?;
     let dense_head = if args.dense { train.labels() } else { args.dense_head };
     let fan_in = if args.dense { args.hidden } else { args.fan_in };
     let (hidden, group, seed) = (args.hidden, args.group, args.seed);
@@ -372,7 +382,7 @@ fn network(run: &Path) -> Result<Network> {
 
 fn eval(args: &EvalArgs) -> Result<()> {
     let network = network(&args.run)?;
-    let test = points(&args.test, false, Points::read)?;
+    let test = labelled(&args.test, args.test_features.as_deref(), false)?;
     let bar = bar(test.len() as u64, "points", false);
     let rankings = network.evaluate(&test, Measured::RANKED, CHUNK, |done| bar.set_position(done as u64));
     let rankings = rankings.with_context(|| format!("`{}`", args.test.display()))?;
@@ -388,7 +398,11 @@ fn predict(args: &PredictArgs) -> Result<()> {
         .is_ok_and(|output| args.input.canonicalize().is_ok_and(|input| input == output));
     ensure!(!is_input, "-o `{}` is the input; take another name", args.output.display());
     let network = network(&args.run)?;
-    let input = points(&args.input, false, Points::read_unlabelled)?;
+    let is_dense = args.input.extension().is_some_and(|extension| extension == "safetensors");
+    let input = match is_dense {
+        true => points(&args.input, false, |path, progress| Points::read_unlabelled_dense(path, progress))?,
+        false => points(&args.input, false, |path, progress| Points::read_unlabelled(path, progress))?,
+    };
     network.check(&input).with_context(|| format!("`{}`", args.input.display()))?;
     let bar = bar(input.len() as u64, "points", false);
     let mut failed = None;
@@ -482,6 +496,16 @@ fn debian(args: &DebianArgs) -> Result<()> {
         test.display()
     ))?;
     Ok(())
+}
+
+/// Points with labels, and with their dense features if there is a file of these.
+fn labelled(path: &Path, features: Option<&Path>, quiet: bool) -> Result<Points> {
+    match features {
+        Some(features) => {
+            points(features, quiet, |features, progress| Points::read_dense(path, features, progress))
+        }
+        None => points(path, quiet, |path, progress| Points::read(path, progress)),
+    }
 }
 
 /// Reads points with a progress bar of bytes.

@@ -135,6 +135,125 @@ fn what_does_not_fit_is_said_and_leaves_nothing_behind() {
     assert!(stderr(&output).contains("--labels must be from 1 to 4294967295"));
 }
 
+/// Dense features in a safetensors file: the same network as of a text that has all of them.
+#[test]
+fn dense_features_come_from_a_tensor() {
+    let bench = Bench::new();
+    let (points, columns) = (120, 6);
+    let number =
+        |point: usize, column: usize| ((point * (column + 3) + point / 7 * column) % 16) as f32 / 8.0 - 1.0;
+    let label =
+        |point: usize| (0..columns).max_by_key(|column| (number(point, *column) * 8.0) as i32).unwrap();
+    let (mut text, mut labels, mut data) =
+        (format!("{points} {columns} {columns}\n"), String::new(), Vec::new());
+    labels.push_str(&text);
+    for point in 0..points {
+        text += &label(point).to_string();
+        labels += &format!("{}\n", label(point));
+        for column in 0..columns {
+            text += &format!(" {column}:{}", number(point, column));
+            data.extend(number(point, column).to_le_bytes());
+        }
+        text += "\n";
+    }
+    let header = format!(
+        r#"{{"x":{{"dtype":"F32","shape":[{points},{columns}],"data_offsets":[0,{}]}}}}"#,
+        data.len()
+    );
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    for (name, bytes) in
+        [("text.txt", text.as_bytes()), ("labels.txt", labels.as_bytes()), ("x.safetensors", &bytes)]
+    {
+        fs::write(bench.path(name), bytes).unwrap();
+    }
+    let flags = "--hidden 32 --fan-in 8 --batch-size 20 --epochs 20 --dropout 0 --quiet";
+    let sparse = bench.srigl(&format!("xmc train --train text.txt --test text.txt {flags} --out sparse"));
+    assert!(sparse.status.success(), "{}", stderr(&sparse));
+    let features = "--train-features x.safetensors --test-features x.safetensors";
+    let dense = bench.srigl(&format!(
+        "xmc train --train labels.txt --test labels.txt {features} {flags} --out dense --json"
+    ));
+    assert!(dense.status.success(), "{}", stderr(&dense));
+    let model = |run: &str| fs::read(bench.path(run).join("model.safetensors")).unwrap();
+    assert!(model("sparse") == model("dense"));
+    let result: Value = serde_json::from_slice(&dense.stdout).unwrap();
+    assert!(result["p_at_1"].as_f64().unwrap() > 0.8, "{result}");
+    for (line, output) in
+        [("predict sparse --input text.txt", "s.txt"), ("predict dense --input x.safetensors", "d.txt")]
+    {
+        let predicted = bench.srigl(&format!("xmc {line} -o {output}"));
+        assert!(predicted.status.success(), "{}", stderr(&predicted));
+    }
+    assert_eq!(fs::read(bench.path("s.txt")).unwrap(), fs::read(bench.path("d.txt")).unwrap());
+    let measured = bench.srigl("xmc eval dense --test labels.txt --test-features x.safetensors --json");
+    let measured: Value = serde_json::from_slice(&measured.stdout).unwrap();
+    assert_eq!(measured["p_at_1"], result["p_at_1"]);
+    let half =
+        bench.srigl("xmc train --train labels.txt --train-features x.safetensors --test text.txt --out no");
+    assert_eq!(half.status.code(), Some(2), "one without the other");
+}
+
+/// A page of curves, of runs of one kind.
+#[test]
+fn runs_are_drawn() {
+    let bench = made_up();
+    let train = "xmc train --train train.txt --test test.txt --hidden 32 --epochs 2 --quiet";
+    for flags in ["--out a", "--dense --out b"] {
+        assert!(bench.srigl(&format!("{train} {flags}")).status.success());
+    }
+    let output = bench.srigl("report a b -o page.html");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let page = fs::read_to_string(bench.path("page.html")).unwrap();
+    for text in ["Extreme classification", "P@1", "squared-hinge", "2000"] {
+        assert!(page.contains(text), "{text}");
+    }
+    assert!(!page.contains("unfinished"));
+    fs::remove_file(bench.path("b/result.json")).unwrap();
+    assert!(bench.srigl("report b -o page.html").status.success());
+    assert!(fs::read_to_string(bench.path("page.html")).unwrap().contains("2 of 2, unfinished"));
+    fs::create_dir(bench.path("other")).unwrap();
+    let mixed = bench.srigl("report a other -o page.html");
+    assert!(stderr(&mixed).contains("have nothing to compare"), "{}", stderr(&mixed));
+    // A damaged log is told with its line.
+    fs::write(bench.path("a/metrics.jsonl"), "{\"epoch\": 1}\n").unwrap();
+    assert!(stderr(&bench.srigl("report a -o page.html")).contains("metrics.jsonl, line 1: "));
+}
+
+#[test]
+fn debian_packages_are_points() {
+    let bench = Bench::new();
+    let package = |i: usize| {
+        format!(
+            "Package: tool{i}\nDepends: libc6, lib{}\nDescription: a tool of kind{} that helps\n",
+            i % 5,
+            i % 5
+        )
+    };
+    fs::write(bench.path("Packages"), (0..100).map(package).collect::<Vec<_>>().join("\n")).unwrap();
+    let output = bench.srigl("xmc debian --index Packages --seed 3 -o sets/debian");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.starts_with("wrote 100 packages with ") && said.contains(" and 6 packages that they depend on"),
+        "{said}"
+    );
+    let flags = "--hidden 32 --fan-in 8 --batch-size 20 --epochs 30 --dropout 0 --quiet --json";
+    let train = bench.srigl(&format!(
+        "xmc train --train sets/debian/train.txt --test sets/debian/test.txt {flags} --out run"
+    ));
+    let result: Value = serde_json::from_slice(&train.stdout).unwrap();
+    // All depend on libc6.
+    assert!(result["p_at_1"].as_f64().unwrap() > 0.9, "{result}");
+    fs::write(bench.path("Packages"), "no packages").unwrap();
+    let output = bench.srigl("xmc debian --index Packages -o none");
+    assert!(
+        !output.status.success() && stderr(&output).contains("a package index of 0 packages"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(!bench.path("none").exists());
+}
+
 /// A training that is killed at any time, and again, goes on to the network that it would have made.
 #[test]
 fn a_killed_training_goes_on() {

@@ -1,5 +1,6 @@
 //! Points of the extreme classification repository's text format.
 
+use crate::dense::Dense;
 use crate::{Error, LineError};
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
@@ -39,6 +40,8 @@ pub struct Points {
     counts: Vec<u32>,
     /// Of all of it.
     sha256: String,
+    /// Features that lie elsewhere.
+    dense: Option<Dense>,
 }
 
 /// Some points.
@@ -58,7 +61,42 @@ impl Points {
     /// [`Error::Read`] if it is no regular file or cannot be read; [`Error::Line`] says where and what is wrong; [`Error::Spool`] if
     /// there is no place for a temporary file.
     pub fn read(path: &Path, progress: impl FnMut(u64)) -> Result<Self, Error> {
-        Self::read_any(path, true, progress)
+        Self::read_any(path, true, None, progress)
+    }
+
+    /// Reads points whose features are dense: the lines have labels alone, and a safetensors file has a tensor `[points, features]` of
+    /// F32, F16 or BF16, its only one or that called `features`. It is checked, and stays open: batches are taken from it.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and [`Error::Model`] if `features` is not such a file or one of other points.
+    pub fn read_dense(path: &Path, features: &Path, mut progress: impl FnMut(u64)) -> Result<Self, Error> {
+        let dense = Dense::open(features, &mut progress)?;
+        let points = Self::read_any(path, true, Some(dense.columns), progress)?;
+        if points.len() != dense.rows {
+            let what = format!("{} rows for {} points of `{}`", dense.rows, points.len(), path.display());
+            return Err(Error::Model { path: features.into(), what });
+        }
+        let sha256 = format!("{} {}", points.sha256, dense.sha256);
+        Ok(Self { sha256: hex(&Sha256::digest(sha256)), dense: Some(dense), ..points })
+    }
+
+    /// Dense features alone, of points that are to be predicted.
+    ///
+    /// # Errors
+    /// As [`read_dense`](Self::read_dense).
+    pub fn read_unlabelled_dense(features: &Path, progress: impl FnMut(u64)) -> Result<Self, Error> {
+        let dense = Dense::open(features, progress)?;
+        let mut file = tempfile::tempfile().map_err(Error::Spool)?;
+        let mut point = Batch::default();
+        point.ends.push([0, 0]);
+        let bytes = point.bytes();
+        let room = memory::check(memory::product(&[dense.rows, 3, size_of::<u64>()]));
+        room.map_err(|cause| Error::Memory { what: "the places of so many points", cause })?;
+        // Where a point lies without labels, all do.
+        file.write_all(&bytes).map_err(Error::Spool)?;
+        let ends = vec![bytes.len() as u64; dense.rows];
+        let (sha256, features) = (dense.sha256.clone(), dense.columns);
+        Ok(Self { file, ends, features, labels: 0, counts: Vec::new(), sha256, dense: Some(dense) })
     }
 
     /// The same for points that are to be predicted: they may have no labels, and their lines begin with a space then, or with a
@@ -67,10 +105,15 @@ impl Points {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn read_unlabelled(path: &Path, progress: impl FnMut(u64)) -> Result<Self, Error> {
-        Self::read_any(path, false, progress)
+        Self::read_any(path, false, None, progress)
     }
 
-    fn read_any(path: &Path, with_labels: bool, mut progress: impl FnMut(u64)) -> Result<Self, Error> {
+    fn read_any(
+        path: &Path,
+        with_labels: bool,
+        dense: Option<usize>,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Self, Error> {
         let failed = |cause| Error::Read { path: path.into(), cause };
         let (file, _) = regular::open(path).map_err(failed)?;
         let mut file = BufReader::new(file);
@@ -101,6 +144,9 @@ impl Points {
         next(&mut line, &mut number)?;
         let wrong = |line: u64, what| Error::Line { path: path.into(), line, what };
         let [count, features, labels] = header(&line).map_err(|what| wrong(number, what))?;
+        if let Some(columns) = dense.filter(|columns| *columns as u64 != features) {
+            return Err(wrong(number, LineError::DenseFeatures { features, columns }));
+        }
 
         let mut points = Self {
             file: tempfile::tempfile().map_err(Error::Spool)?,
@@ -109,6 +155,7 @@ impl Points {
             labels: labels as usize,
             counts: Vec::new(),
             sha256: String::new(),
+            dense: None,
         };
         let mut to = BufWriter::new(&points.file);
         let mut sha = Sha256::new();
@@ -124,6 +171,9 @@ impl Points {
             }
             point.clear();
             point.parse(&line, [features, labels], with_labels).map_err(|what| wrong(number, what))?;
+            if dense.is_some() && !point.features.is_empty() {
+                return Err(wrong(number, LineError::BothFeatures));
+            }
             for label in &point.labels {
                 let label = *label as usize;
                 if label >= points.counts.len() {
@@ -188,7 +238,11 @@ impl Points {
 
     /// Where a point lies in the file.
     fn place(&self, point: usize) -> Range<u64> {
-        point.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[point]
+        let end = self.ends[point];
+        match self.labels {
+            0 => 0..end,
+            _ => point.checked_sub(1).map_or(0, |before| self.ends[before])..end,
+        }
     }
 
     /// These points.
@@ -203,7 +257,8 @@ impl Points {
         let (mut file, mut bytes) = (&self.file, Vec::new());
         // As it is here, and while it is sorted by feature and by label.
         let mut sizes = points.iter().map(|point| self.place(*point)).map(|place| place.end - place.start);
-        let room = sizes.try_fold(0, u64::checked_add);
+        let dense = self.dense.as_ref().and_then(|dense| memory::product(&[points.len(), dense.columns, 8]));
+        let room = sizes.try_fold(dense.unwrap_or_default(), u64::checked_add);
         memory::check(room.and_then(|room| room.checked_mul(4)))
             .map_err(|cause| Error::Memory { what: "a batch of these points; take a smaller one", cause })?;
         for point in points {
@@ -212,6 +267,13 @@ impl Points {
             file.seek(SeekFrom::Start(place.start)).map_err(Error::Spool)?;
             file.read_exact(&mut bytes).map_err(Error::Spool)?;
             batch.push(&bytes);
+        }
+        if let Some(dense) = &self.dense {
+            dense.read(points, &mut batch.values)?;
+            for (point, end) in (1..).zip(&mut batch.ends) {
+                batch.features.extend(0..dense.columns as u32);
+                end[1] = point * dense.columns;
+            }
         }
         Ok(batch)
     }

@@ -49,7 +49,7 @@ pub enum Error {
         /// Of the network.
         expected: usize,
     },
-    /// A file does not hold a network.
+    /// A file of tensors does not hold a network, a training or features.
     #[error("`{}`: {}", printable(&path.display()), printable(what))]
     Model {
         /// The file.
@@ -122,6 +122,10 @@ pub enum LineError {
     FeatureRange { feature: u64, features: usize },
     #[error("feature {feature} has the value {value}")]
     NotFinite { feature: u64, value: f32 },
+    #[error("{features} features, but the file with dense ones has {columns}")]
+    DenseFeatures { features: u64, columns: usize },
+    #[error("a point with features, though there is a file with dense ones")]
+    BothFeatures,
     #[error("longer than {} MiB", .0 >> 20)]
     Length(u64),
 }

@@ -31,6 +31,7 @@
 
 mod data;
 pub mod debian;
+mod dense;
 mod error;
 mod file;
 mod groups;

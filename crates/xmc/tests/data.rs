@@ -1,6 +1,7 @@
 //! Files that are read, and files that are refused with a place.
 
 use proptest::prelude::*;
+use srigl_tensors::{Dtype, RawTensor, TensorFile};
 use srigl_xmc::{Error, LineError, Points};
 use std::io::Write;
 
@@ -110,4 +111,93 @@ fn points_to_be_predicted_need_no_labels() {
     let batch = points.batch(&[0, 1, 2, 3]).unwrap();
     assert_eq!([0, 1, 2, 3].map(|point| batch.labels(point)), [&[][..], &[], &[0, 3], &[]]);
     assert_eq!([0, 1, 2, 3].map(|point| batch.features(point).0), [&[1][..], &[2, 3], &[4], &[]]);
+}
+
+/// A safetensors file with one tensor.
+fn tensor(name: &str, dtype: Dtype, shape: [usize; 2], data: Vec<u8>) -> Vec<u8> {
+    let tensor = RawTensor { dtype, shape: shape.into(), data: data.into() };
+    let file = TensorFile { metadata: None, tensors: [(name.to_string(), tensor)].into() };
+    let mut bytes = Vec::new();
+    file.write(1 << 16, &mut bytes).unwrap();
+    bytes
+}
+
+fn f32s(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+#[test]
+fn dense_features_are_those_of_a_text_with_all_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let numbers = [0.5, -1.0, 2.0, 0.25, 8.0, -0.125];
+    std::fs::write(path("text"), "2 3 4\n0,2 0:0.5 1:-1 2:2\n3 0:0.25 1:8 2:-0.125\n").unwrap();
+    std::fs::write(path("labels"), "2 3 4\n0,2\n3\n").unwrap();
+    let text = Points::read(&path("text"), |_| {}).unwrap().batch(&[1, 0, 1]).unwrap();
+    let half = |bits: fn(f32) -> [u8; 2]| numbers.into_iter().flat_map(bits).collect::<Vec<u8>>();
+    let bf16 = |number: f32| (((number.to_bits() >> 16) & 0xffff) as u16).to_le_bytes();
+    // Those of these numbers are exact.
+    let f16 = |number: f32| {
+        let (sign, exponent) = (number.to_bits() >> 31 << 15, (number.abs().log2() as i32 + 15) as u32);
+        ((sign | exponent << 10) as u16).to_le_bytes()
+    };
+    for (dtype, data) in [(Dtype::F32, f32s(&numbers)), (Dtype::BF16, half(bf16)), (Dtype::F16, half(f16))] {
+        std::fs::write(path("dense"), tensor("x", dtype, [2, 3], data)).unwrap();
+        let points = Points::read_dense(&path("labels"), &path("dense"), |_| {}).unwrap();
+        assert_eq!((points.len(), points.features(), points.labels()), (2, 3, 4));
+        assert_eq!(points.batch(&[1, 0, 1]).unwrap(), text, "{dtype}");
+        let alone = Points::read_unlabelled_dense(&path("dense"), |_| {}).unwrap();
+        assert_eq!((alone.len(), alone.features(), alone.labels()), (2, 3, 0));
+        let batch = alone.batch(&[1, 0]).unwrap();
+        assert_eq!((batch.labels(0), batch.features(0)), (&[][..], text.features(0)));
+        assert_eq!(batch.features(1), text.features(1));
+    }
+    // The same points are told from others by their digest.
+    let sha = |labels: &str, numbers: &[f32]| {
+        std::fs::write(path("labels"), labels).unwrap();
+        std::fs::write(path("dense"), tensor("x", Dtype::F32, [2, 3], f32s(numbers))).unwrap();
+        Points::read_dense(&path("labels"), &path("dense"), |_| {}).unwrap().sha256().to_string()
+    };
+    let first = sha("2 3 4\n0,2\n3\n", &numbers);
+    assert_eq!(first, sha("2 3 4\n2,0 \n3\n", &numbers));
+    assert_ne!(first, sha("2 3 4\n0,1\n3\n", &numbers));
+    assert_ne!(first, sha("2 3 4\n0,2\n3\n", &[0.5, -1.0, 2.0, 0.25, 8.0, -0.25]));
+}
+
+#[test]
+fn dense_features_that_do_not_fit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let refused = |labels: &str, bytes: Vec<u8>| {
+        std::fs::write(path("labels"), labels).unwrap();
+        std::fs::write(path("dense"), bytes).unwrap();
+        Points::read_dense(&path("labels"), &path("dense"), |_| {}).unwrap_err().to_string()
+    };
+    let good = tensor("x", Dtype::F32, [2, 3], f32s(&[1.0; 6]));
+    let labels = "2 3 4\n0\n1\n";
+    for (labels, bytes, says) in [
+        ("2 5 4\n0\n1\n", good.clone(), "labels`, line 1: 5 features, but the file with dense ones has 3"),
+        ("2 3 4\n0\n1 0:1\n", good.clone(), "labels`, line 3: a point with features, though there is a file"),
+        ("1 3 4\n0\n", good.clone(), "dense`: 2 rows for 1 points of `"),
+        (labels, good[..good.len() - 1].to_vec(), "dense`: tensor `x` lies at 0 to 24"),
+        (labels, b"text".to_vec(), "dense`: it has less than 8 bytes"),
+        (labels, tensor("x", Dtype::I32, [2, 3], f32s(&[1.0; 6])), "of the type I32, not F32"),
+        (labels, tensor("x", Dtype::F32, [0, 3], Vec::new()), "there must be some"),
+        (
+            labels,
+            tensor("x", Dtype::F32, [2, 3], f32s(&[1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0])),
+            "dense`: row 1, column 1 has the value NaN",
+        ),
+    ] {
+        let said = refused(labels, bytes);
+        assert!(said.contains(says), "{said}");
+    }
+    let mut two = TensorFile::default();
+    for name in ["a", "b"] {
+        let data = f32s(&[1.0; 6]).into();
+        two.tensors.insert(name.into(), RawTensor { dtype: Dtype::F32, shape: vec![2, 3], data });
+    }
+    let mut bytes = Vec::new();
+    two.write(1 << 16, &mut bytes).unwrap();
+    assert!(refused(labels, bytes).contains("2 tensors, of which none is called `features`"));
 }
