@@ -13,9 +13,6 @@ use srigl_xmc::{
 };
 use std::path::{Path, PathBuf};
 
-/// Points that are ranked at once.
-const CHUNK: usize = 512;
-
 /// Arguments of `srigl xmc`.
 #[derive(Args)]
 pub struct XmcArgs {
@@ -384,7 +381,8 @@ fn eval(args: &EvalArgs) -> Result<()> {
     let network = network(&args.run)?;
     let test = labelled(&args.test, args.test_features.as_deref(), false)?;
     let bar = bar(test.len() as u64, "points", false);
-    let rankings = network.evaluate(&test, Measured::RANKED, CHUNK, |done| bar.set_position(done as u64));
+    let rankings =
+        network.evaluate(&test, Measured::RANKED, Measured::CHUNK, |done| bar.set_position(done as u64));
     let rankings = rankings.with_context(|| format!("`{}`", args.test.display()))?;
     bar.finish_and_clear();
     print::either(args.json, &Measured::new(&rankings), table)?;
@@ -400,15 +398,15 @@ fn predict(args: &PredictArgs) -> Result<()> {
     let network = network(&args.run)?;
     let is_dense = args.input.extension().is_some_and(|extension| extension == "safetensors");
     let input = match is_dense {
-        true => points(&args.input, false, |path, progress| Points::read_unlabelled_dense(path, progress))?,
-        false => points(&args.input, false, |path, progress| Points::read_unlabelled(path, progress))?,
+        true => points(&args.input, false, Points::read_unlabelled_dense)?,
+        false => points(&args.input, false, Points::read_unlabelled)?,
     };
     network.check(&input).with_context(|| format!("`{}`", args.input.display()))?;
     let bar = bar(input.len() as u64, "points", false);
     let mut failed = None;
     let staged = atomic::stage(&args.output, |to| {
-        for first in (0..input.len()).step_by(CHUNK) {
-            let chunk: Vec<usize> = (first..input.len().min(first + CHUNK)).collect();
+        for first in (0..input.len()).step_by(Measured::CHUNK) {
+            let chunk: Vec<usize> = (first..input.len().min(first + Measured::CHUNK)).collect();
             let best = input.batch(&chunk).and_then(|batch| network.top(args.top as usize, &batch));
             let best = match best {
                 Ok(best) => best,
@@ -478,8 +476,10 @@ fn debian(args: &DebianArgs) -> Result<()> {
             asked.stdout
         }
     };
-    let debian = Debian::parse(&String::from_utf8_lossy(&index))
-        .context("there may be no index yet, which `apt-get update` fetches")?;
+    let debian = Debian::parse(&String::from_utf8_lossy(&index)).with_context(|| match &args.index {
+        Some(path) => format!("`{}`", path.display()),
+        None => "there may be no index yet, which `apt-get update` fetches".into(),
+    })?;
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("cannot make the folder `{}`", args.output.display()))?;
     let [train, test] = ["train.txt", "test.txt"].map(|name| args.output.join(name));
@@ -504,7 +504,7 @@ fn labelled(path: &Path, features: Option<&Path>, quiet: bool) -> Result<Points>
         Some(features) => {
             points(features, quiet, |features, progress| Points::read_dense(path, features, progress))
         }
-        None => points(path, quiet, |path, progress| Points::read(path, progress)),
+        None => points(path, quiet, Points::read),
     }
 }
 

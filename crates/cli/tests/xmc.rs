@@ -188,6 +188,12 @@ fn dense_features_come_from_a_tensor() {
     let measured = bench.srigl("xmc eval dense --test labels.txt --test-features x.safetensors --json");
     let measured: Value = serde_json::from_slice(&measured.stdout).unwrap();
     assert_eq!(measured["p_at_1"], result["p_at_1"]);
+    // As many features as the network has, not fewer.
+    let header = r#"{"x":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}"#;
+    let narrow = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 24]].concat();
+    fs::write(bench.path("narrow.safetensors"), narrow).unwrap();
+    let refused = bench.srigl("xmc predict dense --input narrow.safetensors -o none.txt");
+    assert!(stderr(&refused).contains("the points have 3 features, the network 6"), "{}", stderr(&refused));
     let half =
         bench.srigl("xmc train --train labels.txt --train-features x.safetensors --test text.txt --out no");
     assert_eq!(half.status.code(), Some(2), "one without the other");

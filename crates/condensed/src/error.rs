@@ -114,6 +114,8 @@ pub enum WeightError {
     TooLarge { neurons: usize, inputs: usize },
     #[error("{labels} labels of {inputs} features: there must be a label, and at most 65536 features")]
     Labels { labels: usize, inputs: usize },
+    #[error("a fan-in drawn from {inputs} inputs; from at most {most} it can be")]
+    Inputs { inputs: usize, most: usize },
     #[error("groups of {group} labels: from 1 to {most} may share inputs")]
     Group { group: usize, most: usize },
     #[error("{indices} indices for {values} values")]

@@ -33,6 +33,9 @@ pub enum Damage<E> {
     All(E),
 }
 
+/// A checkpoint, and what is wrong with the last one if it is the one before.
+pub type Found<T, E> = (T, Option<Damage<E>>);
+
 /// Folder of one run.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
@@ -248,7 +251,7 @@ impl RunFolder {
     pub fn latest_checkpoint<T, E>(
         &self,
         read: impl Fn(&Path) -> Result<Result<T, E>, E>,
-    ) -> Result<Option<(T, Option<Damage<E>>)>, Damage<E>> {
+    ) -> Result<Option<Found<T, E>>, Damage<E>> {
         let read = |name: &str| {
             let path = self.file(name);
             match path.try_exists() {

@@ -10,6 +10,7 @@
 pub mod atomic;
 mod config;
 mod error;
+pub mod exact;
 pub mod file;
 mod folder;
 mod inputs;
@@ -27,7 +28,7 @@ pub use config::{
     check_threads, differing_setting, named_parser,
 };
 pub use error::Error;
-pub use folder::{Damage, RunFolder};
+pub use folder::{Damage, Found, RunFolder};
 pub use inputs::Inputs;
 pub use lines::{JsonLines, LogEnd};
 pub use lock::Lock;

@@ -57,7 +57,17 @@ impl LabelOutput {
     /// [`Error::TrainingMemory`] if its moments take more memory than there may be.
     pub fn new(layer: LabelLayer, loss: LabelLoss) -> Result<Self, Error> {
         let moments = LabelMoments::new(&layer)?;
-        Ok(Self { layer, moments, loss, steps: 0, scratch: LabelScratch::default() })
+        Ok(Self::going_on(layer, moments, loss, 0))
+    }
+
+    /// A layer after so many steps, with its moments.
+    pub fn going_on(layer: LabelLayer, moments: LabelMoments, loss: LabelLoss, steps: u64) -> Self {
+        Self { layer, moments, loss, steps, scratch: LabelScratch::default() }
+    }
+
+    /// Steps that it has taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
     }
 
     /// The layer as it is now.
@@ -81,10 +91,10 @@ impl LabelOutput {
     pub fn step(&mut self, features: Tensor<2>, labels: &[&[u32]], lr: f64) -> Result<Tensor<1>, Error> {
         let x = numbers(&features);
         let mut dx = vec![0.0; x.len()];
-        self.steps += 1;
-        let adam = AdamStep::new(lr, self.steps);
+        let adam = AdamStep::new(lr, self.steps + 1);
         let (moments, scratch) = (&mut self.moments, &mut self.scratch);
         let loss = self.layer.step(moments, adam, self.loss, &x, labels, &mut dx, scratch)?;
+        self.steps += 1;
         let gradient = TensorData::new(dx, features.dims());
         let gradient = Tensor::from_data(gradient, (&features.device(), features.dtype()));
         // Its value cancels, its gradient does not.

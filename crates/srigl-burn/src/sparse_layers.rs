@@ -105,7 +105,7 @@ impl SparseLinear {
     ) -> Result<Self, Error> {
         let (inputs, neurons) = (config.d_input, config.d_output);
         if inputs > 1 << 16 {
-            return Err(WeightError::Labels { labels: neurons, inputs }.into());
+            return Err(WeightError::Inputs { inputs, most: 1 << 16 }.into());
         }
         if fan_in == 0 || fan_in > inputs {
             return Err(WeightError::FanIn { fan_in, inputs }.into());

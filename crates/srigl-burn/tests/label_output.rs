@@ -71,6 +71,24 @@ fn its_loss_brings_the_gradient_by_the_features() {
     }
 }
 
+/// With its moments and its number of steps it goes on as if it had not stopped.
+#[test]
+fn it_goes_on_with_its_moments() {
+    let device = burn::tensor::Device::flex().autodiff();
+    let x = Tensor::<2>::random([2, INPUTS], Distribution::Default, &device);
+    let labels: [&[u32]; 2] = [&[1], &[8]];
+    let mut output = LabelOutput::new(layer(), LabelLoss::SquaredHinge).unwrap();
+    _ = output.step(x.clone(), &labels, 0.1).unwrap();
+    assert_eq!(output.steps(), 1);
+    let (layer, moments) = output.parts();
+    let (layer, moments) = (layer.clone(), moments.clone());
+    let mut again = LabelOutput::going_on(layer, moments, LabelLoss::SquaredHinge, 1);
+    for output in [&mut output, &mut again] {
+        _ = output.step(x.clone(), &labels, 0.1).unwrap();
+    }
+    assert_eq!(output.layer(), again.layer());
+}
+
 /// What is in front of it learns: features without weights in between.
 #[test]
 fn features_and_labels_find_each_other() {

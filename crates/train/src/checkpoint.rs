@@ -31,29 +31,6 @@ pub struct Latest {
     pub lost: Option<String>,
 }
 
-/// Numbers as texts: `serde_json` reads some of the numbers that it has written with another last bit. Earlier versions have
-/// written numbers.
-mod exact {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(number: &f64, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(number)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Text(String),
-            Number(f64),
-        }
-        match Written::deserialize(from)? {
-            Written::Text(text) => text.parse().map_err(Error::custom),
-            Written::Number(number) => Ok(number),
-        }
-    }
-}
-
 /// Position of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -67,12 +44,12 @@ pub struct Progress {
     #[serde(default)]
     pub images: usize,
     /// Sum of the training loss over the images of this epoch.
-    #[serde(with = "exact")]
+    #[serde(with = "srigl_run::exact")]
     pub loss_sum: f64,
     /// Correct predictions in this epoch.
     pub correct: u64,
     /// Best test accuracy after an epoch so far.
-    #[serde(with = "exact")]
+    #[serde(with = "srigl_run::exact")]
     pub best_test_accuracy: f64,
     /// What the run started from, if from weights of a file.
     #[serde(default)]

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// The longest line that is read.
 const LINE: u64 = 64 << 20;
@@ -31,7 +32,7 @@ const LINE: u64 = 64 << 20;
 /// ```
 #[derive(Debug)]
 pub struct Points {
-    file: File,
+    file: Mutex<File>,
     /// Where each point ends in the file.
     ends: Vec<u64>,
     features: usize,
@@ -96,7 +97,15 @@ impl Points {
         file.write_all(&bytes).map_err(Error::Spool)?;
         let ends = vec![bytes.len() as u64; dense.rows];
         let (sha256, features) = (dense.sha256.clone(), dense.columns);
-        Ok(Self { file, ends, features, labels: 0, counts: Vec::new(), sha256, dense: Some(dense) })
+        Ok(Self {
+            file: file.into(),
+            ends,
+            features,
+            labels: 0,
+            counts: Vec::new(),
+            sha256,
+            dense: Some(dense),
+        })
     }
 
     /// The same for points that are to be predicted: they may have no labels, and their lines begin with a space then, or with a
@@ -149,7 +158,7 @@ impl Points {
         }
 
         let mut points = Self {
-            file: tempfile::tempfile().map_err(Error::Spool)?,
+            file: tempfile::tempfile().map_err(Error::Spool)?.into(),
             ends: Vec::new(),
             features: features as usize,
             labels: labels as usize,
@@ -157,7 +166,7 @@ impl Points {
             sha256: String::new(),
             dense: None,
         };
-        let mut to = BufWriter::new(&points.file);
+        let mut to = BufWriter::new(points.file.get_mut().unwrap_or_else(PoisonError::into_inner));
         let mut sha = Sha256::new();
         [features, labels].iter().for_each(|size| sha.update(size.to_le_bytes()));
         let (mut point, mut end) = (Batch::default(), 0);
@@ -215,6 +224,11 @@ impl Points {
         self.features
     }
 
+    /// Whether every point has all features.
+    pub fn is_dense(&self) -> bool {
+        self.dense.is_some()
+    }
+
     /// Labels that points may have.
     pub fn labels(&self) -> usize {
         self.labels
@@ -253,12 +267,21 @@ impl Points {
     /// # Panics
     /// If there is no such point.
     pub fn batch(&self, points: &[usize]) -> Result<Batch, Error> {
+        self.read_back(points, self.dense.as_ref())
+    }
+
+    /// These points with their labels; dense features are not read.
+    pub(crate) fn labels_of(&self, points: &[usize]) -> Result<Batch, Error> {
+        self.read_back(points, None)
+    }
+
+    fn read_back(&self, points: &[usize], dense: Option<&Dense>) -> Result<Batch, Error> {
         let mut batch = Batch::default();
-        let (mut file, mut bytes) = (&self.file, Vec::new());
+        let (mut file, mut bytes) = (self.file.lock().unwrap_or_else(PoisonError::into_inner), Vec::new());
         // As it is here, and while it is sorted by feature and by label.
         let mut sizes = points.iter().map(|point| self.place(*point)).map(|place| place.end - place.start);
-        let dense = self.dense.as_ref().and_then(|dense| memory::product(&[points.len(), dense.columns, 8]));
-        let room = sizes.try_fold(dense.unwrap_or_default(), u64::checked_add);
+        let of_dense = dense.and_then(|dense| memory::product(&[points.len(), dense.columns, 8]));
+        let room = sizes.try_fold(of_dense.unwrap_or_default(), u64::checked_add);
         memory::check(room.and_then(|room| room.checked_mul(4)))
             .map_err(|cause| Error::Memory { what: "a batch of these points; take a smaller one", cause })?;
         for point in points {
@@ -268,7 +291,7 @@ impl Points {
             file.read_exact(&mut bytes).map_err(Error::Spool)?;
             batch.push(&bytes);
         }
-        if let Some(dense) = &self.dense {
+        if let Some(dense) = dense {
             dense.read(points, &mut batch.values)?;
             for (point, end) in (1..).zip(&mut batch.ends) {
                 batch.features.extend(0..dense.columns as u32);

@@ -5,6 +5,7 @@ use srigl_tensors::{Dtype, Index, Place, hex, memory, regular};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Bytes that a header has at most.
 const HEADER: usize = 1 << 20;
@@ -15,7 +16,7 @@ const NAME: &str = "features";
 #[derive(Debug)]
 pub(crate) struct Dense {
     path: PathBuf,
-    file: File,
+    file: Mutex<File>,
     dtype: Dtype,
     /// Where the numbers begin.
     start: u64,
@@ -51,10 +52,10 @@ impl Dense {
             return Err(wrong(format!("features of the type {dtype}, not F32, F16 or BF16")));
         }
         let (path, start) = (path.to_path_buf(), bytes.start as u64);
-        let mut dense = Self { path, file, dtype, start, rows, columns, sha256: String::new() };
+        let mut from = BufReader::new(file.try_clone().map_err(failed)?);
+        let mut dense = Self { path, file: file.into(), dtype, start, rows, columns, sha256: String::new() };
         let (mut sha, mut row, mut numbers) = (Sha256::new(), dense.row()?, Vec::new());
         sha.update((columns as u64).to_le_bytes());
-        let mut from = BufReader::new(&dense.file);
         from.seek(SeekFrom::Start(start)).map_err(failed)?;
         for number in 0..rows {
             from.read_exact(&mut row).map_err(failed)?;
@@ -95,7 +96,7 @@ impl Dense {
     /// Appends the features of some points, one after the other.
     pub fn read(&self, points: &[usize], to: &mut Vec<f32>) -> Result<(), Error> {
         let mut row = self.row()?;
-        let mut file = &self.file;
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         for point in points {
             let at = self.start + *point as u64 * row.len() as u64;
             let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut row));

@@ -21,12 +21,15 @@ const HEADER: usize = 1 << 16;
 /// Prefixes of moments.
 const MOMENTS: [&str; 2] = ["first.", "second."];
 
+/// Writes the numbers of a tensor.
+type Numbers<'a> = Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>;
+
 /// A tensor that is written number by number: there is no second copy in memory.
 struct Entry<'a> {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    write: Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>,
+    write: Numbers<'a>,
 }
 
 impl<'a> Entry<'a> {
@@ -174,14 +177,21 @@ impl Training {
             let mut output = OutputMoments::new(&network.output).map_err(|error| error.to_string())?;
             for (layer, moments) in network.output.layers.iter().zip(&mut output.0) {
                 let sizes = layer.sizes();
-                let of_label =
-                    MOMENTS.map(|prefix| file.labels(&format!("{prefix}{}", name_of(sizes)), sizes));
-                let [first, second] = of_label;
-                let [first, second] = [first?, second?];
+                let words = |name: String, shape: &[usize]| -> Result<&[[u8; 4]], String> {
+                    Ok(file.shaped(&name, Dtype::F32, shape)?.as_chunks().0)
+                };
+                let mut of_labels = Vec::new();
+                for prefix in MOMENTS {
+                    let name = format!("{prefix}{}", name_of(sizes));
+                    let values = words(format!("{name}.values"), &[sizes.labels, sizes.fan_in])?;
+                    of_labels.push((values, words(format!("{name}.bias"), &[sizes.labels])?));
+                }
+                // From the file's bytes, without another copy.
                 moments.restore(|moment, label, values| {
-                    let (from, bias) = [&first, &second][moment];
-                    values.copy_from_slice(&from[label * sizes.fan_in..(label + 1) * sizes.fan_in]);
-                    bias[label]
+                    let (from, bias) = of_labels[moment];
+                    let from = &from[label * sizes.fan_in..(label + 1) * sizes.fan_in];
+                    values.iter_mut().zip(from).for_each(|(to, word)| *to = f32::from_le_bytes(*word));
+                    f32::from_le_bytes(bias[label])
                 });
             }
             Ok((network, step, state, embedding, bias, output))

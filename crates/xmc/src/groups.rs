@@ -66,7 +66,7 @@ impl Companions {
         let room = |cause| Error::Memory { what: "counts of labels that come together", cause };
         for first in (0..points.len()).step_by(CHUNK) {
             let chunk: Vec<usize> = (first..points.len().min(first + CHUNK)).collect();
-            let batch = points.batch(&chunk)?;
+            let batch = points.labels_of(&chunk)?;
             for point in 0..batch.len() {
                 let labels = batch.labels(point).iter().filter(|label| wanted[**label as usize]);
                 let labels: Vec<u32> = labels.take(LABELS).copied().collect();

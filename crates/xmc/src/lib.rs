@@ -3,7 +3,7 @@
 //!
 //! A [`Network`] adds up the rows of a point's features in an embedding, and its labels read a few of the sums each
 //! ([`LabelLayer`](condensed::training::LabelLayer): constant fan-in, as Schultheis & Babbar 2023, arXiv 2306.03725, and Ullah et
-//! al. 2024, arXiv 2411.03171, have it). [`Training`] moves what a batch touches alone, and gives labels other inputs by SET.
+//! al. 2024, arXiv 2411.03171, have it). [`Training`] moves what a batch touches alone, and gives labels other inputs, by SET or by gradient.
 //! [`Points`] come from the extreme classification repository's text files, [`Rankings`] measures.
 //!
 //! ```

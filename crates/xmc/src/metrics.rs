@@ -100,6 +100,8 @@ pub struct Measured {
 impl Measured {
     /// Labels that are to be ranked.
     pub const RANKED: usize = 5;
+    /// Points that are ranked at once.
+    pub const CHUNK: usize = 512;
 
     /// Of rankings of [`RANKED`](Self::RANKED) labels.
     ///

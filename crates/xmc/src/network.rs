@@ -69,7 +69,7 @@ impl NetworkConfig {
             row.iter_mut().for_each(|weight| *weight = initial.sample(&mut rng));
         });
         let counts = points.label_counts()?;
-        let order = order(points, &counts, head, group)?;
+        let order = order(points, &counts, sizes.head(points.labels()), group)?;
         let output = Output::random(sizes, order, seed, |label| {
             let share = (f64::from(counts[label as usize]) + 0.5) / (points.len() as f64 + 1.0);
             (share / (1.0 - share)).ln() as f32
@@ -181,15 +181,19 @@ impl Network {
     /// # Errors
     /// [`Error::Sizes`] if they do.
     pub fn check(&self, points: &Points) -> Result<(), Error> {
-        check_sizes([points.features(), points.labels()], [self.features(), self.output.labels()])
+        let expected = [self.features(), self.output.labels()];
+        check_sizes([points.features(), points.labels()], expected, points.is_dense())
     }
 }
 
-/// Checks that there are not more features and labels than expected.
-pub(crate) fn check_sizes(got: [usize; 2], expected: [usize; 2]) -> Result<(), Error> {
-    let sizes = ["features", "labels"].into_iter().zip(got.into_iter().zip(expected));
-    match sizes.into_iter().find(|(_, (got, expected))| got > expected) {
-        Some((what, (got, expected))) => Err(Error::Sizes { what, got, expected }),
-        None => Ok(()),
+/// Checks that there are not more features and labels than expected, and of dense features as many.
+pub(crate) fn check_sizes(got: [usize; 2], expected: [usize; 2], is_dense: bool) -> Result<(), Error> {
+    for ((what, exactly), (got, expected)) in
+        [("features", is_dense), ("labels", false)].into_iter().zip(got.into_iter().zip(expected))
+    {
+        if got > expected || exactly && got != expected {
+            return Err(Error::Sizes { what, got, expected });
+        }
     }
+    Ok(())
 }

@@ -31,10 +31,15 @@ pub(crate) struct OutputSizes {
 }
 
 impl OutputSizes {
+    /// Labels of the dense head: all of them if the others would read all features, too.
+    pub fn head(self, labels: usize) -> usize {
+        if self.fan_in == self.hidden { labels } else { self.head.min(labels) }
+    }
+
     /// Sizes of head and tail.
     pub fn layers(self, labels: usize) -> Vec<LabelSizes> {
-        let Self { hidden, fan_in, group, head } = self;
-        let head = head.min(labels);
+        let Self { hidden, fan_in, group, .. } = self;
+        let head = self.head(labels);
         let dense = LabelSizes { inputs: hidden, labels: head, fan_in: hidden, group: Output::HEAD_GROUP };
         let sparse = LabelSizes { inputs: hidden, labels: labels - head, fan_in, group };
         [dense, sparse].into_iter().filter(|sizes| sizes.labels > 0).collect()
@@ -106,12 +111,9 @@ impl Output {
 
     /// Whether all weights and biases are numbers.
     pub(crate) fn is_finite(&self) -> bool {
-        self.layers.iter().all(|layer| {
-            (0..layer.sizes().labels).all(|label| {
-                let (values, bias) = layer.weights(label);
-                bias.is_finite() && values.iter().all(|value| value.is_finite())
-            })
-        })
+        let is_finite =
+            |layer: &LabelLayer| (0..layer.sizes().labels).all(|label| are_finite(layer.weights(label)));
+        self.layers.iter().all(is_finite)
     }
 
     /// The positions within each layer of the labels that each point has: `[layers][points]`.
@@ -219,7 +221,20 @@ impl Output {
     }
 }
 
+/// Whether values and bias of a label are numbers.
+fn are_finite((values, bias): (&[f32], f32)) -> bool {
+    bias.is_finite() && values.iter().all(|value| value.is_finite())
+}
+
 impl OutputMoments {
+    /// Whether all are numbers.
+    pub fn is_finite(&self) -> bool {
+        let is_finite = |moments: &LabelMoments| {
+            (0..moments.labels()).all(|label| (0..2).all(|moment| are_finite(moments.weights(moment, label))))
+        };
+        self.0.iter().all(is_finite)
+    }
+
     pub fn new(output: &Output) -> Result<Self, Error> {
         let moments: Result<Vec<LabelMoments>, condensed::Error> =
             output.layers.iter().map(LabelMoments::new).collect();

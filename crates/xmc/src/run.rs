@@ -3,13 +3,10 @@
 use crate::network::check_sizes;
 use crate::{Error, Measured, NetworkConfig, Points, Training, TrainingConfig};
 use serde::{Deserialize, Serialize};
-use srigl_run::{Damage, JsonLines, LogEnd, RunFolder, differing_setting, file};
+use srigl_run::{Damage, Found, JsonLines, LogEnd, RunFolder, differing_setting, file};
 use srigl_tensors::memory::of_process;
 use std::path::Path;
 use std::time::Instant;
-
-/// Points that are ranked at once.
-const CHUNK: usize = 512;
 
 /// What a run trains and on what: the same settings and points give the same network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +30,7 @@ pub struct DataSet {
     pub points: usize,
     pub features: usize,
     pub labels: usize,
+    pub dense: bool,
     pub sha256: String,
 }
 
@@ -40,7 +38,7 @@ impl From<&Points> for DataSet {
     fn from(points: &Points) -> Self {
         let (sha256, [features, labels]) =
             (points.sha256().to_string(), [points.features(), points.labels()]);
-        Self { points: points.len(), features, labels, sha256 }
+        Self { points: points.len(), features, labels, dense: points.is_dense(), sha256 }
     }
 }
 
@@ -83,9 +81,15 @@ struct State {
     /// Where `metrics.jsonl` ends.
     metrics: LogEnd,
     /// Of all epochs so far.
+    #[serde(with = "srigl_run::exact")]
     seconds: f64,
-    last: Option<Epoch>,
+    /// Of the last epoch.
+    #[serde(with = "srigl_run::exact")]
+    train_loss: f64,
 }
+
+/// A training to go on with.
+type Resumed = Found<(Training, State), Error>;
 
 /// Is told how a training goes.
 pub trait Observer {
@@ -105,6 +109,7 @@ pub trait Observer {
 pub struct Run {
     folder: RunFolder,
     settings: Settings,
+    resume: bool,
 }
 
 impl Run {
@@ -117,8 +122,8 @@ impl Run {
     pub fn open(path: &Path, settings: Settings, resume: bool) -> Result<Self, Error> {
         settings.training.check()?;
         let (train, test) = (&settings.train, &settings.test);
-        check_sizes([test.features, test.labels], [train.features, train.labels])?;
-        let run = Self { folder: RunFolder::at(path), settings };
+        check_sizes([test.features, test.labels], [train.features, train.labels], train.dense || test.dense)?;
+        let run = Self { folder: RunFolder::at(path), settings, resume };
         if let Some(before) = run.folder.settings(resume)? {
             run.compare(&before)?;
         }
@@ -126,13 +131,14 @@ impl Run {
     }
 
     fn compare(&self, before: &Settings) -> Result<(), srigl_run::Error> {
-        let differs = |now: &DataSet, before: &DataSet| now != before;
-        let key = match (&self.settings, before) {
-            (now, before) if differs(&now.train, &before.train) => Some("train".into()),
-            (now, before) if differs(&now.test, &before.test) => Some("test".into()),
-            (now, before) => differing_setting(now, before, &[]),
-        };
-        self.folder.compare(key)
+        // As they would be read: a number may have another last bit then.
+        let read = serde_json::to_string(&self.settings).and_then(|text| serde_json::from_str(&text));
+        let now: Settings = read.unwrap_or_else(|_| self.settings.clone());
+        self.folder.compare(match () {
+            () if now.train != before.train => Some("train".into()),
+            () if now.test != before.test => Some("test".into()),
+            () => differing_setting(&now, before, &[]),
+        })
     }
 
     /// The result of a run that is finished, if its network is there.
@@ -160,21 +166,23 @@ impl Run {
     ) -> Result<RunResult, Error> {
         // What does not fit is refused before a folder is made.
         let made = if self.folder.has_run() { None } else { Some(self.fresh(train)?) };
-        let lock = self.folder.make(|| match self.folder.settings::<Settings>(true)? {
+        // Somebody else may have made a run there meanwhile.
+        let lock = self.folder.make(|| match self.folder.settings::<Settings>(self.resume)? {
             Some(before) => self.compare(&before),
             None => self.folder.write_json(file::CONFIG, &self.settings),
         })?;
         let is_new = lock.is_of_new_run();
-        let begun = match self.latest(train.len(), observer) {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => {
-                made.map_or_else(|| self.fresh(train), Ok).map(|training| (training, State::default()))
-            }
-            Err(error) => Err(error),
-        };
-        let trained = begun.and_then(|(training, state)| self.go_on(training, state, train, test, observer));
+        let trained = self.latest(train.len()).and_then(|found| {
+            let (training, state, lost) = match found {
+                Some(((training, state), lost)) => (training, state, lost),
+                None => (made.map_or_else(|| self.fresh(train), Ok)?, State::default(), None),
+            };
+            self.go_on(training, state, lost, train, test, observer)
+        });
+        let is_saved =
+            || [file::CHECKPOINT, file::PREVIOUS].iter().any(|name| self.folder.file(name).exists());
         match trained {
-            Err(error) if is_new && !self.folder.file(file::CHECKPOINT).exists() => {
+            Err(error) if is_new && !is_saved() => {
                 lock.abandon();
                 Err(error)
             }
@@ -187,12 +195,8 @@ impl Run {
         Training::new(self.settings.network.build(train)?, self.settings.training, train.len())
     }
 
-    /// The last checkpoint that is whole.
-    fn latest(
-        &self,
-        points: usize,
-        observer: &mut impl Observer,
-    ) -> Result<Option<(Training, State)>, Error> {
+    /// The last checkpoint that is whole, and what is wrong with the one behind it.
+    fn latest(&self, points: usize) -> Result<Option<Resumed>, Error> {
         let read = |path: &Path| match Training::read(path, self.settings.training, points) {
             Ok((training, state)) => {
                 let state = serde_json::from_str(&state);
@@ -203,32 +207,28 @@ impl Run {
             Err(damaged @ Error::Model { .. }) => Ok(Err(damaged)),
             Err(error) => Err(error),
         };
-        let found = self.folder.latest_checkpoint(read).map_err(|damage| Error::from(Box::new(damage)))?;
-        let Some((found, damage)) = found else { return Ok(None) };
-        if let Some(damage) = damage {
-            observer.note(&format!(
-                "{damage}: going on from the checkpoint before it, after step {}",
-                found.0.steps_taken()
-            ));
-            if !matches!(damage, Damage::Missing) {
-                self.folder.put_checkpoint_aside()?;
-            }
-        }
-        Ok(Some(found))
+        self.folder.latest_checkpoint(read).map_err(|damage| Box::new(damage).into())
     }
 
     fn go_on(
         &self,
         mut training: Training,
         mut state: State,
+        lost: Option<Damage<Error>>,
         train: &Points,
         test: &Points,
         observer: &mut impl Observer,
     ) -> Result<RunResult, Error> {
         let metrics = self.folder.file(file::METRICS);
         let mut metrics = JsonLines::open(metrics, &state.metrics)?.cut()?;
+        // All is well; nothing has been changed before.
+        if let Some(damage) = lost {
+            let step = training.steps_taken();
+            observer.note(&format!("{damage}: going on from the checkpoint before it, after step {step}"));
+            self.folder.put_checkpoint_aside()?;
+        }
         observer.started(training.steps_taken(), training.steps());
-        let (mut sum, mut seconds) = (0.0, 0.0);
+        let (mut sum, mut seconds, mut measured) = (0.0, 0.0, None);
         while let Some(batch) = training.next() {
             let start = Instant::now();
             let loss = training.step(&train.batch(&batch)?)?;
@@ -239,7 +239,7 @@ impl Run {
             if !step.is_multiple_of(training.steps_per_epoch()) {
                 continue;
             }
-            let rankings = training.network().evaluate(test, Measured::RANKED, CHUNK, |_| {})?;
+            let rankings = training.network().evaluate(test, Measured::RANKED, Measured::CHUNK, |_| {})?;
             let epoch = Epoch {
                 epoch: (step / training.steps_per_epoch()) as usize,
                 train_loss: sum / training.steps_per_epoch() as f64,
@@ -247,20 +247,26 @@ impl Run {
                 seconds,
             };
             metrics.write(&epoch)?;
-            state = State { metrics: metrics.sync()?, seconds: state.seconds + seconds, last: Some(epoch) };
+            training.check()?;
+            state = State {
+                metrics: metrics.sync()?,
+                seconds: state.seconds + seconds,
+                train_loss: epoch.train_loss,
+            };
             let text = serde_json::to_string(&state).map_err(|error| self.unwritten(error.into()))?;
             self.folder.save_checkpoint(|to| training.write(&text, to))?;
             observer.epoch(&epoch);
-            (sum, seconds) = (0.0, 0.0);
+            (sum, seconds, measured) = (0.0, 0.0, Some(epoch.measured));
         }
-        let Some(last) = state.last else {
-            let what = "a checkpoint at the end of training that knows no epoch".into();
-            return Err(Error::Model { path: self.folder.file(file::CHECKPOINT), what });
-        };
         let network = training.finish()?;
+        let measured = match measured {
+            Some(measured) => measured,
+            // After the last step there was no time for more.
+            None => Measured::new(&network.evaluate(test, Measured::RANKED, Measured::CHUNK, |_| {})?),
+        };
         let result = RunResult {
-            measured: last.measured,
-            train_loss: last.train_loss,
+            measured,
+            train_loss: state.train_loss,
             parameters: network.parameters(),
             seconds_per_epoch: state.seconds / self.settings.training.epochs as f64,
             peak_rss_mb: of_process("VmHWM").map(|bytes| bytes as f64 / 1e6),

@@ -156,6 +156,20 @@ impl Training {
         &self.network
     }
 
+    /// Checks that all weights and moments are numbers.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] if not.
+    pub fn check(&self) -> Result<(), Error> {
+        let moments = self.embedding.iter().chain(&self.bias).flatten();
+        let is_finite =
+            self.network.is_finite() && moments.copied().all(f32::is_finite) && self.output.is_finite();
+        match is_finite {
+            true => Ok(()),
+            false => Err(Error::Diverged { loss: f64::NAN, step: self.step }),
+        }
+    }
+
     /// The network alone, without moments.
     ///
     /// # Errors

@@ -121,9 +121,10 @@ fn a_training_goes_on_as_if_it_had_never_stopped() {
     let plan = Plan { points: 300, features: 200, labels: 600, ..Plan::default() };
     let points = points(&plan, 1);
     let config = TrainingConfig { epochs: 3, batch_size: 70, delta_t: 3, ..Default::default() };
-    for (group, dense_head) in [(1, 0), (4, 50), (1, 600)] {
-        let network =
-            NetworkConfig { hidden: 40, fan_in: 8, group, dense_head, seed: 1 }.build(&points).unwrap();
+    // The last two are dense, whatever they are called.
+    for (fan_in, group, dense_head) in [(8, 1, 0), (8, 4, 50), (8, 1, 600), (40, 1, 50), (40, 100, 0)] {
+        let network = NetworkConfig { hidden: 40, fan_in, group, dense_head, seed: 1 };
+        let network = network.build(&points).unwrap();
         let mut training = Training::new(network, config, 300).unwrap();
         let step = |training: &mut Training| {
             let batch = training.next()?;

@@ -404,7 +404,7 @@ impl LabelLayer {
     /// none.
     ///
     /// # Errors
-    /// [`Error::Weight`] if inputs are not ascending or not there. That group and those behind it are not changed then.
+    /// [`Error::Weight`] if inputs are not ascending or not there. Some groups may have been changed then.
     ///
     /// # Panics
     /// If `moments` are of another layer.
@@ -482,6 +482,11 @@ impl LabelMoments {
         memory::check(bytes).map_err(Error::TrainingMemory)?;
         let zeros = |block: &Block| [(); 2].map(|()| vec![0.0; block.numbers.len()]);
         Ok(Self { sizes: layer.sizes, blocks: layer.blocks.iter().map(zeros).collect() })
+    }
+
+    /// Labels of their layer.
+    pub fn labels(&self) -> usize {
+        self.sizes.labels
     }
 
     /// Those of the values and of the bias of a label: the first moments (0) or the second ones (1).

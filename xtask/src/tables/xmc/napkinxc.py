@@ -7,7 +7,7 @@ import tempfile
 import time
 
 from napkinxc.datasets import load_libsvm_file
-from napkinxc.measures import precision_at_k
+from napkinxc.metrics import precision_at_k
 from napkinxc.models import PLT
 
 task = json.load(sys.stdin)
