@@ -24,15 +24,24 @@ pub fn section(runs: &[Run]) -> Markup {
 
 fn chart(runs: &[Run], title: &str, value: fn(&Epoch) -> Option<f64>, show: fn(f64) -> String) -> Markup {
     let point = |epoch: &Epoch| Point { x: epoch.epoch as f64, y: value(epoch), span: None };
-    let line = |(i, run): (usize, &Run)| Line {
-        name: run.name.clone(),
+    by_epoch(title, show, runs.iter().map(|run| (&*run.name, run.epochs.iter().map(point).collect())))
+}
+
+/// A figure of some runs, by their names, against epochs.
+pub fn by_epoch<'a>(
+    title: &str,
+    show: fn(f64) -> String,
+    runs: impl Iterator<Item = (&'a str, Vec<Point>)>,
+) -> Markup {
+    let line = |(i, (name, points)): (usize, (&str, Vec<Point>))| Line {
+        name: name.into(),
         style: Style::of_run(i),
-        points: run.epochs.iter().map(point).collect(),
+        points,
         joined: true,
         marked: true,
         in_legend: true,
     };
-    let lines = runs.iter().enumerate().map(line).collect();
+    let lines = runs.enumerate().map(line).collect();
     let title = title.to_string();
     Chart { y: title.clone(), title, x: "epoch".into(), places: vec![], show, lines }.figure()
 }

@@ -1,7 +1,8 @@
 //! Run folders of `srigl xmc train` as a page: results and curves.
 
 use crate::Error;
-use crate::chart::{Chart, Line, Point, Style, legend};
+use crate::chart::{Point, Style, legend};
+use crate::curves::by_epoch;
 use crate::html::{self, or_dash};
 use crate::page::document;
 use maud::{Markup, html};
@@ -60,17 +61,7 @@ fn chart(
     show: fn(f64) -> String,
 ) -> Markup {
     let point = |epoch: &Epoch| Point { x: epoch.epoch as f64, y: value(epoch), span: None };
-    let line = |(i, run): (usize, &LoggedRun)| Line {
-        name: run.name.clone(),
-        style: Style::of_run(i),
-        points: run.epochs.iter().map(point).collect(),
-        joined: true,
-        marked: true,
-        in_legend: true,
-    };
-    let lines = runs.iter().enumerate().map(line).collect();
-    let title = title.to_string();
-    Chart { y: title.clone(), title, x: "epoch".into(), places: vec![], show, lines }.figure()
+    by_epoch(title, show, runs.iter().map(|run| (&*run.name, run.epochs.iter().map(point).collect())))
 }
 
 fn table(runs: &[LoggedRun]) -> Markup {
