@@ -25,6 +25,9 @@ const EXAMPLES: &str = "Examples:
 
 /// Draws the runs as one HTML page that needs no other file.
 pub fn run(args: ReportArgs) -> Result<()> {
+    for run in &args.runs {
+        ensure!(run.exists(), "`{}`: there is no such folder", run.display());
+    }
     let xmc = args.runs.iter().filter(|run| LoggedRun::is_in(run)).count();
     ensure!(
         [0, args.runs.len()].contains(&xmc),

@@ -396,8 +396,7 @@ fn predict(args: &PredictArgs) -> Result<()> {
         .is_ok_and(|output| args.input.canonicalize().is_ok_and(|input| input == output));
     ensure!(!is_input, "-o `{}` is the input; take another name", args.output.display());
     let network = network(&args.run)?;
-    let is_dense = args.input.extension().is_some_and(|extension| extension == "safetensors");
-    let input = match is_dense {
+    let input = match network.is_dense() {
         true => points(&args.input, false, Points::read_unlabelled_dense)?,
         false => points(&args.input, false, Points::read_unlabelled)?,
     };

@@ -174,8 +174,8 @@ fn dense_features_come_from_a_tensor() {
         "xmc train --train labels.txt --test labels.txt {features} {flags} --out dense --json"
     ));
     assert!(dense.status.success(), "{}", stderr(&dense));
-    let model = |run: &str| fs::read(bench.path(run).join("model.safetensors")).unwrap();
-    assert!(model("sparse") == model("dense"));
+    let metrics = |run: &str| common::timeless(&bench.path(run).join("metrics.jsonl"));
+    assert_eq!(metrics("sparse"), metrics("dense"));
     let result: Value = serde_json::from_slice(&dense.stdout).unwrap();
     assert!(result["p_at_1"].as_f64().unwrap() > 0.8, "{result}");
     for (line, output) in
@@ -188,6 +188,10 @@ fn dense_features_come_from_a_tensor() {
     let measured = bench.srigl("xmc eval dense --test labels.txt --test-features x.safetensors --json");
     let measured: Value = serde_json::from_slice(&measured.stdout).unwrap();
     assert_eq!(measured["p_at_1"], result["p_at_1"]);
+    // Forgotten, they are asked for.
+    let forgotten = bench.srigl("xmc eval dense --test labels.txt");
+    let said = stderr(&forgotten);
+    assert!(said.contains("`labels.txt`: the network has dense features and the points do not"), "{said}");
     // As many features as the network has, not fewer.
     let header = r#"{"x":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}"#;
     let narrow = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 24]].concat();
@@ -315,4 +319,13 @@ fn a_killed_training_goes_on() {
     refused(&train.replace("--epochs 4", "--epochs 5 --lr 1e-3"), "was trained with another --");
     let output = bench.srigl(&format!("{train} --out killed --resume"));
     assert!(stderr(&output).contains("killed is finished already"));
+    // A flipped bit in the network is told, and mended.
+    let model = bench.path("killed/model.safetensors");
+    let mut bytes = fs::read(&model).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&model, bytes).unwrap();
+    let output = bench.srigl("xmc eval killed --test test.txt");
+    assert!(stderr(&output).contains("killed/model.safetensors`: "), "{}", stderr(&output));
+    assert!(bench.srigl(&format!("{train} --out killed --resume")).status.success());
+    assert!(file("whole", "model.safetensors") == file("killed", "model.safetensors"));
 }

@@ -49,6 +49,16 @@ pub enum Error {
         /// Of the network.
         expected: usize,
     },
+    /// Points have dense features and the network has not, or the other way round.
+    #[error(
+        "the network {} dense features and the points {}: these come from a safetensors file (--test-features, or --input of predict)",
+        if *network { "has" } else { "does not have" },
+        if *network { "do not" } else { "do" }
+    )]
+    Dense {
+        /// Whether the network has.
+        network: bool,
+    },
     /// A file of tensors does not hold a network, a training or features.
     #[error("`{}`: {}", printable(&path.display()), printable(what))]
     Model {

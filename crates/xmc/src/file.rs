@@ -4,8 +4,9 @@
 //! tail; `labels.points` `[labels]` says how many training points have each label, and `points` in the metadata how many there were, for
 //! propensities; `group` in the metadata how many labels share inputs.
 //!
-//! A training has Adam's moments beside them, in tensors that begin with `first.` and `second.`, `step` and `state` in its metadata, and
-//! `sha256` of these and all tensors: what goes on for hours must not begin with a flipped bit.
+//! `dense` in the metadata is there if features are, and `sha256` is a checksum of metadata and tensors.
+//!
+//! A training has Adam's moments beside them, in tensors that begin with `first.` and `second.`, and `step` and `state` in its metadata.
 
 use crate::output::{Output, OutputMoments};
 use crate::{Error, Network, Training, TrainingConfig};
@@ -88,7 +89,13 @@ impl Network {
 
     fn metadata(&self) -> BTreeMap<String, String> {
         let group = self.output.layers.last().map_or(1, |layer| layer.sizes().group);
-        [("points", self.points), ("group", group)].map(|(key, value)| (key.into(), value.to_string())).into()
+        let numbers = [("points", self.points), ("group", group)];
+        let mut metadata: BTreeMap<String, String> =
+            numbers.map(|(key, value)| (key.into(), value.to_string())).into();
+        if self.dense {
+            metadata.insert("dense".into(), "true".into());
+        }
+        metadata
     }
 
     fn entries(&self) -> Vec<Entry<'_>> {
@@ -145,13 +152,6 @@ impl Training {
             }
         }
         metadata.insert("state".into(), state.into());
-        entries.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut digest = Digesting::new(&metadata);
-        for entry in &entries {
-            digest.name(&entry.name);
-            (entry.write)(&mut digest)?;
-        }
-        metadata.insert("sha256".into(), digest.finish());
         write(metadata, entries, to)
     }
 
@@ -165,8 +165,7 @@ impl Training {
         let wrong = |what: &str| Error::Model { path: path.into(), what: what.into() };
         let parsed = read(path, |file| {
             let step = file.metadata("step")?;
-            let state = file.checked()?;
-            let network = file.network()?;
+            let (network, state) = (file.network()?, file.state()?);
             let shape = [network.features(), network.hidden()];
             let embedding = MOMENTS.map(|prefix| file.floats(&format!("{prefix}embedding.weight"), &shape));
             let [first, second] = embedding;
@@ -210,7 +209,7 @@ impl Training {
     }
 }
 
-/// The checksum of a training.
+/// The checksum of a file.
 struct Digesting(Sha256);
 
 impl Digesting {
@@ -244,11 +243,19 @@ impl Write for Digesting {
     }
 }
 
+/// Writes a file with its checksum.
 fn write(
-    metadata: BTreeMap<String, String>,
-    entries: Vec<Entry<'_>>,
+    mut metadata: BTreeMap<String, String>,
+    mut entries: Vec<Entry<'_>>,
     to: &mut (impl Write + ?Sized),
 ) -> io::Result<()> {
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut digest = Digesting::new(&metadata);
+    for entry in &entries {
+        digest.name(&entry.name);
+        (entry.write)(&mut digest)?;
+    }
+    metadata.insert("sha256".into(), digest.finish());
     let mut to = BufWriter::new(to);
     let tensors = entries.iter().map(|entry| (&entry.name[..], entry.dtype, &entry.shape[..]));
     for name in write_header(Some(&metadata), tensors, HEADER, &mut to)? {
@@ -265,7 +272,10 @@ fn floats(numbers: &[f32], to: &mut dyn Write) -> io::Result<()> {
 fn read<T>(path: &Path, parse: impl FnOnce(&Parsed<'_>) -> Result<T, String>) -> Result<T, Error> {
     let bytes = regular::read(path).map_err(|cause| Error::Read { path: path.into(), cause })?;
     let file = TensorFile::parse(&bytes, HEADER).map_err(|refused| refused.to_string());
-    let parsed = file.and_then(|file| parse(&Parsed(file)));
+    let parsed = file.map(Parsed).and_then(|file| {
+        file.check()?;
+        parse(&file)
+    });
     parsed.map_err(|what| Error::Model { path: path.into(), what })
 }
 
@@ -318,19 +328,24 @@ impl Parsed<'_> {
             .ok_or_else(|| format!("its metadata have no `{key}` that is a positive number"))
     }
 
-    /// The caller's text of a training whose checksum is right.
-    fn checked(&self) -> Result<String, String> {
-        let metadata = self.0.metadata.as_ref().ok_or("it has no metadata")?;
-        let text = |key: &str| metadata.get(key).ok_or_else(|| format!("its metadata have no `{key}`"));
+    /// Whether the checksum, if there is one, is right.
+    fn check(&self) -> Result<(), String> {
+        let metadata = self.0.metadata.as_ref().ok_or("it has no metadata: it is no network of srigl xmc")?;
         let mut digest = Digesting::new(metadata);
         for (name, tensor) in &self.0.tensors {
             digest.name(name);
             digest.0.update(&tensor.data);
         }
-        match digest.finish() == *text("sha256")? {
-            true => Ok(text("state")?.clone()),
+        match metadata.get("sha256").is_none_or(|sha256| *sha256 == digest.finish()) {
+            true => Ok(()),
             false => Err("it is damaged: its checksum does not match".into()),
         }
+    }
+
+    /// The caller's text of a training.
+    fn state(&self) -> Result<String, String> {
+        let state = self.0.metadata.as_ref().and_then(|metadata| metadata.get("state"));
+        state.cloned().ok_or_else(|| "its metadata have no `state`".into())
     }
 
     fn network(&self) -> Result<Network, String> {
@@ -364,7 +379,8 @@ impl Parsed<'_> {
         if let Some(count) = counts.iter().find(|count| **count as usize > points) {
             return Err(format!("a label has {count} of {points} training points"));
         }
-        Ok(Network { embedding, bias, output: Output::new(layers, order), counts, points })
+        let dense = self.0.metadata.as_ref().is_some_and(|metadata| metadata.contains_key("dense"));
+        Ok(Network { embedding, bias, output: Output::new(layers, order), counts, points, dense })
     }
 
     fn layer(&self, name: &str, mut sizes: LabelSizes) -> Result<LabelLayer, String> {

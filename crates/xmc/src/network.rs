@@ -18,6 +18,8 @@ pub struct Network {
     /// Training points that have each label, `[labels]`, and all of them.
     pub(crate) counts: Vec<u32>,
     pub(crate) points: usize,
+    /// Whether features are dense.
+    pub(crate) dense: bool,
 }
 
 /// How wide a network is.
@@ -74,7 +76,8 @@ impl NetworkConfig {
             let share = (f64::from(counts[label as usize]) + 0.5) / (points.len() as f64 + 1.0);
             (share / (1.0 - share)).ln() as f32
         })?;
-        Ok(Network { embedding, bias: vec![0.0; hidden], output, counts, points: points.len() })
+        let (bias, dense) = (vec![0.0; hidden], points.is_dense());
+        Ok(Network { embedding, bias, output, counts, points: points.len(), dense })
     }
 }
 
@@ -93,6 +96,11 @@ impl Network {
     /// Features that points may have.
     pub fn features(&self) -> usize {
         self.embedding.len() / self.bias.len()
+    }
+
+    /// Whether its features are dense.
+    pub fn is_dense(&self) -> bool {
+        self.dense
     }
 
     /// The output layer.
@@ -179,8 +187,11 @@ impl Network {
     /// Checks that points have no features and labels that it does not.
     ///
     /// # Errors
-    /// [`Error::Sizes`] if they do.
+    /// [`Error::Sizes`] if they do, [`Error::Dense`] if only one of both has dense features.
     pub fn check(&self, points: &Points) -> Result<(), Error> {
+        if points.is_dense() != self.dense {
+            return Err(Error::Dense { network: self.dense });
+        }
         let expected = [self.features(), self.output.labels()];
         check_sizes([points.features(), points.labels()], expected, points.is_dense())
     }

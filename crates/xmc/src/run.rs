@@ -1,7 +1,7 @@
 //! Runs: trainings in a folder, which can be interrupted and go on.
 
 use crate::network::check_sizes;
-use crate::{Error, Measured, NetworkConfig, Points, Training, TrainingConfig};
+use crate::{Error, Measured, Network, NetworkConfig, Points, Training, TrainingConfig};
 use serde::{Deserialize, Serialize};
 use srigl_run::{Damage, Found, JsonLines, LogEnd, RunFolder, differing_setting, file};
 use srigl_tensors::memory::of_process;
@@ -104,7 +104,7 @@ pub trait Observer {
 }
 
 /// A training in a run folder: `config.json` with the [`Settings`], `metrics.jsonl`, checkpoints after each epoch, and at the end
-/// `model.safetensors`, a [`Network`](crate::Network), and `result.json`.
+/// `model.safetensors`, a [`Network`], and `result.json`.
 #[derive(Clone, Debug)]
 pub struct Run {
     folder: RunFolder,
@@ -141,12 +141,12 @@ impl Run {
         })
     }
 
-    /// The result of a run that is finished, if its network is there.
+    /// The result of a run that is finished, if its network is there and whole: [`train`](Self::train) makes it again otherwise.
     ///
     /// # Errors
     /// [`Error::Run`] if it is damaged.
     pub fn result(&self) -> Result<Option<RunResult>, Error> {
-        match self.folder.file(file::MODEL).exists() {
+        match Network::read(&self.folder.file(file::MODEL)).is_ok() {
             true => Ok(self.folder.read_json(file::RESULT)?),
             false => Ok(None),
         }

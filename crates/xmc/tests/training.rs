@@ -249,7 +249,8 @@ fn a_network_is_the_same_after_it_was_written() {
         let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
         let text = std::str::from_utf8(&bytes[8..header]).unwrap();
         assert!(text.contains(from), "{text}");
-        let changed = text.replacen(from, to, 1);
+        // Without its checksum.
+        let changed = text.replacen(from, to, 1).replacen("sha256", "sha25_", 1);
         assert_eq!(changed.len(), text.len());
         read(&[&bytes[..8], changed.as_bytes(), &bytes[header..]].concat()).unwrap_err().to_string()
     };
@@ -272,6 +273,14 @@ fn a_network_is_the_same_after_it_was_written() {
         let said = error(from, to);
         assert!(said.contains(says), "{said}");
     }
+    // A flipped bit.
+    let mut changed = bytes.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    let said = read(&changed).unwrap_err().to_string();
+    assert!(said.ends_with("it is damaged: its checksum does not match"), "{said}");
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let text = std::str::from_utf8(&bytes[8..header]).unwrap().replacen("sha256", "sha25_", 1);
+    let bytes = [&bytes[..8], text.as_bytes(), &bytes[header..]].concat();
     // A label that the order names twice: its bytes are the first that are 1.
     let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
     let one = (header..).step_by(4).find(|at| bytes[*at..at + 8] == [0, 0, 0, 0, 1, 0, 0, 0]).unwrap();
