@@ -103,13 +103,16 @@ fn python_minor(interpreter: &str) -> Option<u32> {
     String::from_utf8_lossy(&output.stdout).trim().parse().ok()
 }
 
-/// Runs a command silently.
-fn succeed(command: &mut Command) -> Result<()> {
+/// Runs a command silently and returns what it has printed.
+///
+/// # Errors
+/// If it cannot be started or fails, with the end of its error output.
+pub fn succeed(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("cannot start {}", shell_line(command)))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}: {}\n{}", shell_line(command), output.status, tail(&stderr, 5));
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
 /// Interpreters that have other engines.
@@ -165,7 +168,7 @@ fn asked(python: &Path, module: &str) -> Result<PathBuf, String> {
     let mut command = Command::new(python);
     command.args(["-c", &format!("import numpy, {onnx}{module}")]);
     match succeed(&mut command) {
-        Ok(()) => Ok(python.into()),
+        Ok(_) => Ok(python.into()),
         Err(error) => {
             // Python's last line says what is missing.
             let text = format!("{error:#}");

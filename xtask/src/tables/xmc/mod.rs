@@ -2,9 +2,9 @@
 //!
 //! `srigl xmc` makes the points, trains and measures; this reads what it prints.
 
-use crate::peers::{Environment, without_paths};
+use crate::peers::{Environment, succeed, without_paths};
 use crate::report::{Report, Table};
-use crate::runner::{shell_line, srigl_binary, srigl_json, tail};
+use crate::runner::{srigl_binary, srigl_json, tail};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -266,14 +266,6 @@ fn asked(python: &Path, script: &str, task: &Value) -> Result<Trained> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}\n{}", output.status, without_paths(&tail(&said, 5)));
     serde_json::from_slice(&output.stdout).context("it printed something else")
-}
-
-fn succeed(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("cannot start {}", shell_line(command)))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}", said.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
 fn percent(share: Option<f64>) -> String {
