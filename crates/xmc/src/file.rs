@@ -253,7 +253,10 @@ fn write(
     let mut digest = Digesting::new(&metadata);
     for entry in &entries {
         digest.name(&entry.name);
-        (entry.write)(&mut digest)?;
+        // Numbers come one by one, and are hashed in blocks.
+        let mut blocks = BufWriter::new(&mut digest);
+        (entry.write)(&mut blocks)?;
+        blocks.flush()?;
     }
     metadata.insert("sha256".into(), digest.finish());
     let mut to = BufWriter::new(to);
