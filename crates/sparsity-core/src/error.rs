@@ -154,6 +154,22 @@ pub enum Error {
         layer: String,
     },
 
+    /// An N:M pattern that is none.
+    #[error("`{given}` is no N:M pattern; give two whole numbers such as 2:4, with 0 < N < M")]
+    Nm {
+        /// What was given.
+        given: String,
+    },
+
+    /// A method's masks cannot have a structure.
+    #[error("method `{method}` cannot have {what}")]
+    Structure {
+        /// The method.
+        method: &'static str,
+        /// The structure.
+        what: &'static str,
+    },
+
     /// No method has this name.
     #[error("there is no method `{name}`; known are {}", names())]
     UnknownMethod {

@@ -41,6 +41,15 @@ pub enum InitialMask {
     Magnitude,
     /// The largest |W| over all layers together, which also shares the sparsity among them.
     GlobalMagnitude,
+    /// The largest |W · ∂L/∂W| over all layers together on one batch (SNIP, Lee et al. 2019).
+    Sensitivity,
+}
+
+impl InitialMask {
+    /// Whether it shares the sparsity among the layers itself.
+    pub fn is_global(self) -> bool {
+        matches!(self, Self::GlobalMagnitude | Self::Sensitivity)
+    }
 }
 
 /// The mask of the `A` largest |W| of a layer with `weights` `[N · M]`.

@@ -62,6 +62,7 @@ mod error;
 mod init;
 mod mask;
 pub mod methods;
+mod nm;
 mod random;
 mod rows;
 mod schedule;
@@ -80,11 +81,12 @@ pub use init::{
 };
 pub use mask::{ConstantFanInMask, Mask};
 pub use methods::{AnyMethod, METHODS, Method};
+pub use nm::NmPattern;
 pub use random::{Purpose, Stream};
 pub use rows::{random_row, rigl_row, set_row};
-pub use schedule::UpdateSchedule;
+pub use schedule::{DropSchedule, UpdateSchedule};
 pub use topology::{
-    ActiveLayer, DenseGradient, Layer, LayerStats, Update, UpdateReport, initial_mask,
-    initial_mask_by_magnitude, initial_masks, itop_rate, settle_weights, update_active_layer, update_layer,
-    update_topology,
+    ActiveLayer, DenseGradient, Layer, LayerStats, Members, Update, UpdateReport, initial_mask,
+    initial_mask_by_magnitude, initial_masks, itop_rate, method_sparsities, redistributed_sparsities,
+    settle_weights, shared, update_active_layer, update_layer, update_topology,
 };

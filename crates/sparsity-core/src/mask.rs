@@ -184,7 +184,7 @@ impl Mask {
         (&mut self.words, width)
     }
 
-    fn row_mut(&mut self, neuron: usize) -> &mut [u64] {
+    pub(crate) fn row_mut(&mut self, neuron: usize) -> &mut [u64] {
         let width = self.row_words();
         &mut self.words[neuron * width..][..width]
     }
@@ -199,6 +199,11 @@ pub(crate) fn set_bit(words: &mut [u64], bit: usize) {
     words[bit / 64] |= 1 << (bit % 64);
 }
 
+/// Clears a bit.
+pub(crate) fn clear_bit(words: &mut [u64], bit: usize) {
+    words[bit / 64] &= !(1 << (bit % 64));
+}
+
 /// Whether a bit is set.
 pub(crate) fn has_bit(words: &[u64], bit: usize) -> bool {
     words[bit / 64] >> (bit % 64) & 1 == 1
@@ -207,6 +212,37 @@ pub(crate) fn has_bit(words: &[u64], bit: usize) -> bool {
 /// Number of set bits.
 pub(crate) fn count(words: &[u64]) -> usize {
     words.iter().map(|w| w.count_ones() as usize).sum()
+}
+
+/// Number of set bits in a range.
+pub(crate) fn count_within(words: &[u64], bits: std::ops::Range<usize>) -> usize {
+    bits.filter(|bit| has_bit(words, *bit)).count()
+}
+
+/// Activates those inactive positions of a row of `inputs` whose ranks among all inactive ones, ascending, come next, if they are
+/// below `first` plus the number of inactive ones, which is returned.
+pub(crate) fn activate_free(
+    row: &mut [u64],
+    inputs: usize,
+    first: usize,
+    ranks: &mut std::iter::Peekable<impl Iterator<Item = usize>>,
+) -> usize {
+    let mut rank = first;
+    for (index, word) in row.iter_mut().enumerate() {
+        let there = (inputs - index * 64).min(64);
+        let mut free = !*word & (u64::MAX >> (64 - there));
+        let end = rank + free.count_ones() as usize;
+        while let Some(next) = ranks.next_if(|next| *next < end) {
+            for _ in rank..next {
+                free &= free - 1;
+            }
+            *word |= free & free.wrapping_neg();
+            free &= free - 1;
+            rank = next + 1;
+        }
+        rank = end;
+    }
+    rank
 }
 
 /// Indices of the set bits, ascending.

@@ -4,6 +4,31 @@ use crate::Error;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
+/// How the drop fraction falls from `α` (RigL, Evci et al. 2020, appendix on schedules).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DropSchedule {
+    /// `α/2 · (1 + cos(π t / T_end))`.
+    #[default]
+    Cosine,
+    /// `α`.
+    Constant,
+    /// `α · (1 − t/T_end)`.
+    Linear,
+    /// `α · (1 − t/T_end)³`.
+    InversePower,
+}
+
+impl DropSchedule {
+    /// All by the names of command lines and files, each with what it does.
+    pub const NAMES: [(&'static str, &'static str, Self); 4] = [
+        ("cosine", "Half a cosine, to 0 at the end", Self::Cosine),
+        ("constant", "The same at each update", Self::Constant),
+        ("linear", "A straight line to 0 at the end", Self::Linear),
+        ("inverse-power", "The third power of what is left of the way", Self::InversePower),
+    ];
+}
+
 /// The update schedule of RigL and SRigL. Steps are optimizer steps and count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UpdateSchedule {
@@ -11,6 +36,9 @@ pub struct UpdateSchedule {
     pub delta_t: u64,
     /// `α`: the drop fraction at the start.
     pub drop_fraction: f64,
+    /// How it falls until the end.
+    #[serde(default)]
+    pub drop_schedule: DropSchedule,
     /// `T_end`: no update from this step on; 75 % of training in the paper.
     pub end_step: u64,
     /// The dense gradient of an update is the mean over this many last steps.
@@ -20,7 +48,8 @@ pub struct UpdateSchedule {
 impl UpdateSchedule {
     /// The paper's schedule, `ΔT` = 100 and `α` = 0.3, for a training whose updates end at `end_step`.
     pub fn new(end_step: u64) -> Self {
-        Self { delta_t: 100, drop_fraction: 0.3, end_step, grad_accumulation: 1 }
+        let drop_schedule = DropSchedule::Cosine;
+        Self { delta_t: 100, drop_fraction: 0.3, drop_schedule, end_step, grad_accumulation: 1 }
     }
 
     /// Checks the ranges of all fields.
@@ -53,9 +82,29 @@ impl UpdateSchedule {
         self.is_update(update) && update - t < self.grad_accumulation
     }
 
-    /// `α_t = α/2 · (1 + cos(π t / T_end))`.
+    /// `α_t`, by default `α/2 · (1 + cos(π t / T_end))`.
     pub fn drop_fraction_at(&self, t: u64) -> f64 {
-        self.drop_fraction / 2.0 * (1.0 + (PI * t as f64 / self.end_step as f64).cos())
+        let left = (1.0 - t as f64 / self.end_step as f64).max(0.0);
+        match self.drop_schedule {
+            // In this order of operations, by which masks have been pinned.
+            DropSchedule::Cosine => {
+                self.drop_fraction / 2.0 * (1.0 + (PI * t as f64 / self.end_step as f64).cos())
+            }
+            DropSchedule::Constant => self.drop_fraction,
+            DropSchedule::Linear => self.drop_fraction * left,
+            DropSchedule::InversePower => self.drop_fraction * left.powi(3),
+        }
+    }
+
+    /// The step of the last update; `None` if there is none.
+    pub fn last_update(&self) -> Option<u64> {
+        let last = self.end_step.saturating_sub(1) / self.delta_t * self.delta_t;
+        (last > 0).then_some(last)
+    }
+
+    /// How much of the way to the last update lies behind step `t`, 0 to 1; 1 if there is no update.
+    pub fn progress_at(&self, t: u64) -> f64 {
+        self.last_update().map_or(1.0, |last| (t as f64 / last as f64).min(1.0))
     }
 }
 
@@ -71,6 +120,37 @@ mod tests {
         assert!((schedule.drop_fraction_at(0) - 0.3).abs() < 1e-15);
         assert!((schedule.drop_fraction_at(150) - 0.15).abs() < 1e-15);
         assert!(schedule.drop_fraction_at(300).abs() < 1e-15);
+    }
+
+    #[test]
+    fn drop_fractions_fall_as_they_are_told_to() {
+        let at = |drop_schedule, t| {
+            UpdateSchedule { drop_schedule, ..UpdateSchedule::new(200) }.drop_fraction_at(t)
+        };
+        for (name, _, schedule) in DropSchedule::NAMES {
+            let values = [0, 100, 200, 300].map(|t| (at(schedule, t) * 1e6).round() / 1e6);
+            let expected = match schedule {
+                DropSchedule::Cosine => [0.3, 0.15, 0.0, 0.15],
+                DropSchedule::Constant => [0.3; 4],
+                DropSchedule::Linear => [0.3, 0.15, 0.0, 0.0],
+                DropSchedule::InversePower => [0.3, 0.0375, 0.0, 0.0],
+            };
+            assert_eq!(values, expected, "{name}");
+            assert_eq!(serde_json::to_value(schedule).unwrap(), name);
+        }
+    }
+
+    #[test]
+    fn progress_ends_at_the_last_update() {
+        let progress =
+            |end_step, steps: [u64; 3]| steps.map(|t| UpdateSchedule::new(end_step).progress_at(t));
+        assert_eq!(progress(401, [0, 100, 400]), [0.0, 0.25, 1.0]);
+        assert_eq!(progress(400, [150, 300, 399]), [0.5, 1.0, 1.0]);
+        assert_eq!(UpdateSchedule::new(400).last_update(), Some(300));
+        for end_step in [0, 1, 100] {
+            assert_eq!(UpdateSchedule::new(end_step).last_update(), None);
+        }
+        assert_eq!(progress(100, [0, 1, 2]), [1.0; 3]);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Topology updates of layers and models by any method, and what to report of them.
 
+use crate::methods::{Gradients, LayerShare};
 use crate::select::{Key, neurons_per_block};
 use crate::{
     Distribution, Error, InitialMask, LayerSpec, Mask, Method, Stream, global_magnitude_sparsities,
-    layer_sparsities,
+    layer_sparsities, sparsity_of_count, target_weights,
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,8 @@ pub struct Layer<'a> {
     pub name: &'a str,
     /// `W`. Values at inactive positions are ignored.
     pub weights: &'a [f32],
-    /// The dense gradient `G = ∂L/∂W` at every position. SET does not look at its values.
+    /// `G` at every position: what the method's [`Gradients`](crate::methods::Gradients) say it is. Methods that look at none do not
+    /// look at its values.
     pub grads: &'a [f32],
     /// The present topology.
     pub mask: &'a Mask,
@@ -38,6 +40,26 @@ pub struct ActiveLayer<'a> {
     pub sparsity: f64,
     /// As [`Layer::ablate`].
     pub ablate: bool,
+    /// `∂L/∂W` at the active positions, for methods that ask for [`Gradients::Active`](crate::methods::Gradients); otherwise empty.
+    pub grads: &'a [f32],
+    /// The neurons that its rows stand for.
+    pub members: Members,
+}
+
+/// How many neurons a row of a layer stands for, which are one to the method if they share their inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// Each but the last.
+    pub each: usize,
+    /// The last.
+    pub last: usize,
+}
+
+impl Default for Members {
+    /// One.
+    fn default() -> Self {
+        Self { each: 1, last: 1 }
+    }
 }
 
 /// The dense gradient `G = ∂L/∂W`, row-major `[N · M]`.
@@ -58,6 +80,37 @@ impl std::fmt::Debug for DenseGradient<'_> {
 }
 
 impl ActiveLayer<'_> {
+    /// `A`, of all neurons.
+    pub(crate) fn target(&self) -> usize {
+        target_weights(self.neurons() * self.mask.dense_fan_in(), self.sparsity)
+    }
+
+    /// Neurons that all rows stand for.
+    pub(crate) fn neurons(&self) -> usize {
+        (0..self.mask.neurons()).map(|row| self.neurons_of(row)).sum()
+    }
+
+    /// Neurons that a row stands for.
+    pub(crate) fn neurons_of(&self, row: usize) -> usize {
+        if row + 1 == self.mask.neurons() { self.members.last } else { self.members.each }
+    }
+
+    /// The fan-in `⌊A / neurons⌋` of all neurons of the rows that are `active`.
+    ///
+    /// # Errors
+    /// [`Error::FanInZero`] if that is 0.
+    pub(crate) fn shared_fan_in(&self, active: impl Fn(usize) -> bool) -> Result<usize, Error> {
+        let rows = (0..self.mask.neurons()).filter(|row| active(*row));
+        let (target, active) = (self.target(), rows.map(|row| self.neurons_of(row)).sum());
+        match target.checked_div(active) {
+            Some(fan_in) if fan_in > 0 => Ok(fan_in),
+            _ => {
+                let (layer, sparsity) = (self.name.to_string(), self.sparsity);
+                Err(Error::FanInZero { layer, sparsity, target, active })
+            }
+        }
+    }
+
     /// Where each neuron's values begin, and the last's end.
     pub(crate) fn rows(&self) -> Vec<usize> {
         let ends = (0..self.mask.neurons()).scan(0, |end, neuron| {
@@ -107,17 +160,25 @@ impl ActiveLayer<'_> {
         Ok(())
     }
 
-    fn check(&self) -> Result<(), Error> {
+    fn check(&self, has_grads: bool) -> Result<(), Error> {
         check_layer(self.name, self.sparsity, self.mask)?;
-        let (expected, got) = (self.mask.nnz(), self.values.len());
-        if got != expected {
-            return Err(Error::Length { layer: self.name.into(), what: "active weight", expected, got });
-        }
-        check_finite(self.name, "weight", self.values, |bad| {
+        let place = |bad: usize| {
             let mut positions = (0..self.mask.neurons())
                 .flat_map(|neuron| self.mask.inputs(neuron).map(move |input| (neuron, input)));
             positions.nth(bad).unwrap_or_default()
-        })
+        };
+        let expected = self.mask.nnz();
+        let grads = has_grads.then_some(("active gradient", "gradient", self.grads));
+        for (what, kind, values) in
+            [Some(("active weight", "weight", self.values)), grads].into_iter().flatten()
+        {
+            let got = values.len();
+            if got != expected {
+                return Err(Error::Length { layer: self.name.into(), what, expected, got });
+            }
+            check_finite(self.name, kind, values, place)?;
+        }
+        Ok(())
     }
 }
 
@@ -133,13 +194,13 @@ fn check_layer(name: &str, sparsity: f64, mask: &Mask) -> Result<(), Error> {
 }
 
 impl Layer<'_> {
-    /// Calls `run` with the active weights alone, and the gradient.
-    pub(crate) fn active<T>(&self, run: impl FnOnce(&ActiveLayer, DenseGradient) -> T) -> T {
+    /// Calls `run` with the active weights alone, and the gradient; with `grads`, that of active weights, too.
+    pub(crate) fn active<T>(&self, grads: bool, run: impl FnOnce(&ActiveLayer, DenseGradient) -> T) -> T {
         let Self { name, mask, sparsity, ablate, .. } = *self;
-        let inputs = mask.dense_fan_in();
-        let row = |neuron: usize| mask.inputs(neuron).map(move |input| self.weights[neuron * inputs + input]);
-        let values: Vec<f32> = (0..mask.neurons()).into_par_iter().flat_map_iter(row).collect();
-        let layer = ActiveLayer { name, values: &values, mask, sparsity, ablate };
+        let values = active_values(mask, self.weights);
+        let grads = if grads { active_values(mask, self.grads) } else { Vec::new() };
+        let members = Members::default();
+        let layer = ActiveLayer { name, values: &values, mask, sparsity, ablate, grads: &grads, members };
         run(&layer, DenseGradient::All(self.grads))
     }
 
@@ -150,6 +211,13 @@ impl Layer<'_> {
         }
         Ok(())
     }
+}
+
+/// Those of `values` `[N · M]` at the active positions, one row after the other.
+fn active_values(mask: &Mask, values: &[f32]) -> Vec<f32> {
+    let inputs = mask.dense_fan_in();
+    let row = |neuron: usize| mask.inputs(neuron).map(move |input| values[neuron * inputs + input]);
+    (0..mask.neurons()).into_par_iter().flat_map_iter(row).collect()
 }
 
 fn first_not_finite(values: &[f32]) -> Option<usize> {
@@ -255,12 +323,28 @@ pub fn initial_mask(
     Ok(mask)
 }
 
-/// Sparsity and initial mask `[N, M]` of every layer: how `sparsity` is shared and where masks come from. `weights` are those
-/// of each layer, `[N · M]`; they are not read for random masks, nor where a layer is kept dense. A layer's random stream
-/// depends on its place.
+/// The sparsity of every layer by a method: that of its N:M pattern, if it has one, or by how `sparsity` is shared.
 ///
 /// # Errors
-/// As [`layer_sparsities`], [`global_magnitude_sparsities`], [`initial_mask`] and [`initial_mask_by_magnitude`].
+/// As [`layer_sparsities`].
+pub fn method_sparsities(
+    method: &dyn Method,
+    layers: &[LayerSpec],
+    sparsity: f64,
+    distribution: Distribution,
+) -> Result<Vec<f64>, Error> {
+    match method.nm() {
+        Some(nm) => Ok(layers.iter().map(|l| if l.keep_dense { 0.0 } else { nm.sparsity(l) }).collect()),
+        None => layer_sparsities(layers, sparsity, distribution),
+    }
+}
+
+/// Sparsity and initial mask `[N, M]` of every layer: how `sparsity` is shared and where masks come from. `weights` are those
+/// of each layer, `[N · M]`, or by [`InitialMask::Sensitivity`] the products `W · ∂L/∂W`; they are not read for random masks, nor where
+/// a layer is kept dense. A layer's random stream depends on its place. With an N:M pattern each group keeps its largest.
+///
+/// # Errors
+/// As [`method_sparsities`], [`global_magnitude_sparsities`], [`initial_mask`] and [`initial_mask_by_magnitude`].
 pub fn initial_masks(
     method: &dyn Method,
     layers: &[LayerSpec],
@@ -269,9 +353,9 @@ pub fn initial_masks(
     (sparsity, distribution): (f64, Distribution),
     seed: u64,
 ) -> Result<Vec<(f64, Mask)>, Error> {
-    let sparsities = match from {
-        InitialMask::GlobalMagnitude => global_magnitude_sparsities(layers, weights, sparsity)?,
-        InitialMask::Random | InitialMask::Magnitude => layer_sparsities(layers, sparsity, distribution)?,
+    let sparsities = match from.is_global() && method.nm().is_none() {
+        true => global_magnitude_sparsities(layers, weights, sparsity)?,
+        false => method_sparsities(method, layers, sparsity, distribution)?,
     };
     let mask = |(i, sparsity): (usize, f64)| {
         let mask = match from {
@@ -351,7 +435,7 @@ fn check_shape(method: &dyn Method, layer: &str, mask: &Mask, expected: [usize; 
 pub fn update_layer(method: &dyn Method, alpha: f64, layer: &Layer, stream: Stream) -> Result<Update, Error> {
     check_method(method, alpha)?;
     layer.check()?;
-    let updates = layer.sparsity > 0.0 && method.info().needs.updates;
+    let updates = layer.sparsity > 0.0 && method.info().changes();
     let mask = updates.then(|| method.update(layer, alpha, stream)).transpose()?;
     updated(method, layer.name, layer.mask, mask)
 }
@@ -369,11 +453,11 @@ pub fn update_active_layer(
     stream: Stream,
 ) -> Result<Option<Update>, Error> {
     check_method(method, alpha)?;
-    layer.check()?;
+    layer.check(method.info().gradients == Gradients::Active)?;
     if let DenseGradient::All(all) = gradient {
         check_values(layer.name, layer.mask.shape(), "gradient", all)?;
     }
-    let updates = layer.sparsity > 0.0 && method.info().needs.updates;
+    let updates = layer.sparsity > 0.0 && method.info().changes();
     let mask = match updates {
         true => match method.update_active(layer, gradient, alpha, stream) {
             Some(mask) => Some(mask?),
@@ -400,7 +484,8 @@ fn updated(method: &dyn Method, layer: &str, before: &Mask, after: Option<Mask>)
     Ok(Update { mask, report })
 }
 
-/// [`update_layer`] for all layers of a model in parallel; layer `i` uses stream `(seed, i, step)`.
+/// [`update_layer`] for all layers of a model in parallel; layer `i` uses stream `(seed, i, step)`. Methods that redistribute weights
+/// among layers do so first ([`redistributed_sparsities`]).
 ///
 /// # Errors
 /// The first layer's that fails; no layer is changed then.
@@ -411,9 +496,63 @@ pub fn update_topology(
     seed: u64,
     step: u64,
 ) -> Result<Vec<Update>, Error> {
-    let update = |(i, layer)| update_layer(method, alpha, layer, Stream { seed, layer: i as u64, step });
-    let updates: Vec<Result<Update, Error>> = layers.par_iter().enumerate().map(update).collect();
+    let sparsities = redistributed_sparsities(method, alpha, layers)?;
+    let update = |(i, (layer, sparsity)): (usize, (&Layer, &f64))| {
+        let layer = Layer { sparsity: *sparsity, ..*layer };
+        update_layer(method, alpha, &layer, Stream { seed, layer: i as u64, step })
+    };
+    let updates: Vec<Result<Update, Error>> =
+        layers.par_iter().zip(&sparsities).enumerate().map(update).collect();
     updates.into_iter().collect()
+}
+
+/// The sparsities that these layers shall have after an update: their own, unless the method moves weights from one to the other. Dense
+/// layers stay dense.
+///
+/// # Errors
+/// As [`update_layer`], for settings and layers that do not fit.
+pub fn redistributed_sparsities(
+    method: &dyn Method,
+    alpha: f64,
+    layers: &[Layer],
+) -> Result<Vec<f64>, Error> {
+    check_method(method, alpha)?;
+    layers.iter().try_for_each(Layer::check)?;
+    let share = |layer: &Layer| LayerShare::new(layer.mask, &active_values(layer.mask, layer.grads));
+    let is_sparse = |layer: &&Layer| layer.sparsity > 0.0;
+    let shares: Vec<LayerShare> = match method.redistribute(&[]) {
+        Some(_) => layers.iter().filter(is_sparse).map(share).collect(),
+        None => Vec::new(),
+    };
+    let mut new = shared(method, alpha, &shares).unwrap_or_default().into_iter();
+    let sparsity = |layer: &Layer| match layer.sparsity {
+        0.0 => 0.0,
+        sparsity => new.next().unwrap_or(sparsity),
+    };
+    Ok(layers.iter().map(sparsity).collect())
+}
+
+/// The sparsities that sparse layers shall have after an update by a method that redistributes weights among them; `None` if it does
+/// not. For those who know the layers one by one: [`redistributed_sparsities`] has them all.
+pub fn shared(method: &dyn Method, alpha: f64, layers: &[LayerShare]) -> Option<Vec<f64>> {
+    let kept = |share: &LayerShare| {
+        let dropped = (share.active as f64 * alpha).floor() as usize;
+        LayerShare { kept: share.active - dropped, ..*share }
+    };
+    let weights = method.redistribute(&layers.iter().map(kept).collect::<Vec<_>>())?;
+    // A layer that has got all of its weights may lose some again: it is not dense.
+    let sparsity =
+        |(share, n): (&LayerShare, usize)| sparsity_of_count(share.positions, n).max(f64::MIN_POSITIVE);
+    Some(layers.iter().zip(weights).map(sparsity).collect())
+}
+
+impl LayerShare {
+    /// Of a layer with this mask and these gradients of its active weights. Before an update all weights are kept.
+    pub fn new(mask: &Mask, grads: &[f32]) -> Self {
+        let sum: f64 = grads.iter().map(|g| f64::from(g.abs())).sum();
+        let active = mask.nnz();
+        Self { positions: mask.positions(), active, kept: active, importance: sum / active.max(1) as f64 }
+    }
 }
 
 /// Step 9: sets to exactly 0 what is inactive now and what was inactive before. A weight that was dropped and

@@ -3,10 +3,14 @@
 //!
 //! To accept a change: `INSTA_UPDATE=always cargo test -p sparsity-core --test evolution`, then read the diff.
 
-use sparsity_core::methods::{Rigl, Set, Srigl, StaticMask, StructuredStatic};
+use sparsity_core::methods::{
+    Gmp, GradientPositions, Mest, Rigl, Set, Snfs, SrSte, Srigl, StaticMask, StructuredSet, StructuredStatic,
+    TopKast,
+};
 use sparsity_core::{
-    Distribution, Layer, LayerSpec, Mask, Method, Stream, UpdateReport, UpdateSchedule, initial_mask,
-    initial_mask_by_magnitude, layer_sparsities, settle_weights, update_layer,
+    AnyMethod, Distribution, InitialMask, Layer, LayerSpec, Mask, Method, NmPattern, Stream, UpdateReport,
+    UpdateSchedule, initial_mask, initial_mask_by_magnitude, initial_masks, layer_sparsities, settle_weights,
+    update_layer,
 };
 use std::fmt::Write;
 
@@ -29,28 +33,35 @@ impl Evolution {
         // With 13·ΔT no update falls on an angle where n·α_t would be an integer but for the last bit of cos.
         let schedule = UpdateSchedule::new(1300);
         let stream = |step| Stream { seed: 42, layer: 0, step };
-        let initial = initial_mask(method, &spec, SPARSITY, stream(0)).unwrap();
         let mut weights: Vec<f32> = signal(0, &spec, 0);
-        initial.apply(&mut weights);
+        let (from, target) = (method.info().initial, (SPARSITY, Distribution::Uniform));
+        let specs = std::slice::from_ref(&spec);
+        let (sparsity, initial) =
+            initial_masks(method, specs, &[weights.clone()], from, target, 42).unwrap().remove(0);
+        if !method.keeps_inactive_weights() {
+            initial.apply(&mut weights);
+        }
         let mut evolution = Self { text: String::new(), masks: vec![initial] };
         writeln!(evolution.text, "initial  nnz {}", evolution.now().nnz()).unwrap();
         evolution.draw();
 
         for update in 1..=12 {
             let grads = signal(1, &spec, update);
-            train(&mut weights, &grads, evolution.now());
+            train(method, &mut weights, &grads, evolution.now());
             let layer = Layer {
                 name: &spec.name,
                 weights: &weights,
                 grads: &grads,
                 mask: evolution.now(),
-                sparsity: SPARSITY,
+                sparsity: method.sparsity_at(sparsity, schedule.progress_at(update * schedule.delta_t)),
                 ablate: true,
             };
             let step = update * schedule.delta_t;
             let alpha = schedule.drop_fraction_at(step);
             let new = update_layer(method, alpha, &layer, stream(step)).unwrap();
-            settle_weights(&mut weights, evolution.now(), &new.mask);
+            if !method.keeps_inactive_weights() {
+                settle_weights(&mut weights, evolution.now(), &new.mask);
+            }
             evolution.masks.push(new.mask);
             evolution.head(step, alpha, &new.report);
             evolution.draw();
@@ -84,9 +95,18 @@ impl Evolution {
 }
 
 /// A gradient step with weight decay, in arithmetic that is exact or rounds the same everywhere.
-fn train(weights: &mut [f32], grads: &[f32], mask: &Mask) {
-    weights.iter_mut().zip(grads).for_each(|(w, g)| *w = *w * 0.5 - *g * 0.25);
-    mask.apply(weights);
+fn train(method: &dyn Method, weights: &mut [f32], grads: &[f32], mask: &Mask) {
+    let moved: Vec<f32> = weights.iter().zip(grads).map(|(w, g)| *w * 0.5 - *g * 0.25).collect();
+    let before = weights.to_vec();
+    weights.copy_from_slice(&moved);
+    match method.gradient_positions(mask, SPARSITY, &|| before.clone()) {
+        GradientPositions::Active => mask.apply(weights),
+        GradientPositions::All => {}
+        GradientPositions::Superset(positions) => {
+            let stays = |i: &usize| !positions.is_active(i / mask.dense_fan_in(), i % mask.dense_fan_in());
+            (0..weights.len()).filter(stays).for_each(|i| weights[i] = before[i]);
+        }
+    }
 }
 
 /// Noise in ±1, a new one for each update; the quiet neuron's is a hundredth of it in its silence and twice
@@ -165,7 +185,88 @@ fn set() {
 }
 
 #[test]
-fn initial_masks() {
+fn structured_set() {
+    let evolution = Evolution::of(&StructuredSet);
+    assert!(evolution.masks.iter().all(|m| (0..10).all(|neuron| m.fan_in(neuron) == 6)));
+    insta::assert_snapshot!(evolution.text);
+}
+
+#[test]
+fn gmp() {
+    let evolution = Evolution::of(&Gmp);
+    assert!(evolution.masks.windows(2).all(|m| m[1].count_not_in(&m[0]) == 0), "nothing comes back");
+    assert_eq!([0, 12].map(|i: usize| evolution.masks[i].nnz()), [240, 67]);
+    insta::assert_snapshot!(evolution.text);
+}
+
+#[test]
+fn snfs() {
+    let evolution = Evolution::of(&Snfs);
+    assert!(evolution.masks.iter().all(|m| m.nnz() == 67));
+    insta::assert_snapshot!(evolution.text);
+}
+
+#[test]
+fn mest() {
+    let evolution = Evolution::of(&Mest { lambda: 0.5 });
+    assert!(evolution.masks.iter().all(|m| m.nnz() == 67));
+    insta::assert_snapshot!(evolution.text);
+}
+
+#[test]
+fn top_kast() {
+    let evolution = Evolution::of(&TopKast::default());
+    assert!(evolution.masks.iter().all(|m| m.nnz() == 67));
+    insta::assert_snapshot!(evolution.text);
+}
+
+#[test]
+fn sr_ste() {
+    let evolution = Evolution::of(&SrSte::default());
+    assert!(evolution.masks.iter().all(|mask| NmPattern::TWO_OF_FOUR.holds(mask)));
+    insta::assert_snapshot!(evolution.text);
+}
+
+#[test]
+fn two_of_four() {
+    let mut text = String::new();
+    for method in [AnyMethod::from(Rigl), Set.into(), srigl(0.5).into()] {
+        let method = method.with_nm(NmPattern::new(1, 4).unwrap()).unwrap();
+        let evolution = Evolution::of(&*method);
+        assert!(
+            evolution.masks.iter().all(|mask| NmPattern::new(1, 4).unwrap().holds(mask) && mask.nnz() == 60)
+        );
+        write!(text, "{}\n\n{}\n", method.label(), evolution.text).unwrap();
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn group_shared_srigl() {
+    let method = AnyMethod::from(srigl(0.5)).with_group(3).unwrap();
+    let evolution = Evolution::of(&*method);
+    for mask in &evolution.masks {
+        assert!((0..10).all(|neuron| mask.inputs(neuron).eq(mask.inputs(neuron / 3 * 3))));
+    }
+    insta::assert_snapshot!(evolution.text);
+}
+
+#[test]
+fn initial_masks_of_pruning_methods() {
+    let specs = ["a", "b"].map(|name| LayerSpec::new(name, [6, 24]).unwrap());
+    let weights: Vec<Vec<f32>> = (0..2).map(|layer| signal(layer, &specs[0], 0)).collect();
+    let mut text = String::new();
+    for (name, from) in [("magnitude", InitialMask::Magnitude), ("global", InitialMask::GlobalMagnitude)] {
+        let target = (0.8, Distribution::default());
+        for (sparsity, mask) in initial_masks(&StaticMask, &specs, &weights, from, target, 0).unwrap() {
+            write!(text, "{name}, sparsity {sparsity:.4}, nnz {}\n{}\n", mask.nnz(), draw(&mask)).unwrap();
+        }
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn initial_masks_at_random() {
     let spec = LayerSpec::new("fc", [8, 70]).unwrap();
     let mut text = String::new();
     for (name, method) in [("constant fan-in", &srigl(0.3) as &dyn Method), ("unstructured", &Rigl)] {
@@ -174,7 +275,7 @@ fn initial_masks() {
             write!(text, "{name}, seed 42, layer {layer}, nnz {}\n{}\n", mask.nnz(), draw(&mask)).unwrap();
         }
     }
-    insta::assert_snapshot!(text);
+    insta::assert_snapshot!("initial_masks", text);
 }
 
 /// By the weights that an evolution starts with; the numbers are those of `A` and `k0`.

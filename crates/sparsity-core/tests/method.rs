@@ -1,21 +1,13 @@
 //! A method written elsewhere, with a mistake in it.
 
-use sparsity_core::methods::{AnyMethod, Method, MethodInfo, Needs};
+use sparsity_core::methods::{AnyMethod, Method, MethodInfo, Settings, Updates};
 use sparsity_core::{Error, Layer, LayerSpec, Mask, Stream, initial_mask, update_layer};
 
 /// Its masks are transposed.
 #[derive(Debug)]
 struct Transposed;
 
-static INFO: MethodInfo = MethodInfo {
-    name: "transposed",
-    about: "For this test",
-    needs: Needs { sparsity: true, updates: true, dense_gradients: false },
-    constant_fan_in: false,
-    settings: &[],
-    variants: &[],
-    build: |_| AnyMethod::from(Transposed),
-};
+static INFO: MethodInfo = MethodInfo { updates: Updates::Scheduled, ..MethodInfo::new("transposed") };
 
 impl Method for Transposed {
     fn info(&self) -> &'static MethodInfo {
@@ -42,4 +34,14 @@ fn a_mask_of_another_shape_is_refused() {
     let layer =
         Layer { name: "fc", weights: &values, grads: &values, mask: &mask, sparsity: 0.5, ablate: false };
     assert_eq!(update_layer(&Transposed, 0.3, &layer, stream).unwrap_err(), expected);
+}
+
+#[test]
+fn a_method_that_is_in_no_table_is_not_known_by_name() {
+    let method = AnyMethod::from(Transposed);
+    assert_eq!(method.label(), "custom");
+    let json = serde_json::to_string(&method).unwrap();
+    assert_eq!(json, r#"{"name":"transposed"}"#);
+    assert!(serde_json::from_str::<AnyMethod>(&json).is_err());
+    assert!(matches!(INFO.build(&Settings::default()), Err(Error::UnknownMethod { .. })));
 }

@@ -1,110 +1,22 @@
 //! Every invariant of a topology update, on thousands of random layers, and the updates themselves against a
 //! plain reference that sorts.
 
+mod cases;
+
+use cases::{Case, STREAM, cases};
 use proptest::prelude::*;
-use sparsity_core::methods::{Rigl, Set, Srigl, StaticMask, ThresholdBase};
+use sparsity_core::methods::{Mest, Rigl, Set, Snfs, Srigl, StaticMask, StructuredSet};
 use sparsity_core::{
-    ActiveLayer, ConstantFanInMask, DenseGradient, Distribution, Error, Layer, LayerSpec, Mask, Method,
-    Stream, UpdateReport, initial_mask, itop_rate, layer_sparsities, settle_weights, update_active_layer,
-    update_layer, update_topology,
+    ActiveLayer, AnyMethod, ConstantFanInMask, DenseGradient, Distribution, Error, Layer, LayerSpec, Mask,
+    Members, Method, NmPattern, Stream, UpdateReport, initial_mask, itop_rate, layer_sparsities,
+    settle_weights, update_active_layer, update_layer, update_topology,
 };
-
-const STREAM: Stream = Stream { seed: 7, layer: 0, step: 100 };
-
-/// One random layer, large enough for rows of several words, small enough for thousands of cases.
-#[derive(Clone, Debug)]
-struct Case {
-    neurons: usize,
-    m: usize,
-    weights: Vec<f32>,
-    grads: Vec<f32>,
-    active: Vec<u8>,
-    sparsity: f64,
-    alpha: f64,
-    settings: Srigl,
-    ablate: bool,
-}
-
-impl Case {
-    fn mask(&self) -> Mask {
-        Mask::from_bytes(self.neurons, self.m, &self.active).unwrap()
-    }
-
-    fn layer<'a>(&'a self, mask: &'a Mask) -> Layer<'a> {
-        let (weights, grads) = (&self.weights, &self.grads);
-        Layer { name: "fc", weights, grads, mask, sparsity: self.sparsity, ablate: self.ablate }
-    }
-
-    fn update(&self, method: &dyn Method) -> Result<Mask, Error> {
-        let mask = self.mask();
-        update_layer(method, self.alpha, &self.layer(&mask), STREAM).map(|update| update.mask)
-    }
-
-    /// `A = ⌊N·M·(1−S)⌋`.
-    fn target(&self) -> usize {
-        ((self.neurons * self.m) as f64 * (1.0 - self.sparsity)).floor() as usize
-    }
-
-    /// `n`, the number of active weights, and `K = ⌊n·α⌋`, the number to drop.
-    fn active_and_dropped(&self) -> (usize, usize) {
-        let n = self.active.iter().filter(|a| **a == 1).count();
-        (n, (n as f64 * self.alpha).floor() as usize)
-    }
-}
-
-/// Values of one layer: many ties (also between signs), few ties, or mostly zeros of both signs.
-fn values(count: usize) -> impl Strategy<Value = Vec<f32>> {
-    let ties = (-3i8..=3).prop_map(f32::from);
-    let spread = (-1e3f32..1e3).prop_map(|x| x * x * x);
-    let zeros = prop_oneof![6 => Just(0.0f32), 2 => Just(-0.0f32), 1 => -1.0f32..1.0];
-    let vec = move |value: BoxedStrategy<f32>| proptest::collection::vec(value, count);
-    prop_oneof![vec(ties.boxed()), vec(spread.boxed()), vec(zeros.boxed())]
-}
-
-/// Which weights are active: any share of them, and sometimes whole neurons ablated.
-fn active(neurons: usize, m: usize) -> impl Strategy<Value = Vec<u8>> {
-    let dead = proptest::collection::vec(prop::bool::weighted(0.2), neurons);
-    let active =
-        (0.0..=1.0).prop_flat_map(move |p| proptest::collection::vec(prop::bool::weighted(p), neurons * m));
-    (dead, active).prop_map(move |(dead, active)| {
-        active.iter().enumerate().map(|(i, a)| u8::from(*a && !dead[i / m])).collect()
-    })
-}
-
-fn settings() -> impl Strategy<Value = Srigl> {
-    let gamma_sal = prop_oneof![
-        1 => Just(0.0),
-        5 => 0.0..1.0,
-        2 => (1u8..20).prop_map(f64::from),
-    ];
-    let base = prop_oneof![Just(ThresholdBase::SparseFanIn), Just(ThresholdBase::DenseFanIn)];
-    (gamma_sal, base).prop_map(|(gamma_sal, threshold_base)| Srigl { gamma_sal, threshold_base })
-}
-
-fn cases() -> impl Strategy<Value = Case> {
-    let alpha = prop_oneof![1 => Just(0.0), 1 => Just(1.0), 6 => 0.0..1.0];
-    let shape = (1usize..12, prop_oneof![1usize..20, 60usize..140]);
-    (shape, 0.01..0.99, alpha, settings(), any::<bool>()).prop_flat_map(
-        |((neurons, m), sparsity, alpha, settings, ablate)| {
-            let count = neurons * m;
-            (values(count), values(count), active(neurons, m)).prop_map(move |(weights, grads, active)| {
-                Case { neurons, m, weights, grads, active, sparsity, alpha, settings, ablate }
-            })
-        },
-    )
-}
 
 /// The updates by sorting, after the page of the paper, one line of code for each of its sentences.
 mod reference {
-    use super::{Case, ThresholdBase};
+    use super::cases::{Case, kept, top};
+    use sparsity_core::methods::ThresholdBase;
     use std::collections::BTreeSet;
-
-    /// The first `n` of `positions` (ascending) by |value|; `sort_by` is stable, so ties stay in flat order.
-    pub fn top(values: &[f32], positions: impl IntoIterator<Item = usize>, n: usize) -> BTreeSet<usize> {
-        let mut order: Vec<usize> = positions.into_iter().collect();
-        order.sort_by(|&a, &b| values[b].abs().partial_cmp(&values[a].abs()).unwrap());
-        order.into_iter().take(n).collect()
-    }
 
     /// One byte per position; `None` where the fan-in would be 0.
     pub fn srigl(case: &Case) -> Option<Vec<u8>> {
@@ -168,13 +80,6 @@ mod reference {
         Some(mask)
     }
 
-    /// What RigL and SET keep: the top `n − K` active weights.
-    pub fn kept(case: &Case) -> BTreeSet<usize> {
-        let (n, drop) = case.active_and_dropped();
-        let active = (0..case.active.len()).filter(|&p| case.active[p] == 1);
-        top(&case.weights, active, n - drop)
-    }
-
     /// One byte per position.
     pub fn rigl(case: &Case) -> Vec<u8> {
         let kept = kept(case);
@@ -223,7 +128,7 @@ proptest! {
         for method in [&Rigl as &dyn Method, &Set] {
             let mask = case.update(method).unwrap();
             prop_assert_eq!(mask.nnz(), before.nnz());
-            for p in reference::kept(&case) {
+            for p in cases::kept(&case) {
                 prop_assert!(mask.is_active(p / case.m, p % case.m), "{:?} lost position {}", method, p);
             }
         }
@@ -306,8 +211,15 @@ proptest! {
             .map(|(neuron, input)| case.weights[neuron * case.m + input])
             .collect();
         let (sparsity, ablate) = (case.sparsity, case.ablate);
-        let layer = ActiveLayer { name: "fc", values: &values, mask, sparsity, ablate };
-        for method in [&case.settings as &dyn Method, &Rigl, &Set, &StaticMask] {
+        let grads: Vec<f32> = case.grads.iter().zip(&case.active).filter(|(_, a)| **a == 1).map(|(g, _)| *g).collect();
+        let layer = ActiveLayer { name: "fc", values: &values, mask, sparsity, ablate, grads: &grads, members: Members::default() };
+        let structured = [Rigl.into(), case.settings.into(), AnyMethod::from(StructuredSet)].map(|method: AnyMethod| {
+            method.with_nm(NmPattern::TWO_OF_FOUR).unwrap()
+        });
+        let grouped = [case.settings.into(), AnyMethod::from(StructuredSet)].map(|method: AnyMethod| method.with_group(3).unwrap());
+        let structured = structured.iter().chain(&grouped).map(|method| &**method);
+        let plain = [&case.settings as &dyn Method, &Rigl, &Set, &StaticMask, &StructuredSet, &Mest::default(), &Snfs];
+        for method in plain.into_iter().chain(structured) {
             let mut rows = |neurons: &[usize], to: &mut [f32]| {
                 let rows = to.chunks_exact_mut(case.m).zip(neurons);
                 rows.for_each(|(row, neuron)| row.copy_from_slice(&case.grads[neuron * case.m..][..case.m]));
@@ -315,7 +227,7 @@ proptest! {
             let gradient =
                 if keep { DenseGradient::All(&case.grads) } else { DenseGradient::Rows(&mut rows) };
             let update = update_active_layer(method, case.alpha, &layer, gradient, STREAM);
-            prop_assert_eq!(update.map(|update| update.expect("it sees enough").mask), case.update(method));
+            prop_assert_eq!(update.map(|update| update.expect("it sees enough").mask), case.update(method), "{:?}", method);
         }
     }
 
@@ -536,7 +448,15 @@ fn active_weights_that_do_not_fit_or_have_diverged_are_named() {
     // Two neurons of three inputs; the second reads the first and the last.
     let mask = &Mask::from_bytes(2, 3, &[0, 1, 0, 1, 0, 1]).unwrap();
     let update = |values: &[f32], gradient: &[f32]| {
-        let layer = ActiveLayer { name: "fc", values, mask, sparsity: 0.5, ablate: true };
+        let layer = ActiveLayer {
+            name: "fc",
+            values,
+            mask,
+            sparsity: 0.5,
+            ablate: true,
+            grads: &[],
+            members: Members::default(),
+        };
         update_active_layer(&Srigl::default(), 0.3, &layer, DenseGradient::All(gradient), STREAM).map(|_| ())
     };
     assert_eq!(update(&[1.0, 2.0, 3.0], &[1.0; 6]), Ok(()));

@@ -4,24 +4,46 @@
 //! charts read names, labels and settings from there.
 
 mod dense;
+mod global_magnitude;
+mod gmp;
+mod group_shared;
+mod magnitude;
+mod mest;
+mod restricted;
 mod rigl;
 mod set;
+mod snfs;
+mod snip;
+mod sr_ste;
 mod srigl;
 mod static_mask;
+mod structured_set;
 mod structured_static;
+mod top_kast;
 mod unstructured;
 
 pub use dense::Dense;
+pub use global_magnitude::GlobalMagnitude;
+pub use gmp::Gmp;
+pub use magnitude::Magnitude;
+pub use mest::Mest;
 pub use rigl::Rigl;
 pub use set::Set;
+pub use snfs::Snfs;
+pub use snip::Snip;
+pub use sr_ste::SrSte;
 pub use srigl::{Srigl, ThresholdBase};
 pub use static_mask::StaticMask;
+pub use structured_set::StructuredSet;
 pub use structured_static::StructuredStatic;
+pub use top_kast::TopKast;
 
 use crate::{
-    ActiveLayer, DenseGradient, Error, Layer, LayerSpec, Mask, Stream, constant_fan_in_magnitude_mask,
-    magnitude_mask,
+    ActiveLayer, DenseGradient, Error, InitialMask, Layer, LayerSpec, Mask, NmPattern, Stream,
+    constant_fan_in_magnitude_mask, magnitude_mask,
 };
+use group_shared::GroupShared;
+use restricted::Restricted;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -30,18 +52,57 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 /// All methods, in the order of tables and legends.
-pub static METHODS: &[&MethodInfo] =
-    &[&dense::INFO, &static_mask::INFO, &set::INFO, &rigl::INFO, &srigl::INFO, &structured_static::INFO];
+pub static METHODS: &[&MethodInfo] = &[
+    &dense::INFO,
+    &static_mask::INFO,
+    &set::INFO,
+    &rigl::INFO,
+    &srigl::INFO,
+    &structured_static::INFO,
+    &structured_set::INFO,
+    &magnitude::INFO,
+    &global_magnitude::INFO,
+    &snip::INFO,
+    &gmp::INFO,
+    &snfs::INFO,
+    &mest::INFO,
+    &top_kast::INFO,
+    &sr_ste::INFO,
+];
 
 /// A sparse training method: how its masks start and change.
 ///
-/// Implement it for a method of your own: [`update_layer`](crate::update_layer) and the optimizer of `srigl-burn`
+/// Implement it for a method of your own, in any crate: [`update_layer`](crate::update_layer) and `sparsify` of `srigl-burn`
 /// take any. A row in [`METHODS`] makes it known by name.
+///
+/// ```
+/// use sparsity_core::methods::{Gradients, Growth, Kept, Method, MethodInfo, Updates};
+/// use sparsity_core::{ActiveLayer, Error, LayerSpec, Mask, Stream, unstructured_mask};
+///
+/// /// Forgets all weights at each update, and grows where the gradient is largest.
+/// #[derive(Debug)]
+/// struct Amnesia;
+///
+/// static INFO: MethodInfo =
+///     MethodInfo { updates: Updates::Scheduled, gradients: Gradients::Dense, ..MethodInfo::new("amnesia") };
+///
+/// impl Method for Amnesia {
+///     fn info(&self) -> &'static MethodInfo {
+///         &INFO
+///     }
+///     fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
+///         unstructured_mask(layer, sparsity, stream)
+///     }
+///     fn keep(&self, layer: &ActiveLayer, _alpha: f64) -> Option<Kept> {
+///         Some(Kept { mask: Mask::empty(layer.mask.neurons(), layer.mask.dense_fan_in()), growth: Growth::Gradient })
+///     }
+/// }
+/// ```
 pub trait Method: Debug + Send + Sync {
     /// What is true of the method whatever its settings; its row in [`METHODS`].
     fn info(&self) -> &'static MethodInfo;
 
-    /// The values of [`MethodInfo::settings`].
+    /// The values of [`MethodInfo::settings`], and of the structure.
     fn settings(&self) -> Settings {
         Settings::default()
     }
@@ -52,6 +113,16 @@ pub trait Method: Debug + Send + Sync {
     /// [`Error::Setting`] names the setting that is out of range.
     fn check(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// The pattern that its masks have, if they have one. The sparsity of a layer follows from it.
+    fn nm(&self) -> Option<NmPattern> {
+        None
+    }
+
+    /// Neurons in a row that share their inputs.
+    fn group(&self) -> usize {
+        1
     }
 
     /// The initial mask `[N, M]` of a layer with 0 < `sparsity` < 1.
@@ -72,8 +143,22 @@ pub trait Method: Debug + Send + Sync {
         }
     }
 
+    /// The sparsity that a layer shall have after a `progress` of 0 to 1 on the way from the first step to the last update,
+    /// if it shall have `sparsity` in the end.
+    fn sparsity_at(&self, sparsity: f64, progress: f64) -> f64 {
+        let _ = progress;
+        sparsity
+    }
+
+    /// The weights that each of these layers shall have after an update, whose layers have dropped theirs and shall grow as many
+    /// together. `None` if each grows as many as it drops.
+    fn redistribute(&self, layers: &[LayerShare]) -> Option<Vec<usize>> {
+        let _ = layers;
+        None
+    }
+
     /// The new mask `[N, M]` of a layer, a pure function of the arguments: `alpha` is the drop fraction `α_t`, and
-    /// `stream` feeds random choices. The layer has been checked. Never called unless [`Needs::updates`].
+    /// `stream` feeds random choices. The layer has been checked. Never called unless [`MethodInfo::updates`].
     ///
     /// By default that of [`update_active`](Self::update_active).
     ///
@@ -83,12 +168,15 @@ pub trait Method: Debug + Send + Sync {
     /// # Panics
     /// If the method has neither.
     fn update(&self, layer: &Layer, alpha: f64, stream: Stream) -> Result<Mask, Error> {
-        let mask = layer.active(|layer, gradient| self.update_active(layer, gradient, alpha, stream));
+        let grads = self.info().gradients == Gradients::Active;
+        let mask = layer.active(grads, |layer, gradient| self.update_active(layer, gradient, alpha, stream));
         mask.unwrap_or_else(|| panic!("method `{}` has no update", self.info().name))
     }
 
     /// The same from the active weights alone, and the dense gradient some neurons at a time: what layers are trained with
     /// that have no other weights. `None` for methods that must see all.
+    ///
+    /// By default it grows as many weights as [`keep`](Self::keep) drops, anywhere in the layer.
     ///
     /// # Errors
     /// As [`update`](Self::update), and [`Error::NotFinite`] for a gradient that is not.
@@ -99,7 +187,12 @@ pub trait Method: Debug + Send + Sync {
         alpha: f64,
         stream: Stream,
     ) -> Option<Result<Mask, Error>> {
-        let _ = (layer, gradient, alpha, stream);
+        self.keep(layer, alpha).map(|kept| kept.grown(layer, gradient, layer.mask.nnz(), stream))
+    }
+
+    /// The first half of an update: the weights that stay, and how others grow. `None` for methods that do not drop and grow.
+    fn keep(&self, layer: &ActiveLayer, alpha: f64) -> Option<Kept> {
+        let _ = (layer, alpha);
         None
     }
 
@@ -120,6 +213,62 @@ pub trait Method: Debug + Send + Sync {
     fn keeps_inactive_weights(&self) -> bool {
         false
     }
+
+    /// `λ`: to the gradient of a weight that is inactive and gets gradient, `λ·W` is added.
+    fn inactive_decay(&self, sparsity: f64) -> f64 {
+        let _ = sparsity;
+        0.0
+    }
+}
+
+/// What a method keeps of a mask at an update, and how it grows others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The weights that stay, `[N, M]`.
+    pub mask: Mask,
+    /// How others grow.
+    pub growth: Growth,
+}
+
+/// How weights grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// Where |G| is largest.
+    Gradient,
+    /// At random.
+    Random,
+}
+
+impl Kept {
+    /// The mask with others grown, anywhere in the layer, until it has `weights`.
+    fn grown(
+        self,
+        layer: &ActiveLayer,
+        gradient: DenseGradient,
+        weights: usize,
+        stream: Stream,
+    ) -> Result<Mask, Error> {
+        let Self { mut mask, growth } = self;
+        let n = weights.saturating_sub(mask.nnz());
+        match growth {
+            Growth::Gradient => unstructured::grow_largest_gradients(layer, &mut mask, gradient, n)?,
+            Growth::Random => unstructured::grow_at_random(&mut mask, stream, n),
+        }
+        Ok(mask)
+    }
+}
+
+/// What a method that redistributes weights among layers knows of one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerShare {
+    /// `N·M`.
+    pub positions: usize,
+    /// Active weights before the update.
+    pub active: usize,
+    /// Those that stay.
+    pub kept: usize,
+    /// The mean of |G| over the active weights; what [`Gradients`] says G is.
+    pub importance: f64,
 }
 
 /// The positions of a weight that receive gradient.
@@ -140,28 +289,100 @@ pub struct MethodInfo {
     pub name: &'static str,
     /// What it does, in one line.
     pub about: &'static str,
-    /// What it cannot do without.
-    pub needs: Needs,
+    /// Whether its networks are sparse; false for dense training alone.
+    pub sparse: bool,
+    /// When its masks change.
+    pub updates: Updates,
+    /// The gradients that its updates look at.
+    pub gradients: Gradients,
+    /// Where initial masks come from if nobody says.
+    pub initial: InitialMask,
     /// Whether all active neurons of a layer have the same fan-in.
     pub constant_fan_in: bool,
+    /// Whether its masks may have an N:M pattern.
+    pub nm: Nm,
     /// Its settings.
     pub settings: &'static [Setting],
     /// The kinds of runs that tables and charts tell apart, at least one. A method is of the last whose settings it
     /// has.
     pub variants: &'static [Variant],
-    /// The method with these settings; those not given are the defaults.
-    pub build: fn(&Settings) -> AnyMethod,
+    /// The method with these settings; those not given are the defaults. `None` for one that is no row of [`METHODS`].
+    pub build: Option<fn(&Settings) -> AnyMethod>,
 }
 
-/// What a method cannot do without.
+/// When masks change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Needs {
-    /// A sparsity; false for dense training alone.
-    pub sparsity: bool,
-    /// Topology updates and their schedule.
-    pub updates: bool,
-    /// Dense gradients at updates.
-    pub dense_gradients: bool,
+pub enum Updates {
+    /// Never.
+    Never,
+    /// Every `ΔT` steps, before `T_end`.
+    Scheduled,
+    /// After each step.
+    EachStep,
+}
+
+/// The gradients that updates look at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Gradients {
+    /// None.
+    None,
+    /// `∂L/∂W` of active weights.
+    Active,
+    /// `∂L/∂W` at every position.
+    Dense,
+    /// The sum of those of all steps so far, `m ← β·m + ∂L/∂W`, at every position.
+    Momentum {
+        /// How much of the sum is left after each step.
+        beta: f64,
+    },
+}
+
+impl Gradients {
+    /// Whether they are those of every position.
+    pub fn are_dense(self) -> bool {
+        matches!(self, Self::Dense | Self::Momentum { .. })
+    }
+}
+
+/// Whether masks may have an N:M pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nm {
+    /// They cannot.
+    Never,
+    /// They may.
+    Allowed,
+    /// They always have one, 2:4 if nobody says.
+    Always,
+}
+
+impl MethodInfo {
+    /// A method of this name that has no settings and no structure, looks at no gradients and never changes its masks. To be
+    /// completed: `MethodInfo { updates: Updates::Scheduled, ..MethodInfo::new("mine") }`.
+    pub const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            about: "",
+            sparse: true,
+            updates: Updates::Never,
+            gradients: Gradients::None,
+            initial: InitialMask::Random,
+            constant_fan_in: false,
+            nm: Nm::Never,
+            settings: &[],
+            variants: &[],
+            build: None,
+        }
+    }
+
+    /// Whether its masks change.
+    pub fn changes(&self) -> bool {
+        self.updates != Updates::Never
+    }
+
+    /// Whether groups of neurons may share their inputs.
+    pub fn takes_groups(&self) -> bool {
+        self.constant_fan_in && self.sparse
+    }
 }
 
 /// A setting of a method. Names are unique in [`METHODS`].
@@ -273,25 +494,44 @@ impl MethodInfo {
         found.copied().ok_or_else(|| Error::UnknownMethod { name: name.into() })
     }
 
-    /// The method with these settings; those not given are the defaults.
+    /// The method with these settings; those not given are the defaults. `nm`, such as `2:4`, and `group`, a number, are settings
+    /// of all methods that may have the structure.
     ///
     /// # Errors
     /// [`Error::UnknownSetting`] for a setting that it does not have or a word that it does not know,
-    /// [`Error::Setting`] for a number out of range.
+    /// [`Error::Setting`] for a number out of range, [`Error::Nm`] for a pattern that is none, [`Error::UnknownMethod`] for one that is
+    /// no row of [`METHODS`].
     pub fn build(&self, settings: &Settings) -> Result<AnyMethod, Error> {
+        let build = self.build.ok_or_else(|| Error::UnknownMethod { name: self.name.into() })?;
+        let (mut nm, mut group) = (None, 1.0);
         for (name, value) in &settings.0 {
             let known = self.settings.iter().find(|setting| setting.name == name);
-            if !known.is_some_and(|setting| setting.takes(value)) {
-                return Err(Error::UnknownSetting {
-                    method: self.name,
-                    name: name.clone(),
-                    value: value.clone(),
-                });
+            match (name.as_str(), value) {
+                (NM, Value::Word(word)) => nm = Some(word.parse()?),
+                (GROUP, Value::Number(number)) => group = *number,
+                _ if known.is_some_and(|setting| setting.takes(value)) => {}
+                _ => return Err(self.unknown(name, value)),
             }
         }
-        let method = (self.build)(settings);
+        let method = build(settings);
+        let method = match nm {
+            Some(nm) => method.with_nm(nm)?,
+            None => method,
+        };
+        if group.fract() != 0.0 || !(1.0..=MOST_OF_GROUP).contains(&group) {
+            return Err(Error::Setting {
+                name: GROUP,
+                value: group,
+                allowed: "a whole number from 1 to 65536",
+            });
+        }
+        let method = method.with_group(group as usize)?;
         method.check()?;
         Ok(method)
+    }
+
+    fn unknown(&self, name: &str, value: &Value) -> Error {
+        Error::UnknownSetting { method: self.name, name: name.into(), value: value.clone() }
     }
 
     /// The variant that these settings make.
@@ -300,12 +540,32 @@ impl MethodInfo {
             let given = |name, default| settings.number(name, default);
             variant.settings.iter().all(|(name, value)| given(name, f64::NAN) == *value)
         };
-        self.variants.iter().rev().find(has).unwrap_or(&self.variants[0])
+        let none = || self.variants.first().unwrap_or(&UNNAMED);
+        self.variants.iter().rev().find(has).unwrap_or_else(none)
     }
 }
 
-/// A method whose type is known only at run time, for instance one chosen by name. As JSON it is an object of
-/// its `name` and its settings.
+/// Of a method that names none.
+static UNNAMED: Variant = Variant { name: "custom", label: "custom", settings: &[], flag: None };
+
+/// The names of structures among settings.
+const NM: &str = "nm";
+const GROUP: &str = "group";
+const MOST_OF_GROUP: f64 = 65536.0;
+
+/// A method whose type is known only at run time, for instance one chosen by name, with the structure of its masks. As JSON it is
+/// an object of its `name` and its settings.
+///
+/// ```
+/// use sparsity_core::NmPattern;
+/// use sparsity_core::methods::{AnyMethod, Rigl, Srigl};
+///
+/// let two_of_four = AnyMethod::from(Rigl).with_nm(NmPattern::TWO_OF_FOUR)?;
+/// // Groups of four neurons that read the same inputs.
+/// let groups = AnyMethod::from(Srigl::default()).with_group(4)?;
+/// assert_eq!(groups.label(), "SRigL with ablation, groups of 4");
+/// # Ok::<(), sparsity_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct AnyMethod(Arc<dyn Method>);
 
@@ -313,6 +573,50 @@ impl AnyMethod {
     /// The kind of runs it makes; its label is the name for people.
     pub fn variant(&self) -> &'static Variant {
         self.info().variant_of(&self.settings())
+    }
+
+    /// The name for people, with the structure.
+    pub fn label(&self) -> String {
+        let mut label = self.variant().label.to_string();
+        label += &self.nm().map(|nm| format!(" {nm}")).unwrap_or_default();
+        label += &if self.group() > 1 { format!(", groups of {}", self.group()) } else { String::new() };
+        label
+    }
+
+    /// The same with masks of this pattern: initial masks have it, drops are the method's, and growth fills the groups. Neurons
+    /// are not ablated, since the others would have no room for their weights.
+    ///
+    /// # Errors
+    /// [`Error::Structure`] for a method whose masks cannot have one.
+    pub fn with_nm(self, nm: NmPattern) -> Result<Self, Error> {
+        let info = self.info();
+        if info.nm == Nm::Never || self.group() > 1 || self.nm().is_some() && info.nm == Nm::Allowed {
+            return Err(Error::Structure { method: info.name, what: "an N:M pattern" });
+        }
+        match info.nm {
+            Nm::Always => {
+                let mut settings = self.settings();
+                settings.0.insert(NM.into(), nm.to_string().as_str().into());
+                Ok(info.build.map_or(self, |build| build(&settings)))
+            }
+            _ => Ok(Restricted { method: self, nm }.into()),
+        }
+    }
+
+    /// The same with `group` neurons at a time that share their inputs; with 1, itself. Saliency, ablation and growth are those of
+    /// the sums of |W| and |G| over a group. The last group is smaller where the neurons are no multiple.
+    ///
+    /// # Errors
+    /// [`Error::Structure`] for a method without constant fan-in, [`Error::Setting`] for 0.
+    pub fn with_group(self, group: usize) -> Result<Self, Error> {
+        match group {
+            0 => Err(Error::Setting { name: GROUP, value: 0.0, allowed: "at least 1" }),
+            1 => Ok(self),
+            _ if !self.info().takes_groups() || self.group() > 1 => {
+                Err(Error::Structure { method: self.info().name, what: "groups that share inputs" })
+            }
+            _ => Ok(GroupShared { method: self, group }.into()),
+        }
     }
 }
 
@@ -366,17 +670,22 @@ mod tests {
     fn the_table_is_consistent() {
         let mut names = HashSet::new();
         let mut variants = HashSet::new();
-        let mut settings = HashSet::new();
+        let mut settings = HashSet::from([NM, GROUP]);
         for info in METHODS {
             assert!(names.insert(info.name), "{} is there twice", info.name);
+            assert!(!info.about.is_empty(), "{}", info.name);
             assert!(!info.variants.is_empty() && info.variants.iter().all(|v| variants.insert(v.name)));
             assert!(info.settings.iter().all(|setting| settings.insert(setting.name)));
             let method = info.build(&Settings::default()).unwrap();
             assert!(std::ptr::eq(method.info(), *info), "{} builds another method", info.name);
             assert_eq!(method.variant().name, info.variants[0].name, "the first variant is the default");
             // Its settings are those of the table, and the defaults the table's.
-            let defaults = info.settings.iter().map(|s| (s.name.to_string(), s.default())).collect();
-            assert_eq!(method.settings(), Settings(defaults));
+            let mut defaults: Settings =
+                Settings(info.settings.iter().map(|s| (s.name.to_string(), s.default())).collect());
+            if info.nm == Nm::Always {
+                defaults.0.insert(NM.into(), "2:4".into());
+            }
+            assert_eq!(method.settings(), defaults);
             for variant in info.variants {
                 let settings = variant.settings.iter().map(|(name, v)| (name.to_string(), Value::Number(*v)));
                 let method = info.build(&Settings(settings.collect())).unwrap();
@@ -386,13 +695,71 @@ mod tests {
     }
 
     #[test]
-    fn methods_move_active_weights_alone_unless_they_say_otherwise() {
+    fn two_methods_train_dense_weights_beside_the_mask() {
+        let keeps =
+            METHODS.iter().filter(|info| info.build(&Settings::default()).unwrap().keeps_inactive_weights());
+        assert_eq!(keeps.map(|info| info.name).collect::<Vec<_>>(), ["top-kast", "sr-ste"]);
+    }
+
+    #[test]
+    fn structures_are_settings_of_methods_that_may_have_them() {
+        let layer = LayerSpec::new("fc", [8, 16]).unwrap();
+        let stream = Stream { seed: 1, layer: 0, step: 0 };
         for info in METHODS {
-            let method = info.build(&Settings::default()).unwrap();
-            assert!(!method.keeps_inactive_weights(), "{}", info.name);
-            let positions = method.gradient_positions(&Mask::full(1, 1), 0.5, &|| panic!("not needed"));
-            assert_eq!(positions, GradientPositions::Active, "{}", info.name);
+            let build = |settings| info.build(&settings);
+            let nm = build(Settings::of([(NM, "1:4".into())]));
+            match info.nm {
+                Nm::Never => assert!(matches!(nm, Err(Error::Structure { .. })), "{}", info.name),
+                _ => {
+                    let nm = nm.unwrap();
+                    assert_eq!(
+                        (nm.nm(), nm.settings().0.get(NM)),
+                        (NmPattern::new(1, 4).ok(), Some(&"1:4".into()))
+                    );
+                    let masks = crate::initial_masks(
+                        &*nm,
+                        std::slice::from_ref(&layer),
+                        &[vec![1.0; 128]],
+                        info.initial,
+                        (0.9, Default::default()),
+                        1,
+                    );
+                    let (sparsity, mask) = &masks.unwrap()[0];
+                    assert!(
+                        NmPattern::new(1, 4).unwrap().holds(mask) && mask.nnz() == 32 && *sparsity == 0.75
+                    );
+                }
+            }
+            let group = build(Settings::of([(GROUP, 4.0.into())]));
+            match info.takes_groups() {
+                false => assert!(matches!(group, Err(Error::Structure { .. })), "{}", info.name),
+                true => {
+                    let group = group.unwrap();
+                    assert_eq!(group.group(), 4);
+                    let mask = group.initial_mask(&layer, 0.75, stream).unwrap();
+                    let rows = mask.words();
+                    assert!(
+                        rows[..4].iter().all(|row| *row == rows[0])
+                            && rows[4..].iter().all(|row| *row == rows[4])
+                    );
+                    assert_ne!(rows[0], rows[4]);
+                    // Both.
+                    let both = build(Settings::of([(NM, "1:4".into()), (GROUP, 4.0.into())])).unwrap();
+                    assert!(
+                        both.nm().is_some()
+                            && both.group() == 4
+                            && both.label().ends_with(" 1:4, groups of 4")
+                    );
+                }
+            }
         }
+        let wrong = |name, value: Value| rigl::INFO.build(&Settings::of([(name, value)])).unwrap_err();
+        assert!(matches!(wrong(NM, "4:4".into()), Error::Nm { .. }));
+        assert!(matches!(wrong(NM, 2.0.into()), Error::UnknownSetting { .. }));
+        for number in [0.0, -1.0, 1.5, f64::NAN, 1e9] {
+            assert!(matches!(wrong(GROUP, number.into()), Error::Setting { name: GROUP, .. }), "{number}");
+        }
+        assert_eq!(rigl::INFO.build(&Settings::of([(GROUP, 1.0.into())])).unwrap(), Rigl.into());
     }
 
     #[test]
@@ -415,5 +782,12 @@ mod tests {
         assert!(refused(r#"{"name":"rigl","gamma_sal":0.9}"#).contains("has no setting `gamma_sal` = 0.9"));
         assert!(refused(r#"{"name":"srigl","gamma_sal":-1}"#).contains("gamma_sal is -1"));
         assert!(refused(r#"{"name":"srigl","threshold_base":"x"}"#).contains("`threshold_base` = x"));
+        let grouped =
+            AnyMethod::from(Srigl::default()).with_nm(NmPattern::TWO_OF_FOUR).unwrap().with_group(4).unwrap();
+        let json = serde_json::to_string(&grouped).unwrap();
+        let structure = r#""group":4.0,"nm":"2:4""#;
+        assert!(json.contains(structure), "{json}");
+        assert_eq!(serde_json::from_str::<AnyMethod>(&json).unwrap(), grouped);
+        assert_ne!(grouped, AnyMethod::from(Srigl::default()));
     }
 }

@@ -1,8 +1,8 @@
 //! SET (Mocanu et al. 2018): drop the smallest weights of a layer, grow at random.
 
-use super::unstructured::{drop_smallest, dropped, grow_at_random};
-use super::{AnyMethod, Method, MethodInfo, Needs, Variant};
-use crate::topology::{ActiveLayer, DenseGradient};
+use super::unstructured::{drop_smallest, dropped};
+use super::{AnyMethod, Growth, Kept, Method, MethodInfo, Nm, Updates, Variant};
+use crate::topology::ActiveLayer;
 use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
 
 /// Drop by magnitude, grow at random.
@@ -10,13 +10,12 @@ use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
 pub struct Set;
 
 pub(super) static INFO: MethodInfo = MethodInfo {
-    name: "set",
     about: "Drop by magnitude, grow at random",
-    needs: Needs { sparsity: true, updates: true, dense_gradients: false },
-    constant_fan_in: false,
-    settings: &[],
+    updates: Updates::Scheduled,
+    nm: Nm::Allowed,
     variants: &[Variant { name: "set", label: "SET", settings: &[], flag: None }],
-    build: |_| AnyMethod::from(Set),
+    build: Some(|_| AnyMethod::from(Set)),
+    ..MethodInfo::new("set")
 };
 
 impl Method for Set {
@@ -28,17 +27,8 @@ impl Method for Set {
         unstructured_mask(layer, sparsity, stream)
     }
 
-    /// Keeps the top `n − K` active weights by |W| and grows `K = ⌊n·α_t⌋` others at random.
-    fn update_active(
-        &self,
-        layer: &ActiveLayer,
-        _gradient: DenseGradient,
-        alpha: f64,
-        stream: Stream,
-    ) -> Option<Result<Mask, Error>> {
-        let k = dropped(layer.mask, alpha);
-        let mut mask = drop_smallest(layer, k);
-        grow_at_random(&mut mask, stream, k);
-        Some(Ok(mask))
+    /// Keeps the top `n − K` active weights by |W|; `K = ⌊n·α_t⌋` others grow at random.
+    fn keep(&self, layer: &ActiveLayer, alpha: f64) -> Option<Kept> {
+        Some(Kept { mask: drop_smallest(layer, dropped(layer.mask, alpha)), growth: Growth::Random })
     }
 }

@@ -3,8 +3,11 @@
 //!
 //! `N` neurons, `M` dense fan-in, `A = ⌊N·M·(1−S)⌋` target weights, `n` active weights, `α_t` drop fraction.
 
-use super::{AnyMethod, Method, MethodInfo, Needs, Setting, SettingKind, Settings, Value, Variant};
-use crate::init::{constant_fan_in_mask, target_weights};
+use super::{
+    AnyMethod, Gradients, Growth, Kept, Method, MethodInfo, Nm, Setting, SettingKind, Settings, Updates,
+    Value, Variant,
+};
+use crate::init::constant_fan_in_mask;
 use crate::select::{Key, Largest, RowScratch, keep_largest, largest_of_row};
 use crate::topology::{ActiveLayer, DenseGradient};
 use crate::{ConstantFanInMask, Error, LayerSpec, Mask, Stream, mask};
@@ -44,10 +47,11 @@ pub enum ThresholdBase {
 }
 
 pub(super) static INFO: MethodInfo = MethodInfo {
-    name: "srigl",
     about: "RigL with constant fan-in and neuron ablation",
-    needs: Needs { sparsity: true, updates: true, dense_gradients: true },
+    updates: Updates::Scheduled,
+    gradients: Gradients::Dense,
     constant_fan_in: true,
+    nm: Nm::Allowed,
     settings: &[
         Setting {
             name: "gamma_sal",
@@ -71,13 +75,14 @@ pub(super) static INFO: MethodInfo = MethodInfo {
             flag: Some("no_ablation"),
         },
     ],
-    build: |settings| {
+    build: Some(|settings| {
         let threshold_base = match settings.is_word("threshold_base", "dense-fan-in") {
             true => ThresholdBase::DenseFanIn,
             false => ThresholdBase::SparseFanIn,
         };
         AnyMethod::from(Srigl { gamma_sal: settings.number("gamma_sal", GAMMA_SAL), threshold_base })
-    },
+    }),
+    ..MethodInfo::new("srigl")
 };
 
 impl Method for Srigl {
@@ -105,6 +110,13 @@ impl Method for Srigl {
         constant_fan_in_mask(layer, sparsity, stream).map(ConstantFanInMask::into_mask)
     }
 
+    /// Steps 1 and 2 with all neurons.
+    fn keep(&self, layer: &ActiveLayer, alpha: f64) -> Option<Kept> {
+        let weights = Weights { layer, rows: layer.rows() };
+        let mask = largest_weights(&weights, &quota(&weights, alpha), &vec![false; layer.mask.neurons()]);
+        Some(Kept { mask, growth: Growth::Gradient })
+    }
+
     fn update_active(
         &self,
         layer: &ActiveLayer,
@@ -123,7 +135,6 @@ fn update(
     settings: &Srigl,
     alpha: f64,
 ) -> Result<ConstantFanInMask, Error> {
-    let target = target_weights(layer.mask.positions(), layer.sparsity);
     let weights = Weights { layer, rows: layer.rows() };
     let quota = quota(&weights, alpha);
     let mut ablated = vec![false; layer.mask.neurons()];
@@ -134,10 +145,10 @@ fn update(
         let expected = if let DenseGradient::Rows(_) = gradient { usual_fan_in(layer) } else { 0 };
         let top = candidates.find_all(layer, &mut gradient, expected, Largest::new(quota.drop))?;
         let salient = salient_weights_per_neuron(&largest, top);
-        let threshold = ablation_threshold(layer.mask, target, settings);
-        ablated = ablated_neurons(&salient, feasible_threshold(&salient, threshold, target, layer.mask));
+        let threshold = ablation_threshold(layer, settings);
+        ablated = ablated_neurons(&salient, feasible_threshold(&salient, threshold, rows_needed(layer)));
     }
-    let fan_in = new_fan_in(layer, target, &ablated)?;
+    let fan_in = new_fan_in(layer, &ablated)?;
     candidates.complete(layer, &mut gradient, fan_in, &ablated)?;
     let kept = match ablated.contains(&true) {
         true => largest_weights(&weights, &quota, &ablated),
@@ -264,22 +275,26 @@ fn salient_weights_per_neuron(top_weights: &Mask, top_grads: Largest) -> Vec<usi
 }
 
 /// Step 3: `τ = max(1, ⌊γ_sal·k0⌋)`, or `γ_sal` itself from 1 on.
-fn ablation_threshold(mask: &Mask, target: usize, settings: &Srigl) -> usize {
+fn ablation_threshold(layer: &ActiveLayer, settings: &Srigl) -> usize {
     if settings.gamma_sal >= 1.0 {
         return settings.gamma_sal.ceil() as usize;
     }
     let base = match settings.threshold_base {
-        ThresholdBase::SparseFanIn => target / mask.neurons(),
-        ThresholdBase::DenseFanIn => mask.dense_fan_in(),
+        ThresholdBase::SparseFanIn => layer.target() / layer.neurons(),
+        ThresholdBase::DenseFanIn => layer.mask.dense_fan_in(),
     };
     ((settings.gamma_sal * base as f64).floor() as usize).max(1)
 }
 
-/// Step 4: lowers `τ` until more than `⌊A/M⌋` neurons stay, which can hold `A` weights.
-fn feasible_threshold(salient: &[usize], threshold: usize, target: usize, mask: &Mask) -> usize {
-    let needed = (target / mask.dense_fan_in()).min(salient.len() - 1);
+/// `⌊A/M⌋`, in rows.
+fn rows_needed(layer: &ActiveLayer) -> usize {
+    layer.target() / (layer.mask.dense_fan_in() * layer.members.each)
+}
+
+/// Step 4: lowers `τ` until more rows stay than are needed, which can hold `A` weights.
+fn feasible_threshold(salient: &[usize], threshold: usize, needed: usize) -> usize {
     let mut sorted = salient.to_vec();
-    let (_, nth, _) = sorted.select_nth_unstable_by(needed, |a, b| b.cmp(a));
+    let (_, nth, _) = sorted.select_nth_unstable_by(needed.min(salient.len() - 1), |a, b| b.cmp(a));
     threshold.min(*nth)
 }
 
@@ -289,15 +304,8 @@ fn ablated_neurons(salient: &[usize], threshold: usize) -> Vec<bool> {
 }
 
 /// Step 6: `k' = ⌊A / (N − ablated)⌋`.
-fn new_fan_in(layer: &ActiveLayer, target: usize, ablated: &[bool]) -> Result<usize, Error> {
-    let active = ablated.iter().filter(|a| !**a).count();
-    match target.checked_div(active) {
-        Some(fan_in) if fan_in > 0 => Ok(fan_in),
-        _ => {
-            let (layer, sparsity) = (layer.name.to_string(), layer.sparsity);
-            Err(Error::FanInZero { layer, sparsity, target, active })
-        }
-    }
+fn new_fan_in(layer: &ActiveLayer, ablated: &[bool]) -> Result<usize, Error> {
+    layer.shared_fan_in(|row| !ablated[row])
 }
 
 /// The layer's top `n_keep` by |W| outside ablated neurons: in step 2 of all neurons, in step 7 those that are kept. A weight that
@@ -342,18 +350,34 @@ fn pruned_and_grown(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Layer;
+    use crate::{Layer, Members};
 
     #[test]
     fn the_guard_keeps_one_neuron_more_than_could_be_filled() {
-        let mask = Mask::empty(3, 4);
-        let threshold = |target| feasible_threshold(&[5, 1, 3], 4, target, &mask);
+        let threshold = |target: usize| feasible_threshold(&[5, 1, 3], 4, target / 4);
         assert_eq!(threshold(3), 4, "⌊3/4⌋ = 0: one neuron is enough, and the first has 5");
         assert_eq!(threshold(4), 3, "⌊4/4⌋ = 1: the second has 3");
         assert_eq!(threshold(8), 1, "⌊8/4⌋ = 2: all stay");
         // There is no fourth.
         assert_eq!(threshold(12), 1, "⌊A/M⌋ = N");
-        assert_eq!(feasible_threshold(&[5, 1, 3], 2, 4, &mask), 2, "it never rises");
+        assert_eq!(feasible_threshold(&[5, 1, 3], 2, 1), 2, "it never rises");
+    }
+
+    #[test]
+    fn rows_that_stand_for_several_neurons_share_the_weights_of_all() {
+        // Groups of 3, 3 and 2 of 8 neurons: A = 8·10·0.4 = 32.
+        let (mask, grads, members) = (&Mask::empty(3, 10), &[][..], Members { each: 3, last: 2 });
+        let layer =
+            ActiveLayer { name: "fc", values: &[], mask, sparsity: 0.6, ablate: true, grads, members };
+        assert_eq!((layer.target(), layer.neurons(), rows_needed(&layer)), (32, 8, 1));
+        let fan_in = |ablated: [bool; 3]| new_fan_in(&layer, &ablated).unwrap();
+        assert_eq!(fan_in([false; 3]), 4);
+        assert_eq!(fan_in([false, false, true]), 5, "⌊32/6⌋");
+        assert_eq!(fan_in([true, false, false]), 6, "⌊32/5⌋");
+        assert!(matches!(
+            new_fan_in(&layer, &[true; 3]),
+            Err(Error::FanInZero { active: 0, target: 32, .. })
+        ));
     }
 
     #[test]
@@ -374,9 +398,19 @@ mod tests {
 
     #[test]
     fn a_count_of_salient_weights_is_rounded_up_and_a_share_down() {
-        let mask = Mask::empty(3, 20);
+        let (mask, grads, members) = (&Mask::empty(3, 20), &[][..], Members::default());
+        // A = 32.
+        let layer = ActiveLayer {
+            name: "fc",
+            values: &[],
+            mask,
+            sparsity: 28.0 / 60.0,
+            ablate: true,
+            grads,
+            members,
+        };
         let threshold =
-            |gamma_sal, threshold_base| ablation_threshold(&mask, 32, &Srigl { gamma_sal, threshold_base });
+            |gamma_sal, threshold_base| ablation_threshold(&layer, &Srigl { gamma_sal, threshold_base });
         use ThresholdBase::{DenseFanIn, SparseFanIn};
         assert_eq!([1.0, 1.5, 7.0].map(|gamma| threshold(gamma, SparseFanIn)), [1, 2, 7]);
         // k0 = ⌊32/3⌋ = 10, M = 20.
@@ -389,7 +423,15 @@ mod tests {
         let passes = |mask: &Mask, sparsity: f64, ablate: bool| {
             // All neurons alike, so that none is ablated.
             let values: Vec<f32> = (0..mask.nnz()).map(|i| 1.0 + (i * 7 % 50) as f32).collect();
-            let layer = ActiveLayer { name: "fc", values: &values, mask, sparsity, ablate };
+            let layer = ActiveLayer {
+                name: "fc",
+                values: &values,
+                mask,
+                sparsity,
+                ablate,
+                grads: &[],
+                members: Members::default(),
+            };
             let mut calls = 0;
             let mut write = |_: &[usize], rows: &mut [f32]| {
                 calls += 1;
@@ -414,7 +456,15 @@ mod tests {
         let large = |i: usize| i / 20 == 0 || i / 20 == 4;
         let values: Vec<f32> =
             (0..mask.nnz()).map(|i| if large(i) { 9.0 } else { 1.0 } + i as f32 * 1e-3).collect();
-        let layer = ActiveLayer { name: "fc", values: &values, mask: &mask, sparsity: 0.83, ablate: true };
+        let layer = ActiveLayer {
+            name: "fc",
+            values: &values,
+            mask: &mask,
+            sparsity: 0.83,
+            ablate: true,
+            grads: &[],
+            members: Members::default(),
+        };
         let (mut asked, grads) =
             (Vec::new(), |neuron: usize, input: usize| ((neuron + input * 7) % 101) as f32);
         let mut write = |neurons: &[usize], rows: &mut [f32]| {
@@ -434,7 +484,15 @@ mod tests {
     fn a_quarter_more_than_the_largest_fan_in_and_a_few_are_expected() {
         let mut mask = Mask::empty(2, 100);
         (0..40).for_each(|input| mask.activate(1, input));
-        let layer = ActiveLayer { name: "fc", values: &[1.0; 40], mask: &mask, sparsity: 0.8, ablate: true };
+        let layer = ActiveLayer {
+            name: "fc",
+            values: &[1.0; 40],
+            mask: &mask,
+            sparsity: 0.8,
+            ablate: true,
+            grads: &[],
+            members: Members::default(),
+        };
         assert_eq!(usual_fan_in(&layer), 40 + 10 + 8);
     }
 }

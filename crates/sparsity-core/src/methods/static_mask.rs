@@ -1,20 +1,19 @@
-//! Static sparse training: the initial mask forever.
+//! Static sparse training: the initial mask forever. With random masks over trained weights, random pruning: the control of
+//! pruning methods.
 
-use super::{AnyMethod, Method, MethodInfo, Needs, Variant};
-use crate::{Error, Layer, LayerSpec, Mask, Stream, unstructured_mask};
+use super::{AnyMethod, Method, MethodInfo, Nm, Variant};
+use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
 
 /// A random unstructured mask that never changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StaticMask;
 
 pub(super) static INFO: MethodInfo = MethodInfo {
-    name: "static",
     about: "A random unstructured mask that never changes",
-    needs: Needs { sparsity: true, updates: false, dense_gradients: false },
-    constant_fan_in: false,
-    settings: &[],
+    nm: Nm::Allowed,
     variants: &[Variant { name: "static", label: "static", settings: &[], flag: None }],
-    build: |_| AnyMethod::from(StaticMask),
+    build: Some(|_| AnyMethod::from(StaticMask)),
+    ..MethodInfo::new("static")
 };
 
 impl Method for StaticMask {
@@ -24,9 +23,5 @@ impl Method for StaticMask {
 
     fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
         unstructured_mask(layer, sparsity, stream)
-    }
-
-    fn update(&self, layer: &Layer, _alpha: f64, _stream: Stream) -> Result<Mask, Error> {
-        Ok(layer.mask.clone())
     }
 }

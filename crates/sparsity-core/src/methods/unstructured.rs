@@ -1,8 +1,8 @@
 //! What methods without a structure are made of: dropping and growing weights of a whole layer.
 
-use crate::select::Largest;
+use crate::select::{Key, Largest};
 use crate::topology::{ActiveLayer, DenseGradient};
-use crate::{Error, Mask, Purpose, Stream};
+use crate::{Error, Mask, Purpose, Stream, mask};
 
 /// `K = ⌊n·α_t⌋`: how many of the `n` active weights are dropped.
 pub fn dropped(mask: &Mask, alpha: f64) -> usize {
@@ -11,10 +11,19 @@ pub fn dropped(mask: &Mask, alpha: f64) -> usize {
 
 /// The mask without the `k` smallest active |W|.
 pub fn drop_smallest(layer: &ActiveLayer, k: usize) -> Mask {
-    let mut kept = Mask::empty(layer.mask.neurons(), layer.mask.dense_fan_in());
-    let mut largest = Largest::new(layer.mask.nnz() - k);
     let rows = layer.rows();
-    largest.offer(0..layer.mask.neurons(), |neuron| layer.keys(&rows, neuron));
+    drop_least(layer.mask, k, |neuron| layer.keys(&rows, neuron))
+}
+
+/// The mask without the `k` least of the active weights by the keys of each neuron.
+pub fn drop_least<I: Iterator<Item = Key> + Send>(
+    mask: &Mask,
+    k: usize,
+    keys: impl Fn(usize) -> I + Sync + Send,
+) -> Mask {
+    let mut kept = Mask::empty(mask.neurons(), mask.dense_fan_in());
+    let mut largest = Largest::new(mask.nnz() - k);
+    largest.offer(0..mask.neurons(), keys);
     largest.mark(&mut kept);
     kept
 }
@@ -42,19 +51,8 @@ pub fn grow_at_random(mask: &mut Mask, stream: Stream, n: usize) {
     let mut rng = stream.rng(Purpose::Growth, 0);
     let mut ranks = rand::seq::index::sample(&mut rng, free, n).into_vec();
     ranks.sort_unstable();
-    // The r-th free position, for ascending ranks r, in one pass over the mask.
-    let (mut ranks, mut rank) = (ranks.into_iter().peekable(), 0);
+    let (mut ranks, mut rank, inputs) = (ranks.into_iter().peekable(), 0, mask.dense_fan_in());
     for neuron in 0..mask.neurons() {
-        for input in 0..mask.dense_fan_in() {
-            if ranks.peek().is_none() {
-                return;
-            }
-            if !mask.is_active(neuron, input) {
-                if ranks.next_if_eq(&rank).is_some() {
-                    mask.activate(neuron, input);
-                }
-                rank += 1;
-            }
-        }
+        rank = mask::activate_free(mask.row_mut(neuron), inputs, rank, &mut ranks);
     }
 }
