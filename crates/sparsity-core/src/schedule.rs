@@ -82,9 +82,10 @@ impl UpdateSchedule {
         self.is_update(update) && update - t < self.grad_accumulation
     }
 
-    /// `α_t`, by default `α/2 · (1 + cos(π t / T_end))`.
+    /// `α_t`, by default `α/2 · (1 + cos(π t / T_end))`; from the end on that of the end.
     pub fn drop_fraction_at(&self, t: u64) -> f64 {
-        let left = (1.0 - t as f64 / self.end_step as f64).max(0.0);
+        let t = t.min(self.end_step);
+        let left = 1.0 - t as f64 / self.end_step as f64;
         match self.drop_schedule {
             // In this order of operations, by which masks have been pinned.
             DropSchedule::Cosine => {
@@ -130,7 +131,7 @@ mod tests {
         for (name, _, schedule) in DropSchedule::NAMES {
             let values = [0, 100, 200, 300].map(|t| (at(schedule, t) * 1e6).round() / 1e6);
             let expected = match schedule {
-                DropSchedule::Cosine => [0.3, 0.15, 0.0, 0.15],
+                DropSchedule::Cosine => [0.3, 0.15, 0.0, 0.0],
                 DropSchedule::Constant => [0.3; 4],
                 DropSchedule::Linear => [0.3, 0.15, 0.0, 0.0],
                 DropSchedule::InversePower => [0.3, 0.0375, 0.0, 0.0],
