@@ -44,12 +44,12 @@ impl Method {
 
     /// Whether it has masks at all.
     pub fn is_sparse(self) -> bool {
-        self.info.needs.sparsity
+        self.info.sparse
     }
 
     /// Whether neurons may end without weights: by chance where masks are unstructured, by rule with ablation.
     pub fn may_ablate(self) -> bool {
-        self.info.needs.dense_gradients && self.variant.flag.is_none()
+        self.info.gradients.are_dense() && self.variant.flag.is_none()
     }
 
     /// The flags of `srigl train` that select it.

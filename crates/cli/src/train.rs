@@ -59,6 +59,8 @@ const EXAMPLES: &str = "Examples:
   srigl train --model mlp --method srigl --sparsity 0.95 --gamma-sal 0.9 --epochs 4 --out runs/srigl95
   srigl train --model mnist-cnn --method rigl --sparsity 0.99 --train-limit 10000 --out runs/rigl99
   srigl train --model mlp --method dense --out runs/dense
+  srigl train --model mlp --method sr-ste --nm 2:4 --out runs/ste
+  srigl train --model mnist-cnn --method srigl --sparsity 0.95 --group 4 --out runs/groups
   srigl train --model mlp --weights runs/dense/model.safetensors --sparsity 0.9 --out runs/pruned
   srigl train --model resnet18 --dataset image-folder --data DIR --weights resnet18.pth --new-head --out runs/tuned
   srigl train … --out runs/srigl95 --resume        (after an interruption: continues bit for bit)
@@ -68,7 +70,8 @@ const EXAMPLES: &str = "Examples:
 ///
 /// # Errors
 /// Settings or data that do not fit, files that cannot be read or written, and training that has diverged.
-pub fn run(args: TrainArgs) -> Result<()> {
+pub fn run(mut args: TrainArgs) -> Result<()> {
+    args.config.settle();
     args.config.validate()?;
     #[cfg(all(feature = "cuda", unix))]
     device::default_to_cpu()?;

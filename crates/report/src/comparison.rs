@@ -43,7 +43,7 @@ pub fn section(runs: &[Run]) -> Markup {
             |run: &Run| (&*run.config.model.name, run.data(), run.is_synthetic()) == (model, data, synthetic);
         let finished: Vec<_> =
             runs.iter().enumerate().filter(|(_, run)| run.outcome.is_some() && same(run)).collect();
-        if finished.iter().filter(|(_, run)| run.config.method.info().needs.sparsity).count() > 1 {
+        if finished.iter().filter(|(_, run)| run.config.method.info().sparse).count() > 1 {
             let mark = if synthetic { " (SYNTHETIC)" } else { "" };
             let short = |raw: &str| raw.chars().take(40).collect::<String>();
             figures.push(draw(format!("{} on {}{mark}", short(model), short(data)), &finished));
@@ -72,7 +72,7 @@ fn draw(title: String, finished: &[(usize, &Run)]) -> Markup {
             None => groups.push(Group { method, settings, runs: vec![(*i, run)] }),
         }
     }
-    let sparse = finished.iter().filter(|(_, run)| run.config.method.info().needs.sparsity);
+    let sparse = finished.iter().filter(|(_, run)| run.config.method.info().sparse);
     let mut sparsities: Vec<f64> = sparse.map(|(_, run)| run.config.sparsity).collect();
     sparsities.sort_by(f64::total_cmp);
     sparsities.dedup();
@@ -117,7 +117,7 @@ fn draw(title: String, finished: &[(usize, &Run)]) -> Markup {
 
 fn compared(run: &Run) -> Map<String, Value> {
     let mut settings = run.settings.clone();
-    let ignored = if !run.config.method.info().needs.sparsity { &OF_SPARSE_RUNS[..] } else { &[] };
+    let ignored = if !run.config.method.info().sparse { &OF_SPARSE_RUNS[..] } else { &[] };
     settings.retain(|key, _| !NOT_COMPARED.contains(&&**key) && !ignored.contains(&&**key));
     // Of two ways to ask for no ablation, and of methods without it.
     if run.config.method.number("gamma_sal").is_none_or(|gamma_sal| gamma_sal == 0.0) {
@@ -128,7 +128,7 @@ fn compared(run: &Run) -> Map<String, Value> {
 
 impl Group<'_> {
     fn is_dense(&self) -> bool {
-        self.runs.iter().all(|(_, run)| !run.config.method.info().needs.sparsity)
+        self.runs.iter().all(|(_, run)| !run.config.method.info().sparse)
     }
 
     /// Mean, least and largest accuracy, of all runs or those of one sparsity.

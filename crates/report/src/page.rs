@@ -103,7 +103,7 @@ fn table(runs: &[Run]) -> Markup {
 
 fn row(i: usize, run: &Run) -> Markup {
     let config = &run.config;
-    let asked = config.method.info().needs.sparsity.then_some(config.sparsity);
+    let asked = config.method.info().sparse.then_some(config.sparsity);
     let epochs = match run.outcome {
         Some(_) => config.epochs.to_string(),
         None => format!("{} of {}, unfinished", done(run), config.epochs),
@@ -136,7 +136,7 @@ fn done(run: &Run) -> usize {
 fn details(i: usize, run: &Run, open: bool, columns: usize, masks: &Markup) -> Markup {
     let config = &run.config;
     let mut facts = vec![config.method.variant().label.to_string()];
-    if config.method.info().needs.sparsity {
+    if config.method.info().sparse {
         facts.push(format!("sparsity {}", html::percent(config.sparsity)));
     }
     if let Some(accuracy) = run.accuracy() {
@@ -163,16 +163,16 @@ fn details(i: usize, run: &Run, open: bool, columns: usize, masks: &Markup) -> M
 
 /// What cannot be shown of a run, and why.
 fn missing(run: &Run) -> Markup {
-    let needs = run.config.method.info().needs;
+    let method = run.config.method.info();
     let updated = run.layers.iter().any(|layer| !layer.updates.is_empty());
-    let why = if !needs.sparsity {
+    let why = if !method.sparse {
         Some("Dense: no masks to show.")
-    } else if !needs.updates {
+    } else if !method.changes() {
         Some("The masks of this run never change.")
     } else {
         (!updated).then_some("No topology update has been logged.")
     };
-    let without_masks = needs.sparsity && !run.has_masks;
+    let without_masks = method.sparse && !run.has_masks;
     html! {
         @if why.is_some() || without_masks {
             p.note {

@@ -5,7 +5,8 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use sparsity_core::{Distribution, InitialMask, WeightInit};
+use sparsity_core::methods::MethodInfo;
+use sparsity_core::{Distribution, DropSchedule, InitialMask, WeightInit};
 use srigl_data::{
     Augment, AutoAugment, Crop, DataSet, Erase, Jitter, Loader, Mixing, Normalise, OnBroken, Options,
     PadMode, Source, Transform,
@@ -128,7 +129,7 @@ pub struct Config {
     #[serde(flatten)]
     pub method: MethodArgs,
     /// Share of zeros over all linear and convolution weights, in [0, 1).
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, conflicts_with = "nm")]
     pub sparsity: f64,
     /// How the sparsity is shared among layers.
     #[arg(long, value_parser = named_parser(&Distribution::NAMES), default_value = "erk")]
@@ -151,6 +152,10 @@ pub struct Config {
     /// Share of the weights that the first update replaces.
     #[arg(long, default_value_t = 0.3)]
     pub drop_fraction: f64,
+    /// How that share falls until updates end.
+    #[arg(long, value_parser = named_parser(&DropSchedule::NAMES), default_value = "cosine")]
+    #[serde(default)]
+    pub drop_schedule: DropSchedule,
     /// Topology updates end after this share of all steps.
     #[arg(long, default_value_t = 0.75)]
     pub end_fraction: f64,
@@ -378,18 +383,40 @@ pub enum InitialMaskFrom {
     Magnitude,
     /// The largest weights of all layers together.
     GlobalMagnitude,
+    /// The weights that a first batch is most sensitive to, of all layers together: those with the largest |W · ∂loss/∂W|.
+    Sensitivity,
     /// At random.
     Random,
     /// The masks of the file, or its exact zeros.
     File,
 }
 
+impl From<InitialMask> for InitialMaskFrom {
+    fn from(drawn: InitialMask) -> Self {
+        match drawn {
+            InitialMask::Magnitude => Self::Magnitude,
+            InitialMask::GlobalMagnitude => Self::GlobalMagnitude,
+            InitialMask::Sensitivity => Self::Sensitivity,
+            InitialMask::Random => Self::Random,
+        }
+    }
+}
+
 impl InitialMaskFrom {
+    /// What a method takes where weights are given and nobody says.
+    pub fn of_weights(method: &MethodInfo) -> Self {
+        match method.initial {
+            InitialMask::Random => Self::Magnitude,
+            other => other.into(),
+        }
+    }
+
     /// How masks are made, unless they are the file's.
     pub fn drawn(self) -> Option<InitialMask> {
         match self {
             Self::Magnitude => Some(InitialMask::Magnitude),
             Self::GlobalMagnitude => Some(InitialMask::GlobalMagnitude),
+            Self::Sensitivity => Some(InitialMask::Sensitivity),
             Self::Random => Some(InitialMask::Random),
             Self::File => None,
         }
@@ -401,6 +428,7 @@ impl InitialMaskFrom {
             Self::Magnitude if constant_fan_in => "the largest weights of each neuron",
             Self::Magnitude => "the largest weights of each layer",
             Self::GlobalMagnitude => "the largest weights of all layers",
+            Self::Sensitivity => "the weights of all layers with the largest |W · ∂loss/∂W|",
             Self::Random => "random",
             Self::File => "that of the file",
         }
@@ -474,6 +502,13 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The sparsity that an N:M pattern leads to, in place of one that was not given. To be called once the settings are read.
+    pub fn settle(&mut self) {
+        if let Some(nm) = self.method.nm() {
+            self.sparsity = nm.share_of_zeros();
+        }
+    }
+
     /// Checks what the sparsity library does not.
     pub fn validate(&self) -> Result<()> {
         check_sparsity(self.sparsity)?;
@@ -514,7 +549,11 @@ impl Config {
             "--nesterov is for --optimizer sgd with --momentum"
         );
         ensure!(
-            self.weights.is_some() || matches!(self.initial_mask, None | Some(InitialMaskFrom::Random)),
+            self.weights.is_some()
+                || matches!(
+                    self.initial_mask,
+                    None | Some(InitialMaskFrom::Random | InitialMaskFrom::Sensitivity)
+                ),
             "--initial-mask looks at weights: add --weights FILE"
         );
         ensure!(
@@ -728,7 +767,7 @@ impl Config {
         let updates = self.end_step(steps.total).saturating_sub(1) / steps.delta_t;
         let picture = |update: u64| update * PICTURED_UPDATES / updates;
         let update = step / steps.delta_t;
-        let changes = self.method.info().needs.updates;
+        let changes = self.method.info().changes();
         let is_update = step.is_multiple_of(steps.delta_t) && (1..=updates).contains(&update);
         changes && is_update && picture(update) != picture(update - 1)
     }

@@ -7,8 +7,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde::de::Error as _;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sparsity_core::Error;
 use sparsity_core::methods::{AnyMethod, METHODS, MethodInfo, SettingKind, Settings, Value, Variant};
+use sparsity_core::{Error, NmPattern};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A method by name, with the settings of all methods; those of others wait in vain. `DENSE` says whether dense
@@ -19,6 +19,8 @@ pub struct MethodArgs<const DENSE: bool = true> {
     settings: Settings,
     /// Flags of variants that are set, such as `no_ablation`.
     flags: BTreeSet<String>,
+    nm: Option<NmPattern>,
+    group: usize,
 }
 
 impl<const DENSE: bool> MethodArgs<DENSE> {
@@ -42,7 +44,23 @@ impl<const DENSE: bool> MethodArgs<DENSE> {
                 settings.0.extend(values);
             }
         }
+        if let Some(nm) = self.nm {
+            settings.0.insert(NM.into(), Value::Word(nm.to_string()));
+        }
+        if self.group != 1 {
+            settings.0.insert(GROUP.into(), Value::Number(self.group as f64));
+        }
         self.info.build(&settings)
+    }
+
+    /// The pattern of its masks, given or the method's own.
+    pub fn nm(&self) -> Option<NmPattern> {
+        self.build().ok()?.nm()
+    }
+
+    /// The name for people, with the structure of its masks.
+    pub fn label(&self) -> String {
+        self.build().map_or_else(|_| self.info.variants[0].label.to_string(), |method| method.label())
     }
 
     /// The kind of run; the method's own where the settings are out of range.
@@ -59,7 +77,7 @@ impl<const DENSE: bool> MethodArgs<DENSE> {
     }
 
     fn offered() -> impl Iterator<Item = &'static MethodInfo> {
-        METHODS.iter().copied().filter(|info| DENSE || info.needs.sparsity)
+        METHODS.iter().copied().filter(|info| DENSE || info.sparse)
     }
 }
 
@@ -70,18 +88,26 @@ impl<const DENSE: bool> Default for MethodArgs<DENSE> {
             info: MethodInfo::named(DEFAULT).unwrap_or(info),
             settings: defaults(),
             flags: BTreeSet::new(),
+            nm: None,
+            group: 1,
         }
     }
 }
 
 impl<const DENSE: bool> PartialEq for MethodArgs<DENSE> {
     fn eq(&self, other: &Self) -> bool {
-        (self.info.name, &self.settings, &self.flags) == (other.info.name, &other.settings, &other.flags)
+        let all =
+            |args: &Self| (args.info.name, args.settings.clone(), args.flags.clone(), args.nm, args.group);
+        all(self) == all(other)
     }
 }
 
 /// The method that is trained unless another is named.
 const DEFAULT: &str = "srigl";
+
+/// The structure of masks, as settings and flags.
+const NM: &str = "nm";
+const GROUP: &str = "group";
 
 fn all_settings() -> impl Iterator<Item = (&'static MethodInfo, &'static sparsity_core::methods::Setting)> {
     METHODS.iter().flat_map(|info| info.settings.iter().map(move |setting| (*info, setting)))
@@ -112,6 +138,24 @@ impl<const DENSE: bool> Args for MethodArgs<DENSE> {
                 .value_name("METHOD")
                 .default_value(DEFAULT)
                 .value_parser(PossibleValuesParser::new(names)),
+        );
+        command = command.arg(
+            Arg::new(NM)
+                .long(NM)
+                .value_name("N:M")
+                .help(
+                    "Of M consecutive inputs a neuron reads at most N, as 2:4; the sparsity follows from it. sr-ste always has one \
+                     [default: none; sr-ste: 2:4]",
+                )
+                .value_parser(|text: &str| text.parse::<NmPattern>()),
+        );
+        command = command.arg(
+            Arg::new(GROUP)
+                .long(GROUP)
+                .value_name("G")
+                .help("Methods with constant fan-in: so many neurons in a row share their inputs")
+                .value_parser(clap::value_parser!(u32).range(1..=65536))
+                .default_value("1"),
         );
         for (info, variant, flag) in flagged_variants() {
             let settings = variant.settings.iter().map(|(name, v)| format!("--{} {v}", kebab(name)));
@@ -165,11 +209,13 @@ impl<const DENSE: bool> FromArgMatches for MethodArgs<DENSE> {
             .filter(|(.., flag)| matches.get_flag(flag))
             .map(|(.., flag)| flag.to_string())
             .collect();
+        self.nm = matches.get_one(NM).copied();
+        self.group = matches.get_one::<u32>(GROUP).map_or(1, |group| *group as usize);
         Ok(())
     }
 }
 
-/// In `config.json`: `method`, each flag as a boolean, and each setting, whatever the method.
+/// In `config.json`: `method`, each flag as a boolean, and each setting, whatever the method; the structure of masks if there is one.
 impl<const DENSE: bool> Serialize for MethodArgs<DENSE> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -179,6 +225,12 @@ impl<const DENSE: bool> Serialize for MethodArgs<DENSE> {
         }
         for (name, value) in &self.settings.0 {
             map.serialize_entry(name, value)?;
+        }
+        if let Some(nm) = self.nm {
+            map.serialize_entry(NM, &nm.to_string())?;
+        }
+        if self.group != 1 {
+            map.serialize_entry(GROUP, &self.group)?;
         }
         map.end()
     }
@@ -207,6 +259,14 @@ impl<'de, const DENSE: bool> Deserialize<'de> for MethodArgs<DENSE> {
             {
                 args.flags.insert(flag.to_string());
             }
+        }
+        if let Some(nm) = values.remove(NM) {
+            let text: String = serde_json::from_value(nm).map_err(D::Error::custom)?;
+            args.nm = Some(text.parse().map_err(D::Error::custom)?);
+        }
+        if let Some(group) = values.remove(GROUP) {
+            args.group = serde_json::from_value(group)
+                .map_err(|error| D::Error::custom(format!("{GROUP}: {error}")))?;
         }
         Ok(args)
     }
@@ -239,6 +299,38 @@ mod tests {
         assert_eq!((rigl.info().name, rigl.number("gamma_sal")), ("rigl", None));
         assert!(parse("--gamma-sal -1").unwrap().build().is_err());
         assert!(parse("--method magic").is_err());
+    }
+
+    #[test]
+    fn the_structure_of_masks_is_part_of_the_method() {
+        let both = parse("--method structured-set --nm 1:4 --group 8").unwrap();
+        assert_eq!(both.build().unwrap().label(), "structured SET 1:4, groups of 8");
+        assert_eq!(
+            (both.label(), both.nm()),
+            ("structured SET 1:4, groups of 8".into(), NmPattern::new(1, 4).ok())
+        );
+        let json = serde_json::to_value(&both).unwrap();
+        assert_eq!((&json["nm"], &json["group"]), (&"1:4".into(), &8.into()));
+        assert_eq!(serde_json::from_value::<MethodArgs>(json).unwrap(), both);
+        let plain = serde_json::to_value(parse("").unwrap()).unwrap();
+        assert!(plain.get("nm").is_none() && plain.get("group").is_none());
+        assert_eq!(parse("--method sr-ste").unwrap().nm(), Some(NmPattern::TWO_OF_FOUR));
+        assert_eq!(parse("--method sr-ste --nm 1:8").unwrap().nm(), NmPattern::new(1, 8).ok());
+        for wrong in ["--nm 4:4", "--nm 2", "--nm 0:4", "--group 0", "--group -1", "--group 65537"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["--method snfs --nm 2:4", "--method rigl --group 4", "--method dense --nm 2:4"] {
+            assert!(matches!(parse(wrong).unwrap().build(), Err(Error::Structure { .. })), "{wrong}");
+        }
+        for wrong in [
+            r#"{"method":"rigl","nm":"4:2"}"#,
+            r#"{"method":"srigl","group":-1}"#,
+            r#"{"method":"rigl","nm":4}"#,
+        ] {
+            assert!(serde_json::from_str::<MethodArgs>(wrong).is_err(), "{wrong}");
+        }
+        let none = serde_json::from_str::<MethodArgs>(r#"{"method":"srigl","group":0}"#).unwrap();
+        assert!(matches!(none.build(), Err(Error::Setting { .. })));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Masks, layer sparsities, schedules and topology updates for dynamic sparse training: SRigL (constant fan-in
-//! and neuron ablation, Lasby et al., ICLR 2024), RigL, SET and static masks. Masks start at random or from given weights.
+//! and neuron ablation, Lasby et al., ICLR 2024), RigL, SET and others ([`methods`]), with N:M patterns ([`NmPattern`]) or
+//! neurons that share their inputs. Masks start at random or from given weights.
 //!
 //! Slices in, masks out: there is no tensor library here, so any framework can use it. A weight tensor is a
 //! row-major slice `[N, M]` whose rows are neurons: a linear layer `[out, in]` or a convolution
@@ -67,6 +68,7 @@ mod random;
 mod rows;
 mod schedule;
 mod select;
+mod structure;
 mod topology;
 
 pub mod counting;
@@ -85,6 +87,7 @@ pub use nm::NmPattern;
 pub use random::{Purpose, Stream};
 pub use rows::{random_row, rigl_row, set_row};
 pub use schedule::{DropSchedule, UpdateSchedule};
+pub use structure::{Structure, StructureOfRows};
 pub use topology::{
     ActiveLayer, DenseGradient, Layer, LayerStats, Members, Update, UpdateReport, initial_mask,
     initial_mask_by_magnitude, initial_masks, itop_rate, method_sparsities, redistributed_sparsities,

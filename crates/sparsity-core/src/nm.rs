@@ -44,6 +44,11 @@ impl NmPattern {
         }
     }
 
+    /// `1 − n/m`: the sparsity of neurons whose inputs are a multiple of `m`.
+    pub fn share_of_zeros(self) -> f64 {
+        1.0 - self.n as f64 / self.m as f64
+    }
+
     /// The most inputs that a neuron of dense fan-in `inputs` may have.
     pub fn capacity(self, inputs: usize) -> usize {
         inputs / self.m * self.n + (inputs % self.m).min(self.n)
@@ -205,7 +210,7 @@ mod tests {
         let capacities = [0, 1, 2, 3, 4, 5, 6, 7, 8, 27].map(|inputs| pattern.capacity(inputs));
         assert_eq!(capacities, [0, 1, 2, 2, 2, 3, 4, 4, 4, 14]);
         let layer = |inputs| LayerSpec::new("fc", [3, inputs]).unwrap();
-        assert_eq!(pattern.sparsity(&layer(8)), 0.5);
+        assert_eq!((pattern.sparsity(&layer(8)), pattern.share_of_zeros()), (0.5, 0.5));
         assert_eq!(pattern.sparsity(&layer(2)), 0.0, "two of two");
         let mask = pattern.random_mask(&layer(7), Stream { seed: 1, layer: 0, step: 0 });
         assert!(pattern.holds(&mask) && (0..3).all(|neuron| mask.fan_in(neuron) == 4));

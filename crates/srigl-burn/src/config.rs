@@ -9,17 +9,17 @@ use crate::{Error, InitialMask, WeightInit};
 use burn::config::Config;
 use burn::grad_clipping::GradientClippingConfig;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup};
-use burn::optim::{ModuleOptimizer, Optimizer, OptimizerRecord};
+use burn::optim::{GradientsParams, ModuleOptimizer, Optimizer, OptimizerRecord};
 use burn::store::ModuleRecord;
 use burn::tensor::{Int, Tensor};
 use globset::{Glob, GlobMatcher};
-use sparsity_core::methods::{AnyMethod, Srigl};
+use sparsity_core::methods::{AnyMethod, Gradients, Srigl};
 use sparsity_core::{
-    ActiveLayer, DenseGradient, Distribution, LayerSpec, Mask, Method, Stream, UpdateSchedule, initial_masks,
-    initialise_weights, sparsity_of_count,
+    ActiveLayer, DenseGradient, Distribution, DropSchedule, LayerSpec, Mask, Members, Method, Stream,
+    UpdateSchedule, initial_masks, initialise_weights, sparsity_of_count,
 };
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Configuration of sparse training; the defaults are the SRigL paper's.
 ///
@@ -36,7 +36,8 @@ use std::sync::Arc;
 /// ```
 #[derive(Config, Debug)]
 pub struct SparsityConfig {
-    /// Global sparsity in `[0, 1)`: share of zeros over all linear and convolution weights.
+    /// Global sparsity in `[0, 1)`: share of zeros over all linear and convolution weights. A method with an N:M pattern does not
+    /// look at it.
     pub sparsity: f64,
     /// `T_end`: the topology stays fixed from this step on (the paper: 75 % of all steps).
     pub end_step: u64,
@@ -49,17 +50,21 @@ pub struct SparsityConfig {
     /// `ΔT`: optimizer steps between topology updates.
     #[config(default = 100)]
     pub delta_t: u64,
-    /// `α`: drop fraction at the start; it falls to 0 along a half cosine.
+    /// `α`: drop fraction at the start.
     #[config(default = 0.3)]
     pub drop_fraction: f64,
+    /// How it falls until `T_end`, by default along a half cosine.
+    #[config(default = "DropSchedule::Cosine")]
+    pub drop_schedule: DropSchedule,
     /// The dense gradient of an update is the mean over this many last steps.
     #[config(default = 1)]
     pub grad_accumulation: u64,
-    /// How the active weights are initialised. `WeightInit::Keep` starts from those that the module has.
+    /// How the active weights are initialised. `WeightInit::Keep` starts from those that the module has. Methods that choose among
+    /// dense weights, such as pruning by magnitude, choose among those of a dense layer that are drawn so.
     #[config(default = "WeightInit::KaimingNormal")]
     pub weight_init: WeightInit,
-    /// Where the initial masks come from. Default: the largest weights of each layer if `weight_init` keeps them, or else
-    /// random ones. For masks of your own see [`sparsify_masked`](Self::sparsify_masked).
+    /// Where the initial masks come from. Default: the method's choice; where that is random masks, the largest weights of each
+    /// layer if `weight_init` keeps them. For masks of your own see [`sparsify_masked`](Self::sparsify_masked).
     pub initial_mask: Option<InitialMask>,
     /// Seed of masks, initial weights and random growth.
     #[config(default = 0)]
@@ -111,7 +116,42 @@ impl SparsityConfig {
     /// # Errors
     /// Settings out of range, patterns that match nothing, or a layer that would be left without weights.
     pub fn sparsify<M: Module, O: Optimizer>(&self, module: M, optim: O) -> Result<Sparsified<M>, Error> {
-        self.sparsify_by(module, optim, None)
+        self.sparsify_by(module, optim, Masks::Drawn(None))
+    }
+
+    /// The same with masks by the gradients of a first batch on the dense module, as SNIP wants them: the weights with the largest
+    /// `|W · ∂L/∂W|` over all layers stay ([`InitialMask::Sensitivity`]). They keep the values that the module has.
+    ///
+    /// ```
+    /// use burn::nn::LinearConfig;
+    /// use burn::optim::{GradientsParams, SgdConfig};
+    /// use burn::tensor::{Device, Tensor};
+    /// use srigl_burn::SparsityConfig;
+    /// use srigl_burn::methods::Snip;
+    ///
+    /// # fn main() -> Result<(), srigl_burn::Error> {
+    /// let device = Device::flex().autodiff();
+    /// let layer = LinearConfig::new(8, 4).init(&device);
+    /// let loss = layer.forward(Tensor::<2>::ones([2, 8], &device)).powi_scalar(2).mean();
+    /// let gradients = GradientsParams::from_grads(loss.backward(), &layer);
+    /// let config = SparsityConfig::new(0.75, 0).with_method(Snip.into());
+    /// let sparse = config.sparsify_by_gradients(layer, SgdConfig::new().build(), &gradients)?;
+    /// assert_eq!(sparse.topology.layers()[0].mask.nnz(), 8);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`sparsify`](Self::sparsify); [`Error::NoGradient`] for a layer without one.
+    pub fn sparsify_by_gradients<M: Module, O: Optimizer>(
+        &self,
+        module: M,
+        optim: O,
+        gradients: &GradientsParams,
+    ) -> Result<Sparsified<M>, Error> {
+        let config =
+            self.clone().with_initial_mask(Some(InitialMask::Sensitivity)).with_weight_init(WeightInit::Keep);
+        config.sparsify_by(module, optim, Masks::Drawn(Some(gradients)))
     }
 
     /// The same with given masks, by the names of layers: a topology that comes from somewhere. The sparsity of each layer
@@ -141,28 +181,32 @@ impl SparsityConfig {
         optim: O,
         masks: impl IntoIterator<Item = (String, Mask)>,
     ) -> Result<Sparsified<M>, Error> {
-        self.sparsify_by(module, optim, Some(masks.into_iter().collect()))
+        self.sparsify_by(module, optim, Masks::Given(masks.into_iter().collect()))
     }
 
     fn sparsify_by<M: Module, O: Optimizer>(
         &self,
         module: M,
         optim: O,
-        given: Option<BTreeMap<String, Mask>>,
+        masks: Masks,
     ) -> Result<Sparsified<M>, Error> {
         let mut all_parameters = ModuleOptimizer::from(optim.clone());
         let clipping = self.grad_clipping.as_ref().map(GradientClippingConfig::init);
         if let Some(clipping) = clipping.clone() {
             all_parameters = all_parameters.with_grad_clipping(clipping);
         }
-        if !self.method.info().needs.sparsity {
+        if !self.method.info().sparse {
             let topology = Topology::new(Vec::new());
             return Ok(Sparsified { model: module, optim: all_parameters, topology });
         }
         self.method.check()?;
         let schedule = self.schedule();
         schedule.validate()?;
-        let plan = self.plan(&module, given)?;
+        if self.method.sparsity_at(1.0, 0.0) < 1.0 && schedule.last_update().is_none() {
+            let SparsityConfig { delta_t, end_step, .. } = *self;
+            return Err(Error::NoUpdate { method: self.method.info().name, delta_t, end_step });
+        }
+        let plan = self.plan(&module, masks)?;
 
         let topology_layer = |weight: &Arc<SparseWeight>| TopologyLayer {
             name: weight.name.clone(),
@@ -190,8 +234,7 @@ impl SparsityConfig {
             optimizers.with_group(ParamGroup::from_path(path), sparse, None)
         });
         let weights = sparse.into_iter().collect();
-        let mut initialise =
-            Initialise { path: Vec::new(), weights, init: self.weight_init, seed: self.seed };
+        let mut initialise = Initialise { path: Vec::new(), weights, config: self };
         Ok(Sparsified { model: module.map(&mut initialise), optim, topology })
     }
 
@@ -200,17 +243,14 @@ impl SparsityConfig {
         UpdateSchedule {
             delta_t: self.delta_t,
             drop_fraction: self.drop_fraction,
+            drop_schedule: self.drop_schedule,
             end_step: self.end_step,
             grad_accumulation: self.grad_accumulation,
         }
     }
 
     /// Parameter path, target sparsity and initial mask of every layer that counts towards the global sparsity.
-    fn plan<M: Module>(
-        &self,
-        module: &M,
-        given: Option<BTreeMap<String, Mask>>,
-    ) -> Result<Vec<(String, Arc<SparseWeight>)>, Error> {
+    fn plan<M: Module>(&self, module: &M, masks: Masks) -> Result<Vec<(String, Arc<SparseWeight>)>, Error> {
         let mut found = find(module)?;
         let names: Vec<String> = found.iter().map(|f| f.spec.name.clone()).collect();
         let include = Patterns::new("include", &self.include, &names)?;
@@ -226,9 +266,9 @@ impl SparsityConfig {
         if found.iter().all(|f| f.spec.keep_dense) {
             return Err(Error::NoLayers);
         }
-        let masks = match given {
-            Some(masks) => given_masks(&found, masks)?,
-            None => self.initial_masks(module, &found)?,
+        let masks = match masks {
+            Masks::Given(masks) => given_masks(&found, masks)?,
+            Masks::Drawn(gradients) => self.initial_masks(module, &found, gradients)?,
         };
         let weight = |(index, (found, (sparsity, mask))): (usize, (Found, (f64, Mask)))| {
             let weight = SparseWeight {
@@ -242,8 +282,9 @@ impl SparsityConfig {
                 capture: (found.condenses.is_some_and(|usual| self.condensed.unwrap_or(usual))
                     && sparsity > 0.0
                     && sees_active_weights_alone(&*self.method))
-                .then(|| Capture::new(self.method.info().needs.dense_gradients)),
+                .then(|| Capture::new(self.method.info().gradients.are_dense())),
                 initial_mask: Arc::new(mask),
+                hidden: OnceLock::new(),
             };
             (found.parameter_path(), Arc::new(weight))
         };
@@ -251,22 +292,66 @@ impl SparsityConfig {
     }
 
     /// Sparsity and initial mask of each layer.
-    fn initial_masks<M: Module>(&self, module: &M, found: &[Found]) -> Result<Vec<(f64, Mask)>, Error> {
+    fn initial_masks<M: Module>(
+        &self,
+        module: &M,
+        found: &[Found],
+        gradients: Option<&GradientsParams>,
+    ) -> Result<Vec<(f64, Mask)>, Error> {
         let specs: Vec<LayerSpec> = found.iter().map(|f| f.spec.clone()).collect();
-        let by_default = match self.weight_init {
-            WeightInit::Keep => InitialMask::Magnitude,
-            _ => InitialMask::Random,
-        };
-        let initial = self.initial_mask.unwrap_or(by_default);
+        let initial = self.initial_mask();
         let mut rows = match initial {
             InitialMask::Random => HashMap::new(),
-            InitialMask::Magnitude | InitialMask::GlobalMagnitude => Rows::of(module, found),
+            _ => Rows::of(module, found, gradients),
         };
-        let rows_of = |found: &Found| rows.remove(&found.parameter_path()).unwrap_or_default();
-        let weights: Vec<Vec<f32>> = found.iter().map(rows_of).collect();
+        let mut weights = Vec::new();
+        for (index, found) in found.iter().enumerate() {
+            let Values { weights: mut values, gradient } =
+                rows.remove(&found.parameter_path()).unwrap_or_default();
+            if initial != InitialMask::Random && !found.spec.keep_dense {
+                self.draw_dense(&mut values, &found.spec, index);
+            }
+            if initial == InitialMask::Sensitivity && !found.spec.keep_dense {
+                let gradient =
+                    gradient.ok_or_else(|| Error::NoGradient { layer: found.spec.name.clone() })?;
+                values.iter_mut().zip(gradient).for_each(|(value, gradient)| *value *= gradient);
+            }
+            weights.push(values);
+        }
         let target = (self.sparsity, self.distribution);
         Ok(initial_masks(&*self.method, &specs, &weights, initial, target, self.seed)?)
     }
+
+    /// Where initial masks come from.
+    fn initial_mask(&self) -> InitialMask {
+        let by_default = match (self.method.info().initial, self.weight_init) {
+            (InitialMask::Random, WeightInit::Keep) => InitialMask::Magnitude,
+            (initial, _) => initial,
+        };
+        self.initial_mask.unwrap_or(by_default)
+    }
+
+    /// Whether all weights of a sparse layer are drawn before some are chosen.
+    fn draws_dense_weights(&self) -> bool {
+        self.method.info().initial != InitialMask::Random || self.method.keeps_inactive_weights()
+    }
+
+    /// All weights `[N · M]` of a layer, as they are before some are chosen: those that it has, or drawn as those of a dense layer.
+    fn draw_dense(&self, values: &mut [f32], spec: &LayerSpec, index: usize) {
+        if self.draws_dense_weights() {
+            let stream = Stream { seed: self.seed, layer: index as u64, step: 0 };
+            let all = Mask::full(spec.neurons(), spec.dense_fan_in());
+            initialise_weights(values, &all, self.weight_init, stream);
+        }
+    }
+}
+
+/// Where masks come from.
+enum Masks<'a> {
+    /// By the configuration, with gradients if they are chosen by these.
+    Drawn(Option<&'a GradientsParams>),
+    /// By the names of layers.
+    Given(BTreeMap<String, Mask>),
 }
 
 /// The given masks in the order of the layers, each with its sparsity.
@@ -298,16 +383,28 @@ fn given_masks(found: &[Found], mut masks: BTreeMap<String, Mask>) -> Result<Vec
     }
 }
 
-/// The values `[N · M]` of layers, by the paths of their parameters.
+/// The values and gradients `[N · M]` of layers, by the paths of their parameters.
 struct Rows<'a> {
     path: ModulePath,
     found: &'a [Found],
-    rows: HashMap<String, Vec<f32>>,
+    gradients: Option<&'a GradientsParams>,
+    rows: HashMap<String, Values>,
 }
 
-impl Rows<'_> {
-    fn of<M: Module>(module: &M, found: &[Found]) -> HashMap<String, Vec<f32>> {
-        let mut rows = Rows { path: ModulePath::default(), found, rows: HashMap::new() };
+/// Those of one layer.
+#[derive(Default)]
+struct Values {
+    weights: Vec<f32>,
+    gradient: Option<Vec<f32>>,
+}
+
+impl<'a> Rows<'a> {
+    fn of<M: Module>(
+        module: &M,
+        found: &'a [Found],
+        gradients: Option<&'a GradientsParams>,
+    ) -> HashMap<String, Values> {
+        let mut rows = Rows { path: ModulePath::default(), found, gradients, rows: HashMap::new() };
         module.visit(&mut rows);
         rows.rows
     }
@@ -326,7 +423,9 @@ impl ModuleVisitor for Rows<'_> {
         let Some((module, field, Some(layout))) = self.path.field() else { return };
         let path = module.iter().map(String::as_str).chain([field]).collect::<Vec<_>>().join(".");
         if self.found.iter().any(|found| found.parameter_path() == path) {
-            self.rows.insert(path, layout.to_rows(param.val()));
+            let gradient = self.gradients.and_then(|all| all.get::<D>(param.id));
+            let gradient = gradient.map(|gradient| layout.to_rows(gradient));
+            self.rows.insert(path, Values { weights: layout.to_rows(param.val()), gradient });
         }
     }
 }
@@ -379,8 +478,11 @@ impl<M: Module> Sparsified<M> {
             let path = crate::discover::parameter_path(&layer.name);
             let id = ids.found.get(&path).or_else(|| ids.found.get(&format!("{path}.{VALUES}")));
             match id.and_then(|id| masks.get(id)) {
-                Some((mask, ever_active)) if mask.shape() == layer.mask.shape() => {
-                    topology.publish(index, mask, ever_active);
+                Some(loaded) if loaded.mask.shape() == layer.mask.shape() => {
+                    topology.publish(index, &loaded.mask, &loaded.ever_active);
+                    if let Some(share) = loaded.share {
+                        topology.share(index, share);
+                    }
                 }
                 // Before its first gradient a layer has no state, only its first mask. Its weights will tell.
                 None if all == 0 || !masks.is_empty() => {}
@@ -489,14 +591,36 @@ impl Patterns {
 }
 
 /// Gives each sparse weight its initial values: random on the active positions, exactly 0 elsewhere.
-struct Initialise {
+struct Initialise<'a> {
     path: Vec<String>,
     weights: HashMap<String, Arc<SparseWeight>>,
-    init: WeightInit,
-    seed: u64,
+    config: &'a SparsityConfig,
 }
 
-impl ModuleMapper for Initialise {
+impl Initialise<'_> {
+    /// The values `[N · M]` of a layer that has these.
+    fn draw(&self, weight: &SparseWeight, values: &mut [f32]) {
+        let (config, mask): (_, &Mask) = (self.config, &weight.initial_mask);
+        if !config.draws_dense_weights() {
+            let stream = Stream { seed: config.seed, layer: weight.index as u64, step: 0 };
+            return initialise_weights(values, mask, config.weight_init, stream);
+        }
+        let spec = LayerSpec::new(weight.name.clone(), mask.shape()).expect("it has been found");
+        config.draw_dense(values, &spec, weight.index);
+        let mut hidden = values.to_vec();
+        mask.apply(values);
+        if config.method.keeps_inactive_weights() {
+            hidden
+                .iter_mut()
+                .zip(&*values)
+                .filter(|(_, seen)| **seen != 0.0)
+                .for_each(|(hidden, _)| *hidden = 0.0);
+            let _ = weight.hidden.set(hidden);
+        }
+    }
+}
+
+impl ModuleMapper for Initialise<'_> {
     fn enter_module(&mut self, name: &str, _container_type: &str) {
         self.path.push(name.to_string());
     }
@@ -509,13 +633,11 @@ impl ModuleMapper for Initialise {
         let Some(weight) = self.weights.get(&self.path.join(".")) else {
             return param;
         };
-        let mask: &Mask = &weight.initial_mask;
-        let stream = Stream { seed: self.seed, layer: weight.index as u64, step: 0 };
         let param = param.map(|tensor| {
             let (dims, device, dtype) = (tensor.dims(), tensor.device(), tensor.dtype());
             let requires_grad = tensor.is_require_grad();
             let mut rows = weight.layout.to_rows(tensor);
-            initialise_weights(&mut rows, mask, self.init, stream);
+            self.draw(weight, &mut rows);
             let tensor: Tensor<D> = weight.layout.tensor_of_rows(rows, dims, &device);
             tensor.cast(dtype).detach().set_require_grad(requires_grad)
         });
@@ -527,11 +649,22 @@ impl ModuleMapper for Initialise {
     }
 }
 
-/// Whether layers can be trained by a method that have no weights but active ones.
+/// Whether layers can be trained by a method that have no weights but active ones, and never more than at the start.
 fn sees_active_weights_alone(method: &dyn Method) -> bool {
     let (mask, values) = (Mask::full(1, 2), [1.0, 2.0]);
-    let layer = ActiveLayer { name: "", values: &values, mask: &mask, sparsity: 0.5, ablate: false };
+    let members = Members::default();
+    let layer = ActiveLayer {
+        name: "",
+        values: &values,
+        mask: &mask,
+        sparsity: 0.5,
+        ablate: false,
+        grads: &values,
+        members,
+    };
     let stream = Stream { seed: 0, layer: 0, step: 0 };
     let updates = || method.update_active(&layer, DenseGradient::All(&values), 0.0, stream).is_some();
-    !method.keeps_inactive_weights() && (!method.info().needs.updates || updates())
+    // A sum over all steps would be a dense gradient.
+    let remembers = matches!(method.info().gradients, Gradients::Momentum { .. });
+    !method.keeps_inactive_weights() && !remembers && (!method.info().changes() || updates())
 }

@@ -35,6 +35,29 @@ pub enum Error {
         layers: Vec<String>,
     },
 
+    /// Masks are chosen by gradients, and a layer has none.
+    #[error(
+        "layer `{layer}` has no gradient to choose its weights by; give those of a first batch to `sparsify_by_gradients`"
+    )]
+    NoGradient {
+        /// The layer.
+        layer: String,
+    },
+
+    /// A method that starts dense has no update that would make the layers sparse.
+    #[error(
+        "method `{method}` starts dense, and there is no update every {delta_t} steps before step {end_step} that would prune; \
+         train longer or update more often"
+    )]
+    NoUpdate {
+        /// The method's name.
+        method: &'static str,
+        /// `ΔT`.
+        delta_t: u64,
+        /// `T_end`.
+        end_step: u64,
+    },
+
     /// A given mask cannot be used.
     #[error("layer `{layer}`: {what}")]
     GivenMask {

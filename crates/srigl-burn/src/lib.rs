@@ -45,7 +45,8 @@
 //! is set with [`SparsityConfig::with_grad_clipping`]: Burn's `build()` drops that of an optimizer's configuration, and
 //! here it acts on the masked gradients.
 //!
-//! Other methods (RigL, SET, static masks, dense) differ by the configuration alone: [`methods`].
+//! Other methods differ by the configuration alone: [`methods`] has them, and how to write one. N:M patterns and groups of neurons that
+//! share their inputs are structures of a method: `AnyMethod::from(Rigl).with_nm(NmPattern::TWO_OF_FOUR)`.
 //!
 //! [`SparseLinear`] and [`SparseConv2d`] in place of Burn's layers compute with active weights alone while they train, on CPUs and,
 //! if asked, on GPUs: no dense weight or moment exists, and on CPUs a step takes a fraction of the time. [`fused`] has what lies between them.
@@ -98,7 +99,9 @@ pub use optimizer::{SparseOptimizer, SparseState};
 pub use records::dense_record;
 pub use sparse_layers::{SparseConv2d, SparseLinear};
 pub use sparsity_core::methods::{self, AnyMethod};
-pub use sparsity_core::{Distribution, InitialMask, LayerSpec, LayerStats, Mask, UpdateReport, WeightInit};
+pub use sparsity_core::{
+    Distribution, DropSchedule, InitialMask, LayerSpec, LayerStats, Mask, NmPattern, UpdateReport, WeightInit,
+};
 pub use topology::{Topology, TopologyEvent, TopologyLayer, Updates};
 
 // The README's Rust is tested with the examples here.

@@ -10,15 +10,15 @@ use burn::optim::{
 };
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
-use sparsity_core::methods::{AnyMethod, GradientPositions};
+use sparsity_core::methods::{AnyMethod, GradientPositions, Gradients, LayerShare, Updates};
 use sparsity_core::{
-    ActiveLayer, DenseGradient, Error, Layer, Mask, Stream, UpdateSchedule, itop_rate, target_weights,
-    update_active_layer, update_layer,
+    ActiveLayer, DenseGradient, DropSchedule, Error, Layer, Mask, Members, Stream, UpdateSchedule, itop_rate,
+    sparsity_of_count, target_weights, update_active_layer, update_layer,
 };
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What never changes about one sparse weight.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(crate) struct SparseWeight {
     pub initial_mask: Arc<Mask>,
     /// Of a layer that trains in condensed form: what its backward passes leave.
     pub capture: Option<Arc<Capture>>,
+    /// The first values `[N · M]` of inactive weights, if the method keeps them; 0 elsewhere.
+    pub hidden: OnceLock<Vec<f32>>,
 }
 
 impl SparseWeight {
@@ -83,12 +85,14 @@ pub struct SparseState<S, const D: usize> {
     pub schedule: UpdateSchedule,
     /// Seed of random growth.
     pub seed: u64,
-    /// Sum of the dense gradients gathered for the next update.
+    /// Sum of the gradients gathered for the next update: dense, or in condensed form those of active weights.
     pub dense_grad: Option<Tensor<D>>,
     /// The inactive weights' values, 0 elsewhere, if the method keeps them.
     pub hidden: Option<Tensor<D>>,
     /// The positions that get gradient beside the mask's, if the method has such; `None` before the first step.
     gradient: Option<GradientPositions>,
+    /// What the layer has told the others before an update that redistributes weights.
+    share: Option<LayerShare>,
     /// The masks on the device, made when they are first needed.
     on_device: Option<OnDevice<D>>,
     /// Of a layer that trains in condensed form: the backward passes that the next update adds up.
@@ -123,25 +127,16 @@ impl<O: Optimizer> Optimizer for SparseOptimizer<O> {
         if is_new {
             self.check_start(&tensor, &inactive);
         }
-        let needs = self.weight.method.info().needs;
         state.step += 1;
         let clipped_by = self.topology.take_clipped(self.weight.index);
-        if needs.dense_gradients && state.schedule.gathers_gradient(state.step) {
-            let grad = match clipped_by {
-                Some(factor) => grad.clone() / factor.cast(grad.dtype()).reshape([1; D]),
-                None => grad.clone(),
-            };
-            state.dense_grad = Some(match state.dense_grad.take() {
-                Some(sum) => sum + grad,
-                None => grad,
-            });
-        }
+        self.gather(&mut state, &grad, clipped_by);
 
-        // Clipping comes after masking: gradients of weights that do not exist have no say in the norm.
         let mut grad = match frozen.clone() {
             Some(frozen) => grad.mask_fill(frozen, 0.0),
             None => grad,
         };
+        grad = self.decay_inactive(grad, frozen.as_ref(), &state);
+        // Clipping comes after masking: gradients of weights that do not exist have no say in the norm.
         if let Some(clipping) = &self.clipping {
             grad = clipping.clip_gradient(grad);
         }
@@ -160,9 +155,10 @@ impl<O: Optimizer> Optimizer for SparseOptimizer<O> {
         // Optimizers that mix positions (Muon, say) would revive inactive weights.
         let mut tensor = self.hide(tensor, inactive, &mut state);
 
-        if needs.updates && state.schedule.is_update(state.step) {
+        if self.is_update(&state) {
             tensor = self.update_topology(tensor, &mut state);
         }
+        self.tell_share(&mut state);
         (tensor, Some(state))
     }
 
@@ -190,9 +186,88 @@ impl<O: Optimizer> SparseOptimizer<O> {
             dense_grad: None,
             hidden: None,
             gradient: None,
+            share: None,
             on_device: None,
             passes: Passes::default(),
         }
+    }
+
+    /// Whether the mask is about to change after this step.
+    fn is_update<S, const D: usize>(&self, state: &SparseState<S, D>) -> bool {
+        match self.weight.method.info().updates {
+            Updates::Never => false,
+            Updates::Scheduled => state.schedule.is_update(state.step),
+            Updates::EachStep => true,
+        }
+    }
+
+    /// Adds the gradient of a step to what the next update looks at, as it was before clipping.
+    fn gather<S, const D: usize>(
+        &self,
+        state: &mut SparseState<S, D>,
+        grad: &Tensor<D>,
+        clipped_by: Option<Tensor<1>>,
+    ) {
+        let kept = match self.weight.method.info().gradients {
+            Gradients::Momentum { beta } => beta,
+            Gradients::Active | Gradients::Dense if state.schedule.gathers_gradient(state.step) => 1.0,
+            _ => return,
+        };
+        let grad = match clipped_by {
+            Some(factor) => grad.clone() / factor.cast(grad.dtype()).reshape([1; D]),
+            None => grad.clone(),
+        };
+        state.dense_grad = Some(match state.dense_grad.take() {
+            Some(sum) if kept == 1.0 => sum + grad,
+            Some(sum) => sum * kept + grad,
+            None => grad,
+        });
+    }
+
+    /// Adds `λ·W` of the inactive weights that get gradient, if the method wants that.
+    fn decay_inactive<S, const D: usize>(
+        &self,
+        grad: Tensor<D>,
+        frozen: Option<&Tensor<D, Bool>>,
+        state: &SparseState<S, D>,
+    ) -> Tensor<D> {
+        let decay = self.weight.method.inactive_decay(self.weight.sparsity);
+        let Some(hidden) = state.hidden.as_ref().filter(|_| decay > 0.0) else { return grad };
+        let decayed = hidden.clone() * decay;
+        grad + match frozen {
+            Some(frozen) => decayed.mask_fill(frozen.clone(), 0.0),
+            None => decayed,
+        }
+    }
+
+    /// One step before an update that redistributes weights, tells the other layers how much momentum this one has: when they come
+    /// to the update, all of them must know.
+    fn tell_share<S, const D: usize>(&self, state: &mut SparseState<S, D>) {
+        let method = &self.weight.method;
+        if !state.schedule.is_update(state.step + 1) || method.redistribute(&[]).is_none() {
+            return;
+        }
+        let Some(momentum) = &state.dense_grad else { return };
+        let mut active = self.weight.layout.to_rows(momentum.clone());
+        state.mask.apply(&mut active);
+        let share = LayerShare::new(&state.mask, &active);
+        state.share = Some(share);
+        self.topology.share(self.weight.index, share);
+    }
+
+    /// The sparsity that the layer shall have after an update.
+    fn sparsity_now<S, const D: usize>(&self, state: &mut SparseState<S, D>, alpha: f64) -> f64 {
+        let SparseWeight { method, index, sparsity, .. } = &*self.weight;
+        if method.redistribute(&[]).is_none() {
+            return method.sparsity_at(*sparsity, state.schedule.progress_at(state.step));
+        }
+        let told = state.share.take().and_then(|_| self.topology.shares());
+        let redistributed = told.and_then(|(indices, shares)| {
+            let place = indices.iter().position(|other| other == index)?;
+            sparsity_core::shared(&**method, alpha, &shares).map(|sparsities| sparsities[place])
+        });
+        // Where the others are not known, after a record was loaded in a way that tells nobody, it keeps as many weights as it has.
+        redistributed.unwrap_or_else(|| sparsity_of_count(state.mask.positions(), state.mask.nnz()))
     }
 
     /// The step of a layer that trains in condensed form: `tensor` has the values of active weights, and zeros for weights
@@ -206,7 +281,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
         mut state: SparseState<O::State<D>, D>,
     ) -> (Tensor<D>, Option<SparseState<O::State<D>, D>>) {
         let SparseWeight { index, name, method, .. } = &*self.weight;
-        let needs = method.info().needs;
+        let gradients = method.info().gradients;
         assert!(
             state.mask.nnz() <= tensor.shape().num_elements(),
             "layer `{name}`: the optimizer's record has a mask of {} weights, and the layer room for {}; it was saved for \
@@ -219,14 +294,21 @@ impl<O: Optimizer> SparseOptimizer<O> {
         }
         if let Some(sum) = state.dense_grad.take() {
             // Of a record.
-            state.passes = Passes::of_sum(Layout::OutIn.to_rows(sum));
+            match gradients {
+                Gradients::Active => state.dense_grad = Some(of_active(sum, &state.mask, &tensor)),
+                _ => state.passes = Passes::of_sum(Layout::OutIn.to_rows(sum)),
+            }
         }
         state.step += 1;
-        // What was captured is as it was before clipping.
-        self.topology.take_clipped(*index);
+        let clipped_by = self.topology.take_clipped(*index);
         let captured = capture.take();
-        if needs.dense_gradients && state.schedule.gathers_gradient(state.step) {
-            state.passes.extend(captured);
+        match gradients {
+            Gradients::Active => self.gather(&mut state, &grad, clipped_by),
+            // What was captured is as it was before clipping.
+            _ if gradients.are_dense() && state.schedule.gathers_gradient(state.step) => {
+                state.passes.extend(captured);
+            }
+            _ => {}
         }
         let grad = match &self.clipping {
             Some(clipping) => clipping.clip_gradient(grad),
@@ -235,10 +317,10 @@ impl<O: Optimizer> SparseOptimizer<O> {
         let (mut tensor, inner) = self.inner.step(lr, tensor, grad, state.inner.take());
         state.inner = inner;
         let (before, mut after) = (state.mask.clone(), None);
-        if needs.updates && state.schedule.is_update(state.step) {
+        if self.is_update(&state) {
             (tensor, after) = self.update_condensed(tensor, &mut state);
         }
-        capture.want(needs.dense_gradients && state.schedule.gathers_gradient(state.step + 1));
+        capture.want(gradients.are_dense() && state.schedule.gathers_gradient(state.step + 1));
         tell(Told::Stepped { layer: name.clone(), before, after });
         (tensor, Some(state))
     }
@@ -254,6 +336,11 @@ impl<O: Optimizer> SparseOptimizer<O> {
         let values = Layout::OutIn.to_rows(tensor.clone());
         let (passes, before) = (std::mem::take(&mut state.passes), state.mask.clone());
         let inputs = before.dense_fan_in();
+        let mut grads = match state.dense_grad.take() {
+            Some(sum) => Layout::OutIn.to_rows(sum.div_scalar(gathered(state))),
+            None => vec![0.0; before.nnz()],
+        };
+        grads.truncate(before.nnz());
         // Their sum, since what it is divided by changes no order.
         let mut rows = |neurons: &[usize], to: &mut [f32]| passes.write(neurons, inputs, to);
         let layer = ActiveLayer {
@@ -262,11 +349,13 @@ impl<O: Optimizer> SparseOptimizer<O> {
             mask: &before,
             sparsity: weight.sparsity,
             ablate: weight.ablate,
+            grads: &grads,
+            members: Members::default(),
         };
         let alpha = state.schedule.drop_fraction_at(state.step);
         let stream = Stream { seed: state.seed, layer: weight.index as u64, step: state.step };
         let gradient = DenseGradient::Rows(&mut rows);
-        let update = match weight.method.info().needs.dense_gradients && passes.is_empty() {
+        let update = match weight.method.info().gradients.are_dense() && passes.is_empty() {
             true => Err(Error::NoGradient { layer: weight.name.clone() }),
             false => update_active_layer(&*weight.method, alpha, &layer, gradient, stream),
         };
@@ -321,8 +410,16 @@ impl<O: Optimizer> SparseOptimizer<O> {
                 state.mask.positions(),
                 tensor.dims()
             );
+            if let Some(hidden) = weight.hidden.get().filter(|_| state.step == 0) {
+                let hidden = weight.layout.tensor_of_rows(hidden.clone(), tensor.dims(), &tensor.device());
+                state.hidden = Some(hidden.cast(tensor.dtype()));
+            }
             if state.gradient.is_none() {
-                let values = || weight.layout.to_rows(tensor.clone());
+                let all = || match &state.hidden {
+                    Some(hidden) => tensor.clone() + hidden.clone(),
+                    None => tensor.clone(),
+                };
+                let values = || weight.layout.to_rows(all());
                 state.gradient = Some(self.gradient_positions(&state.mask, &values));
             }
             self.topology.publish(weight.index, &state.mask, &state.ever_active);
@@ -395,23 +492,28 @@ impl<O: Optimizer> SparseOptimizer<O> {
     ) -> Tensor<D> {
         let weight = &self.weight;
         let tensor = Self::unhide(tensor, state);
-        let (weights, grads) = match state.dense_grad.take() {
-            Some(sum) if weight.method.info().needs.dense_gradients => {
-                let gathered = state.schedule.grad_accumulation.min(state.step) as f64;
-                let [weights, grads] = weight.layout.read_rows([tensor.clone(), sum.div_scalar(gathered)]);
+        let gathered = gathered(state);
+        let grads = match weight.method.info().gradients {
+            Gradients::Momentum { .. } => state.dense_grad.clone(),
+            _ => state.dense_grad.take().map(|sum| sum.div_scalar(gathered)),
+        };
+        let (weights, grads) = match grads {
+            Some(grads) => {
+                let [weights, grads] = weight.layout.read_rows([tensor.clone(), grads]);
                 (weights, grads)
             }
-            _ => (weight.layout.to_rows(tensor.clone()), vec![0.0; state.mask.positions()]),
+            None => (weight.layout.to_rows(tensor.clone()), vec![0.0; state.mask.positions()]),
         };
+        let alpha = state.schedule.drop_fraction_at(state.step);
+        let sparsity = self.sparsity_now(state, alpha);
         let layer = Layer {
             name: &weight.name,
             weights: &weights,
             grads: &grads,
             mask: &state.mask,
-            sparsity: weight.sparsity,
+            sparsity,
             ablate: weight.ablate,
         };
-        let alpha = state.schedule.drop_fraction_at(state.step);
         let stream = Stream { seed: state.seed, layer: weight.index as u64, step: state.step };
         let update = update_layer(&*weight.method, alpha, &layer, stream);
 
@@ -427,8 +529,11 @@ impl<O: Optimizer> SparseOptimizer<O> {
             }
             Err(error) => Err(error),
         };
-        let itop = itop_rate(&state.ever_active);
-        self.topology.record(TopologyEvent { step, layer, report, itop });
+        // Of masks that change with each step, some are told.
+        if report.is_err() || step.is_multiple_of(state.schedule.delta_t) {
+            let itop = itop_rate(&state.ever_active);
+            self.topology.record(TopologyEvent { step, layer, report, itop });
+        }
 
         // Weights and moments that were inactive before are 0 already, so the new mask is enough.
         let OnDevice { inactive, frozen } = state.on_device.clone().expect("made at the start of the step");
@@ -437,6 +542,24 @@ impl<O: Optimizer> SparseOptimizer<O> {
         }
         self.hide(tensor, inactive, state)
     }
+}
+
+/// How many steps' gradients have been added up for the update at hand.
+fn gathered<S, const D: usize>(state: &SparseState<S, D>) -> f64 {
+    state.schedule.grad_accumulation.min(state.step) as f64
+}
+
+/// A sum of gradients of active weights like `values`: a record of a masked layer has that of all.
+fn of_active<const D: usize>(sum: Tensor<D>, mask: &Mask, values: &Tensor<D>) -> Tensor<D> {
+    if sum.dims() == values.dims() {
+        return sum;
+    }
+    let (all, inputs) = (Layout::OutIn.to_rows(sum), mask.dense_fan_in());
+    let of_neuron = |neuron| mask.inputs(neuron).map(move |input| neuron * inputs + input);
+    let positions = (0..mask.neurons()).flat_map(of_neuron);
+    let mut active: Vec<f32> = positions.map(|position| all.get(position).copied().unwrap_or(0.0)).collect();
+    active.resize(values.shape().num_elements(), 0.0);
+    Tensor::from_data(TensorData::new(active, values.dims()), (&values.device(), values.dtype()))
 }
 
 /// Where the values of a layer in condensed form go when its topology changes.
@@ -488,8 +611,15 @@ impl Moves {
     }
 }
 
-/// Masks and ever-active positions by parameter id.
-type LoadedMasks = HashMap<String, (Arc<Mask>, Arc<Mask>)>;
+/// What a record says of a layer's topology.
+pub(crate) struct LoadedLayer {
+    pub mask: Arc<Mask>,
+    pub ever_active: Arc<Mask>,
+    pub share: Option<LayerShare>,
+}
+
+/// Those of all layers by parameter id.
+type LoadedMasks = HashMap<String, LoadedLayer>;
 
 /// A loading of records, for `state_unflatten`: Burn hands it neither the optimizer nor the layer.
 #[derive(Default)]
@@ -504,8 +634,8 @@ thread_local! {
     static LOADING: RefCell<Option<Loading>> = const { RefCell::new(None) };
 }
 
-/// Calls `load`, which loads records into optimizers on this thread, and returns its result with the masks and
-/// ever-active positions that the records have. A `schedule` takes the place of theirs.
+/// Calls `load`, which loads records into optimizers on this thread, and returns its result with the topologies that the
+/// records have. A `schedule` takes the place of theirs.
 pub(crate) fn loaded_masks<T>(
     schedule: Option<UpdateSchedule>,
     load: impl FnOnce() -> T,
@@ -606,6 +736,11 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             out.push_scalar(prefix, leaf, value.into());
         }
         out.push_scalar(prefix, "drop_fraction", self.schedule.drop_fraction.into());
+        out.push_scalar(prefix, "drop_schedule", (self.schedule.drop_schedule as u64).into());
+        if let Some(share) = self.share {
+            out.push_scalar(prefix, "share_active", (share.active as u64).into());
+            out.push_scalar(prefix, "share_importance", share.importance.into());
+        }
     }
 
     fn state_unflatten(prefix: &str, src: &mut StateSource, device: &Device) -> Option<Self> {
@@ -616,9 +751,14 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             let bytes = src.take_tensor(prefix, leaf)?.try_into_vec::<u8>().ok()?;
             mask_of_bytes(&bytes, neurons, dense_fan_in)
         };
+        // A record of before there was a choice has none.
+        let drop_schedule = integer(src, "drop_schedule").unwrap_or(0);
+        let (_, _, drop_schedule) = *DropSchedule::NAMES.get(usize::try_from(drop_schedule).ok()?)?;
+        let number = |src: &mut StateSource, leaf| f64::try_from(src.take_scalar(prefix, leaf)?).ok();
         let schedule = UpdateSchedule {
             delta_t: integer(src, "delta_t")?,
-            drop_fraction: f64::try_from(src.take_scalar(prefix, "drop_fraction")?).ok()?,
+            drop_fraction: number(src, "drop_fraction")?,
+            drop_schedule,
             end_step: integer(src, "end_step")?,
             grad_accumulation: integer(src, "grad_accumulation")?,
         };
@@ -631,8 +771,14 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             let data = src.take_tensor(prefix, leaf).filter(|data| data.rank() == D)?;
             Some(Tensor::from_data(data, device))
         };
+        let share = integer(src, "share_active").zip(number(src, "share_importance"));
+        let share = share.map(|(active, importance)| {
+            let (positions, active) = (neurons.saturating_mul(dense_fan_in), active as usize);
+            LayerShare { positions, active, kept: active, importance }
+        });
         let mut state = Self {
             inner,
+            share,
             mask: Arc::new(mask(src, "mask")?),
             ever_active: Arc::new(mask(src, "ever_active")?),
             step: integer(src, "step")?,
@@ -646,8 +792,8 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
         };
         LOADING.with_borrow_mut(|loading| {
             if let Some(loading) = loading {
-                let masks = (state.mask.clone(), state.ever_active.clone());
-                loading.masks.insert(prefix.to_string(), masks);
+                let (mask, ever_active) = (state.mask.clone(), state.ever_active.clone());
+                loading.masks.insert(prefix.to_string(), LoadedLayer { mask, ever_active, share });
                 state.schedule = loading.schedule.unwrap_or(state.schedule);
             }
         });
@@ -693,6 +839,7 @@ mod tests {
             method,
             initial_mask: mask,
             capture: None,
+            hidden: OnceLock::new(),
         };
         let topology = Topology::new(vec![layer]);
         SparseOptimizer { inner, weight: Arc::new(weight), schedule, seed: 5, clipping: None, topology }
@@ -772,8 +919,8 @@ mod tests {
                     assert_eq!(new.step, step);
                     (weight, state) = (new_weight, Some(new));
                 }
-                assert_eq!(changed, info.needs.updates);
-                let expected = if info.needs.updates { 7 } else { 0 };
+                assert_eq!(changed, info.changes());
+                let expected = if info.changes() { 7 } else { 0 };
                 assert_eq!(updates.drain().len(), expected, "40 steps, every 5th");
             }
         }

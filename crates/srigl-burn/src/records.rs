@@ -123,7 +123,9 @@ fn spread(path: &str, model: &mut Pack, optim: &mut Pack) -> Result<(), Error> {
     let form = Form { dims: layout.out_in_dims(&shape), mask: &mask, room: values.num_elements() };
     model.tensors.push((path.to_string(), Some(id), form.spread(values, &mask)));
     optim.change(id, form.dims.len() as u64, path, |leaf, data| match leaf {
-        "dense_grad" => form.spread(data, &Mask::full(mask.neurons(), mask.dense_fan_in())),
+        "dense_grad" if data.num_elements() == mask.positions() => {
+            form.spread(data, &Mask::full(mask.neurons(), mask.dense_fan_in()))
+        }
         _ if data.shape().to_vec() == [form.room] => form.spread(data, &mask),
         _ => data,
     });

@@ -1,6 +1,7 @@
 //! A window on the topology of a model in training.
 
 use burn::tensor::Tensor;
+use sparsity_core::methods::LayerShare;
 use sparsity_core::{Error, LayerStats, Mask, UpdateReport, itop_rate};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,6 +23,8 @@ struct State {
     clipped_by: Vec<Option<Tensor<1>>>,
     /// Layers whose failed updates have been told.
     warned: BTreeSet<String>,
+    /// What sparse layers have told of themselves before an update that redistributes weights.
+    shares: Vec<Option<LayerShare>>,
 }
 
 /// One sparse layer.
@@ -78,8 +81,8 @@ pub struct TopologyEvent {
 impl Topology {
     pub(crate) fn new(layers: Vec<TopologyLayer>) -> Self {
         let clipped_by = vec![None; layers.len()];
-        let (observers, warned) = (Vec::new(), BTreeSet::new());
-        Self(Arc::new(Mutex::new(State { layers, observers, version: 0, clipped_by, warned })))
+        let (observers, warned, shares) = (Vec::new(), BTreeSet::new(), vec![None; layers.len()]);
+        Self(Arc::new(Mutex::new(State { layers, observers, version: 0, clipped_by, warned, shares })))
     }
 
     /// The updates from now on, for as long as the result lives. Without it, updates that fail are told on standard error.
@@ -156,6 +159,20 @@ impl Topology {
     /// The factor by which the gradient of the layer `index` was scaled, if it was.
     pub(crate) fn take_clipped(&self, index: usize) -> Option<Tensor<1>> {
         self.lock().clipped_by[index].take()
+    }
+
+    /// What the layer `index` is before the next update, for the others.
+    pub(crate) fn share(&self, index: usize, share: LayerShare) {
+        self.lock().shares[index] = Some(share);
+    }
+
+    /// The sparse layers, and what they have told before this update; `None` unless all have.
+    pub(crate) fn shares(&self) -> Option<(Vec<usize>, Vec<LayerShare>)> {
+        let state = self.lock();
+        let sparse: Vec<usize> =
+            (0..state.layers.len()).filter(|i| state.layers[*i].sparsity > 0.0).collect();
+        let shares = sparse.iter().map(|i| state.shares[*i]).collect::<Option<_>>()?;
+        Some((sparse, shares))
     }
 
     /// Tells all observers. A failed update that nobody observes is told on standard error, once for each layer: a training

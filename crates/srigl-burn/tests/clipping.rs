@@ -49,7 +49,7 @@ fn clipped(method: impl Into<AnyMethod>, max_norm: f32) {
     let linear = |from, to| LinearConfig::new(from, to).init(&device);
     let net = Net { fc1: linear(20, 30), fc2: linear(30, 10) };
     let method = method.into();
-    let masked = method.info().needs.sparsity;
+    let masked = method.info().sparse;
     let config = SparsityConfig::new(0.6, 100).with_method(method).with_delta_t(2);
     let Sparsified { model: mut net, mut optim, topology } =
         config.sparsify(net, SgdConfig::new().build()).unwrap();

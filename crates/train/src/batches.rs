@@ -1,9 +1,12 @@
 //! Batches to tensors, and evaluation.
 
 use anyhow::{Result, ensure};
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use srigl_data::{Batch, Loader};
 use srigl_models::Classifier;
+use srigl_run::Config;
 use srigl_tensors::memory;
 
 /// Images `from..to` of a batch `[images, channels, height, width]` and their labels `[images]`.
@@ -27,6 +30,38 @@ pub(crate) fn correct(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1, In
     logits.argmax(1).squeeze_dim(1).equal(labels).int().sum()
 }
 
+/// The gradients of a model's mean loss on a batch, which is not empty. `each` is told loss `[1]`, correct predictions `[1]` and size of
+/// each part of it that goes through the model at once.
+pub(crate) fn gradients<M: Classifier>(
+    config: &Config,
+    model: &M,
+    batch: &Batch,
+    device: &Device,
+    mut each: impl FnMut(Tensor<1>, Tensor<1, Int>, usize),
+) -> GradientsParams {
+    let device = device.clone().autodiff();
+    let smoothing = (config.label_smoothing > 0.0).then_some(config.label_smoothing);
+    let loss_of = CrossEntropyLossConfig::new().with_smoothing(smoothing).init(&device);
+    let mut accumulator = GradientsAccumulator::new();
+    let images = batch.labels.len();
+    let micro_batch = config.micro_batch.unwrap_or(images);
+    for from in (0..images).step_by(micro_batch) {
+        let to = images.min(from + micro_batch);
+        let (pixels, labels) = tensors(batch, from, to, &device);
+        let logits = model.forward(pixels);
+        let mut loss = loss_of.forward(logits.clone(), labels.clone());
+        if let Some(mix) = &batch.mix {
+            let others = loss_of.forward(logits.clone(), label_tensor(&mix.labels[from..to], &device));
+            loss = loss * mix.share + others * (1.0 - mix.share);
+        }
+        each(loss.clone().inner(), correct(logits.inner(), labels.inner()), to - from);
+        let share = (to - from) as f64 / images as f64;
+        let loss = if share < 1.0 { loss * share } else { loss };
+        accumulator.accumulate(model, GradientsParams::from_grads(loss.backward(), model));
+    }
+    accumulator.grads()
+}
+
 /// Numbers of the images that are evaluated at once, at most; 1000 of CIFAR's.
 const EVALUATED: usize = 3_072_000;
 
@@ -46,7 +81,7 @@ pub struct Accuracy {
 /// # Errors
 /// Images that cannot be read, or none of which could be.
 pub fn evaluate<M: Classifier>(model: &M, loader: &Loader, device: &Device) -> Result<Accuracy> {
-    let loss = burn::nn::loss::CrossEntropyLossConfig::new().init(device);
+    let loss = CrossEntropyLossConfig::new().init(device);
     let (mut loss_sum, mut hits, mut hits5, mut images) = (0.0, 0, 0, 0);
     let size: usize = loader.shape().iter().product();
     let five = loader.classes() > 5;

@@ -35,6 +35,6 @@ mod weights;
 
 pub use batches::{Accuracy, evaluate};
 pub use checkpoint::{Checkpoint, Latest, Progress};
-pub use optimizers::{model_spec, sparsify, sparsity_config};
+pub use optimizers::{Masks, model_spec, sparsify, sparsity_config};
 pub use session::{Observer, Session, Silent, Standing};
 pub use weights::{Model, NamedTensor, Weights, condense, fill_module, masks_of, model_tensors};

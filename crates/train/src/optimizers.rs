@@ -4,7 +4,7 @@ use anyhow::Result;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{AdamConfig, AdamWConfig, Optimizer, RmsPropConfig, SgdConfig};
+use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, Optimizer, RmsPropConfig, SgdConfig};
 use burn::tensor::Tensor;
 use srigl_burn::{Mask, Sparsified, SparsityConfig, WeightInit};
 use srigl_models::{ModelInfo, ModelSpec};
@@ -48,6 +48,7 @@ pub fn sparsity_config(config: &Config, steps: &Steps) -> Result<SparsityConfig,
         .with_no_ablation(no_ablation)
         .with_delta_t(steps.delta_t)
         .with_drop_fraction(config.drop_fraction)
+        .with_drop_schedule(config.drop_schedule)
         .with_grad_accumulation(steps.grad_accumulation)
         .with_weight_init(config.weight_init.unwrap_or(by_default))
         // What is not said is decided where weights are read, or random.
@@ -56,8 +57,18 @@ pub fn sparsity_config(config: &Config, steps: &Steps) -> Result<SparsityConfig,
         .with_seed(config.seed))
 }
 
-/// The two lines: makes a model sparse as a run wants it, with the optimizer that keeps it so. Given `masks`, by the names of
-/// layers, are its topology.
+/// Where the masks of a run come from.
+#[derive(Clone, Debug)]
+pub enum Masks<'a> {
+    /// The settings.
+    Settings,
+    /// These, by the names of layers.
+    Given(Vec<(String, Mask)>),
+    /// The gradients of a first batch.
+    Gradients(&'a GradientsParams),
+}
+
+/// The two lines: makes a model sparse as a run wants it, with the optimizer that keeps it so.
 ///
 /// # Errors
 /// As [`SparsityConfig::sparsify_masked`].
@@ -65,7 +76,7 @@ pub fn sparsify<M: Module>(
     config: &Config,
     model: M,
     steps: &Steps,
-    masks: Option<Vec<(String, Mask)>>,
+    masks: Masks,
 ) -> Result<Sparsified<M>, srigl_burn::Error> {
     let decay_config = |decay: f64| (decay > 0.0).then(|| WeightDecayConfig::new(decay as f32));
     let [beta_1, beta_2] = config.betas.map(|beta| beta as f32);
@@ -108,13 +119,14 @@ fn sparsify_with<M: Module, O: Optimizer>(
     config: &Config,
     model: M,
     steps: &Steps,
-    masks: Option<Vec<(String, Mask)>>,
+    masks: Masks,
     build: impl Fn(f64) -> O,
 ) -> Result<Sparsified<M>, srigl_burn::Error> {
     let (settings, optim) = (sparsity_config(config, steps)?, build(config.weight_decay));
     let mut sparse = match masks {
-        Some(masks) => settings.sparsify_masked(model, optim, masks)?,
-        None => settings.sparsify(model, optim)?,
+        Masks::Given(masks) => settings.sparsify_masked(model, optim, masks)?,
+        Masks::Settings => settings.sparsify(model, optim)?,
+        Masks::Gradients(gradients) => settings.sparsify_by_gradients(model, optim, gradients)?,
     };
     if config.decay_weights_only {
         let mut paths = BiasAndNorm::default();
@@ -152,7 +164,6 @@ impl ModuleVisitor for BiasAndNorm {
 mod tests {
     use super::*;
     use burn::nn::{Linear, LinearConfig};
-    use burn::optim::GradientsParams;
     use burn::tensor::{Device, TensorData};
 
     /// The weights `[0.5, -1, 2]` after three steps with given gradients at a learning rate of 0.1.
@@ -165,7 +176,8 @@ mod tests {
         };
         let config = Config { lr: 0.1, ..config };
         let steps = Steps { total: 3, planned: 3, delta_t: 1, grad_accumulation: 1 };
-        let Sparsified { mut model, mut optim, .. } = sparsify(&config, layer, &steps, None).unwrap();
+        let Sparsified { mut model, mut optim, .. } =
+            sparsify(&config, layer, &steps, Masks::Settings).unwrap();
         for t in 0..3 {
             let grad = [1e-6 * (t + 1) as f32, -0.2, 0.5 * (t as f32 - 1.0)];
             let mut grads = GradientsParams::new();

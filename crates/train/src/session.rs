@@ -1,13 +1,12 @@
 //! The training loop.
 
-use crate::batches::{correct, evaluate, label_tensor, tensors};
+use crate::batches::{evaluate, gradients};
 use crate::memory::{check_results, check_weights};
 use crate::optimizers::moments;
 use crate::start::{start, start_again};
 use crate::{Checkpoint, Latest, Progress, device, model_spec, model_tensors, sparsity_config};
 use anyhow::{Result, bail, ensure};
-use burn::nn::loss::CrossEntropyLossConfig;
-use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Int, Tensor};
 use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
@@ -223,7 +222,7 @@ impl Loop<'_> {
                 ),
             });
         }
-        let start = start(config, model, loader.classes(), steps, self.device)?;
+        let start = start(config, model, loader, steps, self.device)?;
         let inputs = Some(self.inputs.clone());
         let mut progress =
             Progress { inputs, started_from: start.from, targets: start.targets, ..Default::default() };
@@ -303,7 +302,7 @@ impl Loop<'_> {
             rate(now, steps),
             rate(before, &before_steps)
         );
-        if now.method.info().needs.updates {
+        if now.method.info().changes() {
             let [was, is] = [before.end_step(before_steps.total), now.end_step(steps.total)];
             let again = if was <= step { ", so it changes again" } else { "" };
             note += &format!("; the topology changes until step {is} instead of {was}{again}");
@@ -413,7 +412,7 @@ impl Loop<'_> {
         steps: &Steps,
     ) -> Result<()> {
         let Session { config, loader, .. } = self.session;
-        if steps.delta_t < config.delta_t && config.method.info().needs.updates {
+        if steps.delta_t < config.delta_t && config.method.info().changes() {
             self.observer.note(&format!(
                 "{} of {} steps: schedules shrink with them, and the topology changes every {} steps instead of {}",
                 steps.total, steps.planned, steps.delta_t, config.delta_t
@@ -424,7 +423,7 @@ impl Loop<'_> {
                 self.observer.note(&format!("{}: {note}", from.file));
             }
             from.test_accuracy = evaluate(&sparse.model.valid(), loader, self.device)?.top1;
-            let mask = match config.method.info().needs.sparsity {
+            let mask = match config.method.info().sparse {
                 true => format!(", mask: {}, sparsity {:.2} %", from.initial_mask, 100.0 * from.sparsity),
                 false => String::new(),
             };
@@ -447,28 +446,10 @@ impl Loop<'_> {
         }
         // Dropout draws from the device's generator: a seed per step makes any step a place to resume at.
         self.device.seed(self.session.config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step));
-        let device = self.device.clone().autodiff();
-        let smoothing =
-            (self.session.config.label_smoothing > 0.0).then_some(self.session.config.label_smoothing);
-        let loss_of = CrossEntropyLossConfig::new().with_smoothing(smoothing).init(&device);
-        let mut accumulator = GradientsAccumulator::new();
-        let images = batch.labels.len();
-        let micro_batch = self.session.config.micro_batch.unwrap_or(images);
-        for from in (0..images).step_by(micro_batch) {
-            let to = images.min(from + micro_batch);
-            let (pixels, labels) = tensors(batch, from, to, &device);
-            let logits = state.model.forward(pixels);
-            let mut loss = loss_of.forward(logits.clone(), labels.clone());
-            if let Some(mix) = &batch.mix {
-                let others = loss_of.forward(logits.clone(), label_tensor(&mix.labels[from..to], &device));
-                loss = loss * mix.share + others * (1.0 - mix.share);
-            }
-            state.unread.push((loss.clone().inner(), correct(logits.inner(), labels.inner()), to - from));
-            let share = (to - from) as f64 / images as f64;
-            let loss = if share < 1.0 { loss * share } else { loss };
-            accumulator.accumulate(&state.model, GradientsParams::from_grads(loss.backward(), &state.model));
-        }
-        let mut grads = accumulator.grads();
+        let (config, unread) = (self.session.config, &mut state.unread);
+        let mut grads = gradients(config, &state.model, batch, self.device, |loss, correct, images| {
+            unread.push((loss, correct, images));
+        });
         if let Some(clipping) = &mut state.clipping {
             grads = clipping.clip(&state.model, grads);
         }

@@ -1,12 +1,14 @@
 //! Where a training starts: from nothing, or from the weights of a file.
 
-use crate::{NamedTensor, Weights, fill_module, masks_of, sparsify};
+use crate::batches::gradients;
+use crate::{Masks, NamedTensor, Weights, fill_module, masks_of, sparsify};
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
-use sparsity_core::{LayerSpec, LayerStats, Mask, Stream, initial_mask, sparsity_of_count, target_weights};
+use sparsity_core::{LayerSpec, LayerStats, Mask, Stream, sparsity_of_count, target_weights};
 use srigl_burn::{Sparsified, sparse_layers, state_dict};
-use srigl_models::{ModelInfo, torchvision_name};
+use srigl_data::Loader;
+use srigl_models::{Classifier, ModelInfo, torchvision_name};
 use srigl_run::{Config, InitialMaskFrom, StartedFrom, Steps, printable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,7 +19,7 @@ pub(crate) struct Start<M> {
     pub sparse: Sparsified<M>,
     /// The file it came from, if from one; its accuracy is still to be measured.
     pub from: Option<StartedFrom>,
-    /// Target weights `A` of each sparse layer, if they come from that file.
+    /// Target weights `A` of each sparse layer, if they come from that file or from a batch.
     pub targets: BTreeMap<String, usize>,
 }
 
@@ -25,17 +27,22 @@ pub(crate) struct Start<M> {
 ///
 /// # Errors
 /// If a file of weights cannot be read or does not fit the network, and as [`sparsify`].
-pub(crate) fn start<M: Module>(
+pub(crate) fn start<M: Classifier>(
     config: &Config,
     model: M,
-    classes: usize,
+    loader: &Loader,
     steps: &Steps,
     device: &Device,
 ) -> Result<Start<M>> {
     let Some(path) = &config.weights else {
-        let sparse = sparsify(config, model, steps, None)?;
-        return Ok(Start { sparse, from: None, targets: BTreeMap::new() });
+        let sparse = sparsify_anew(config, model, loader, steps, device)?;
+        let targets = match initial_mask(config) {
+            InitialMaskFrom::Sensitivity => targets(&sparse),
+            _ => BTreeMap::new(),
+        };
+        return Ok(Start { sparse, from: None, targets });
     };
+    let classes = loader.classes();
     ensure!(!path.is_dir(), "`{}` is a folder; of a run, give its model.safetensors", path.display());
     let info = ModelInfo::named(&config.model.name)?;
     let mut weights = Weights::open(path, info)?;
@@ -70,22 +77,23 @@ pub(crate) fn start<M: Module>(
     if config.new_head {
         notes.push(format!("`{}` starts anew", head_layer(info)));
     }
-    let by_default = if is_sparse { InitialMaskFrom::File } else { InitialMaskFrom::Magnitude };
+    let by_default =
+        if is_sparse { InitialMaskFrom::File } else { InitialMaskFrom::of_weights(config.method.info()) };
     let from = config.initial_mask.unwrap_or(by_default);
     let words = from.words(config.method.info().constant_fan_in);
     let (sparse, initial_mask) = match from {
-        _ if !config.method.info().needs.sparsity => {
+        _ if !config.method.info().sparse => {
             if is_sparse {
                 notes.push("dense training does not keep the masks of the file".into());
             }
-            (sparsify(config, model, steps, None)?, "none")
+            (sparsify(config, model, steps, Masks::Settings)?, "none")
         }
         InitialMaskFrom::File => {
             ensure!(is_sparse, "--initial-mask file, but {} has neither masks nor zeros", of_file());
             let mut masks = masks_of(&model, &weights.tensors)?;
             masks.extend(head_mask(config, &model, info, &head)?);
             notes.extend(check_structure(config, &masks)?);
-            let sparse = sparsify(config, model, steps, Some(masks))?;
+            let sparse = sparsify(config, model, steps, Masks::Given(masks))?;
             let sparsity = sparse.topology.sparsity();
             if (sparsity - config.sparsity).abs() > 0.005 {
                 notes.push(format!(
@@ -99,18 +107,53 @@ pub(crate) fn start<M: Module>(
         }
         from => {
             let config = Config { initial_mask: Some(from), ..config.clone() };
-            (sparsify(&config, model, steps, None)?, words)
+            (sparsify_anew(&config, model, loader, steps, device)?, words)
         }
     };
     let (file, sparsity) = (file_name(path), sparse.topology.sparsity());
-    let targets = sparse.topology.layers().into_iter().filter(|layer| layer.sparsity > 0.0);
-    let targets = targets.map(|layer| {
-        let target = target_weights(layer.mask.positions(), layer.sparsity);
-        (layer.name, target)
-    });
-    let initial_mask = initial_mask.into();
-    let from = StartedFrom { file, initial_mask, sparsity, test_accuracy: 0.0, notes };
-    Ok(Start { targets: targets.collect(), sparse, from: Some(from) })
+    let from = StartedFrom { file, initial_mask: initial_mask.into(), sparsity, test_accuracy: 0.0, notes };
+    Ok(Start { targets: targets(&sparse), sparse, from: Some(from) })
+}
+
+/// Target weights `A` of each sparse layer.
+fn targets<M>(sparse: &Sparsified<M>) -> BTreeMap<String, usize> {
+    let layers = sparse.topology.layers().into_iter().filter(|layer| layer.sparsity > 0.0);
+    layers.map(|layer| (layer.name, target_weights(layer.mask.positions(), layer.sparsity))).collect()
+}
+
+/// Where the masks of a run come from that are not those of a file.
+fn initial_mask(config: &Config) -> InitialMaskFrom {
+    config.initial_mask.unwrap_or_else(|| config.method.info().initial.into())
+}
+
+/// Makes a network sparse that has no masks: by the settings, or by the gradients of the first batch.
+fn sparsify_anew<M: Classifier>(
+    config: &Config,
+    model: M,
+    loader: &Loader,
+    steps: &Steps,
+    device: &Device,
+) -> Result<Sparsified<M>> {
+    if initial_mask(config) != InitialMaskFrom::Sensitivity || !config.method.info().sparse {
+        return Ok(sparsify(config, model, steps, Masks::Settings)?);
+    }
+    // The pass leaves its mark on the running statistics of normalisations.
+    let before = model.clone().into_record();
+    let mut batches = loader.train_epoch(config.seed, 0, config.batch_size, 0);
+    let first = loop {
+        match batches.next() {
+            None => bail!(
+                "no image of the training set can be read: the masks are made by the gradients of its first batch"
+            ),
+            Some(batch) => match batch? {
+                batch if batch.labels.is_empty() => {}
+                batch => break batch,
+            },
+        }
+    };
+    let gradients = gradients(config, &model, &first, device, |_, _, _| {});
+    let model = model.load_record(before);
+    Ok(sparsify(config, model, steps, Masks::Gradients(&gradients))?)
 }
 
 /// A network that is about to get the records of a checkpoint: with the target weights of its layers, and any masks. The
@@ -124,13 +167,11 @@ pub(crate) fn start_again<M: Module>(
     steps: &Steps,
     targets: &BTreeMap<String, usize>,
 ) -> Result<Sparsified<M>> {
-    if config.weights.is_none() || !config.method.info().needs.sparsity {
-        return Ok(sparsify(config, model, steps, None)?);
-    }
-    if targets.is_empty() {
-        // A run of an earlier version: it shared its sparsity by the settings, with random masks.
-        let config = Config { initial_mask: Some(InitialMaskFrom::Random), ..config.clone() };
-        return Ok(sparsify(&config, model, steps, None)?);
+    if targets.is_empty() || !config.method.info().sparse {
+        // A run of an earlier version that started from weights shared its sparsity by the settings, with random masks.
+        let initial_mask = config.weights.as_ref().map(|_| InitialMaskFrom::Random).or(config.initial_mask);
+        let config = Config { initial_mask, ..config.clone() };
+        return Ok(sparsify(&config, model, steps, Masks::Settings)?);
     }
     let mut masks = Vec::new();
     for layer in sparse_layers(&model)? {
@@ -140,7 +181,7 @@ pub(crate) fn start_again<M: Module>(
             masks.push((layer.name, mask));
         }
     }
-    Ok(sparsify(config, model, steps, Some(masks))?)
+    Ok(sparsify(config, model, steps, Masks::Given(masks))?)
 }
 
 /// Checks that masks of a file are such that the method can go on with them; says what is not as it should be.
@@ -156,7 +197,7 @@ fn check_structure(config: &Config, masks: &[(String, Mask)]) -> Result<Option<S
     }
     let names = names.join(", ");
     ensure!(
-        info.needs.updates,
+        info.changes(),
         "--method {} needs constant fan-in, which the masks of the file do not have in {names}; use --method static, or \
          --initial-mask magnitude",
         info.name
@@ -195,6 +236,6 @@ fn head_mask<M: Module>(
     let sparsity = sparsity_of_count(mask.len(), mask.iter().filter(|active| **active).count());
     let index = layers.len() as u64; // a stream of its own
     let stream = Stream { seed: config.seed, layer: index, step: 0 };
-    let mask = initial_mask(&*config.method.build()?, layer, sparsity, stream)?;
+    let mask = sparsity_core::initial_mask(&*config.method.build()?, layer, sparsity, stream)?;
     Ok(Some((layer.name.clone(), mask)))
 }

@@ -13,10 +13,10 @@ use clap::{Args, Subcommand};
 use globset::Glob;
 use rayon::prelude::*;
 use safetensors::Dtype;
-use sparsity_core::methods::{AnyMethod, MethodInfo};
+use sparsity_core::methods::{AnyMethod, Gradients, MethodInfo, StaticMask};
 use sparsity_core::{
-    Distribution, InitialMask, Layer, LayerSpec, LayerStats, Mask, Stream, WeightInit, initial_masks,
-    initialise_weights, layer_sparsities, update_layer,
+    Distribution, InitialMask, Layer, LayerSpec, LayerStats, Mask, NmPattern, Stream, WeightInit,
+    initial_masks, initialise_weights, method_sparsities, redistributed_sparsities, update_layer,
 };
 use srigl_run::{
     FileLayer, InitialMaskFrom, LayerNames, MethodArgs, Store, named_parser, print, zeros_tell_a_mask,
@@ -72,6 +72,7 @@ enum MaskCommand {
 Examples:
   srigl mask plan model.safetensors --sparsity 0.9
   srigl mask plan vit.safetensors --sparsity 0.8 --distribution uniform --keep-dense head
+  srigl mask plan model.safetensors --nm 2:4
   srigl mask plan gpt2.safetensors --sparsity 0.8 --transposed 'h.*.c_*'
   srigl mask plan model.safetensors.index.json --sparsity 0.5")]
 struct PlanArgs {
@@ -79,6 +80,9 @@ struct PlanArgs {
     file: PathBuf,
     #[command(flatten)]
     target: TargetArgs,
+    /// Of M consecutive inputs a neuron reads at most N, as 2:4; the sparsity follows from it
+    #[arg(long, value_name = "N:M")]
+    nm: Option<NmPattern>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -87,7 +91,8 @@ struct PlanArgs {
 /// Add a mask to each layer, and zero the weights outside
 ///
 /// Adds NAME.mask (U8, 0 or 1) of the shape of NAME.weight. Layers kept dense get a mask of ones. A file that has masks, or
-/// zeros in half of a weight or more, keeps that topology; otherwise the largest weights of each layer stay.
+/// zeros in half of a weight or more, keeps that topology; otherwise the largest weights of each layer stay, or those that the
+/// method chooses: snip looks at NAME.grad. Of top-kast and sr-ste, weights outside keep their values.
 #[derive(Args)]
 #[command(after_help = "\
 The file from PyTorch:
@@ -96,6 +101,9 @@ The file from PyTorch:
 Examples:
   srigl mask init model.safetensors -o sparse.safetensors --sparsity 0.9
   srigl mask init model.safetensors -o sparse.safetensors --sparsity 0.9 --initial-mask random --seed 1
+  srigl mask init model.safetensors -o sparse.safetensors --method rigl --nm 2:4 --initial-mask random --seed 1
+  srigl mask init model.safetensors -o sparse.safetensors --method srigl --sparsity 0.9 --group 4
+  srigl mask init with-grads.safetensors -o sparse.safetensors --method snip --sparsity 0.9
   srigl mask init model.safetensors -o sparse.safetensors --sparsity 0.9 \\
       --method rigl --keep-dense head --weight-init kaiming-normal")]
 struct InitArgs {
@@ -109,8 +117,8 @@ struct InitArgs {
     method: MethodArgs<false>,
     #[command(flatten)]
     target: TargetArgs,
-    /// Where the masks come from [default: file if it has masks, or zeros in half of a weight or more; otherwise
-    /// magnitude with --weight-init keep, random without]
+    /// Where the masks come from [default: file if it has masks, or zeros in half of a weight or more; otherwise the method's
+    /// choice, which for most is magnitude with --weight-init keep, random without]
     #[arg(long, value_enum, value_name = "FROM")]
     initial_mask: Option<InitialMaskFrom>,
     /// Seed of random masks and weights; a layer's depend on its place in the order of names too
@@ -127,8 +135,10 @@ struct InitArgs {
 /// Update the mask of each layer once, from its weights and dense gradients
 ///
 /// Reads NAME.weight, NAME.grad and NAME.mask (U8 or BOOL); writes the new NAME.weight and NAME.mask, and no
-/// gradients. Weights outside the old mask count as 0, whatever the file says, and new ones start at 0. Layers
-/// kept dense need neither gradient nor mask and pass unchanged; set and static need no gradients.
+/// gradients. Weights outside the old mask count as 0, whatever the file says, and new ones start at 0; of top-kast and sr-ste all
+/// count, and stay. Layers kept dense need neither gradient nor mask and pass unchanged; methods that look at no gradients need none.
+/// gmp prunes to --sparsity, which is to be that of the moment. snfs takes NAME.grad for the momentum, and moves weights between
+/// layers.
 #[derive(Args)]
 #[command(after_help = "\
 `srigl mask --help` shows how to write the file from PyTorch.
@@ -142,6 +152,7 @@ The drop fraction usually decays over the first T = 75 % of the training: α/2 �
 Examples:
   srigl mask step now.safetensors -o new.safetensors --sparsity 0.9 \\
       --drop-fraction 0.3 --no-ablate 'head*'
+  srigl mask step now.safetensors -o new.safetensors --method rigl --nm 2:4 --drop-fraction 0.3
   srigl mask step now.safetensors -o new.safetensors --sparsity 0.9 \\
       --drop-fraction 0.2 --method set --step 400")]
 struct StepArgs {
@@ -161,10 +172,10 @@ struct StepArgs {
     /// the classifier]
     #[arg(long, value_name = "GLOB", visible_alias = "no-ablation-layers")]
     no_ablate: Vec<String>,
-    /// set: seed of the random growth
+    /// Methods that grow at random: seed of the growth
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// set: number of the optimizer step; another step draws other positions
+    /// Methods that grow at random: number of the optimizer step; another step draws other positions
     #[arg(long, value_name = "N", default_value_t = 1)]
     step: u64,
     /// Print JSON
@@ -174,7 +185,8 @@ struct StepArgs {
 
 /// Show shapes, densities, fan-ins and active neurons
 ///
-/// Where a layer has no mask, its non-zero weights count as active. Memory does not grow with a safetensors file.
+/// Where a layer has no mask, its non-zero weights count as active. The structure is told, too: N:M if of M consecutive inputs no
+/// neuron has more than N, and groups of neurons that share their inputs. Memory does not grow with a safetensors file.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -214,8 +226,14 @@ impl NameArgs {
 #[derive(Args)]
 struct TargetArgs {
     /// Share of zeros in all layers together, in [0, 1)
-    #[arg(long, value_name = "S", allow_negative_numbers = true)]
-    sparsity: f64,
+    #[arg(
+        long,
+        value_name = "S",
+        allow_negative_numbers = true,
+        required_unless_present = "nm",
+        conflicts_with = "nm"
+    )]
+    sparsity: Option<f64>,
     /// How layers share it: erk and er spare small layers (er ignores kernel sizes), uniform does not
     #[arg(long, value_parser = named_parser(&Distribution::NAMES), default_value = "erk")]
     distribution: Distribution,
@@ -231,16 +249,31 @@ impl TargetArgs {
     /// The layers with what is kept dense, and what was guessed.
     fn layers(&self, file: &Store) -> Result<(Vec<FileLayer>, Vec<String>)> {
         // Here too: a file may have masks, to which the sparsity does not matter.
-        srigl_run::check_sparsity(self.sparsity)?;
+        self.sparsity.map_or(Ok(()), srigl_run::check_sparsity)?;
         let (mut layers, notes) = self.names.layers(file)?;
         let keep_dense = matching("--keep-dense", &self.keep_dense, &layers)?;
         layers.iter_mut().zip(keep_dense).for_each(|(layer, dense)| layer.spec.keep_dense = dense);
         Ok((layers, notes))
     }
 
-    /// The sparsity of each layer.
-    fn sparsities(&self, layers: &[FileLayer]) -> Result<Vec<f64>> {
-        Ok(layer_sparsities(&specs(layers), self.sparsity, self.distribution)?)
+    /// The global sparsity and how layers share it. A pattern is not shared.
+    fn target(&self) -> (f64, Distribution) {
+        (self.sparsity.unwrap_or_default(), self.distribution)
+    }
+
+    /// The sparsity of each layer by a method.
+    fn sparsities(&self, method: &AnyMethod, layers: &[FileLayer]) -> Result<Vec<f64>> {
+        let (sparsity, distribution) = self.target();
+        Ok(method_sparsities(&**method, &specs(layers), sparsity, distribution)?)
+    }
+}
+
+/// Says that a pattern has been given together with a sparsity, or which one is meant.
+fn note_pattern(method: &AnyMethod, target: &TargetArgs, notes: &mut Vec<String>) {
+    if let (Some(nm), Some(_)) = (method.nm(), target.sparsity) {
+        notes.push(format!(
+            "the sparsity is that of {nm}; --nm gives another pattern, and --sparsity is not used"
+        ));
     }
 }
 
@@ -264,7 +297,11 @@ pub fn run(args: MaskArgs) -> Result<()> {
 fn plan(args: &PlanArgs) -> Result<()> {
     let file = Store::open(&args.file)?;
     let (layers, notes) = args.target.layers(&file)?;
-    let sparsities = args.target.sparsities(&layers)?;
+    let mut method = AnyMethod::from(StaticMask);
+    if let Some(nm) = args.nm {
+        method = method.with_nm(nm)?;
+    }
+    let sparsities = args.target.sparsities(&method, &layers)?;
     let planned =
         layers.iter().zip(sparsities).map(|(layer, sparsity)| PlannedLayer::new(&layer.spec, sparsity));
     let report = Report::plan(planned.collect(), notes);
@@ -284,13 +321,20 @@ fn init(args: &InitArgs) -> Result<()> {
     let (layers, mut notes) = args.target.layers(&file)?;
     file.check_memory(layers.iter().map(|layer| layer.weight.as_str()))?;
     let method = args.method.build()?;
+    note_pattern(&method, &args.target, &mut notes);
+    if args.weight_init != WeightInit::Keep && chooses_among_weights(&method) {
+        draw_dense(args, &mut file, &layers)?;
+    }
     let masks = starting_masks(args, &file, &layers, &method, &mut notes)?;
+    note_kept(&method, &mut notes);
 
     let mut reports = Vec::new();
     for (i, (layer, mask)) in layers.iter().zip(masks).enumerate() {
         if mask.nnz() == mask.positions() {
             check_dense(&file, layer)?;
-        } else if args.weight_init == WeightInit::Keep {
+        } else if method.keeps_inactive_weights() {
+            file.weight_fan_ins(layer)?;
+        } else if args.weight_init == WeightInit::Keep || chooses_among_weights(&method) {
             file.weight_fan_ins(layer)?;
             file.mask_weights(layer, &[&mask])?;
         } else {
@@ -300,9 +344,35 @@ fn init(args: &InitArgs) -> Result<()> {
             file.set_weights(layer, &weights);
         }
         file.set_mask(layer, &mask, Dtype::U8);
-        reports.push(MaskedLayer::new(&layer.spec, LayerStats::new(&mask), true));
+        reports.push(MaskedLayer::of_mask(&layer.spec, &mask, true));
     }
     finish(&Report::masks(reports, notes), args.json, &file, &args.output)
+}
+
+/// Whether a method chooses its first masks among dense weights, or keeps them: then these are drawn first.
+fn chooses_among_weights(method: &AnyMethod) -> bool {
+    method.info().initial != InitialMask::Random || method.keeps_inactive_weights()
+}
+
+/// Draws all weights of the layers that are not kept dense.
+fn draw_dense(args: &InitArgs, file: &mut Store, layers: &[FileLayer]) -> Result<()> {
+    for (i, layer) in layers.iter().enumerate().filter(|(_, layer)| !layer.spec.keep_dense) {
+        let mut weights = file.weights(layer)?;
+        let stream = Stream { seed: args.seed, layer: i as u64, step: 0 };
+        let all = Mask::full(layer.spec.neurons(), layer.spec.dense_fan_in());
+        initialise_weights(&mut weights, &all, args.weight_init, stream);
+        file.set_weights(layer, &weights);
+    }
+    Ok(())
+}
+
+/// Says that weights outside the masks are not zero.
+fn note_kept(method: &AnyMethod, notes: &mut Vec<String>) {
+    if method.keeps_inactive_weights() {
+        notes.push(
+            "weights outside the masks keep their values: multiply by the mask in the forward pass".into(),
+        );
+    }
 }
 
 /// The mask of each layer to start from; says where they come from.
@@ -322,8 +392,8 @@ fn starting_masks(
         return Ok(masks);
     }
     let by_default = match args.weight_init {
-        WeightInit::Keep => InitialMaskFrom::Magnitude,
-        _ => InitialMaskFrom::Random,
+        WeightInit::Keep => InitialMaskFrom::of_weights(method.info()),
+        _ => method.info().initial.into(),
     };
     let from = args.initial_mask.unwrap_or(by_default);
     let Some(drawn) = from.drawn() else {
@@ -331,16 +401,30 @@ fn starting_masks(
     };
     notes.push(match drawn {
         InitialMask::Random => "the masks are random".into(),
+        _ if method.nm().is_some() => format!("the masks keep {}, within each group of inputs", from.words(false)),
         _ => format!("the masks keep {}", from.words(method.info().constant_fan_in)),
     });
-    let weights = layers.iter().map(|layer| match drawn == InitialMask::Random || layer.spec.keep_dense {
-        true => Ok(Vec::new()),
-        false => file.weights(layer),
+    let weights = layers.iter().map(|layer| match drawn {
+        _ if drawn == InitialMask::Random || layer.spec.keep_dense => Ok(Vec::new()),
+        InitialMask::Sensitivity => products(file, layer),
+        _ => Ok(file.weights(layer)?),
     });
-    let weights: Vec<Vec<f32>> = weights.collect::<Result<_, _>>()?;
-    let target = (args.target.sparsity, args.target.distribution);
-    let masks = initial_masks(&**method, &specs(layers), &weights, drawn, target, args.seed)?;
+    let weights: Vec<Vec<f32>> = weights.collect::<Result<_>>()?;
+    let masks = initial_masks(&**method, &specs(layers), &weights, drawn, args.target.target(), args.seed)?;
     Ok(masks.into_iter().map(|(_, mask)| mask).collect())
+}
+
+/// `W · ∂L/∂W` of each weight.
+fn products(file: &Store, layer: &FileLayer) -> Result<Vec<f32>> {
+    let mut weights = file.weights(layer)?;
+    let Some(grads) = file.grads(layer)? else { return Err(missing_grads(file, layer)) };
+    weights.iter_mut().zip(grads).for_each(|(weight, grad)| *weight *= grad);
+    Ok(weights)
+}
+
+fn missing_grads(file: &Store, layer: &FileLayer) -> anyhow::Error {
+    let (grad, weight) = (layer.grad(), &layer.weight);
+    file.error(format!("tensor `{grad}` is missing; add the dense gradient of `{weight}`")).into()
 }
 
 /// The masks that the file has, or that its zeros tell; ones for other layers and those kept dense. `None` if it has none.
@@ -378,7 +462,9 @@ fn step(args: &StepArgs) -> Result<()> {
     let mut file = Store::open(&args.file)?;
     let (layers, mut notes) = args.target.layers(&file)?;
     file.check_memory(layers.iter().map(|layer| layer.weight.as_str()))?;
-    let sparsities = args.target.sparsities(&layers)?;
+    note_pattern(&method, &args.target, &mut notes);
+    note_kept(&method, &mut notes);
+    let sparsities = args.target.sparsities(&method, &layers)?;
     let no_ablate = spared(&args.no_ablate, &layers, &method, &mut notes)?;
     let inputs = layers.iter().zip(&sparsities).map(|(layer, sparsity)| match sparsity {
         0.0 => check_dense(&file, layer).map(|()| None),
@@ -386,35 +472,40 @@ fn step(args: &StepArgs) -> Result<()> {
     });
     let inputs: Vec<Option<SparseLayer>> = inputs.collect::<Result<_>>()?;
 
-    let update = |(i, input): (usize, Option<SparseLayer>)| {
-        let update = |input: SparseLayer| {
-            let (name, sparsity, ablate) = (&layers[i].spec.name, sparsities[i], !no_ablate[i]);
-            let (weights, grads, mask) = (&input.weights, &input.grads, &input.mask);
-            let layer = Layer { name, weights, grads, mask, sparsity, ablate };
+    let sparse =
+        |i: usize| inputs[i].as_ref().map(|input| input.layer(&layers[i], sparsities[i], !no_ablate[i]));
+    let there: Vec<Layer> = (0..layers.len()).filter_map(sparse).collect();
+    let mut redistributed = redistributed_sparsities(&*method, fraction, &there)?.into_iter();
+    let targets: Vec<Option<f64>> =
+        inputs.iter().map(|input| input.as_ref().and_then(|_| redistributed.next())).collect();
+    let update = |(i, sparsity): (usize, Option<f64>)| {
+        let update = |layer: Layer| {
+            let layer = Layer { sparsity: sparsity.unwrap_or(layer.sparsity), ..layer };
             let stream = Stream { seed: args.seed, layer: i as u64, step: args.step };
-            let update = update_layer(&*method, fraction, &layer, stream)?;
-            Ok((input, update))
+            Ok(update_layer(&*method, fraction, &layer, stream)?)
         };
-        input.map(update).transpose()
+        sparse(i).map(update).transpose()
     };
     // All results, then the first error: which one is reported must not depend on threads.
-    let updates: Vec<Result<_>> = inputs.into_par_iter().enumerate().map(update).collect();
+    let updates: Vec<Result<_>> = targets.into_par_iter().enumerate().map(update).collect();
 
     let mut reports = Vec::new();
-    for (layer, update) in layers.iter().zip(updates) {
+    for ((layer, update), input) in layers.iter().zip(updates).zip(&inputs) {
         file.remove_grads(layer);
-        let Some((input, update)) = update? else {
+        let Some((input, update)) = input.as_ref().zip(update?) else {
             let mask = mask_of_dense(&file, layer)?;
             let change = Change { pruned: 0, grown: 0 };
-            let report = MaskedLayer::new(&layer.spec, LayerStats::new(&mask), file.has_mask(layer));
+            let report = MaskedLayer::of_mask(&layer.spec, &mask, file.has_mask(layer));
             reports.push(report.with_change(change));
             continue;
         };
         // Weights that are not in both masks are 0, grown ones too.
-        file.mask_weights(layer, &[&input.mask, &update.mask])?;
+        if !method.keeps_inactive_weights() {
+            file.mask_weights(layer, &[&input.mask, &update.mask])?;
+        }
         file.set_mask(layer, &update.mask, input.mask_type);
         let change = Change { pruned: update.report.pruned, grown: update.report.grown };
-        let report = MaskedLayer::new(&layer.spec, LayerStats::new(&update.mask), true);
+        let report = MaskedLayer::of_mask(&layer.spec, &update.mask, true);
         reports.push(report.with_change(change));
     }
     finish(&Report::masks(reports, notes), args.json, &file, &args.output)
@@ -431,7 +522,7 @@ fn spared(
     match no_ablate {
         [none] if none == "none" => {}
         [] => {
-            let ablates = method.info().constant_fan_in && method.info().needs.updates;
+            let ablates = method.info().constant_fan_in && method.info().changes();
             if let Some(i) = Store::classifier(layers) {
                 spared[i] = true;
                 if ablates && method.variant().flag.is_none() {
@@ -456,16 +547,16 @@ struct SparseLayer {
 }
 
 impl SparseLayer {
+    fn layer<'a>(&'a self, of: &'a FileLayer, sparsity: f64, ablate: bool) -> Layer<'a> {
+        let Self { weights, grads, mask, .. } = self;
+        Layer { name: &of.spec.name, weights, grads, mask, sparsity, ablate }
+    }
+
     fn read(file: &Store, layer: &FileLayer, method: &MethodInfo) -> Result<Self> {
         let weights = file.weights(layer)?;
         let grads = match file.grads(layer)? {
             Some(grads) => grads,
-            None if method.needs.dense_gradients => {
-                let (grad, weight) = (layer.grad(), &layer.weight);
-                return Err(file
-                    .error(format!("tensor `{grad}` is missing; add the dense gradient of `{weight}`"))
-                    .into());
-            }
+            None if method.gradients != Gradients::None => return Err(missing_grads(file, layer)),
             None => vec![0.0; weights.len()], // unused
         };
         let Some((mask, mask_type)) = file.mask(layer)? else {
@@ -484,7 +575,7 @@ fn inspect(args: &InspectArgs) -> Result<()> {
         let masked = file.mask_fan_ins(layer)?;
         let has_mask = masked.is_some();
         let stats = LayerStats::of_fan_ins(&masked.unwrap_or(non_zero), layer.spec.dense_fan_in());
-        Ok(MaskedLayer::new(&layer.spec, stats, has_mask))
+        Ok(MaskedLayer::new(&layer.spec, stats, file.structure(layer)?, has_mask))
     };
     let reports = layers.iter().map(report).collect::<Result<_>>()?;
     let report = Report::masks(reports, notes);

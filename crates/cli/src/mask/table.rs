@@ -3,7 +3,7 @@
 use anyhow::Result;
 use comfy_table::Table;
 use serde::Serialize;
-use sparsity_core::{LayerSpec, LayerStats, target_weights};
+use sparsity_core::{LayerSpec, LayerStats, Mask, Structure, target_weights};
 use srigl_run::print::{self, shape, table};
 
 /// Records of all layers of a file.
@@ -64,6 +64,10 @@ pub struct MaskedLayer {
     stats: LayerStats,
     density: f64,
     constant_fan_in: bool,
+    /// Of M consecutive inputs at most N are active.
+    nm: Option<String>,
+    /// Neurons that share their inputs.
+    group: usize,
     #[serde(flatten)]
     change: Option<Change>,
 }
@@ -78,14 +82,23 @@ pub struct Change {
 }
 
 impl MaskedLayer {
+    /// The statistics of a layer's mask.
+    pub fn of_mask(layer: &LayerSpec, mask: &Mask, has_mask: bool) -> Self {
+        Self::new(layer, LayerStats::new(mask), Some(Structure::of(mask)), has_mask)
+    }
+
     /// The statistics of a layer's topology.
-    pub fn new(layer: &LayerSpec, stats: LayerStats, has_mask: bool) -> Self {
+    pub fn new(layer: &LayerSpec, stats: LayerStats, structure: Option<Structure>, has_mask: bool) -> Self {
+        // A dense layer's neurons all read the same inputs.
+        let structure = structure.filter(|_| stats.nnz < layer.weights());
         Self {
             name: layer.name.clone(),
             shape: layer.dims.clone(),
             has_mask,
             density: stats.nnz as f64 / layer.weights() as f64,
             constant_fan_in: stats.fan_in.is_some(),
+            nm: structure.and_then(|structure| structure.nm).map(|nm| nm.to_string()),
+            group: structure.map_or(1, |structure| structure.group),
             stats,
             change: None,
         }
@@ -142,7 +155,11 @@ impl Report<MaskedLayer> {
 impl Tabular for Report<MaskedLayer> {
     fn table(&self) -> Table {
         let changed = self.layers.iter().any(|l| l.change.is_some());
+        let structured = self.layers.iter().any(|l| l.nm.is_some() || l.group > 1);
         let mut header = vec!["layer", "shape", "neurons", "active", "fan-in", "weights", "sparsity"];
+        if structured {
+            header.push("structure");
+        }
         if changed {
             header.extend(["pruned", "grown"]);
         }
@@ -154,12 +171,17 @@ impl Tabular for Report<MaskedLayer> {
             };
             let mut row = vec![l.name.clone(), shape(&l.shape), neurons.to_string(), active.to_string()];
             row.extend([fan_in, nnz.to_string(), share(sparsity)]);
+            if structured {
+                let group = (l.group > 1).then(|| format!("groups of {}", l.group));
+                row.push(l.nm.iter().cloned().chain(group).collect::<Vec<_>>().join(", "));
+            }
             row.extend(l.change.iter().flat_map(|c| [c.pruned.to_string(), c.grown.to_string()]));
             row
         };
         let sum = |field: fn(&MaskedLayer) -> usize| self.layers.iter().map(field).sum::<usize>().to_string();
         let mut total = vec!["total".to_string(), String::new(), sum(|l| l.stats.neurons)];
         total.extend([sum(|l| l.stats.active), String::new(), sum(|l| l.stats.nnz), share(self.sparsity)]);
+        total.extend(structured.then(String::new));
         if changed {
             total.extend([
                 sum(|l| l.change.as_ref().map_or(0, |c| c.pruned)),

@@ -5,7 +5,7 @@ use crate::Error;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
-use sparsity_core::{Error as Refused, LayerSpec};
+use sparsity_core::{Error as Refused, LayerSpec, Structure, StructureOfRows};
 use std::borrow::Cow;
 use std::collections::HashSet;
 
@@ -225,6 +225,44 @@ impl Store {
         let Some((position, value)) = bad else { return Ok(Some(fan_ins)) };
         let refused = Refused::MaskValue { position: layer.row_position(position), value: value as u8 };
         Err(self.error(format!("tensor `{name}`: {refused}")))
+    }
+
+    /// The structure of the layer's mask, or without one of what is not 0. Memory grows with a neuron's inputs alone, but for
+    /// transposed layers, whose mask is read.
+    ///
+    /// # Errors
+    /// As [`mask`](Self::mask).
+    pub fn structure(&self, layer: &FileLayer) -> Result<Option<Structure>, Error> {
+        if layer.transposed {
+            return Ok(self.mask(layer)?.map(|(mask, _)| Structure::of(&mask)));
+        }
+        let tensor = match self.of_layer(layer, &layer.mask(), &[Dtype::U8, Dtype::BOOL])? {
+            Some(mask) => Some(mask),
+            None => self.of_layer(layer, &layer.weight, &super::FLOATS)?,
+        };
+        let Some(tensor) = tensor else { return Ok(None) };
+        let (m, size) = (layer.spec.dense_fan_in(), tensor.dtype.bitsize() / 8);
+        let (mut rows, mut row, mut input) = (StructureOfRows::new(m), vec![0u64; m.div_ceil(64)], 0);
+        // A float's sign does not count.
+        let is_set = |number: &[u8]| match number {
+            [byte] => *byte != 0,
+            [rest @ .., last] => *last & 0x7f != 0 || rest.iter().any(|byte| *byte != 0),
+            [] => false,
+        };
+        let scanned = tensor.chunks(&mut |chunk| {
+            for number in chunk.chunks_exact(size) {
+                row[input / 64] |= u64::from(is_set(number)) << (input % 64);
+                input += 1;
+                if input == m {
+                    rows.add(&row);
+                    row.fill(0);
+                    input = 0;
+                }
+            }
+            Ok(())
+        });
+        scanned.map_err(|cause| self.cannot_read(cause))?;
+        Ok(Some(rows.structure()))
     }
 
     /// For each neuron how many numbers are not 0, and the first that may not be, with its position in the
