@@ -7,23 +7,17 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{GradientsParams, OptimizerRecord, SgdConfig};
 use burn::store::ModuleRecord;
 use burn::tensor::{Device, Tensor, TensorData};
-use sparsity_core::methods::{AnyMethod, GradientPositions, Method, MethodInfo, Needs, Variant};
-use sparsity_core::{Error, Layer, LayerSpec, Mask, Stream, target_weights, unstructured_mask};
+use sparsity_core::methods::{GradientPositions, Method, MethodInfo, Updates};
+use sparsity_core::{
+    Error, Layer, LayerSpec, Mask, Stream, WeightInit, initialise_weights, target_weights, unstructured_mask,
+};
 use srigl_burn::{Distribution, Sparsified, SparsityConfig};
 
 /// Forward with the largest weights, gradient for twice as many.
 #[derive(Clone, Copy, Debug)]
 struct Largest;
 
-static INFO: MethodInfo = MethodInfo {
-    name: "largest",
-    about: "For this test",
-    needs: Needs { sparsity: true, updates: true, dense_gradients: false },
-    constant_fan_in: false,
-    settings: &[],
-    variants: &[Variant { name: "largest", label: "largest", settings: &[], flag: None }],
-    build: |_| AnyMethod::from(Largest),
-};
+static INFO: MethodInfo = MethodInfo { updates: Updates::Scheduled, ..MethodInfo::new("largest") };
 
 /// The `n` largest values.
 fn largest(values: &[f32], n: usize, [neurons, inputs]: [usize; 2]) -> Mask {
@@ -108,7 +102,13 @@ fn inactive_weights_learn_and_come_back() {
     let mut sparse = sparse(&device);
     let positions = DIMS[0] * DIMS[1];
     let mut mask = (*sparse.topology.layers()[0].mask).clone();
-    let mut all = weight(&sparse.model);
+    // Inactive weights have been drawn with the others.
+    let mut all = vec![0.0; positions];
+    let stream = Stream { seed: 0, layer: 0, step: 0 };
+    initialise_weights(&mut all, &Mask::full(DIMS[1], DIMS[0]), WeightInit::default(), stream);
+    let mut seen = all.clone();
+    mask.apply(&mut seen);
+    assert_eq!(weight(&sparse.model), seen);
     let superset = |all: &[f32], mask: &Mask| match Largest.gradient_positions(mask, 0.75, &|| all.to_vec()) {
         GradientPositions::Superset(superset) => superset,
         other => panic!("{other:?}"),

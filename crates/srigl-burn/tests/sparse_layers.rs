@@ -9,10 +9,10 @@ use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, GradientsAccumulator, GradientsParams, Optimizer, SgdConfig};
 use burn::tensor::{Bool, Device, Distribution, FloatDType, Tensor, TensorData, Tolerance};
 use srigl_burn::condensed::FanIn;
-use srigl_burn::methods::{AnyMethod, Rigl, Set, Srigl, StaticMask};
+use srigl_burn::methods::{AnyMethod, Mest, Rigl, Set, Srigl, StaticMask, StructuredSet};
 use srigl_burn::{
-    Mask, NamedTensor, NormClipping, SparseConv2d, SparseLinear, Sparsified, SparsityConfig, dense_record,
-    state_dict,
+    Mask, NamedTensor, NmPattern, NormClipping, SparseConv2d, SparseLinear, Sparsified, SparsityConfig,
+    dense_record, state_dict,
 };
 
 /// Those with kernels, and GPUs, which run dense operations.
@@ -209,9 +209,20 @@ fn config(method: AnyMethod) -> SparsityConfig {
     SparsityConfig::new(0.8, 30).with_method(method).with_delta_t(4).with_grad_accumulation(2)
 }
 
-fn methods() -> [AnyMethod; 5] {
+fn methods() -> Vec<AnyMethod> {
     let srigl = Srigl { gamma_sal: 0.9, ..Srigl::default() };
-    [srigl.into(), Srigl { gamma_sal: 0.0, ..srigl }.into(), Rigl.into(), Set.into(), StaticMask.into()]
+    vec![
+        srigl.into(),
+        Srigl { gamma_sal: 0.0, ..srigl }.into(),
+        Rigl.into(),
+        Set.into(),
+        StaticMask.into(),
+        StructuredSet.into(),
+        Mest { lambda: 0.5 }.into(),
+        AnyMethod::from(srigl).with_group(3).unwrap(),
+        AnyMethod::from(Rigl).with_nm(NmPattern::new(1, 4).unwrap()).unwrap(),
+        AnyMethod::from(Mest { lambda: 0.5 }).with_nm(NmPattern::TWO_OF_FOUR).unwrap(),
+    ]
 }
 
 fn images(step: u64, device: &Device) -> Tensor<4> {

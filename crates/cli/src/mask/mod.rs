@@ -401,7 +401,9 @@ fn starting_masks(
     };
     notes.push(match drawn {
         InitialMask::Random => "the masks are random".into(),
-        _ if method.nm().is_some() => format!("the masks keep {}, within each group of inputs", from.words(false)),
+        _ if method.nm().is_some() => {
+            format!("the masks keep {}, within each group of inputs", from.words(false))
+        }
         _ => format!("the masks keep {}", from.words(method.info().constant_fan_in)),
     });
     let weights = layers.iter().map(|layer| match drawn {
