@@ -4,7 +4,7 @@
 use crate::recipe::Method;
 use crate::stats::Summary;
 use serde::Serialize;
-use srigl_report::chart::{self, Chart, Colour, GREY, HUES, INK, LEGEND, ROOM, Style};
+use srigl_report::chart::{self, Chart, GREY, HUES, INK, LEGEND, ROOM, Style};
 
 /// One pair of axes.
 #[derive(Serialize)]
@@ -63,7 +63,7 @@ impl From<Summary> for Point {
 
 impl From<Method> for Line {
     fn from(method: Method) -> Self {
-        Self { name: method.label().into(), style: Style::solid(colour(method)) }
+        Self { name: method.label(), style: style(method) }
     }
 }
 
@@ -74,12 +74,18 @@ impl Line {
     }
 }
 
-/// The same colour in all figures: that of the method's place in the table of methods.
-fn colour(method: Method) -> Colour {
+/// The same looks in all figures: those of the method's place in the table of methods. Once all colours are used, and for other
+/// structures, lines are dashed.
+fn style(method: Method) -> Style {
+    let structure = usize::from(method.nm) + method.group.ilog2() as usize;
     match method.place {
-        0 => INK,
-        1 => GREY,
-        place => HUES[(place + HUES.len() - 3) % HUES.len()],
+        0 => Style::solid(INK),
+        1 if structure == 0 => Style::solid(GREY),
+        place => {
+            let hue = (place + HUES.len() - 3) % HUES.len();
+            let round = (place.max(3) - 3) / HUES.len() + structure;
+            Style::of_group(hue + round * HUES.len())
+        }
     }
 }
 

@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sparsity_core::methods::{METHODS, MethodInfo, Variant};
+use sparsity_core::methods::{METHODS, MethodInfo, Nm, Variant};
 use std::collections::BTreeMap;
 use std::fmt;
 use toml::Value;
 
-/// A kind of runs, as the recipes and published tables spell it: a variant of a method in [`METHODS`].
+/// A kind of runs, as the recipes and published tables spell it: a variant of a method in [`METHODS`], and the structure of its masks:
+/// `rigl-nm` has one of M consecutive inputs, with the M that makes the sparsity; of `srigl-groups-4` four neurons share their inputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Method {
     /// Its method.
@@ -16,30 +17,60 @@ pub struct Method {
     variant: &'static Variant,
     /// Place among all variants: the order of legends and colours.
     pub place: usize,
+    /// Whether masks have a pattern 1:M.
+    pub nm: bool,
+    /// Neurons that share their inputs.
+    pub group: usize,
 }
 
+/// What names end with.
+const NM: &str = "-nm";
+const GROUPS: &str = "-groups-";
+
 impl Method {
-    /// The variant of this name.
+    /// The kind of this name.
     ///
     /// # Errors
-    /// If there is none.
+    /// If there is none, or its masks cannot have the structure.
     pub fn named(name: &str) -> Result<Self> {
+        let (rest, group) = match name.split_once(GROUPS) {
+            Some((rest, group)) => (rest, group.parse().with_context(|| format!("method `{name}`"))?),
+            None => (name, 1),
+        };
+        let (base, nm) = rest.strip_suffix(NM).map_or((rest, false), |base| (base, true));
         let all = METHODS.iter().flat_map(|info| info.variants.iter().map(move |variant| (*info, variant)));
-        let mut placed = all.enumerate().map(|(place, (info, variant))| Self { info, variant, place });
+        let mut placed = all.enumerate();
         let known = || METHODS.iter().flat_map(|info| info.variants).map(|v| v.name).collect::<Vec<_>>();
-        placed
-            .find(|method| method.variant.name == name)
-            .with_context(|| format!("no method `{name}`, only {}", known().join(", ")))
+        let (place, (info, variant)) = placed
+            .find(|(_, (_, variant))| variant.name == base)
+            .with_context(|| format!("no method `{base}`, only {}", known().join(", ")))?;
+        ensure!(!nm || info.nm == Nm::Allowed, "method `{base}` has no N:M pattern, or always one");
+        ensure!(group == 1 || info.takes_groups(), "neurons of method `{base}` cannot share inputs");
+        Ok(Self { info, variant, place, nm: nm || info.nm == Nm::Always, group })
     }
 
     /// The name for tables and legends.
-    pub fn label(self) -> &'static str {
-        self.variant.label
+    pub fn label(self) -> String {
+        let mut label = self.variant.label.to_string();
+        if self.nm && self.info.nm == Nm::Allowed {
+            label += " 1:M";
+        }
+        if self.group > 1 {
+            label += &format!(", groups of {}", self.group);
+        }
+        label
     }
 
     /// The name for folders and recipes.
-    pub fn name(self) -> &'static str {
-        self.variant.name
+    pub fn name(self) -> String {
+        let mut name = self.variant.name.to_string();
+        if self.nm && self.info.nm == Nm::Allowed {
+            name += NM;
+        }
+        if self.group > 1 {
+            name += &format!("{GROUPS}{}", self.group);
+        }
+        name
     }
 
     /// Whether it has masks at all.
@@ -49,13 +80,30 @@ impl Method {
 
     /// Whether neurons may end without weights: by chance where masks are unstructured, by rule with ablation.
     pub fn may_ablate(self) -> bool {
-        self.info.gradients.are_dense() && self.variant.flag.is_none()
+        self.info.gradients.are_dense() && self.variant.flag.is_none() && !self.nm
     }
 
-    /// The flags of `srigl train` that select it.
-    fn flags(self) -> Vec<String> {
-        let flag = self.variant.flag.map(|flag| format!("--{}", flag.replace('_', "-")));
-        ["--method".to_string(), self.info.name.to_string()].into_iter().chain(flag).collect()
+    /// The flags of `srigl train` that select it, with its sparsity.
+    ///
+    /// # Errors
+    /// For a sparsity that no pattern 1:M has.
+    fn flags(self, sparsity: Option<f64>) -> Result<Vec<String>> {
+        let mut flags = vec!["--method".to_string(), self.info.name.to_string()];
+        flags.extend(self.variant.flag.map(|flag| format!("--{}", flag.replace('_', "-"))));
+        if self.group > 1 {
+            flags.extend(["--group".into(), self.group.to_string()]);
+        }
+        if let Some(sparsity) = sparsity {
+            let m = 1.0 / (1.0 - sparsity);
+            match self.nm {
+                true if (m - m.round()).abs() < 1e-6 => {
+                    flags.extend(["--nm".into(), format!("1:{}", m.round())])
+                }
+                true => bail!("`{}`: no pattern 1:M has a sparsity of {} %", self.name(), percent(sparsity)),
+                false => flags.extend(["--sparsity".into(), sparsity.to_string()]),
+            }
+        }
+        Ok(flags)
     }
 }
 
@@ -67,7 +115,7 @@ impl PartialEq for Method {
 
 impl Serialize for Method {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
+        serializer.serialize_str(&self.name())
     }
 }
 
@@ -103,6 +151,9 @@ pub struct Grid {
     pub sparsities: Vec<f64>,
     /// Runs per method and sparsity, with seeds 0, 1, ….
     pub seeds: u64,
+    /// The panels of the figure; without any, one with all methods.
+    #[serde(default)]
+    pub panels: Vec<PanelOf>,
     /// Names of the published tables of this very task, to compare with number by number.
     #[serde(default)]
     pub theirs: Vec<String>,
@@ -121,6 +172,16 @@ pub struct Grid {
     /// Flags of longer schedules, which replace those of `train`: `[grid.extended.5]` for `--extended 5`.
     #[serde(default)]
     extended: BTreeMap<String, toml::Table>,
+}
+
+/// Some methods of a grid, which a figure shows together.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PanelOf {
+    /// What they have in common.
+    pub title: String,
+    /// Methods of the grid.
+    pub methods: Vec<Method>,
 }
 
 /// The `--full` part of a grid.
@@ -174,9 +235,11 @@ impl Changes {
 }
 
 /// Flags that this program sets itself.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 13] = [
     "method",
     "no-ablation",
+    "nm",
+    "group",
     "sparsity",
     "seed",
     "data",
@@ -255,6 +318,17 @@ impl Grid {
                 self.name
             );
         }
+        for panel in &self.panels {
+            for method in &panel.methods {
+                ensure!(
+                    self.methods.contains(method),
+                    "grid `{}`: panel `{}` shows `{}`, which is not run",
+                    self.name,
+                    panel.title,
+                    method.name()
+                );
+            }
+        }
         for at in self.at.keys() {
             ensure!(
                 at.parse().is_ok_and(|at: f64| self.sparsities.contains(&at)),
@@ -288,10 +362,7 @@ impl Grid {
                     true => self.sparsities.iter().copied().map(Some).collect(),
                 };
                 for sparsity in sparsities {
-                    let mut args = method.flags();
-                    if let Some(sparsity) = sparsity {
-                        args.extend(["--sparsity".into(), sparsity.to_string()]);
-                    }
+                    let mut args = method.flags(sparsity).with_context(|| format!("grid `{}`", self.name))?;
                     args.extend(self.flags_at(sparsity).with_context(|| format!("grid `{}`", self.name))?);
                     args.extend(["--seed".into(), seed.to_string()]);
                     args.extend(common.iter().cloned());

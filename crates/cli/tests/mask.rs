@@ -199,10 +199,24 @@ fn one_step_matches_the_authors_code() {
 
 #[test]
 fn init_step_and_inspect_agree_for_all_methods() {
-    for method in ["srigl", "rigl", "set", "static"] {
+    for (method, target) in [
+        ("srigl", "--sparsity 0.8"),
+        ("srigl", "--sparsity 0.8 --group 4"),
+        ("srigl", "--nm 1:4"),
+        ("rigl", "--sparsity 0.8"),
+        ("rigl", "--nm 2:4"),
+        ("set", "--sparsity 0.8"),
+        ("set", "--nm 3:7"),
+        ("static", "--sparsity 0.8"),
+        ("structured-set", "--sparsity 0.8"),
+        ("structured-set", "--nm 2:4 --group 3"),
+        ("structured-static", "--sparsity 0.8"),
+        ("mest", "--sparsity 0.8"),
+        ("snfs", "--sparsity 0.8"),
+    ] {
         let bench = Bench::new();
         bench.put("in", &model());
-        let target = format!("--method {method} --sparsity 0.8");
+        let target = format!("--method {method} {target}");
         let random = format!("init in -o sparse {target} --initial-mask random --seed 3");
         let (init, inspected) = (bench.json(&random), bench.json("inspect sparse"));
         assert_eq!(
@@ -236,9 +250,16 @@ fn init_step_and_inspect_agree_for_all_methods() {
             let count = |layer: &Value, field: &str| layer[field].as_i64().unwrap();
             let change = count(layer, "grown") - count(layer, "pruned");
             assert_eq!(count(layer, "nnz") - count(was, "nnz"), change, "{method} {name}");
+            // What is there on purpose; patterns may come and go by chance.
+            for field in ["nm", "group"].into_iter().filter(|field| target.contains(&format!("--{field}"))) {
+                assert_eq!(was[field], now[field], "{target} {name}");
+            }
             match method {
-                "srigl" => assert_eq!(layer["constant_fan_in"], true),
-                "static" => assert_eq!(new[&format!("{name}.mask")], sparse[&format!("{name}.mask")]),
+                "srigl" | "structured-set" => assert_eq!(layer["constant_fan_in"], true),
+                "static" | "structured-static" => {
+                    assert_eq!(new[&format!("{name}.mask")], sparse[&format!("{name}.mask")]);
+                }
+                "snfs" => assert!(count(layer, "pruned") > 0),
                 _ => assert!(count(layer, "pruned") > 0 && change == 0, "{method} {name}"),
             }
             let mask = &new[&format!("{name}.mask")].data;
@@ -246,6 +267,124 @@ fn init_step_and_inspect_agree_for_all_methods() {
             let zero = |(active, weight): (&u8, &f32)| *active == 1 || weight.to_bits() == 0;
             assert!(mask.iter().zip(&weights).all(zero), "{method} {name}: inactive weights are 0");
         }
+    }
+}
+
+/// The structure that was asked for is what `inspect` tells, and what it leads to.
+#[test]
+fn patterns_and_groups_are_told() {
+    let bench = Bench::new();
+    bench.put("in", &model());
+    let layers = |args: &str| bench.json(args)["layers"].clone();
+    bench.succeed("init in -o nm --method rigl --nm 2:4 --initial-mask random --seed 1");
+    let nm = layers("inspect nm");
+    assert_eq!([0, 1].map(|i| nm[i]["nm"].as_str().unwrap()), ["2:4"; 2]);
+    // conv has 36 inputs, fc1 30: seven groups of four, and two.
+    assert_eq!([0, 1].map(|i| nm[i]["fan_in"].as_u64().unwrap()), [18, 16]);
+    let plan = layers("plan in --nm 2:4");
+    assert_eq!([0, 1].map(|i| plan[i]["fan_in"].as_u64().unwrap()), [18, 16]);
+    bench.succeed("init in -o groups --method srigl --sparsity 0.8 --group 4 --initial-mask random");
+    assert_eq!([0, 1].map(|i| layers("inspect groups")[i]["group"].as_u64().unwrap()), [4; 2]);
+    let text = bench.succeed("inspect groups");
+    assert!(text.contains("structure") && text.contains("groups of 4"), "{text}");
+    // The larger half of each group of weights stays.
+    bench.succeed("init in -o nm --method rigl --nm 2:4");
+    let (before, after) = (read(&bench.path("in")), read(&bench.path("nm")));
+    let (weights, mask) = (before["fc1.weight"].floats(), &after["fc1.mask"].data);
+    for (weights, mask) in weights.chunks(30).zip(mask.chunks(30)) {
+        for (weights, mask) in weights.chunks(4).zip(mask.chunks(4)) {
+            let of = |active: u8| {
+                weights.iter().zip(mask).filter(move |(_, m)| **m == active).map(|(w, _)| w.abs())
+            };
+            assert!(of(1).fold(f32::MAX, f32::min) >= of(0).fold(0.0, f32::max));
+            assert_eq!(of(1).count(), 2);
+        }
+    }
+    let output = bench.run("init in -o none --nm 2:4 --sparsity 0.5");
+    assert_eq!(output.status.code(), Some(2), "one of them");
+    for (args, expected) in [
+        (
+            "init in -o none --method rigl --sparsity 0.5 --group 4",
+            "method `rigl` cannot have groups that share inputs",
+        ),
+        ("init in -o none --method snfs --nm 2:4", "method `snfs` cannot have an N:M pattern"),
+    ] {
+        bench.refuse(args, args, expected);
+    }
+    let said = bench.run("init in -o ste --method sr-ste --sparsity 0.9");
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("the sparsity is that of 2:4"), "{said}");
+}
+
+/// Straight-through estimators and Top-KAST have weights beside the mask.
+#[test]
+fn weights_outside_stay_where_a_method_keeps_them() {
+    for (method, target) in [("top-kast", "--sparsity 0.8"), ("sr-ste", "--nm 2:4")] {
+        let bench = Bench::new();
+        bench.put("in", &model());
+        bench.succeed(&format!("init in -o sparse --method {method} {target}"));
+        let (before, sparse) = (read(&bench.path("in")), read(&bench.path("sparse")));
+        assert_eq!(before["fc1.weight"], sparse["fc1.weight"], "{method}");
+        let mut moved = sparse.clone();
+        let larger: Vec<f32> =
+            moved["fc1.weight"].floats().iter().enumerate().map(|(i, w)| w * (i % 7) as f32).collect();
+        moved.insert("fc1.weight".into(), f32s(&[20, 30], larger));
+        bench.put("moved", &moved);
+        let output = bench.run(&format!("step moved -o new --method {method} {target} --drop-fraction 0"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() && said.contains("weights outside the masks keep their values"),
+            "{said}"
+        );
+        let new = read(&bench.path("new"));
+        assert_eq!(new["fc1.weight"], moved["fc1.weight"]);
+        assert_ne!(new["fc1.mask"], sparse["fc1.mask"], "weights that were outside have come in");
+        assert_eq!(new["conv.mask"], sparse["conv.mask"]);
+    }
+}
+
+#[test]
+fn snip_looks_at_weights_and_gradients_of_all_layers() {
+    let bench = Bench::new();
+    let tensors = model();
+    bench.put("in", &tensors);
+    let report = bench.json("init in -o sparse --method snip --sparsity 0.8");
+    assert!(report["notes"].to_string().contains("largest |W · ∂loss/∂W|"), "{report}");
+    let sparse = read(&bench.path("sparse"));
+    let mut products: Vec<(f32, bool)> = Vec::new();
+    for name in ["conv", "fc1"] {
+        let [weights, grads] = ["weight", "grad"].map(|of| tensors[&format!("{name}.{of}")].floats());
+        let active = sparse[&format!("{name}.mask")].data.iter().map(|active| *active == 1);
+        products.extend(weights.iter().zip(grads).map(|(w, g)| (w * g).abs()).zip(active));
+    }
+    products.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let kept = products.iter().take_while(|(_, active)| *active).count();
+    assert_eq!(kept, (888.0_f64 * (1.0 - 0.8)).floor() as usize);
+    assert!(products[kept..].iter().all(|(_, active)| !active));
+    let mut without = tensors.clone();
+    without.remove("fc1.grad");
+    bench.put("without", &without);
+    let args = "init without -o none --method snip --sparsity 0.8";
+    bench.refuse(args, args, "tensor `fc1.grad` is missing");
+}
+
+#[test]
+fn gmp_prunes_to_the_sparsity_of_the_moment() {
+    let bench = Bench::new();
+    bench.put("in", &model());
+    bench.succeed("init in -o now --method gmp --sparsity 0.9");
+    assert_eq!(bench.json("inspect now")["sparsity"], 0.0);
+    let mut last = read(&bench.path("now"));
+    for sparsity in [0.5, 0.8, 0.9] {
+        let step = format!(
+            "step now -o now --method gmp --sparsity {sparsity} --drop-fraction 0 --distribution uniform"
+        );
+        let report = bench.json(&step);
+        assert!((report["sparsity"].as_f64().unwrap() - sparsity).abs() < 0.003, "{report}");
+        let now = read(&bench.path("now"));
+        let pairs = last["fc1.mask"].data.iter().zip(&now["fc1.mask"].data);
+        assert!(pairs.clone().all(|(before, after)| after <= before), "nothing comes back");
+        last = now;
     }
 }
 
@@ -437,7 +576,7 @@ fn inspect_takes_non_zero_weights_for_active_where_there_is_no_mask() {
     let want = serde_json::json!({
         "name": "a", "shape": [3, 3], "has_mask": false, "neurons": 3, "active": 2, "ablated": [1], "fan_in": null,
         "fan_in_min": 1, "fan_in_max": 2, "nnz": 3, "sparsity": layer["sparsity"], "density": 3.0 / 9.0,
-        "constant_fan_in": false,
+        "constant_fan_in": false, "nm": null, "group": 1,
     });
     assert_eq!(layer, &want);
     assert!(bench.succeed("inspect in").contains("1 to 2"));

@@ -250,13 +250,32 @@ fn every_method_optimizer_and_cpu_device_trains() {
         "--method srigl --optimizer adam --lr 0.001 --device ndarray",
         "--method srigl --optimizer rmsprop --lr 0.0005 --distribution er --label-smoothing 0.1",
         "--method srigl --model resnet8 --train-limit 128 --lr-schedule constant",
+        "--method structured-static",
+        "--method structured-set --group 4",
+        "--method magnitude",
+        "--method global-magnitude",
+        "--method snip",
+        "--method snip --model resnet8 --train-limit 128 --micro-batch 16",
+        "--method gmp",
+        "--method snfs --drop-schedule linear",
+        "--method mest --drop-schedule inverse-power",
+        "--method top-kast --drop-schedule constant",
+        "--method sr-ste --nm 1:5",
+        "--method rigl --nm 1:5",
+        "--method srigl --initial-mask sensitivity",
     ]
     .iter()
     .enumerate()
     {
         let out = dir.path().join(i.to_string());
         let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
-        command.args("train --dataset glyphs --test-limit 100 --batch-size 64 --delta-t 2 --epochs 1 --sparsity 0.8 --quiet".split(' '));
+        command.args(
+            "train --dataset glyphs --test-limit 100 --batch-size 64 --delta-t 2 --epochs 1 --quiet"
+                .split(' '),
+        );
+        if !arguments.contains("--nm") {
+            command.args(["--sparsity", "0.8"]);
+        }
         if !arguments.contains("--train-limit") {
             command.args(["--train-limit", "512"]);
         }
@@ -286,7 +305,11 @@ fn mistakes_are_one_clear_error() {
     assert!(!fresh("e").join("result.json").exists());
     let error = error_of(&mut srigl("--keep-dense fc9", &fresh("f")));
     assert!(error.contains("fc9"), "{error}");
-    for name in ["a", "b", "c", "d", "f"] {
+    let error = error_of(&mut srigl("--method gmp --end-fraction 0 --epochs 1", &fresh("g")));
+    assert!(error.contains("`gmp` starts dense") && error.contains("train longer"), "{error}");
+    let error = error_of(&mut srigl("--method snfs --nm 2:4", &fresh("h")));
+    assert!(error.contains("`snfs` cannot have an N:M pattern"), "{error}");
+    for name in ["a", "b", "c", "d", "f", "g", "h"] {
         assert!(!fresh(name).exists(), "{name}: a mistake leaves no folder behind");
     }
 

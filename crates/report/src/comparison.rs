@@ -10,19 +10,20 @@ use srigl_run::Run;
 const NOT_COMPARED: [&str; 7] =
     ["model", "dataset", "method", "no_ablation", "sparsity", "seed", "checkpoint_every"];
 /// Settings that dense training ignores.
-const OF_SPARSE_RUNS: [&str; 7] = [
+const OF_SPARSE_RUNS: [&str; 8] = [
     "distribution",
     "keep_dense",
     "gamma_sal",
     "delta_t",
     "drop_fraction",
+    "drop_schedule",
     "end_fraction",
     "grad_accumulation",
 ];
 
 /// Finished runs that differ in sparsity and seed only.
 struct Group<'a> {
-    method: &'static str,
+    method: String,
     settings: Map<String, Value>,
     /// With their places among all runs.
     runs: Vec<(usize, &'a Run)>,
@@ -66,7 +67,7 @@ pub fn section(runs: &[Run]) -> Markup {
 fn draw(title: String, finished: &[(usize, &Run)]) -> Markup {
     let mut groups: Vec<Group> = Vec::new();
     for (i, run) in finished {
-        let (method, settings) = (run.config.method.variant().label, compared(run));
+        let (method, settings) = (name_of(run), compared(run));
         match groups.iter_mut().find(|group| group.method == method && group.settings == settings) {
             Some(group) => group.runs.push((*i, run)),
             None => groups.push(Group { method, settings, runs: vec![(*i, run)] }),
@@ -115,10 +116,18 @@ fn draw(title: String, finished: &[(usize, &Run)]) -> Markup {
     html! { div { (chart.figure()) (legend(&entries)) } }
 }
 
+/// The method. Patterns are one line: they are other sparsities.
+fn name_of(run: &Run) -> String {
+    let method = &run.config.method;
+    let pattern = if method.nm().is_some() { " N:M" } else { "" };
+    format!("{}{pattern}", method.variant().label)
+}
+
 fn compared(run: &Run) -> Map<String, Value> {
     let mut settings = run.settings.clone();
     let ignored = if !run.config.method.info().sparse { &OF_SPARSE_RUNS[..] } else { &[] };
     settings.retain(|key, _| !NOT_COMPARED.contains(&&**key) && !ignored.contains(&&**key));
+    settings.remove("nm");
     // Of two ways to ask for no ablation, and of methods without it.
     if run.config.method.number("gamma_sal").is_none_or(|gamma_sal| gamma_sal == 0.0) {
         settings.remove("gamma_sal");

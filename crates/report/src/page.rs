@@ -116,7 +116,7 @@ fn row(i: usize, run: &Run) -> Markup {
             }
             td { (html::name(&config.model.name)) }
             td { (html::name(run.data())) "\u{a0}" (synthetic(run.is_synthetic())) }
-            td { (config.method.variant().label) }
+            td { (config.method.label()) }
             td { (or_dash(asked, html::percent)) }
             td { (or_dash(run.sparsity(), html::exact_percent)) }
             td { (or_dash(config.method.number("gamma_sal"), html::number)) }
@@ -135,7 +135,7 @@ fn done(run: &Run) -> usize {
 
 fn details(i: usize, run: &Run, open: bool, columns: usize, masks: &Markup) -> Markup {
     let config = &run.config;
-    let mut facts = vec![config.method.variant().label.to_string()];
+    let mut facts = vec![config.method.label()];
     if config.method.info().sparse {
         facts.push(format!("sparsity {}", html::percent(config.sparsity)));
     }

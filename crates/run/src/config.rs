@@ -661,7 +661,7 @@ impl Config {
 
     /// In a few words.
     pub fn title(&self) -> String {
-        format!("{} {}", self.model.name, self.method.variant().label)
+        format!("{} {}", self.model.name, self.method.label())
     }
 
     /// The first setting, as a flag without its dashes, by which a run of these settings cannot go on with what a run of

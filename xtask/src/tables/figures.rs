@@ -85,7 +85,7 @@ impl Figure {
 pub fn reproduce(figure: Figure, trained: TableName, recipe: Recipe, options: &Options) -> Result<Report> {
     let mut grids = recipe.grids;
     for grid in &mut grids {
-        grid.methods.retain(|method| figure.methods().contains(&method.name()));
+        grid.methods.retain(|method| figure.methods().contains(&&*method.name()));
         ensure!(
             !grid.methods.is_empty(),
             "grid `{}` of `{trained}` trains no method of this figure",

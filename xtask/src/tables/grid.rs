@@ -2,7 +2,7 @@
 
 use crate::panel::{self, Panel, Point, Series};
 use crate::published::{Accuracies, Measured};
-use crate::recipe::{Cell, Changes, Grid, Method, Recipe, percent};
+use crate::recipe::{Cell, Changes, Grid, Method, PanelOf, Recipe, percent};
 use crate::report::{Chart, Report, Table};
 use crate::runner::{Failure, Runner, shell_line, srigl_binary};
 use crate::stats::Summary;
@@ -154,7 +154,7 @@ pub fn reproduce(name: &str, recipe: &Recipe, options: &Options) -> Result<Repor
         report.tables.push(best_table(grid, &runs));
         report.tables.extend(same_task_tables(grid, &runs, &theirs));
         report.tables.extend(active_neurons_table(grid, &runs));
-        panels.extend(accuracy_panel(grid, &runs, data));
+        panels.extend(accuracy_panels(grid, &runs, data));
         grids.push(grid_json(grid, &runs));
     }
     report.json = json!({ "table": name, "command": command(name, options), "grids": grids });
@@ -274,11 +274,26 @@ pub fn sparsity_label(sparsity: Option<f64>) -> String {
     sparsity.map_or("0 %".into(), |sparsity| format!("{} %", percent(sparsity)))
 }
 
+/// More methods than this are rows of a table, not columns.
+const COLUMNS: usize = 8;
+
+/// Rows and columns in each other's place.
+fn turned(table: Table) -> Table {
+    let lines: Vec<Vec<String>> = std::iter::once(table.header).chain(table.rows).collect();
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let line =
+        |column: usize| lines.iter().map(|line| line.get(column).cloned().unwrap_or_default()).collect();
+    let mut turned: Vec<Vec<String>> = (0..columns).map(line).collect();
+    let mut header = turned.remove(0);
+    header[0] = "method".into();
+    Table { header, rows: turned, ..table }
+}
+
 /// Accuracy by sparsity and method, and beside it published numbers of other tasks, marked with †.
 fn accuracy_table(grid: &Grid, runs: &[&Run], published: &[Accuracies]) -> Table {
     let mut table = Table { caption: format!("Accuracy, {}", grid.name), ..Table::default() };
     table.header.push("sparsity".into());
-    table.header.extend(grid.methods.iter().map(|method| method.label().to_string()));
+    table.header.extend(grid.methods.iter().map(|method| method.label()));
     for (index, published) in published.iter().enumerate() {
         let mark = "†".repeat(index + 1);
         let methods = grid.methods.iter().filter(|method| published.has(**method));
@@ -301,7 +316,7 @@ fn accuracy_table(grid: &Grid, runs: &[&Run], published: &[Accuracies]) -> Table
         table.rows.push(row);
     }
     table.notes.extend(achieved_sparsity(runs));
-    table
+    if grid.methods.len() > COLUMNS { turned(table) } else { table }
 }
 
 /// Accuracy of the best epoch by sparsity and method.
@@ -309,7 +324,7 @@ fn best_table(grid: &Grid, runs: &[&Run]) -> Table {
     let mut table =
         Table { caption: format!("Accuracy of the best epoch, {}", grid.name), ..Table::default() };
     table.header.push("sparsity".into());
-    table.header.extend(grid.methods.iter().map(|method| method.label().to_string()));
+    table.header.extend(grid.methods.iter().map(|method| method.label()));
     for sparsity in row_sparsities(grid) {
         let mut row = vec![sparsity_label(sparsity)];
         let text = |method| summary_text_of(&select(runs, method, sparsity), Measured::Best);
@@ -319,7 +334,7 @@ fn best_table(grid: &Grid, runs: &[&Run]) -> Table {
     table
         .notes
         .push("The best epoch is chosen by the test images themselves, so its accuracy is too high.".into());
-    table
+    if grid.methods.len() > COLUMNS { turned(table) } else { table }
 }
 
 /// How far the sparsity of the final masks is from the one asked for.
@@ -357,7 +372,7 @@ fn same_task_tables(grid: &Grid, runs: &[&Run], theirs: &[Accuracies]) -> Vec<Ta
                 let Some(theirs) = published.text(method, sparsity) else { continue };
                 let runs = select(runs, method, sparsity);
                 let ours = [Measured::Last, Measured::Best].map(|measured| summary_text_of(&runs, measured));
-                let mut row = vec![sparsity_label(sparsity), method.label().to_string()];
+                let mut row = vec![sparsity_label(sparsity), method.label()];
                 row.extend(ours);
                 row.push(theirs.into());
                 table.rows.push(row);
@@ -380,7 +395,7 @@ fn active_neurons_table(grid: &Grid, runs: &[&Run]) -> Option<Table> {
     for &method in grid.methods.iter().filter(|method| method.may_ablate()) {
         for &sparsity in &grid.sparsities {
             let runs = select(runs, method, Some(sparsity));
-            let mut row = vec![method.label().to_string(), sparsity_label(Some(sparsity))];
+            let mut row = vec![method.label(), sparsity_label(Some(sparsity))];
             let results: Vec<&RunResult> = runs.iter().filter_map(|run| run.outcome.as_ref().ok()).collect();
             // As with accuracies, the surviving runs do not stand for all.
             if results.len() < runs.len() {
@@ -414,9 +429,21 @@ fn active_neurons_table(grid: &Grid, runs: &[&Run]) -> Option<Table> {
     (!table.rows.is_empty()).then_some(table)
 }
 
-/// One panel of the figure. `None` if nothing succeeded.
-fn accuracy_panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option<Panel> {
-    let sparse = grid.methods.iter().filter(|method| method.is_sparse());
+/// The panels of the figure. None if nothing succeeded.
+fn accuracy_panels(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Vec<Panel> {
+    let model = grid.flag("model").unwrap_or_default();
+    let title = format!("{model} on {}", data.map(data_name).unwrap_or_default());
+    if grid.panels.is_empty() {
+        return accuracy_panel(grid, &grid.methods, runs, title).into_iter().collect();
+    }
+    let panel =
+        |panel: &PanelOf| accuracy_panel(grid, &panel.methods, runs, format!("{title}: {}", panel.title));
+    grid.panels.iter().filter_map(panel).collect()
+}
+
+/// One with these methods, and dense training.
+fn accuracy_panel(grid: &Grid, methods: &[Method], runs: &[&Run], title: String) -> Option<Panel> {
+    let sparse = methods.iter().filter(|method| method.is_sparse());
     let series: Vec<Series> = sparse
         .map(|&method| Series {
             line: method.into(),
@@ -430,9 +457,8 @@ fn accuracy_panel(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Option
     let dense = grid.methods.iter().copied().find(|method| !method.is_sparse());
     let dense = dense.and_then(|dense| Some((dense, summary(&select(runs, dense, None)).ok()?)));
     let any = dense.is_some() || series.iter().any(|series| series.points.iter().any(Option::is_some));
-    let model = grid.flag("model").unwrap_or_default();
     any.then(|| Panel {
-        title: format!("{model} on {}", data.map(data_name).unwrap_or_default()),
+        title,
         x: "sparsity",
         y: "test accuracy, %",
         ticks: grid.sparsities.iter().map(|&sparsity| sparsity_label(Some(sparsity))).collect(),

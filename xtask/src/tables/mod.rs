@@ -20,6 +20,8 @@ pub enum TableName {
     FashionMnist,
     /// A small ResNet-18 and a small vision transformer on Fashion-MNIST, with and without ablation; an hour.
     FashionMnistAblation,
+    /// All methods on Fashion-MNIST, N:M patterns and neurons that share their inputs among them; two hours.
+    Methods,
     /// The paper's small convolutional network and a narrow ResNet-18 on Fashion-MNIST, five seeds, with --device cuda.
     FashionMnistGpu,
     /// ResNet-18 on CIFAR-10, five seeds; needs --data.
@@ -57,6 +59,7 @@ impl TableName {
             Self::Quick => Some(include_str!("../../recipes/quick.toml")),
             Self::FashionMnist => Some(include_str!("../../recipes/fashion-mnist.toml")),
             Self::FashionMnistAblation => Some(include_str!("../../recipes/fashion-mnist-ablation.toml")),
+            Self::Methods => Some(include_str!("../../recipes/methods.toml")),
             Self::FashionMnistGpu => Some(include_str!("../../recipes/fashion-mnist-gpu.toml")),
             Self::Cifar10 | Self::Cifar10Wrn => Some(include_str!("../../recipes/cifar10.toml")),
             Self::Imagenet | Self::Vit | Self::Mobilenet => Some(include_str!("../../recipes/imagenet.toml")),
