@@ -1,12 +1,13 @@
-//! One SRigL topology update of every layer of two real networks, at 90 % sparsity.
+//! One topology update of every layer of two real networks, at 90 % sparsity, by SRigL; and by all methods, for the larger one.
 //!
 //! `cargo bench -p sparsity-core`
 
 use divan::{Bencher, black_box};
 use rayon::prelude::*;
-use sparsity_core::methods::Srigl;
-use sparsity_core::{Distribution, Layer, LayerSpec, Mask, Stream, WeightInit, initial_mask};
-use sparsity_core::{initialise_weights, layer_sparsities, update_topology};
+use sparsity_core::methods::{AnyMethod, METHODS, Rigl, Set, Settings, SrSte, Srigl};
+use sparsity_core::{Distribution, Layer, LayerSpec, Mask, NmPattern, Stream, WeightInit, initial_mask};
+use sparsity_core::{initialise_weights, method_sparsities, update_topology};
+use std::fmt::{Display, Formatter, Result};
 
 fn main() {
     divan::main();
@@ -15,12 +16,49 @@ fn main() {
 /// ViT-B/16: 86 million weights, uniform sparsity, γ_sal = 0.95, as in the paper.
 #[divan::bench(sample_count = 20, sample_size = 1)]
 fn vit_b16(bencher: Bencher) {
+    Network::new(vit(), Distribution::Uniform, srigl(0.95)).bench(bencher);
+}
+
+/// The same by every method, with a pattern of 90 % too, and with neurons that share their inputs.
+#[divan::bench(sample_count = 10, sample_size = 1, args = methods())]
+fn vit_b16_by(bencher: Bencher, method: &Named) {
+    Network::new(vit(), Distribution::Uniform, method.0.clone()).bench(bencher);
+}
+
+/// A method that is printed as its label.
+struct Named(AnyMethod);
+
+impl Display for Named {
+    fn fmt(&self, f: &mut Formatter) -> Result {
+        f.write_str(&self.0.label())
+    }
+}
+
+fn methods() -> Vec<Named> {
+    let changing = METHODS.iter().filter(|info| info.changes());
+    let plain = changing.map(|info| info.build(&Settings::default()).unwrap());
+    let nm = NmPattern::new(1, 10).unwrap();
+    let structured = [
+        AnyMethod::from(Rigl).with_nm(nm).unwrap(),
+        AnyMethod::from(Set).with_nm(nm).unwrap(),
+        SrSte { nm, ..SrSte::default() }.into(),
+        srigl(0.95).with_group(4).unwrap(),
+        srigl(0.95).with_group(16).unwrap(),
+    ];
+    plain.chain(structured).map(Named).collect()
+}
+
+fn srigl(gamma_sal: f64) -> AnyMethod {
+    Srigl { gamma_sal, ..Default::default() }.into()
+}
+
+fn vit() -> Vec<Vec<usize>> {
     let mut dims = vec![vec![768, 3, 16, 16]];
     for _ in 0..12 {
         dims.extend([vec![2304, 768], vec![768, 768], vec![3072, 768], vec![768, 3072]]);
     }
     dims.push(vec![1000, 768]);
-    Network::new(dims, Distribution::Uniform, 0.95).bench(bencher);
+    dims
 }
 
 /// ResNet-50: 25 million weights, ERK, γ_sal = 0.3, as in the paper.
@@ -40,12 +78,12 @@ fn resnet50(bencher: Bencher) {
         }
     }
     dims.push(vec![1000, 2048]);
-    Network::new(dims, Distribution::default(), 0.3).bench(bencher);
+    Network::new(dims, Distribution::default(), srigl(0.3)).bench(bencher);
 }
 
 /// A network as an update sees it: weights, dense gradients and masks of all layers.
 struct Network {
-    method: Srigl,
+    method: AnyMethod,
     specs: Vec<LayerSpec>,
     sparsities: Vec<f64>,
     masks: Vec<Mask>,
@@ -54,15 +92,14 @@ struct Network {
 }
 
 impl Network {
-    fn new(dims: Vec<Vec<usize>>, distribution: Distribution, gamma_sal: f64) -> Self {
-        let method = Srigl { gamma_sal, ..Default::default() };
+    fn new(dims: Vec<Vec<usize>>, distribution: Distribution, method: AnyMethod) -> Self {
         let specs: Vec<LayerSpec> =
             dims.into_iter().enumerate().map(|(i, d)| LayerSpec::new(i.to_string(), d).unwrap()).collect();
-        let sparsities = layer_sparsities(&specs, 0.9, distribution).unwrap();
+        let sparsities = method_sparsities(&*method, &specs, 0.9, distribution).unwrap();
         let (mut masks, mut weights, mut grads) = (Vec::new(), Vec::new(), Vec::new());
         for (i, spec) in specs.iter().enumerate() {
             let stream = Stream { seed: 1, layer: i as u64, step: 0 };
-            let mask = initial_mask(&method, spec, sparsities[i], stream).unwrap();
+            let mask = initial_mask(&*method, spec, sparsities[i], stream).unwrap();
             let mut w = vec![0.0; spec.weights()];
             initialise_weights(&mut w, &mask, WeightInit::default(), stream);
             masks.push(mask);
@@ -87,7 +124,7 @@ impl Network {
         let items = divan::counter::ItemsCount::new(self.weights.iter().map(Vec::len).sum::<usize>());
         bencher
             .counter(items)
-            .bench(|| update_topology(&self.method, 0.3, black_box(&layers), 1, 100).expect("valid layers"));
+            .bench(|| update_topology(&*self.method, 0.3, black_box(&layers), 1, 100).expect("valid layers"));
     }
 }
 

@@ -216,7 +216,16 @@ pub(crate) fn count(words: &[u64]) -> usize {
 
 /// Number of set bits in a range.
 pub(crate) fn count_within(words: &[u64], bits: std::ops::Range<usize>) -> usize {
-    bits.filter(|bit| has_bit(words, *bit)).count()
+    let mut count = 0;
+    let mut first = bits.start;
+    while first < bits.end {
+        // To the end of the word, or of the range.
+        let here = (64 - first % 64).min(bits.end - first);
+        let word = words[first / 64] >> (first % 64) & (u64::MAX >> (64 - here));
+        count += word.count_ones() as usize;
+        first += here;
+    }
+    count
 }
 
 /// Activates those inactive positions of a row of `inputs` whose ranks among all inactive ones, ascending, come next, if they are
@@ -339,6 +348,37 @@ mod tests {
         let refused = ConstantFanInMask::try_from(mask);
         assert!(matches!(refused, Err(Error::NotConstantFanIn { neuron: 1, expected: 2, got: 1 })));
     }
+
+    #[test]
+    fn bits_of_a_range_are_counted_across_words() {
+        let row: Vec<u8> = (0..200).map(|i| u8::from(i % 3 == 0 || i % 7 == 1)).collect();
+        let mask = Mask::from_bytes(1, 200, &row).unwrap();
+        for (first, last) in
+            [(0, 0), (0, 1), (3, 64), (63, 65), (60, 140), (64, 128), (127, 129), (0, 200), (199, 200)]
+        {
+            let expected = row[first..last].iter().filter(|bit| **bit == 1).count();
+            assert_eq!(count_within(mask.row(0), first..last), expected, "{first}..{last}");
+        }
+    }
+
+    #[test]
+    fn inactive_positions_are_activated_by_their_ranks() {
+        for inputs in [1, 5, 64, 65, 130] {
+            let row: Vec<u8> = (0..inputs).map(|i| u8::from(i % 3 == 1)).collect();
+            let mut mask = Mask::from_bytes(1, inputs, &row).unwrap();
+            let free: Vec<usize> = (0..inputs).filter(|i| row[*i] == 0).collect();
+            // Of ranks from 100 on, those of the first, the last and every fourth.
+            let mut ranks: Vec<usize> = (100..100 + free.len()).step_by(4).chain([99 + free.len()]).collect();
+            ranks.dedup();
+            let mut all = ranks.iter().copied().chain([100 + free.len()]).peekable();
+            assert_eq!(activate_free(mask.row_mut(0), inputs, 100, &mut all), 100 + free.len());
+            assert_eq!(all.next(), Some(100 + free.len()), "not of this row");
+            let mut expected = row.clone();
+            ranks.iter().for_each(|rank| expected[free[rank - 100]] = 1);
+            assert_eq!(mask.to_bytes(), expected);
+        }
+    }
+
     #[test]
     fn masks_are_compared_joined_and_applied_position_by_position() {
         let bytes = |step: usize| (0..2 * 70).map(|i| u8::from(i % step == 0)).collect::<Vec<u8>>();

@@ -156,9 +156,14 @@ impl NmPattern {
     /// Fills the groups of a neuron's row at random.
     pub(crate) fn fill_at_random(self, stream: Stream, neuron: usize, inputs: usize, row: &mut [u64]) {
         let mut rng = stream.rng(Purpose::Growth, neuron);
+        let mut free = Vec::with_capacity(self.m.min(inputs));
         for group in self.groups(inputs) {
             let missing = self.missing(&group, row);
-            let free: Vec<usize> = group.filter(|input| !mask::has_bit(row, *input)).collect();
+            if missing == 0 {
+                continue;
+            }
+            free.clear();
+            free.extend(group.filter(|input| !mask::has_bit(row, *input)));
             for place in rand::seq::index::sample(&mut rng, free.len(), missing) {
                 mask::set_bit(row, free[place]);
             }

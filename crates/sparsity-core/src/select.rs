@@ -157,6 +157,69 @@ impl Largest {
     }
 }
 
+/// The magnitude of the `n`-th largest of `values`, and how many of those that are equal to it are among the `n` largest. `n` is at
+/// least 1, and at most their number.
+pub(crate) fn nth_largest(values: &[f32], n: usize) -> (u32, usize) {
+    /// Bits of a magnitude, from the highest on, that tell values apart one after the other.
+    const DIGITS: [u32; 3] = [11, 10, 10];
+    let (mut prefix, mut rest, mut left) = (0u32, 31, n);
+    for digit in DIGITS {
+        rest -= digit;
+        let (bins, known) = (1usize << digit, prefix);
+        let count = |mut counts: Vec<usize>, values: &[f32]| {
+            for value in values {
+                let place = magnitude(*value) >> rest;
+                if place >> digit == known {
+                    counts[place as usize & (bins - 1)] += 1;
+                }
+            }
+            counts
+        };
+        let pieces: Vec<Vec<usize>> = values.par_chunks(1 << 17).fold(|| vec![0; bins], count).collect();
+        let of_bin = |bin: usize| pieces.iter().map(|piece| piece[bin]).sum::<usize>();
+        let mut bin = bins - 1;
+        while left > of_bin(bin) {
+            left -= of_bin(bin);
+            bin -= 1;
+        }
+        prefix = prefix << digit | bin as u32;
+    }
+    (prefix, left)
+}
+
+/// The mask of the `n` largest of `values`, one for each active position of `mask` in their order.
+pub(crate) fn keep_in_mask(mask: &Mask, starts: &[usize], values: &[f32], n: usize) -> Mask {
+    let mut kept = Mask::empty(mask.neurons(), mask.dense_fan_in());
+    if n == 0 || values.is_empty() {
+        return kept;
+    }
+    let (least, ties) = nth_largest(values, n.min(values.len()));
+    let row = |neuron: usize| &values[starts[neuron]..starts[neuron + 1]];
+    let equal = |neuron: usize| row(neuron).iter().filter(|value| magnitude(**value) == least).count();
+    let equal: Vec<usize> = (0..mask.neurons()).into_par_iter().map(equal).collect();
+    // How many of the equal ones each row may keep: the first come first.
+    let mut left = ties;
+    let ties = equal.into_iter().map(|equal| {
+        let here = equal.min(left);
+        left -= here;
+        here
+    });
+    let ties: Vec<usize> = ties.collect();
+    let (words, width) = kept.rows_mut();
+    words.par_chunks_mut(width).enumerate().for_each(|(neuron, to)| {
+        let mut ties = ties[neuron];
+        for (input, value) in mask.inputs(neuron).zip(row(neuron)) {
+            let rank = magnitude(*value);
+            let keeps = rank > least || rank == least && ties > 0;
+            ties -= usize::from(keeps && rank == least);
+            if keeps {
+                mask::set_bit(to, input);
+            }
+        }
+    });
+    kept
+}
+
 /// Activates the `n` largest of `values` `[N · M]`.
 pub(crate) fn mark_largest(values: &[f32], n: usize, mask: &mut Mask) {
     let inputs = mask.dense_fan_in();
@@ -281,6 +344,9 @@ mod tests {
                 keys.iter().for_each(|key| marked[key.position() - 7] = 1);
                 marked
             };
+            let all = Mask::full(neurons, m);
+            let starts: Vec<usize> = (0..=neurons).map(|neuron| neuron * m).collect();
+            prop_assert_eq!(keep_in_mask(&all, &starts, &values, n).to_bytes(), by_sorting(&values, n));
             let mut keys: Vec<Key> = values.iter().enumerate().map(|(i, value)| Key::new(*value, 7 + i)).collect();
             keep_largest(&mut keys, n);
             prop_assert_eq!(marked(&keys), by_sorting(&values, n));

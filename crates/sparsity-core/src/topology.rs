@@ -215,6 +215,9 @@ impl Layer<'_> {
 
 /// Those of `values` `[N · M]` at the active positions, one row after the other.
 fn active_values(mask: &Mask, values: &[f32]) -> Vec<f32> {
+    if mask.nnz() == mask.positions() {
+        return values.to_vec();
+    }
     let inputs = mask.dense_fan_in();
     let row = |neuron: usize| mask.inputs(neuron).map(move |input| values[neuron * inputs + input]);
     (0..mask.neurons()).into_par_iter().flat_map_iter(row).collect()

@@ -5,9 +5,9 @@ use super::{
     AnyMethod, Gradients, Growth, Kept, Method, MethodInfo, Nm, Setting, SettingKind, Settings, Updates,
     Variant,
 };
-use crate::select::Key;
 use crate::topology::ActiveLayer;
 use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
+use rayon::prelude::*;
 
 /// Drop the least |W| + λ·|G|, grow at random. Gradients of active weights are all it needs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,19 +63,10 @@ impl Method for Mest {
 
     /// Keeps the top `n − K` active weights by |W| + λ·|G|; `K = ⌊n·α_t⌋` others grow at random.
     fn keep(&self, layer: &ActiveLayer, alpha: f64) -> Option<Kept> {
-        let (rows, inputs, lambda) = (layer.rows(), layer.mask.dense_fan_in(), self.lambda as f32);
-        let keys = |neuron: usize| {
-            let span = rows[neuron]..rows[neuron + 1];
-            let values = layer.values[span.clone()].iter().zip(&layer.grads[span]);
-            let score = move |(value, grad): (&f32, &f32)| value.abs() + lambda * grad.abs();
-            let scores = values.map(score);
-            layer
-                .mask
-                .inputs(neuron)
-                .zip(scores)
-                .map(move |(input, score)| Key::new(score, neuron * inputs + input))
-        };
-        let mask = drop_least(layer.mask, dropped(layer.mask, alpha), keys);
+        let lambda = self.lambda as f32;
+        let score = |(value, grad): (&f32, &f32)| value.abs() + lambda * grad.abs();
+        let scores: Vec<f32> = layer.values.par_iter().zip(layer.grads).map(score).collect();
+        let mask = drop_least(layer, &scores, dropped(layer.mask, alpha));
         Some(Kept { mask, growth: Growth::Random })
     }
 }

@@ -1,6 +1,6 @@
 //! What methods without a structure are made of: dropping and growing weights of a whole layer.
 
-use crate::select::{Key, Largest};
+use crate::select::{Largest, keep_in_mask};
 use crate::topology::{ActiveLayer, DenseGradient};
 use crate::{Error, Mask, Purpose, Stream, mask};
 
@@ -11,21 +11,12 @@ pub fn dropped(mask: &Mask, alpha: f64) -> usize {
 
 /// The mask without the `k` smallest active |W|.
 pub fn drop_smallest(layer: &ActiveLayer, k: usize) -> Mask {
-    let rows = layer.rows();
-    drop_least(layer.mask, k, |neuron| layer.keys(&rows, neuron))
+    drop_least(layer, layer.values, k)
 }
 
-/// The mask without the `k` least of the active weights by the keys of each neuron.
-pub fn drop_least<I: Iterator<Item = Key> + Send>(
-    mask: &Mask,
-    k: usize,
-    keys: impl Fn(usize) -> I + Sync + Send,
-) -> Mask {
-    let mut kept = Mask::empty(mask.neurons(), mask.dense_fan_in());
-    let mut largest = Largest::new(mask.nnz() - k);
-    largest.offer(0..mask.neurons(), keys);
-    largest.mark(&mut kept);
-    kept
+/// The mask without the `k` active weights of the least |score|, of which there is one for each active weight.
+pub fn drop_least(layer: &ActiveLayer, scores: &[f32], k: usize) -> Mask {
+    keep_in_mask(layer.mask, &layer.rows(), scores, layer.values.len() - k)
 }
 
 /// Activates the `n` largest |G| among the inactive positions.
