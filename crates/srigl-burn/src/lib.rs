@@ -98,6 +98,7 @@ pub use lowering::{Lower, Lowering, Value, lower};
 pub use optimizer::{SparseOptimizer, SparseState};
 pub use records::dense_record;
 pub use sparse_layers::{SparseConv2d, SparseLinear};
+pub use sparsity_core;
 pub use sparsity_core::methods::{self, AnyMethod};
 pub use sparsity_core::{
     Distribution, DropSchedule, InitialMask, LayerSpec, LayerStats, Mask, NmPattern, UpdateReport, WeightInit,
