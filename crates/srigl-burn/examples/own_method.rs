@@ -7,7 +7,7 @@ use burn::nn::{Linear, LinearConfig, Relu};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use srigl_burn::methods::{Gradients, Growth, Kept, Method, MethodInfo, Set, Updates};
-use srigl_burn::sparsity_core::{ActiveLayer, Error, LayerSpec, Mask, Stream, unstructured_mask};
+use srigl_burn::sparsity_core::ActiveLayer;
 use srigl_burn::{Sparsified, SparsityConfig};
 
 #[derive(Debug)]
@@ -19,10 +19,6 @@ static INFO: MethodInfo =
 impl Method for Curious {
     fn info(&self) -> &'static MethodInfo {
         &INFO
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        unstructured_mask(layer, sparsity, stream)
     }
 
     fn keep(&self, layer: &ActiveLayer, alpha: f64) -> Option<Kept> {

@@ -1,7 +1,7 @@
 //! One-shot magnitude pruning over all layers together, which also shares the sparsity among them.
 
 use super::{AnyMethod, Method, MethodInfo, Variant};
-use crate::{Error, InitialMask, LayerSpec, Mask, Stream, unstructured_mask};
+use crate::InitialMask;
 
 /// The largest |W| of all layers, forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,9 +18,5 @@ pub(super) static INFO: MethodInfo = MethodInfo {
 impl Method for GlobalMagnitude {
     fn info(&self) -> &'static MethodInfo {
         &INFO
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        unstructured_mask(layer, sparsity, stream)
     }
 }

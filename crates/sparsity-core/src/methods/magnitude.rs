@@ -2,7 +2,7 @@
 //! drawn (a control of Frankle et al. 2021, arXiv 2009.08576).
 
 use super::{AnyMethod, Method, MethodInfo, Nm, Variant};
-use crate::{Error, InitialMask, LayerSpec, Mask, Stream, unstructured_mask};
+use crate::InitialMask;
 
 /// The largest |W| of each layer, forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,9 +20,5 @@ pub(super) static INFO: MethodInfo = MethodInfo {
 impl Method for Magnitude {
     fn info(&self) -> &'static MethodInfo {
         &INFO
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        unstructured_mask(layer, sparsity, stream)
     }
 }

@@ -5,8 +5,8 @@ use super::{
     AnyMethod, Gradients, Growth, Kept, Method, MethodInfo, Nm, Setting, SettingKind, Settings, Updates,
     Variant,
 };
+use crate::Error;
 use crate::topology::ActiveLayer;
-use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
 use rayon::prelude::*;
 
 /// Drop the least |W| + λ·|G|, grow at random. Gradients of active weights are all it needs.
@@ -55,10 +55,6 @@ impl Method for Mest {
             return Ok(());
         }
         Err(Error::Setting { name: "mest_lambda", value: self.lambda, allowed: "0 or more" })
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        unstructured_mask(layer, sparsity, stream)
     }
 
     /// Keeps the top `n − K` active weights by |W| + λ·|G|; `K = ⌊n·α_t⌋` others grow at random.

@@ -40,7 +40,7 @@ pub use top_kast::TopKast;
 
 use crate::{
     ActiveLayer, DenseGradient, Error, InitialMask, Layer, LayerSpec, Mask, NmPattern, Stream,
-    constant_fan_in_magnitude_mask, magnitude_mask,
+    constant_fan_in_magnitude_mask, constant_fan_in_mask, magnitude_mask, unstructured_mask,
 };
 use group_shared::GroupShared;
 use restricted::Restricted;
@@ -77,7 +77,7 @@ pub static METHODS: &[&MethodInfo] = &[
 ///
 /// ```
 /// use sparsity_core::methods::{Gradients, Growth, Kept, Method, MethodInfo, Updates};
-/// use sparsity_core::{ActiveLayer, Error, LayerSpec, Mask, Stream, unstructured_mask};
+/// use sparsity_core::{ActiveLayer, Mask};
 ///
 /// /// Forgets all weights at each update, and grows where the gradient is largest.
 /// #[derive(Debug)]
@@ -89,9 +89,6 @@ pub static METHODS: &[&MethodInfo] = &[
 /// impl Method for Amnesia {
 ///     fn info(&self) -> &'static MethodInfo {
 ///         &INFO
-///     }
-///     fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-///         unstructured_mask(layer, sparsity, stream)
 ///     }
 ///     fn keep(&self, layer: &ActiveLayer, _alpha: f64) -> Option<Kept> {
 ///         Some(Kept { mask: Mask::empty(layer.mask.neurons(), layer.mask.dense_fan_in()), growth: Growth::Gradient })
@@ -125,11 +122,17 @@ pub trait Method: Debug + Send + Sync {
         1
     }
 
-    /// The initial mask `[N, M]` of a layer with 0 < `sparsity` < 1.
+    /// The initial mask `[N, M]` of a layer with 0 < `sparsity` < 1, by default drawn at random: of each neuron with constant fan-in,
+    /// otherwise of the layer.
     ///
     /// # Errors
     /// [`Error::FanInZero`] if no weight would be left, [`Error::Sparsity`] outside `[0, 1)`.
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error>;
+    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
+        match self.info().constant_fan_in {
+            true => Ok(constant_fan_in_mask(layer, sparsity, stream)?.into_mask()),
+            false => unstructured_mask(layer, sparsity, stream),
+        }
+    }
 
     /// The initial mask `[N, M]` that keeps the largest of given `weights` `[N · M]`: of each neuron with constant fan-in,
     /// otherwise of the layer.

@@ -3,7 +3,6 @@
 use super::unstructured::{drop_smallest, dropped};
 use super::{AnyMethod, Gradients, Growth, Kept, Method, MethodInfo, Nm, Updates, Variant};
 use crate::topology::ActiveLayer;
-use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
 
 /// Drop by magnitude, grow by gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,10 +21,6 @@ pub(super) static INFO: MethodInfo = MethodInfo {
 impl Method for Rigl {
     fn info(&self) -> &'static MethodInfo {
         &INFO
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        unstructured_mask(layer, sparsity, stream)
     }
 
     /// Keeps the top `n − K` active weights by |W|; the top `K = ⌊n·α_t⌋` of |G| among the rest grow.

@@ -1,11 +1,10 @@
 //! SNFS, or sparse momentum (Dettmers & Zettlemoyer 2019, arXiv 1907.04840): drop by magnitude, share among layers and grow by
 //! momentum.
 
-use super::unstructured::{drop_smallest, dropped};
-use super::{AnyMethod, Gradients, Growth, Kept, LayerShare, Method, MethodInfo, Updates, Variant};
+use super::{AnyMethod, Gradients, LayerShare, Method, MethodInfo, Rigl, Updates, Variant};
 use crate::init::target_weights;
 use crate::topology::{ActiveLayer, DenseGradient};
-use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
+use crate::{Error, Mask, Stream};
 
 /// Drop by magnitude, grow where the momentum of dense gradients is largest; layers with more of it get more of the weights that all
 /// have dropped.
@@ -29,16 +28,7 @@ impl Method for Snfs {
         &INFO
     }
 
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        unstructured_mask(layer, sparsity, stream)
-    }
-
-    /// Keeps the top `n − K` active weights by |W|, with `K = ⌊n·α_t⌋`.
-    fn keep(&self, layer: &ActiveLayer, alpha: f64) -> Option<Kept> {
-        Some(Kept { mask: drop_smallest(layer, dropped(layer.mask, alpha)), growth: Growth::Gradient })
-    }
-
-    /// Grows the largest momenta until the layer has `A` weights.
+    /// Keeps what RigL keeps, and grows the largest momenta until the layer has `A` weights.
     fn update_active(
         &self,
         layer: &ActiveLayer,
@@ -47,7 +37,7 @@ impl Method for Snfs {
         stream: Stream,
     ) -> Option<Result<Mask, Error>> {
         let target = target_weights(layer.mask.positions(), layer.sparsity);
-        self.keep(layer, alpha).map(|kept| kept.grown(layer, gradient, target, stream))
+        Rigl.keep(layer, alpha).map(|kept| kept.grown(layer, gradient, target, stream))
     }
 
     /// Of the `Σ K` weights that all layers have dropped, each gets a share in proportion to the mean momentum of its active weights; what

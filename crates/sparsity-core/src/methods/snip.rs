@@ -2,7 +2,7 @@
 //! layers together.
 
 use super::{AnyMethod, Method, MethodInfo, Variant};
-use crate::{Error, InitialMask, LayerSpec, Mask, Stream, unstructured_mask};
+use crate::InitialMask;
 
 /// The weights that a first batch is most sensitive to, forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,9 +19,5 @@ pub(super) static INFO: MethodInfo = MethodInfo {
 impl Method for Snip {
     fn info(&self) -> &'static MethodInfo {
         &INFO
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        unstructured_mask(layer, sparsity, stream)
     }
 }

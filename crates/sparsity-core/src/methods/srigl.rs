@@ -7,10 +7,9 @@ use super::{
     AnyMethod, Gradients, Growth, Kept, Method, MethodInfo, Nm, Setting, SettingKind, Settings, Updates,
     Value, Variant,
 };
-use crate::init::constant_fan_in_mask;
 use crate::select::{Key, Largest, RowScratch, keep_largest, largest_of_row};
 use crate::topology::{ActiveLayer, DenseGradient};
-use crate::{ConstantFanInMask, Error, LayerSpec, Mask, Stream, mask};
+use crate::{ConstantFanInMask, Error, Mask, Stream, mask};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -104,10 +103,6 @@ impl Method for Srigl {
         }
         let allowed = "0 (no ablation), a fraction below 1, or a count";
         Err(Error::Setting { name: "gamma_sal", value: self.gamma_sal, allowed })
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        constant_fan_in_mask(layer, sparsity, stream).map(ConstantFanInMask::into_mask)
     }
 
     /// Steps 1 and 2 with all neurons.

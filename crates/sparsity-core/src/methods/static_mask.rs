@@ -2,7 +2,6 @@
 //! pruning methods.
 
 use super::{AnyMethod, Method, MethodInfo, Nm, Variant};
-use crate::{Error, LayerSpec, Mask, Stream, unstructured_mask};
 
 /// A random unstructured mask that never changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,9 +18,5 @@ pub(super) static INFO: MethodInfo = MethodInfo {
 impl Method for StaticMask {
     fn info(&self) -> &'static MethodInfo {
         &INFO
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        unstructured_mask(layer, sparsity, stream)
     }
 }

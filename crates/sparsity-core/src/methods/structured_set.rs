@@ -1,11 +1,10 @@
 //! SET (Mocanu et al. 2018) with constant fan-in: drop the smallest weights of a layer, and each neuron grows at random.
 
-use super::unstructured::{drop_smallest, dropped};
-use super::{AnyMethod, Growth, Kept, Method, MethodInfo, Nm, Updates, Variant};
+use super::{AnyMethod, Kept, Method, MethodInfo, Nm, Set, Updates, Variant};
 use crate::random::Purpose;
 use crate::select::{Key, keep_largest};
 use crate::topology::{ActiveLayer, DenseGradient};
-use crate::{Error, LayerSpec, Mask, Stream, constant_fan_in_mask, mask};
+use crate::{Error, Mask, Stream, mask};
 use rayon::prelude::*;
 
 /// Drop by magnitude over the layer, grow at random within each neuron's row.
@@ -27,13 +26,9 @@ impl Method for StructuredSet {
         &INFO
     }
 
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        Ok(constant_fan_in_mask(layer, sparsity, stream)?.into_mask())
-    }
-
     /// As SET.
     fn keep(&self, layer: &ActiveLayer, alpha: f64) -> Option<Kept> {
-        Some(Kept { mask: drop_smallest(layer, dropped(layer.mask, alpha)), growth: Growth::Random })
+        Set.keep(layer, alpha)
     }
 
     /// Each neuron that has weights keeps at most `k = ⌊A / active neurons⌋` of what stays, the largest, and draws others until it

@@ -1,7 +1,6 @@
 //! Static sparse training with a structure: each neuron keeps the inputs it has drawn.
 
 use super::{AnyMethod, Method, MethodInfo, Nm, Variant};
-use crate::{Error, LayerSpec, Mask, Stream, constant_fan_in_mask};
 
 /// A random mask with constant fan-in that never changes (an option of the authors' code).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,9 +18,5 @@ pub(super) static INFO: MethodInfo = MethodInfo {
 impl Method for StructuredStatic {
     fn info(&self) -> &'static MethodInfo {
         &INFO
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        Ok(constant_fan_in_mask(layer, sparsity, stream)?.into_mask())
     }
 }

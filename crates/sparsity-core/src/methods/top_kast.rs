@@ -6,7 +6,7 @@ use super::{
 use crate::init::target_weights;
 use crate::select::mark_largest;
 use crate::topology::Layer;
-use crate::{Error, InitialMask, LayerSpec, Mask, Stream, unstructured_mask};
+use crate::{Error, InitialMask, Mask, Stream};
 
 /// Forward with the set A of the `A` largest |W| of a layer, gradient for the set B of the `b·A` largest. The others keep their
 /// values. No dense gradient is ever needed.
@@ -83,10 +83,6 @@ impl Method for TopKast {
             return setting("exploration_decay", self.decay, "0 or more");
         }
         Ok(())
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        unstructured_mask(layer, sparsity, stream)
     }
 
     /// The set A: the top `A` of |W|, active or not.
