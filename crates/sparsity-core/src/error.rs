@@ -155,7 +155,7 @@ pub enum Error {
     },
 
     /// An N:M pattern that is none.
-    #[error("`{given}` is no N:M pattern; give two whole numbers such as 2:4, with 0 < N < M")]
+    #[error("`{given}` is no N:M pattern; give two whole numbers such as 2:4, with 0 < N < M ≤ 65536")]
     Nm {
         /// What was given.
         given: String,

@@ -91,5 +91,5 @@ pub use structure::{Structure, StructureOfRows};
 pub use topology::{
     ActiveLayer, DenseGradient, Layer, LayerStats, Members, Update, UpdateReport, initial_mask,
     initial_mask_by_magnitude, initial_masks, itop_rate, method_sparsities, redistributed_sparsities,
-    settle_weights, shared, update_active_layer, update_layer, update_topology,
+    settle_weights, sparsities_of_shares, update_active_layer, update_layer, update_topology,
 };

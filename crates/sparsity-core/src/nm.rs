@@ -36,9 +36,9 @@ impl NmPattern {
     /// At most `n` of `m` consecutive inputs.
     ///
     /// # Errors
-    /// [`Error::Nm`] unless 0 < `n` < `m`.
+    /// [`Error::Nm`] unless 0 < `n` < `m` ≤ 65536.
     pub fn new(n: usize, m: usize) -> Result<Self, Error> {
-        match 0 < n && n < m {
+        match 0 < n && n < m && m <= 1 << 16 {
             true => Ok(Self { n, m }),
             false => Err(Error::Nm { given: format!("{n}:{m}") }),
         }
@@ -202,7 +202,7 @@ mod tests {
     fn patterns_are_read_and_written_or_refused() {
         let pattern: NmPattern = "2:4".parse().unwrap();
         assert_eq!((pattern, pattern.to_string()), (NmPattern::TWO_OF_FOUR, "2:4".into()));
-        for wrong in ["", "2", "2:", ":4", "0:4", "4:4", "5:4", "-1:4", "2:4:8", "2.0:4", "a:b"] {
+        for wrong in ["", "2", "2:", ":4", "0:4", "4:4", "5:4", "-1:4", "2:4:8", "2.0:4", "a:b", "1:65537"] {
             let error = wrong.parse::<NmPattern>().unwrap_err();
             assert!(matches!(&error, Error::Nm { given } if given == wrong), "{wrong}: {error}");
         }

@@ -527,7 +527,7 @@ pub fn redistributed_sparsities(
         Some(_) => layers.iter().filter(is_sparse).map(share).collect(),
         None => Vec::new(),
     };
-    let mut new = shared(method, alpha, &shares).unwrap_or_default().into_iter();
+    let mut new = sparsities_of_shares(method, alpha, &shares).unwrap_or_default().into_iter();
     let sparsity = |layer: &Layer| match layer.sparsity {
         0.0 => 0.0,
         sparsity => new.next().unwrap_or(sparsity),
@@ -537,7 +537,7 @@ pub fn redistributed_sparsities(
 
 /// The sparsities that sparse layers shall have after an update by a method that redistributes weights among them; `None` if it does
 /// not. For those who know the layers one by one: [`redistributed_sparsities`] has them all.
-pub fn shared(method: &dyn Method, alpha: f64, layers: &[LayerShare]) -> Option<Vec<f64>> {
+pub fn sparsities_of_shares(method: &dyn Method, alpha: f64, layers: &[LayerShare]) -> Option<Vec<f64>> {
     let kept = |share: &LayerShare| {
         let dropped = (share.active as f64 * alpha).floor() as usize;
         LayerShare { kept: share.active - dropped, ..*share }

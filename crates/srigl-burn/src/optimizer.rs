@@ -264,7 +264,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
         let told = state.share.take().and_then(|_| self.topology.shares());
         let redistributed = told.and_then(|(indices, shares)| {
             let place = indices.iter().position(|other| other == index)?;
-            sparsity_core::shared(&**method, alpha, &shares).map(|sparsities| sparsities[place])
+            sparsity_core::sparsities_of_shares(&**method, alpha, &shares).map(|sparsities| sparsities[place])
         });
         // Where the others are not known, after a record was loaded in a way that tells nobody, it keeps as many weights as it has.
         redistributed.unwrap_or_else(|| sparsity_of_count(state.mask.positions(), state.mask.nnz()))

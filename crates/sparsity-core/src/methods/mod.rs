@@ -521,12 +521,8 @@ impl MethodInfo {
             Some(nm) => method.with_nm(nm)?,
             None => method,
         };
-        if group.fract() != 0.0 || !(1.0..=MOST_OF_GROUP).contains(&group) {
-            return Err(Error::Setting {
-                name: GROUP,
-                value: group,
-                allowed: "a whole number from 1 to 65536",
-            });
+        if group.fract() != 0.0 {
+            return Err(outside(group));
         }
         let method = method.with_group(group as usize)?;
         method.check()?;
@@ -554,7 +550,11 @@ static UNNAMED: Variant = Variant { name: "custom", label: "custom", settings: &
 /// The names of structures among settings.
 const NM: &str = "nm";
 const GROUP: &str = "group";
-const MOST_OF_GROUP: f64 = 65536.0;
+const MORE_THAN_GROUP: usize = (1 << 16) + 1;
+
+fn outside(group: f64) -> Error {
+    Error::Setting { name: GROUP, value: group, allowed: "a whole number from 1 to 65536" }
+}
 
 /// A method whose type is known only at run time, for instance one chosen by name, with the structure of its masks. As JSON it is
 /// an object of its `name` and its settings.
@@ -610,10 +610,10 @@ impl AnyMethod {
     /// the sums of |W| and |G| over a group. The last group is smaller where the neurons are no multiple.
     ///
     /// # Errors
-    /// [`Error::Structure`] for a method without constant fan-in, [`Error::Setting`] for 0.
+    /// [`Error::Structure`] for a method without constant fan-in, [`Error::Setting`] unless 0 < `group` ≤ 65536.
     pub fn with_group(self, group: usize) -> Result<Self, Error> {
         match group {
-            0 => Err(Error::Setting { name: GROUP, value: 0.0, allowed: "at least 1" }),
+            0 | MORE_THAN_GROUP.. => Err(outside(group as f64)),
             1 => Ok(self),
             _ if !self.info().takes_groups() || self.group() > 1 => {
                 Err(Error::Structure { method: self.info().name, what: "groups that share inputs" })
