@@ -570,11 +570,14 @@ impl Layer {
     }
 
     /// Adds up the sums of all chunks, in the places of the layer's values.
-    fn place(&self, sums: &[f32], dvalues: &mut [f32]) {
-        let weights = dvalues.len();
+    fn place(&self, sums: &mut [f32], dvalues: &mut [f32]) {
+        let (first, others) = sums.split_at_mut(dvalues.len());
+        each_part(self.forward.parts(), first, &|part, sums| {
+            let chunks = others.chunks_exact(dvalues.len().max(1));
+            chunks.for_each(|chunk| math::add_to(sums, &chunk[part.weights.clone()]));
+        });
         each_part(self.forward.parts(), dvalues, &|part, dvalues| {
-            let sum = |weight: usize| sums.iter().skip(weight).step_by(weights).sum();
-            self.forward.unpack(part, sum, dvalues);
+            self.forward.unpack(part, first, dvalues);
         });
     }
 }

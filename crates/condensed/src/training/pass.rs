@@ -395,18 +395,18 @@ impl Pass {
         }
     }
 
-    /// Numbers of a part's weights in the kernels' order, put among the part's of the layer; of a forward pass, whose parts are
+    /// Of numbers in the kernels' order those of a part's weights, put among the part's of the layer; of a forward pass, whose parts are
     /// those of neurons that follow each other.
-    pub fn unpack(&self, part: &Part, number: impl Fn(usize) -> f32, to: &mut [f32]) {
-        let weights = part.weights.clone();
+    pub fn unpack(&self, part: &Part, numbers: &[f32], to: &mut [f32]) {
+        let numbers = &numbers[part.weights.clone()];
         match &self.places {
             Places::U16(places) => {
-                let places = &places[weights.clone()];
-                weights.zip(places).for_each(|(weight, place)| to[usize::from(*place)] = number(weight));
+                let places = &places[part.weights.clone()];
+                numbers.iter().zip(places).for_each(|(number, place)| to[usize::from(*place)] = *number);
             }
             Places::U32(places) => {
-                let places = &places[weights.clone()];
-                weights.zip(places).for_each(|(weight, place)| to[*place as usize] = number(weight));
+                let places = &places[part.weights.clone()];
+                numbers.iter().zip(places).for_each(|(number, place)| to[*place as usize] = *number);
             }
         }
     }
