@@ -250,6 +250,12 @@ pub enum TensorError {
     RowsOfBias { got: usize, bias: usize },
     #[error("it has shape {got:?}, but the values {values:?}")]
     OtherShape { got: Vec<usize>, values: Vec<usize> },
+    #[error(
+        "it has shape {got:?}, but values {values:?} in groups of {group} neurons have one row for each group"
+    )]
+    GroupShape { got: Vec<usize>, values: Vec<usize>, group: usize },
+    #[error("groups of {group}, but {neurons} active neurons of constant fan-in")]
+    Group { group: usize, neurons: usize },
     #[error("it has {got} rows for {neurons} neurons")]
     Rows { got: usize, neurons: usize },
     #[error("a fan-in of {got}, but only {inputs} inputs")]

@@ -31,7 +31,8 @@
 //! - `NAME.active` (U32) `[A]`: the neurons that have weights, ascending;
 //! - `NAME.values` `[A, k]`, or `[nnz]` if the fan-in varies;
 //! - `NAME.indices`, of the same shape: the input that each value reads, ascending in each row; U8 if `M ≤ 2^8`,
-//!   U16 if `M ≤ 2^16`, else U32;
+//!   U16 if `M ≤ 2^16`, else U32. With `{"condensed": {"inputs": M, "group": G}}`, which needs constant fan-in, every `G` active
+//!   neurons share a row, the last ones maybe fewer, and the shape is `[⌈A / G⌉, k]`;
 //! - `NAME.pointers` (U32) `[A + 1]`, if the fan-in varies: row `a` has the values `pointers[a]..pointers[a + 1]`.
 //!
 //! Other tensors, metadata or attributes are refused. The same network gives the same bytes.

@@ -154,11 +154,7 @@ fn scale_rows(weight: &Weight, scale: &[f32]) -> Option<Weight> {
             let rows = weight.active().iter().enumerate();
             let values =
                 rows.flat_map(|(row, &n)| weight.row(row).map(move |(_, value)| value * scale[n as usize]));
-            let indices = (0..weight.indices().len()).map(|i| weight.indices().get(i) as u32).collect();
-            let (neurons, inputs, active) = (weight.neurons(), weight.inputs(), weight.active().to_vec());
-            let values = finite(values)?;
-            let scaled =
-                CondensedWeight::new(neurons, inputs, active, weight.fan_in().clone(), indices, values);
+            let scaled = CondensedWeight::of(weight.pattern().clone(), finite(values)?);
             Weight::Condensed(scaled.expect("only finite values have changed"))
         }
     })

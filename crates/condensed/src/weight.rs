@@ -6,8 +6,9 @@ use std::fmt;
 /// Which weights of a matrix `[N, M]` are active, in condensed form (SRigL, figure 1): for each active neuron (row) the
 /// input (column) that each of its weights reads.
 ///
-/// With constant fan-in `k` the indices are a matrix `[active neurons, k]`. Any other mask is stored with one row pointer
-/// per active neuron.
+/// With constant fan-in `k` the indices are a matrix `[groups, k]`: active neurons that follow each other and read the same
+/// inputs are a group, and share a row. [`group`](Self::group) of them do, which the constructors find; mostly 1. Any other mask
+/// is stored with one row pointer per active neuron.
 ///
 /// Built only by checked constructors: active neurons ascend and are `< N`, rows are not empty, and their indices ascend and
 /// are `< M`. Kernels rely on it.
@@ -17,6 +18,8 @@ pub struct Pattern {
     inputs: usize,
     active: Vec<u32>,
     fan_in: FanIn,
+    /// Active neurons that share a row of indices.
+    group: usize,
     indices: Indices,
 }
 
@@ -27,6 +30,9 @@ impl fmt::Debug for Pattern {
         match self.fan_in {
             FanIn::Constant(k) => write!(f, "fan_in: {k}, ")?,
             FanIn::Varying(_) => write!(f, "fan_in: varies, ")?,
+        }
+        if self.group > 1 {
+            write!(f, "group: {}, ", self.group)?;
         }
         write!(f, "inputs: {}, weights: {weights} }}", self.inputs)
     }
@@ -150,6 +156,24 @@ impl Indices {
     }
 }
 
+/// How many rows of `k` indices that follow each other are the same, each time but the last, where there may be fewer; and one of
+/// each.
+fn shared(indices: Vec<u32>, k: usize) -> (usize, Vec<u32>) {
+    let rows: Vec<&[u32]> = indices.chunks_exact(k.max(1)).collect();
+    let starts = (1..rows.len()).filter(|row| rows[*row] != rows[row - 1]);
+    match starts.fold(0, greatest_divisor) {
+        _ if rows.len() < 2 => (1, indices),
+        1 => (1, indices),
+        0 => (rows.len(), rows[0].to_vec()),
+        group => (group, rows.into_iter().step_by(group).flatten().copied().collect()),
+    }
+}
+
+/// The greatest common divisor of two numbers.
+fn greatest_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_divisor(b, a % b) }
+}
+
 impl Pattern {
     /// Checks and stores which weights of a matrix `[neurons, inputs]` there are: `active` neurons, their `fan_in`, and the
     /// `indices` of all rows one after the other.
@@ -202,9 +226,13 @@ impl Pattern {
         if let Some(index) = indices.iter().find(|&&i| i as usize >= inputs) {
             return bad(WeightError::Index { index: *index, inputs });
         }
-        let pattern = Self { neurons, inputs, active, fan_in, indices: Indices::new(indices, inputs) };
-        for row in 0..pattern.active.len() {
-            let range = pattern.row_range(row);
+        let (group, indices) = match fan_in {
+            FanIn::Constant(k) => shared(indices, k),
+            FanIn::Varying(_) => (1, indices),
+        };
+        let pattern = Self { neurons, inputs, active, fan_in, group, indices: Indices::new(indices, inputs) };
+        for row in (0..pattern.active.len()).step_by(group) {
+            let range = pattern.index_range(row);
             if (range.start + 1..range.end).any(|i| pattern.indices.get(i - 1) >= pattern.indices.get(i)) {
                 return bad(WeightError::IndexOrder { neuron: pattern.active[row] });
             }
@@ -272,15 +300,31 @@ impl Pattern {
         &self.fan_in
     }
 
-    /// Input indices of all rows, one row after the other.
+    /// Active neurons of a group, which read the same inputs; 1 if there are no groups. The last group may have fewer.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
+    /// Input indices of all groups `[groups, k]`, or of all rows, one after the other, if the fan-in varies.
     pub fn indices(&self) -> &Indices {
         &self.indices
+    }
+
+    /// The input that a weight reads, by its place among all.
+    pub fn input(&self, place: usize) -> usize {
+        match self.fan_in {
+            FanIn::Constant(k) if self.group > 1 => self.indices.get(place / k / self.group * k + place % k),
+            _ => self.indices.get(place),
+        }
     }
 
     /// Active weights.
     #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
-        self.indices.len()
+        match self.fan_in {
+            FanIn::Constant(k) => self.active.len() * k,
+            FanIn::Varying(_) => self.indices.len(),
+        }
     }
 
     /// Where the weights of the `row`-th active neuron lie among all.
@@ -291,11 +335,21 @@ impl Pattern {
         }
     }
 
+    /// Where the indices of the `row`-th active neuron lie in [`indices`](Self::indices).
+    pub(crate) fn index_range(&self, row: usize) -> std::ops::Range<usize> {
+        self.row_range(row / self.group)
+    }
+
+    /// The weights of the `row`-th active neuron as (input, place among all), inputs ascending.
+    pub fn row(&self, row: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.index_range(row).map(|i| self.indices.get(i)).zip(self.row_range(row))
+    }
+
     /// For all neurons, ablated ones included, the weights as (input, what `of` says of the weight's place among all).
     pub fn rows<T>(&self, of: impl Fn(usize) -> T) -> Vec<Vec<(usize, T)>> {
         let mut rows: Vec<Vec<(usize, T)>> = (0..self.neurons).map(|_| Vec::new()).collect();
         for (row, &neuron) in self.active.iter().enumerate() {
-            rows[neuron as usize] = self.row_range(row).map(|i| (self.indices.get(i), of(i))).collect();
+            rows[neuron as usize] = self.row(row).map(|(input, place)| (input, of(place))).collect();
         }
         rows
     }
@@ -306,7 +360,7 @@ impl Pattern {
             FanIn::Constant(_) => 0,
             FanIn::Varying(pointers) => pointers.len() * 4,
         };
-        self.len() * self.indices.width() + self.active.len() * 4 + pointers
+        self.indices.len() * self.indices.width() + self.active.len() * 4 + pointers
     }
 }
 
@@ -400,7 +454,7 @@ impl CondensedWeight {
         &self.pattern.fan_in
     }
 
-    /// Input indices of all rows, one row after the other.
+    /// As [`Pattern::indices`].
     pub fn indices(&self) -> &Indices {
         &self.pattern.indices
     }
@@ -417,7 +471,7 @@ impl CondensedWeight {
 
     /// The weights of the `row`-th active neuron as (input, value), inputs ascending.
     pub fn row(&self, row: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
-        self.row_range(row).map(|i| (self.pattern.indices.get(i), self.values[i]))
+        self.pattern.row(row).map(|(input, place)| (input, self.values[place]))
     }
 
     /// All neurons' weights, ablated neurons with none.

@@ -151,6 +151,38 @@ fn the_pattern_of_hostile_files_is_accepted() {
     assert_eq!(network.nodes().len(), 3);
     let network = from_bytes(&hostile::Parts::varying().bytes()).unwrap();
     assert_eq!(network.nodes().len(), 3);
+    let network = from_bytes(&hostile::Parts::grouped().bytes()).unwrap();
+    assert_eq!(network.nodes().len(), 3);
+}
+
+/// Neurons that share inputs share a row of indices; others have files as ever.
+#[test]
+fn groups_survive() {
+    let weight = |rows: &[[usize; 2]]| {
+        let mut mask = vec![false; rows.len() * 4];
+        for (row, mask) in rows.iter().zip(mask.chunks_mut(4)).filter(|(row, _)| row[0] != row[1]) {
+            row.iter().for_each(|input| mask[*input] = true);
+        }
+        CondensedWeight::from_masked(&vec![0.5; mask.len()], &mask, rows.len(), 4).unwrap()
+    };
+    let read = |weight: &CondensedWeight| {
+        let linear =
+            ops::Linear { weight: Weight::Condensed(weight.clone()), bias: vec![0.0; weight.neurons()] };
+        let input = Op::Input(ops::Input(Shape { features: 4, height: 1, width: 1 }));
+        let node = |name: &str, op, inputs| Node { name: name.into(), op, inputs };
+        let network = vec![node("input", input, vec![]), node("fc", Op::Linear(linear), vec![0])];
+        let network = Network::new(network).unwrap();
+        let bytes = to_bytes(&network).unwrap();
+        assert_eq!(from_bytes(&bytes).unwrap(), network);
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let indices = file.tensor("fc.indices").unwrap();
+        (indices.shape().to_vec(), indices.data().to_vec(), String::from_utf8_lossy(&bytes).contains("group"))
+    };
+    let shared = weight(&[[0, 3], [0, 0], [0, 3], [1, 2], [1, 2], [2, 3]]);
+    assert_eq!((shared.pattern().group(), shared.active().len()), (2, 5));
+    assert_eq!(read(&shared), (vec![3, 2], vec![0, 3, 1, 2, 2, 3], true));
+    let alone = weight(&[[0, 3], [1, 2], [1, 2]]);
+    assert_eq!(read(&alone), (vec![3, 2], vec![0, 3, 1, 2, 1, 2], false));
 }
 
 /// Files with one fault each.
@@ -232,6 +264,14 @@ mod hostile {
             parts.tensor("fc.values", "F32", &[3], &floats(&[1.0, 2.0, 3.0]));
             parts.tensor("fc.indices", "U8", &[3], &[0, 3, 1]);
             parts.tensor("fc.pointers", "U32", &[3], &words(&[0, 2, 3]));
+            parts
+        }
+
+        /// The same with neurons that share a row of indices.
+        pub fn grouped() -> Self {
+            let mut parts = Self::default();
+            parts.nodes("{\"inputs\":4}", "{\"inputs\":4,\"group\":2}");
+            parts.tensor("fc.indices", "U8", &[1, 2], &[0, 3]);
             parts
         }
 
@@ -568,6 +608,25 @@ mod hostile {
             "it has shape [2, 2], but must have 1 dimensions",
             parts().tensor("fc.pointers", "U32", &[3], &words(&[0, 2, 4])).bytes(),
         );
+        let group = |group: &str, rows: u64| {
+            let mut parts = Parts::default();
+            parts
+                .nodes("{\"inputs\":4}", &format!("{{\"inputs\":4,\"group\":{group}}}"))
+                .tensor("fc.indices", "U8", &[rows, 2], &[0, 3, 1, 2][..2 * rows as usize])
+                .clone()
+        };
+        case("group-zero", "tensor `fc.indices`: groups of 0, but 2 active neurons", group("0", 2).bytes());
+        case("group-large", "tensor `fc.indices`: groups of 3, but 2 active neurons", group("3", 1).bytes());
+        case("group-huge", "groups of 18446744073709551615, but", group("18446744073709551615", 1).bytes());
+        case("group-negative", "invalid value", group("-1", 2).bytes());
+        case(
+            "group-rows",
+            "tensor `fc.indices`: it has shape [2, 2], but values [2, 2] in groups of 2 neurons",
+            group("2", 2).bytes(),
+        );
+        let mut varying = Parts::varying();
+        varying.nodes("{\"inputs\":4}", "{\"inputs\":4,\"group\":2}");
+        case("group-varying", "tensor `fc.indices`: groups of 2, but 0 active neurons", varying.bytes());
         case(
             "inputs-other",
             "layer `fc`: weight [3, 5] for 3 neurons of dense fan-in 4",

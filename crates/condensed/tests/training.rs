@@ -25,6 +25,17 @@ fn pattern(neurons: usize, inputs: usize, fan_in: Option<usize>, rng: &mut Small
     Pattern::from_mask(&mask, neurons, inputs).unwrap()
 }
 
+/// Every `group` neurons that are not ablated read the same `fan_in` inputs, the last ones maybe fewer.
+fn grouped([neurons, inputs, fan_in, group]: [usize; 4], rng: &mut SmallRng) -> Pattern {
+    let mut mask = vec![false; neurons * inputs];
+    let mut active: Vec<_> = mask.chunks_mut(inputs.max(1)).filter(|_| rng.random_bool(0.9)).collect();
+    for rows in active.chunks_mut(group) {
+        let read = rand::seq::index::sample(rng, inputs, fan_in.min(inputs));
+        rows.iter_mut().for_each(|row| read.iter().for_each(|input| row[input] = true));
+    }
+    Pattern::from_mask(&mask, neurons, inputs).unwrap()
+}
+
 fn floats(count: usize, rng: &mut SmallRng) -> Vec<f32> {
     (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
@@ -108,8 +119,8 @@ impl Case {
         let (neurons, inputs) = (pattern.neurons(), pattern.inputs());
         let mut of_input = vec![None; neurons * inputs];
         for (row, &neuron) in pattern.active().iter().enumerate() {
-            for place in pattern.row_range(row) {
-                of_input[neuron as usize * inputs + pattern.indices().get(place)] = Some(place);
+            for (input, place) in pattern.row(row) {
+                of_input[neuron as usize * inputs + input] = Some(place);
             }
         }
         let mut step = Step {
@@ -288,6 +299,44 @@ proptest! {
     }
 
     #[test]
+    fn linear_layers_that_share_inputs(
+        size in [1_usize..300, 1_usize..300, 1_usize..40],
+        group in prop::sample::select(vec![2_usize, 3, 4, 5, 8, 16]),
+        batch in 0_usize..150,
+        seed: u64,
+    ) {
+        let rng = &mut SmallRng::seed_from_u64(seed);
+        let ([neurons, inputs, fan_in], batch) =
+            if cfg!(miri) { (size.map(|size| size / 16 + 1), batch / 8) } else { (size, batch) };
+        Case::linear(grouped([neurons, inputs, fan_in, group], rng), batch, rng).check();
+    }
+
+    #[test]
+    fn convolutions_that_share_inputs(
+        (groups, channels, filters) in (1_usize..3, 1_usize..9, 1_usize..20),
+        kernel in [1_usize..4, 1_usize..4],
+        stride in [1_usize..4, 1_usize..4],
+        padding in [0_usize..3, 0_usize..3],
+        dilation in [1_usize..3, 1_usize..3],
+        more in [0_usize..9, 0_usize..20],
+        fan_in in 1_usize..12,
+        group in prop::sample::select(vec![2_usize, 3, 4, 8, 16]),
+        batch in 0_usize..40,
+        seed: u64,
+    ) {
+        let rng = &mut SmallRng::seed_from_u64(seed);
+        let size: [usize; 2] = std::array::from_fn(|axis| {
+            let least = (kernel[axis] - 1) * dilation[axis] + 1;
+            least.saturating_sub(2 * padding[axis]).max(1) + more[axis]
+        });
+        let input = Shape { features: groups * channels, height: size[0], width: size[1] };
+        let window = Window { kernel, stride, padding, dilation };
+        let batch = if cfg!(miri) { batch / 20 } else { batch };
+        let pattern = grouped([groups * filters, channels * kernel[0] * kernel[1], fan_in, group], rng);
+        Case::new(pattern, Some((window, groups, input)), batch, rng).check();
+    }
+
+    #[test]
     fn convolutions(
         (groups, channels, filters) in (1_usize..4, 0_usize..9, 0_usize..9),
         kernel in [1_usize..5, 1_usize..5],
@@ -346,6 +395,10 @@ fn steps_do_not_depend_on_the_number_of_threads() {
     let window = Window { kernel: [3; 2], stride: [2, 1], padding: [1; 2], dilation: [1; 2] };
     let input = Shape { features: 16, height: 13, width: 9 };
     cases.push(Case::conv((window, 1, input), (140, Some(20)), 70, rng));
+    for (group, batch) in [(2, 100), (4, 200), (16, 300)] {
+        cases.push(Case::linear(grouped([300, 700, 70, group], rng), batch, rng));
+        cases.push(Case::new(grouped([140, 144, 20, group], rng), Some((window, 1, input)), 70, rng));
+    }
     for case in cases {
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -390,6 +443,16 @@ fn patterns_are_checked() {
     assert!(refused(2, 3, &[0], constant(1), &[3]).contains('3'));
     assert!(refused(2, 3, &[0], FanIn::Varying(vec![0, 2]), &[1]).contains("pointers"));
     assert!(matches!(Pattern::from_mask(&[true], 1, 2), Err(Error::Weight(_))));
+    let same = Pattern::from_rows(4, 3, [vec![0, 2], vec![], vec![0, 2], vec![0, 1]]).unwrap();
+    assert_eq!((same.group(), same.indices().len(), same.len(), same.bytes()), (2, 4, 6, 4 + 12));
+    assert_eq!(format!("{same:?}"), "{ neurons: 4, active: 3, fan_in: 2, group: 2, inputs: 3, weights: 6 }");
+    assert_eq!((0..6).map(|place| same.input(place)).collect::<Vec<_>>(), [0, 2, 0, 2, 0, 1]);
+    assert_eq!(same.row(2).collect::<Vec<_>>(), [(0, 4), (1, 5)]);
+    // Runs of 2, 4 and 3 rows are groups of 2, as are those of 2 and 3; of 2, 1 and 2 there are none. A matrix may be one group.
+    let group =
+        |rows: &[u32]| Pattern::from_rows(rows.len(), 9, rows.iter().map(|row| [*row])).unwrap().group();
+    assert_eq!(group(&[1, 1, 2, 2, 2, 2, 3, 3, 3]), 2);
+    assert_eq!([group(&[1, 1, 2, 2, 2]), group(&[1, 1, 2, 3, 3]), group(&[4; 5]), group(&[4])], [2, 1, 5, 1]);
     let pattern = Pattern::from_mask(&[true, false, false, false, true, true], 3, 2).unwrap();
     assert_eq!(format!("{pattern:?}"), "{ neurons: 3, active: 2, fan_in: varies, inputs: 2, weights: 3 }");
     assert_eq!((pattern.active(), pattern.len(), pattern.bytes()), (&[0, 2][..], 3, 3 + 8 + 12));

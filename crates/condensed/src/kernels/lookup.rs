@@ -94,7 +94,7 @@ impl Lookup {
                     for step in 0..count {
                         for lane in 0..lanes {
                             let at = cell.get(lane).and_then(|span| span.clone().nth(step));
-                            let weight = |at| (weight.indices().get(at) % block, weight.values()[at]);
+                            let weight = |at| (weight.pattern().input(at) % block, weight.values()[at]);
                             let (place, value) = at.map_or((0, 0.0), weight);
                             this.places.push(place as u8);
                             values.push(value);
@@ -158,7 +158,7 @@ fn cells(
     block: usize,
     mut run: impl FnMut(usize, &[Range<usize>]),
 ) {
-    let block_of = |at: usize| weight.indices().get(at) / block;
+    let block_of = |at: usize| weight.pattern().input(at) / block;
     let mut left: Vec<Range<usize>> = rows.map(|row| weight.row_range(row)).collect();
     let mut cell = Vec::with_capacity(left.len());
     let next = |span: &Range<usize>| (!span.is_empty()).then(|| block_of(span.start));

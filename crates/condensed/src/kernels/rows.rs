@@ -51,9 +51,10 @@ unsafe fn fused<I: Index>(
     out: &mut [f32],
 ) {
     for (row, out) in rows.zip(out) {
-        let range = weight.row_range(row);
+        let (values, indices) =
+            (&weight.values()[weight.row_range(row)], &indices[weight.pattern().index_range(row)]);
         // SAFETY: passed on from the caller.
-        *out = unsafe { dot(&weight.values()[range.clone()], &indices[range], x, f32::mul_add) };
+        *out = unsafe { dot(values, indices, x, f32::mul_add) };
     }
 }
 
@@ -67,9 +68,10 @@ unsafe fn plain<I: Index>(
     out: &mut [f32],
 ) {
     for (row, out) in rows.zip(out) {
-        let range = weight.row_range(row);
+        let (values, indices) =
+            (&weight.values()[weight.row_range(row)], &indices[weight.pattern().index_range(row)]);
         // SAFETY: passed on from the caller.
-        *out = unsafe { dot(&weight.values()[range.clone()], &indices[range], x, |a, b, c| a * b + c) };
+        *out = unsafe { dot(values, indices, x, |a, b, c| a * b + c) };
     }
 }
 

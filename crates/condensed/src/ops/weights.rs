@@ -53,7 +53,20 @@ pub(super) fn packed(weight: &Weight, bias: &[f32], by_products: bool) -> u64 {
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub(crate) enum Form {
     Dense,
-    Condensed { inputs: usize },
+    Condensed {
+        inputs: usize,
+        /// Neurons that share a row of indices.
+        #[serde(default = "alone", skip_serializing_if = "is_alone")]
+        group: usize,
+    },
+}
+
+fn alone() -> usize {
+    1
+}
+
+fn is_alone(group: &usize) -> bool {
+    *group == 1
 }
 
 /// Hands the tensors of a weight with `neurons` rows over.
@@ -74,15 +87,20 @@ pub(super) fn write(weight: &Weight, neurons: usize, node: &mut NodeWriter) -> F
             };
             node.words("active", active);
             node.floats("values", &shape, weight.values());
+            let group = weight.pattern().group();
+            let shape: Vec<usize> = match shape[..] {
+                [active, k] => vec![active.div_ceil(group), k],
+                _ => shape,
+            };
             node.add("indices", index_type(weight.inputs()), &shape, weight.indices().to_bytes());
-            Form::Condensed { inputs: weight.inputs() }
+            Form::Condensed { inputs: weight.inputs(), group }
         }
     }
 }
 
 /// The weight of this form with `neurons` rows.
 pub(super) fn read(form: Form, neurons: usize, node: &mut NodeTensors) -> Result<Weight, Error> {
-    let Form::Condensed { inputs } = form else {
+    let Form::Condensed { inputs, group } = form else {
         let (shape, values) = node.floats("weight", 2)?;
         if shape[0] != neurons {
             return Err(node.wrong("weight", TensorError::RowsOfBias { got: shape[0], bias: neurons }));
@@ -98,8 +116,17 @@ pub(super) fn read(form: Form, neurons: usize, node: &mut NodeTensors) -> Result
         Dtype::U16 => node.numbers("indices", Dtype::U16, rank, |i| u16::from_le_bytes(i).into())?,
         _ => node.numbers("indices", Dtype::U32, rank, u32::from_le_bytes)?,
     };
-    if index_shape != shape {
-        return Err(node.wrong("indices", TensorError::OtherShape { got: index_shape, values: shape }));
+    if group == 0 || group > 1 && (!constant || group > active.len()) {
+        let neurons = if constant { active.len() } else { 0 };
+        return Err(node.wrong("indices", TensorError::Group { group, neurons }));
+    }
+    let mut expected = shape.clone();
+    expected[0] = expected[0].div_ceil(group);
+    if index_shape != expected {
+        return Err(match group {
+            1 => node.wrong("indices", TensorError::OtherShape { got: index_shape, values: shape }),
+            _ => node.wrong("indices", TensorError::GroupShape { got: index_shape, values: shape, group }),
+        });
     }
     let fan_in = if constant {
         if shape[0] != active.len() {
@@ -112,12 +139,22 @@ pub(super) fn read(form: Form, neurons: usize, node: &mut NodeTensors) -> Result
     } else {
         FanIn::Varying(node.words("pointers")?)
     };
+    let indices = match (&fan_in, group) {
+        (FanIn::Constant(k), 2..) => repeated(&indices, *k, group, values.len()),
+        _ => indices,
+    };
     CondensedWeight::new(neurons, inputs, active, fan_in, indices, values).map(Weight::Condensed).map_err(
         |error| match error {
             Error::Weight(error) => Error::Node { node: node.name().to_string(), what: error.into() },
             other => other,
         },
     )
+}
+
+/// The indices of all neurons, of which `group` share each row of `k`: as many as there are values.
+fn repeated(indices: &[u32], k: usize, group: usize, values: usize) -> Vec<u32> {
+    let rows = indices.chunks_exact(k.max(1)).flat_map(|row| std::iter::repeat_n(row, group));
+    rows.flatten().copied().take(values).collect()
 }
 
 /// As [`Indices::new`] chooses.

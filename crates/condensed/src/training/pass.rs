@@ -194,8 +194,7 @@ impl Geometry {
         for (row, &neuron) in pattern.active().iter().enumerate() {
             let neuron = neuron as usize;
             let first = neuron / neurons * channels;
-            for place in pattern.row_range(row) {
-                let input = pattern.indices().get(place);
+            for (input, place) in pattern.row(row) {
                 // A division takes longer than all else.
                 let (channel, tap) = if taps == 1 { (input, 0) } else { (input / taps, input % taps) };
                 each(neuron, first + channel, tap, place as u32);

@@ -102,7 +102,7 @@ fn op(from: Shape, rng: &mut SmallRng) -> Op {
     }
 }
 
-/// Dense, of constant fan-in or of any; a third of the neurons ablated.
+/// Dense, of constant fan-in or of any; some share inputs, and a third of the neurons is ablated.
 fn weight(neurons: usize, inputs: usize, rng: &mut SmallRng) -> Weight {
     let scale = 1.0 / (inputs as f32).sqrt();
     let values: Vec<f32> = floats(neurons * inputs, rng).iter().map(|v| v * scale).collect();
@@ -111,11 +111,12 @@ fn weight(neurons: usize, inputs: usize, rng: &mut SmallRng) -> Weight {
     }
     let fan_in: Option<usize> = rng.random::<bool>().then(|| rng.random_range(1..=inputs));
     let mut mask = vec![false; values.len()];
-    for row in mask.chunks_mut(inputs) {
+    let group = if rng.random_bool(0.3) { rng.random_range(2..5) } else { 1 };
+    let mut active: Vec<_> = mask.chunks_mut(inputs).filter(|_| rng.random_bool(0.67)).collect();
+    for rows in active.chunks_mut(group) {
         let k = fan_in.unwrap_or_else(|| rng.random_range(0..=inputs));
-        if rng.random_bool(0.67) {
-            rand::seq::index::sample(rng, inputs, k).into_iter().for_each(|i| row[i] = true);
-        }
+        let read = rand::seq::index::sample(rng, inputs, k);
+        rows.iter_mut().for_each(|row| read.iter().for_each(|i| row[i] = true));
     }
     Weight::Condensed(CondensedWeight::from_masked(&values, &mask, neurons, inputs).unwrap())
 }
