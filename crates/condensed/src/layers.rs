@@ -4,7 +4,7 @@ use crate::buffer::{Room, Scratch, floats};
 use crate::kernels::{Isa, Lookup, Tiles, dot_rows, transpose_part};
 use crate::planes::{PlaneLayer, block};
 use crate::shape::{MAX_RESULT, at_most, to_planes};
-use crate::tuning::{BATCH, BATCH_TILE};
+use crate::tuning::{BATCH, BATCH_TILE, SHARED};
 use crate::{CondensedWeight, Error, NodeError, Shape, WeightError, Window, math};
 use rayon::prelude::*;
 use std::fmt;
@@ -116,7 +116,17 @@ impl LinearKernel {
 
     /// Vectors of a tile at most.
     fn most(&self) -> usize {
-        BATCH_TILE.min(self.isa.lanes() * self.isa.accumulators())
+        self.tile().min(self.isa.lanes() * self.isa.accumulators())
+    }
+
+    /// Vectors of a tile that the cache has room for.
+    fn tile(&self) -> usize {
+        if self.is_shared() { SHARED * self.isa.lanes() } else { BATCH_TILE }
+    }
+
+    /// Whether neurons that share inputs are worked on together.
+    fn is_shared(&self) -> bool {
+        self.weight.pattern().group() > 1
     }
 
     /// Tiles of a batch, an even number from two on, so that two threads have as much to do. Depends on nothing but the batch,
@@ -131,7 +141,7 @@ impl LinearKernel {
     /// Inputs that are laid out at a time.
     fn block(&self) -> usize {
         let (neurons, inputs) = (self.weight.neurons(), self.weight.inputs());
-        block((neurons, self.weight.values().len()), inputs, BATCH_TILE)
+        block((neurons, self.weight.values().len()), inputs, self.tile())
     }
 
     fn parts(&self) -> &[Tiles] {
@@ -139,7 +149,7 @@ impl LinearKernel {
             let (rows, block) = (self.weight.rows(), self.block());
             let part = rows.len().div_ceil(rayon::current_num_threads());
             let parts = rows.chunks(part).zip(self.bias.chunks(part));
-            parts.map(|(rows, bias)| Tiles::new(rows, bias, block)).collect()
+            parts.map(|(rows, bias)| Tiles::new(rows, bias, block, self.is_shared())).collect()
         })
     }
     /// As [`run`](Self::run), in memory of the caller.

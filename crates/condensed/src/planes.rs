@@ -1,9 +1,9 @@
 //! Layers on planes: convolutions, and linear layers on tokens.
 
 use crate::buffer::{Room, Scratch, floats};
-use crate::kernels::{Isa, SharedPlanes, Tiles, prefetch};
+use crate::kernels::{Isa, SharedPlanes, Tiles, are_shared, prefetch};
 use crate::math::{self, Strides};
-use crate::tuning::{self, GEMM, TILE_FLOATS, VISIT};
+use crate::tuning::{self, GEMM, SHARED, TILE_FLOATS, VISIT};
 use crate::weight::Rows;
 use crate::{Shape, Window};
 use rayon::prelude::*;
@@ -223,8 +223,9 @@ impl PlaneLayer {
     ) -> Self {
         let vectors = vectors(isa, positions);
         let inputs = rows.iter().filter_map(|row| row.last()).map(|w| w.0 + 1).max().unwrap_or(1);
-        let block = block(counts(rows), inputs, vectors * isa.lanes());
-        let weights = Weights::sparse(rows, bias, parts, block, stride, vectors);
+        let are_shared = are_shared(rows);
+        let block = block(counts(rows), inputs, at_a_time(isa, are_shared, vectors));
+        let weights = Weights::sparse(rows, bias, parts, (block, are_shared), stride, vectors);
         Self::on_positions(isa, weights, bias.len(), positions)
     }
 
@@ -280,10 +281,12 @@ impl PlaneLayer {
             })
             .collect();
         let vectors = vectors(isa, (plan.height - 1) * plan.row_stride + plan.width);
-        let read = (plan.sheets * (vectors * isa.lanes() + plan.halo)).min(plan.channel_stride);
+        let are_shared = are_shared(&offsets);
+        let tile = at_a_time(isa, are_shared, vectors);
+        let read = (plan.sheets * (tile + plan.halo)).min(plan.channel_stride);
         let channels = block(counts(rows), input.features, read);
-        let weights =
-            Weights::sparse(&offsets, bias, parts, channels * plan.channel_stride / unit, unit, vectors);
+        let block = channels * plan.channel_stride / unit;
+        let weights = Weights::sparse(&offsets, bias, parts, (block, are_shared), unit, vectors);
         Self::planned(isa, weights, rows.len(), plan)
     }
 
@@ -485,11 +488,18 @@ impl PlaneLayer {
 }
 
 impl Weights {
-    fn sparse(rows: &Rows, bias: &[f32], parts: usize, block: usize, unit: usize, vectors: usize) -> Self {
+    fn sparse(
+        rows: &Rows,
+        bias: &[f32],
+        parts: usize,
+        (block, are_shared): (usize, bool),
+        unit: usize,
+        vectors: usize,
+    ) -> Self {
         let part_neurons = rows.len().div_ceil(parts.max(1)).max(1);
         let parts = rows.chunks(part_neurons).zip(bias.chunks(part_neurons));
         Self::Sparse {
-            parts: parts.map(|(rows, bias)| Tiles::new(rows, bias, block)).collect(),
+            parts: parts.map(|(rows, bias)| Tiles::new(rows, bias, block, are_shared)).collect(),
             part_neurons,
             unit,
             vectors,
@@ -502,6 +512,11 @@ fn vectors(isa: Isa, positions: usize) -> usize {
     let registers = positions.div_ceil(isa.lanes());
     let most = isa.accumulators().min(TILE_FLOATS / isa.lanes());
     registers.div_ceil(registers.div_ceil(most))
+}
+
+/// Of a tile of so many registers, the floats that pass before the next ones do.
+fn at_a_time(isa: Isa, are_shared: bool, vectors: usize) -> usize {
+    isa.lanes() * if are_shared { vectors.min(SHARED) } else { vectors }
 }
 
 /// Channels of a block: as many as fit the cache with the `read` floats that a tile reads of each, or more

@@ -31,6 +31,13 @@ pub(crate) const GEMM: usize = 16;
 /// keep more threads busy.
 pub(crate) const PRODUCT: [usize; 2] = [192, 512];
 
+/// Registers of positions that neurons which share inputs are computed at before the next ones. The inputs of a block need to fit the
+/// cache with so many only.
+pub(crate) const SHARED: usize = 2;
+
+/// Groups of so few images whose gradients by values are summed together.
+pub(crate) const SHEAF: usize = 8;
+
 /// Positions that a tile of a plane has at most, in floats.
 pub(crate) const TILE_FLOATS: usize = 112;
 

@@ -35,6 +35,22 @@ fn random_weight(
     CondensedWeight::from_masked(&weights, &mask, neurons, inputs).unwrap()
 }
 
+/// Every `group` neurons that are not ablated read the same `fan_in` inputs, the last ones maybe fewer.
+fn grouped_weight(
+    [neurons, inputs, fan_in, group]: [usize; 4],
+    ablated: f64,
+    rng: &mut SmallRng,
+) -> CondensedWeight {
+    let mut mask = vec![false; neurons * inputs];
+    let mut active: Vec<_> = mask.chunks_mut(inputs).filter(|_| !rng.random_bool(ablated)).collect();
+    for rows in active.chunks_mut(group) {
+        let read = rand::seq::index::sample(rng, inputs, fan_in.min(inputs));
+        rows.iter_mut().for_each(|row| read.iter().for_each(|input| row[input] = true));
+    }
+    let weights = floats(neurons * inputs, rng);
+    CondensedWeight::from_masked(&weights, &mask, neurons, inputs).unwrap()
+}
+
 fn floats(count: usize, rng: &mut SmallRng) -> Vec<f32> {
     (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
@@ -165,6 +181,43 @@ proptest! {
     }
 
     #[test]
+    fn neurons_that_share_inputs_agree_with_the_plain_product(
+        size in [1usize..70, 1usize..150, 1usize..40],
+        group in prop::sample::select(vec![1usize, 2, 3, 4, 5, 7, 8, 13, 16]),
+        ablated in prop_oneof![Just(0.0), Just(0.3)],
+        batch in 1usize..71,
+        seed: u64,
+    ) {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let batch = if cfg!(miri) { batch.min(5) } else { batch };
+        let [neurons, inputs, fan_in] = size;
+        let weight = grouped_weight([neurons, inputs, fan_in, group], ablated, &mut rng);
+        check_linear(&weight, batch, &mut rng);
+    }
+
+    #[test]
+    fn convolutions_that_share_inputs_agree_with_the_plain_sum(
+        [channels, groups] in [1usize..6, 1usize..3],
+        neurons in 1usize..20,
+        kernel in [1usize..4, 1usize..4],
+        stride in [1usize..4, 1usize..4],
+        padding in [0usize..3, 0usize..3],
+        [height, width] in [1usize..24, 1usize..24],
+        fan_in in 1usize..12,
+        group in prop::sample::select(vec![2usize, 3, 4, 8, 16]),
+        ablated in prop_oneof![Just(0.0), Just(0.3)],
+        seed: u64,
+    ) {
+        let window = Window { kernel, stride, padding, dilation: [1; 2] };
+        let [height, width] = if cfg!(miri) { [height.min(9), width.min(9)] } else { [height, width] };
+        let input = Shape { features: channels * groups, height, width };
+        prop_assume!(window.output_size(input).is_ok());
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let size = [neurons * groups, channels * kernel[0] * kernel[1], fan_in, group];
+        check_conv(&grouped_weight(size, ablated, &mut rng), window, groups, input, 2, &mut rng);
+    }
+
+    #[test]
     fn convolutions_agree_with_the_plain_sum(
         channels in 1usize..6,
         neurons in 1usize..7,
@@ -201,6 +254,14 @@ fn large_layers_agree() {
             check_linear(&weight, batch, &mut rng);
         }
     }
+    for group in [2, 4, 16] {
+        let weight = grouped_weight([390, 3072, 307, group], 0.1, &mut rng);
+        assert_eq!(
+            (weight.pattern().group(), weight.indices().len()),
+            (group, weight.active().len().div_ceil(group) * 307)
+        );
+        check_linear(&weight, 70, &mut rng);
+    }
     let square = |size, stride, padding| Window {
         kernel: [size; 2],
         stride: [stride; 2],
@@ -224,14 +285,23 @@ fn large_layers_agree() {
 #[test]
 #[cfg_attr(miri, ignore = "too large")]
 fn results_do_not_depend_on_the_number_of_threads() {
-    let mut rng = SmallRng::seed_from_u64(1);
-    let weight = random_weight(200, 500, Some(50), 0.1, &mut rng);
-    let bias = floats(200, &mut rng);
-    let x = floats(100 * 500, &mut rng);
-    let conv = random_weight(40, 16 * 9, Some(20), 0.1, &mut rng);
+    let rng = &mut SmallRng::seed_from_u64(1);
+    let (weight, conv) =
+        (random_weight(200, 500, Some(50), 0.1, rng), random_weight(40, 144, Some(20), 0.1, rng));
+    same_for_any_number_of_threads(weight, conv, rng);
+    for group in [2, 3, 16] {
+        let weight = grouped_weight([200, 500, 50, group], 0.1, rng);
+        same_for_any_number_of_threads(weight, grouped_weight([40, 144, 20, group], 0.1, rng), rng);
+    }
+}
+
+/// `weight` is [200, 500], `conv` has 40 filters of 3 × 3 for 16 channels.
+fn same_for_any_number_of_threads(weight: CondensedWeight, conv: CondensedWeight, rng: &mut SmallRng) {
+    let bias = floats(200, rng);
+    let x = floats(100 * 500, rng);
     let window = Window { kernel: [3; 2], stride: [1; 2], padding: [1; 2], dilation: [1; 2] };
     let input = Shape { features: 16, height: 20, width: 20 };
-    let image = floats(16 * 400, &mut rng);
+    let image = floats(16 * 400, rng);
     let results: Vec<_> = [1, 2, 3, 8]
         .iter()
         .map(|&threads| {

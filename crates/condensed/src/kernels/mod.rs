@@ -1,5 +1,6 @@
 //! CPU kernels, chosen by instruction set when the program runs.
 
+mod bunches;
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused, reason = "only x86-64 has table lookups"))]
 mod lookup;
 mod planes;
@@ -11,7 +12,7 @@ mod transpose;
 pub(crate) use lookup::Lookup;
 pub(crate) use planes::{SharedPlanes, prefetch};
 pub(crate) use rows::dot_rows;
-pub(crate) use tiles::{Reads, SAMPLED, Tiles};
+pub(crate) use tiles::{Reads, SAMPLED, Strips, Tiles, are_shared};
 pub(crate) use transpose::{transpose, transpose_part};
 
 use std::sync::LazyLock;

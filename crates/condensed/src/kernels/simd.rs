@@ -8,6 +8,8 @@
 pub(super) unsafe trait Simd: Copy {
     /// Floats in a register.
     const LANES: usize;
+    /// How many there are.
+    const REGISTERS: usize;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(value: f32) -> Self;
@@ -40,6 +42,7 @@ pub(super) struct Portable([f32; 8]);
 // SAFETY: needs no instruction set; unaligned reads and writes of 8 floats.
 unsafe impl Simd for Portable {
     const LANES: usize = 8;
+    const REGISTERS: usize = 8;
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller promises 8 readable floats.
@@ -94,6 +97,7 @@ pub(super) mod x86 {
     // SAFETY: AVX2 and FMA intrinsics on unaligned memory; the caller guarantees both.
     unsafe impl Simd for Avx2 {
         const LANES: usize = 8;
+        const REGISTERS: usize = 16;
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
             Self(unsafe { _mm256_loadu_ps(from) })
@@ -173,6 +177,7 @@ pub(super) mod x86 {
     // SAFETY: AVX-512F intrinsics on unaligned memory; the caller guarantees it.
     unsafe impl Simd for Avx512 {
         const LANES: usize = 16;
+        const REGISTERS: usize = 32;
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
             Self(unsafe { _mm512_loadu_ps(from) })
@@ -279,6 +284,7 @@ pub(super) mod arm {
     // SAFETY: NEON is part of every aarch64 target; loads and stores are unaligned.
     unsafe impl Simd for Neon {
         const LANES: usize = 8;
+        const REGISTERS: usize = 16;
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
             unsafe { Self(vld1q_f32(from), vld1q_f32(from.add(4))) }

@@ -9,6 +9,7 @@
 //! neurons are ordered by how many weights they have there, so that the inner loop's length, and with it
 //! the branch at its end, is the same many times in a row.
 
+use super::bunches::{Bunches, are_worth_it};
 use super::{Isa, simd};
 use simd::Simd;
 use std::ops::Range;
@@ -19,12 +20,28 @@ use std::ops::Range;
 #[derive(Clone, Debug)]
 pub(crate) struct Reads {
     neurons: usize,
+    /// Units of a block.
+    block: usize,
+    /// One past the last unit of the input that position 0 reads.
+    reach: usize,
+    form: Form,
+}
+
+#[derive(Clone, Debug)]
+enum Form {
+    /// Each neuron by itself.
+    Singles(Singles),
+    /// Neurons that read the same together.
+    Bunches(Bunches),
+}
+
+/// What each neuron reads.
+#[derive(Clone, Debug)]
+struct Singles {
     blocks: Vec<Block>,
     runs: Vec<Run>,
     rows: Vec<u32>,
     offsets: Offsets,
-    /// One past the last unit of the input that position 0 reads.
-    reach: usize,
 }
 
 /// Weights of some neurons: what they read, and their values in that order.
@@ -53,13 +70,6 @@ struct Run {
     weights: u32,
 }
 
-#[derive(Clone, Debug)]
-enum Offsets {
-    U8(Vec<u8>),
-    U16(Vec<u16>),
-    U32(Vec<u32>),
-}
-
 /// Runs an expression on the offsets, whatever their type.
 macro_rules! any_offsets {
     ($offsets:expr, $name:ident => $run:expr) => {
@@ -70,29 +80,64 @@ macro_rules! any_offsets {
         }
     };
 }
+pub(super) use any_offsets;
+
+/// Offsets within a block, in the smallest type that holds them all.
+#[derive(Clone, Debug)]
+pub(super) enum Offsets {
+    U8(Vec<u8>),
+    U16(Vec<u16>),
+    U32(Vec<u32>),
+}
+
+impl Offsets {
+    /// None yet, for blocks of so many units.
+    pub fn new(block: usize) -> Self {
+        match block {
+            0..=0x100 => Self::U8(Vec::new()),
+            0x101..=0x1_0000 => Self::U16(Vec::new()),
+            _ => Self::U32(Vec::new()),
+        }
+    }
+
+    /// Adds one that is below the size of a block.
+    pub fn push(&mut self, offset: usize) {
+        match self {
+            Self::U8(o) => o.push(offset as u8),
+            Self::U16(o) => o.push(offset as u16),
+            Self::U32(o) => o.push(offset as u32),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        any_offsets!(self, offsets => offsets.len())
+    }
+
+    pub fn bytes(&self) -> usize {
+        any_offsets!(self, offsets => size_of_val(offsets.as_slice()))
+    }
+}
+
+/// Tiles of the same positions of images that do not lie side by side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strips {
+    pub count: usize,
+    /// Registers of each.
+    pub vectors: usize,
+    /// Floats from one to the next, of what neurons read and of their gradients.
+    pub x: usize,
+    pub y: usize,
+}
 
 /// Registers of a tile that [`Reads::sample`] takes at most: they and eight sums are all that most machines have.
 pub(crate) const SAMPLED: usize = 8;
 
-impl Reads {
-    /// Packs `rows`: for each neuron its weights as (offset of the input run, something), offsets ascending. Inputs whose
-    /// offsets share `offset / block` are one block. Also returns what `rows` has beside the offsets, in the kernel's order.
-    pub fn new<T: Copy>(rows: &[impl AsRef<[(usize, T)]>], block: usize) -> (Self, Vec<T>) {
-        let rows: Vec<&[(usize, T)]> = rows.iter().map(AsRef::as_ref).collect();
-        let reach = rows.iter().filter_map(|row| row.last()).map(|w| w.0 + 1).max().unwrap_or(0);
+impl Singles {
+    /// Packs `rows`, whose offsets are below `reach`.
+    fn new<T: Copy>(rows: &[&[(usize, T)]], block: usize, reach: usize) -> (Self, Vec<T>) {
         let mut beside = Vec::new();
-        let mut this = Self {
-            neurons: rows.len(),
-            blocks: Vec::new(),
-            runs: Vec::new(),
-            rows: Vec::new(),
-            offsets: match block {
-                0..=0x100 => Offsets::U8(Vec::new()),
-                0x101..=0x1_0000 => Offsets::U16(Vec::new()),
-                _ => Offsets::U32(Vec::new()),
-            },
-            reach,
-        };
+        let mut this =
+            Self { blocks: Vec::new(), runs: Vec::new(), rows: Vec::new(), offsets: Offsets::new(block) };
         let mut next = vec![0; rows.len()];
         for base in (0..reach.max(1)).step_by(block) {
             let spans: Vec<Range<usize>> = rows
@@ -114,11 +159,7 @@ impl Reads {
                 for &n in same {
                     this.rows.push(n as u32);
                     for &(offset, thing) in &rows[n][spans[n].clone()] {
-                        match &mut this.offsets {
-                            Offsets::U8(o) => o.push((offset - base) as u8),
-                            Offsets::U16(o) => o.push((offset - base) as u16),
-                            Offsets::U32(o) => o.push((offset - base) as u32),
-                        }
+                        this.offsets.push(offset - base);
                         beside.push(thing);
                     }
                 }
@@ -129,12 +170,62 @@ impl Reads {
     }
 
     /// Bytes of all streams.
-    pub fn bytes(&self) -> usize {
-        let offsets = any_offsets!(&self.offsets, offsets => size_of_val(offsets.as_slice()));
-        offsets
+    fn bytes(&self) -> usize {
+        self.offsets.bytes()
             + self.rows.len() * 4
             + self.runs.len() * size_of::<Run>()
             + self.blocks.len() * size_of::<Block>()
+    }
+}
+
+/// Whether so many of these rows are like their neighbours that they are better worked on together.
+pub(crate) fn are_shared<T>(rows: &[impl AsRef<[(usize, T)]>]) -> bool {
+    let rows: Vec<&[(usize, T)]> = rows.iter().map(AsRef::as_ref).collect();
+    are_worth_it(&rows)
+}
+
+impl Reads {
+    /// Packs `rows`: for each neuron its weights as (offset of the input run, something), offsets ascending. Inputs whose
+    /// offsets share `offset / block` are one block. Neurons that read the same are worked on together if `are_shared`: that is
+    /// asked for those of all parts of a layer, as sums of both forms have another order.
+    ///
+    /// Also returns what `rows` has beside the offsets, in the kernel's order.
+    pub fn new<T: Copy>(rows: &[impl AsRef<[(usize, T)]>], block: usize, are_shared: bool) -> (Self, Vec<T>) {
+        let rows: Vec<&[(usize, T)]> = rows.iter().map(AsRef::as_ref).collect();
+        let reach = rows.iter().filter_map(|row| row.last()).map(|w| w.0 + 1).max().unwrap_or(0);
+        let (form, beside) = if are_shared {
+            let (bunches, beside) = Bunches::new(&rows, block, reach);
+            (Form::Bunches(bunches), beside)
+        } else {
+            let (singles, beside) = Singles::new(&rows, block, reach);
+            (Form::Singles(singles), beside)
+        };
+        (Self { neurons: rows.len(), block, reach, form }, beside)
+    }
+
+    /// Whether neurons that read the same are worked on together. Others have no [`spread`](Self::spread).
+    pub fn are_shared(&self) -> bool {
+        matches!(self.form, Form::Bunches(_))
+    }
+
+    /// Bytes of all streams.
+    pub fn bytes(&self) -> usize {
+        match &self.form {
+            Form::Singles(singles) => singles.bytes(),
+            Form::Bunches(bunches) => bunches.bytes(),
+        }
+    }
+
+    /// Blocks of inputs.
+    pub fn blocks(&self) -> usize {
+        self.reach.max(1).div_ceil(self.block)
+    }
+
+    fn weights(&self) -> usize {
+        match &self.form {
+            Form::Singles(singles) => singles.offsets.len(),
+            Form::Bunches(bunches) => bunches.weights(),
+        }
     }
 
     /// One tile: `out[n · stride + p] = bias[n] + Σ value · x[offset · unit + p]` for `p < width`, where `width` is `vectors`
@@ -150,7 +241,7 @@ impl Reads {
         x: (&[f32], usize),
         out: (&mut [f32], usize),
     ) {
-        self.run_blocks(isa, vectors, 0..self.blocks.len(), weights, x, out);
+        self.run_blocks(isa, vectors, 0..self.blocks(), weights, x, out);
     }
 
     /// What [`run`](Self::run) does for some blocks of inputs, of which `x` has those from their first on. The first block
@@ -165,54 +256,110 @@ impl Reads {
         (out, stride): (&mut [f32], usize),
     ) {
         let width = vectors * isa.lanes();
-        let origin = self.blocks[blocks.start].base;
-        let reach = self.blocks.get(blocks.end).map_or(self.reach, |next| next.base);
+        let origin = blocks.start * self.block;
+        let reach = self.reach.min(blocks.end * self.block);
         assert!(isa.available() && vectors >= 1);
         assert!(reach <= origin || x.len() >= (reach - 1 - origin) * unit + width, "input too short");
         assert!(self.neurons == 0 || out.len() >= (self.neurons - 1) * stride + width, "output too short");
         assert!(bias.is_none_or(|bias| bias.len() == self.neurons), "bias");
-        assert_eq!(values.len(), any_offsets!(&self.offsets, offsets => offsets.len()), "values");
+        assert!(blocks.start < blocks.end && blocks.end <= self.blocks(), "blocks");
+        assert_eq!(values.len(), self.weights(), "values");
         let weights = (values.as_ptr(), bias.map(<[f32]>::as_ptr));
         let (x, out) = ((x.as_ptr(), unit), (out.as_mut_ptr(), stride));
         // SAFETY: the instruction set is there, the blocks are; every row is below `neurons`, every offset plus its block's base
-        // below `reach`, so all runs of `width` floats lie in `x` and `out`; there are as many values as offsets, and as many
-        // biases as neurons.
-        any_offsets!(&self.offsets, offsets => unsafe {
-            dispatch(self, blocks, offsets, isa, vectors, weights, x, out)
-        });
+        // below `reach`, so all runs of `width` floats lie in `x` and `out`; there are as many values as the streams say, and as
+        // many biases as neurons.
+        unsafe {
+            match &self.form {
+                Form::Singles(singles) => any_offsets!(&singles.offsets, offsets => {
+                    dispatch(singles, blocks, offsets, isa, vectors, weights, x, out)
+                }),
+                Form::Bunches(bunches) => bunches.run(isa, vectors, blocks, weights, x, out),
+            }
+        }
     }
 
-    /// The sums of products that gradients of values are, for one tile: `sums[i] += Σ y[n · stride + p] · x[offset · unit + p]`
-    /// over `p < width` for each weight `i` of neuron `n`, in the kernel's order. `width` is `vectors` registers.
+    /// The sums of products that gradients of values are, for one tile of each strip:
+    /// `sums[i] += Σ y[n · stride + p] · x[offset · unit + p]` over `p < width` for each weight `i` of neuron `n`, in the kernel's
+    /// order. `width` is as many registers as strips have.
     ///
     /// # Panics
     /// If a slice is too short, or the instruction set is not there.
     pub fn sample(
         &self,
         isa: Isa,
-        vectors: usize,
+        strips: Strips,
         (x, unit): (&[f32], usize),
         (y, stride): (&[f32], usize),
         sums: &mut [f32],
     ) {
-        let width = vectors * isa.lanes();
-        assert!(isa.available() && vectors >= 1);
-        assert!(self.reach == 0 || x.len() >= (self.reach - 1) * unit + width, "input too short");
-        assert!(self.neurons == 0 || y.len() >= (self.neurons - 1) * stride + width, "gradient too short");
-        assert_eq!(sums.len(), any_offsets!(&self.offsets, offsets => offsets.len()), "sums");
-        let (x, y, sums) = ((x.as_ptr(), unit), (y.as_ptr(), stride), sums.as_mut_ptr());
+        let (width, last) = (strips.vectors * isa.lanes(), strips.count - 1);
+        assert!(isa.available() && strips.vectors >= 1);
+        let reach = last * strips.x + self.reach.saturating_sub(1) * unit + width;
+        assert!(self.reach == 0 || x.len() >= reach, "input too short");
+        let reach = last * strips.y + self.neurons.saturating_sub(1) * stride + width;
+        assert!(self.neurons == 0 || y.len() >= reach, "gradient too short");
+        assert_eq!(sums.len(), self.weights(), "sums");
+        let (x, y, sums) = (x.as_ptr(), y.as_ptr(), sums.as_mut_ptr());
         // SAFETY: the instruction set is there; every row is below `neurons`, every offset plus its block's base below `reach`,
-        // so all runs of `width` floats lie in `x` and `y`; there are as many sums as offsets.
-        any_offsets!(&self.offsets, offsets => unsafe { dispatch_sample(self, offsets, isa, vectors, x, y, sums) });
+        // so all runs of `width` floats lie in `x` and `y`, in each strip; there are as many sums as the streams say.
+        unsafe {
+            match &self.form {
+                Form::Singles(singles) => any_offsets!(&singles.offsets, offsets => {
+                    for strip in 0..strips.count {
+                        let (x, y) = ((x.add(strip * strips.x), unit), (y.add(strip * strips.y), stride));
+                        dispatch_sample(singles, offsets, isa, strips.vectors, x, y, sums);
+                    }
+                }),
+                Form::Bunches(bunches) => bunches.sample(isa, strips, (x, unit), (y, stride), sums),
+            }
+        }
+    }
+
+    /// The gradient by the inputs of one block, which `dx` has alone, for one tile:
+    /// `dx[offset · unit + p] += Σ value · y[n · stride + p]` for `p < width`. Does nothing if there is no such block.
+    ///
+    /// # Panics
+    /// If a slice is too short, the instruction set is not there, or neurons are not [shared](Self::are_shared).
+    pub fn spread(
+        &self,
+        isa: Isa,
+        vectors: usize,
+        block: usize,
+        values: &[f32],
+        (y, stride): (&[f32], usize),
+        (dx, unit): (&mut [f32], usize),
+    ) {
+        let Form::Bunches(bunches) = &self.form else { panic!("neurons by themselves") };
+        let (width, end) = (vectors * isa.lanes(), bunches.end(block));
+        if end == 0 {
+            return;
+        }
+        assert!(isa.available() && vectors >= 1);
+        assert!(dx.len() >= (end - 1) * unit + width, "gradient by the input too short");
+        assert!(self.neurons == 0 || y.len() >= (self.neurons - 1) * stride + width, "gradient too short");
+        assert_eq!(values.len(), self.weights(), "values");
+        // SAFETY: the instruction set is there, and the block, as it has offsets, which are below `end`; every row is below
+        // `neurons`, so all runs of `width` floats lie in `dx` and `y`; there are as many values as the streams say.
+        unsafe {
+            bunches.spread(
+                isa,
+                vectors,
+                block,
+                values.as_ptr(),
+                (y.as_ptr(), stride),
+                (dx.as_mut_ptr(), unit),
+            )
+        }
     }
 }
 
 impl Tiles {
     /// Packs `rows`: for each neuron its weights as (offset of the input run, value), offsets ascending.
-    /// Inputs whose offsets share `offset / block` are one block.
-    pub fn new(rows: &[Vec<(usize, f32)>], bias: &[f32], block: usize) -> Self {
+    /// `block` and `are_shared` as for [`Reads::new`].
+    pub fn new(rows: &[Vec<(usize, f32)>], bias: &[f32], block: usize, are_shared: bool) -> Self {
         assert_eq!(rows.len(), bias.len());
-        let (reads, values) = Reads::new(rows, block);
+        let (reads, values) = Reads::new(rows, block, are_shared);
         Self { reads, values, bias: bias.to_vec() }
     }
 
@@ -243,7 +390,7 @@ impl Tiles {
     /// As [`run`](Self::run).
     pub fn run_block(&self, isa: Isa, vectors: usize, block: usize, x: &[f32], out: &mut [f32]) {
         let width = vectors * isa.lanes();
-        if block < self.reads.blocks.len() {
+        if block < self.reads.blocks() {
             let weights = (&self.values[..], Some(&self.bias[..]));
             self.reads.run_blocks(isa, vectors, block..block + 1, weights, (x, width), (out, width));
         }
@@ -251,11 +398,11 @@ impl Tiles {
 }
 
 /// Values and biases of the weights.
-type Weights = (*const f32, Option<*const f32>);
+pub(super) type Weights = (*const f32, Option<*const f32>);
 
 /// Numbers, and floats from one to the next.
-type Input = (*const f32, usize);
-type Output = (*mut f32, usize);
+pub(super) type Input = (*const f32, usize);
+pub(super) type Output = (*mut f32, usize);
 
 /// Calls the kernel for so many registers.
 macro_rules! by_vectors {
@@ -272,7 +419,7 @@ macro_rules! by_vectors {
 /// As in [`Reads::run_blocks`].
 #[expect(clippy::too_many_arguments, reason = "one call, made in `run_blocks`")]
 unsafe fn dispatch<O: Offset>(
-    reads: &Reads,
+    singles: &Singles,
     blocks: Range<usize>,
     offsets: &[O],
     isa: Isa,
@@ -284,24 +431,24 @@ unsafe fn dispatch<O: Offset>(
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => {
-            by_vectors!(vectors: avx512::run [1 2 3 4 5 6 7 8 9 10 11 12 13 14] (reads, blocks, offsets, weights, x, out))
+            by_vectors!(vectors: avx512::run [1 2 3 4 5 6 7 8 9 10 11 12 13 14] (singles, blocks, offsets, weights, x, out))
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
-            by_vectors!(vectors: avx2::run [1 2 3 4 5 6 7 8 9 10 11 12] (reads, blocks, offsets, weights, x, out))
+            by_vectors!(vectors: avx2::run [1 2 3 4 5 6 7 8 9 10 11 12] (singles, blocks, offsets, weights, x, out))
         }
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => {
-            by_vectors!(vectors: neon::run [1 2 3 4 5 6 7 8] (reads, blocks, offsets, weights, x, out))
+            by_vectors!(vectors: neon::run [1 2 3 4 5 6 7 8] (singles, blocks, offsets, weights, x, out))
         }
-        _ => by_vectors!(vectors: portable::run [1 2 3 4] (reads, blocks, offsets, weights, x, out)),
+        _ => by_vectors!(vectors: portable::run [1 2 3 4] (singles, blocks, offsets, weights, x, out)),
     }
 }
 
 /// # Safety
 /// As in [`Reads::sample`].
 unsafe fn dispatch_sample<O: Offset>(
-    reads: &Reads,
+    singles: &Singles,
     offsets: &[O],
     isa: Isa,
     vectors: usize,
@@ -311,12 +458,12 @@ unsafe fn dispatch_sample<O: Offset>(
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => by_vectors!(vectors: avx512::sample [1 2 3 4 5 6 7 8] (reads, offsets, x, y, sums)),
+        Isa::Avx512 => by_vectors!(vectors: avx512::sample [1 2 3 4 5 6 7 8] (singles, offsets, x, y, sums)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => by_vectors!(vectors: avx2::sample [1 2 3 4 5 6 7 8] (reads, offsets, x, y, sums)),
+        Isa::Avx2 => by_vectors!(vectors: avx2::sample [1 2 3 4 5 6 7 8] (singles, offsets, x, y, sums)),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => by_vectors!(vectors: neon::sample [1 2 3 4 5 6 7 8] (reads, offsets, x, y, sums)),
-        _ => by_vectors!(vectors: portable::sample [1 2 3 4 5 6 7 8] (reads, offsets, x, y, sums)),
+        Isa::Neon => by_vectors!(vectors: neon::sample [1 2 3 4 5 6 7 8] (singles, offsets, x, y, sums)),
+        _ => by_vectors!(vectors: portable::sample [1 2 3 4 5 6 7 8] (singles, offsets, x, y, sums)),
     }
 }
 
@@ -332,7 +479,7 @@ macro_rules! kernels {
                 /// As in [`Reads::run_blocks`].
                 $(#[target_feature(enable = $features)])?
                 pub unsafe fn run<O: Offset, const V: usize>(
-                    reads: &Reads,
+                    singles: &Singles,
                     blocks: Range<usize>,
                     offsets: &[O],
                     weights: Weights,
@@ -340,21 +487,21 @@ macro_rules! kernels {
                     out: Output,
                 ) {
                     // SAFETY: passed on from the caller.
-                    unsafe { tile::<$simd, O, V>(reads, blocks, offsets, weights, x, out) }
+                    unsafe { tile::<$simd, O, V>(singles, blocks, offsets, weights, x, out) }
                 }
 
                 /// # Safety
                 /// As in [`Reads::sample`].
                 $(#[target_feature(enable = $features)])?
                 pub unsafe fn sample<O: Offset, const V: usize>(
-                    reads: &Reads,
+                    singles: &Singles,
                     offsets: &[O],
                     x: Input,
                     y: Input,
                     sums: *mut f32,
                 ) {
                     // SAFETY: passed on from the caller.
-                    unsafe { super::sample::<$simd, O, V>(reads, offsets, x, y, sums) }
+                    unsafe { super::sample::<$simd, O, V>(singles, offsets, x, y, sums) }
                 }
             }
         )*
@@ -371,7 +518,7 @@ kernels! {
     mod portable: simd::Portable;
 }
 
-trait Offset: Copy + Into<u32> {
+pub(super) trait Offset: Copy + Into<u32> {
     /// Four offsets by as few loads as possible.
     ///
     /// # Safety
@@ -409,25 +556,25 @@ impl Offset for u32 {
 /// As in [`Reads::run_blocks`], in a function that enables the instruction set of `S`.
 #[inline(always)]
 unsafe fn tile<S: Simd, O: Offset, const V: usize>(
-    reads: &Reads,
+    singles: &Singles,
     blocks: Range<usize>,
     offsets: &[O],
     (value, bias): Weights,
     (x, unit): Input,
     (out, stride): Output,
 ) {
-    let first = &reads.blocks[blocks.start];
-    let (origin, mut row) = (first.base, reads.rows[first.row..].as_ptr());
+    let first = &singles.blocks[blocks.start];
+    let (origin, mut row) = (first.base, singles.rows[first.row..].as_ptr());
     let mut offset = offsets[first.weight..].as_ptr();
     // SAFETY: there are as many values as offsets.
     let mut value = unsafe { value.add(first.weight) };
     for index in blocks {
-        let block = &reads.blocks[index];
+        let block = &singles.blocks[index];
         // SAFETY: the streams hold what blocks and runs say, by construction, and the caller promises
         // that all runs of positions lie in `x` and `out`.
         unsafe {
             let x = x.add((block.base - origin) * unit);
-            for run in &reads.runs[block.runs.clone()] {
+            for run in &singles.runs[block.runs.clone()] {
                 for _ in 0..run.rows {
                     let neuron = *row as usize;
                     row = row.add(1);
@@ -475,18 +622,18 @@ unsafe fn tile<S: Simd, O: Offset, const V: usize>(
 /// As in [`Reads::sample`], in a function that enables the instruction set of `S`.
 #[inline(always)]
 unsafe fn sample<S: Simd, O: Offset, const V: usize>(
-    reads: &Reads,
+    singles: &Singles,
     offsets: &[O],
     (x, unit): Input,
     (y, stride): Input,
     mut sum: *mut f32,
 ) {
-    let (mut row, mut offset) = (reads.rows.as_ptr(), offsets.as_ptr());
-    for block in &reads.blocks {
+    let (mut row, mut offset) = (singles.rows.as_ptr(), offsets.as_ptr());
+    for block in &singles.blocks {
         // SAFETY: as in `tile`.
         unsafe {
             let x = x.add(block.base * unit);
-            for run in &reads.runs[block.runs.clone()] {
+            for run in &singles.runs[block.runs.clone()] {
                 for _ in 0..run.rows {
                     let y = y.add(*row as usize * stride);
                     row = row.add(1);

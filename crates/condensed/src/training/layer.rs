@@ -1,9 +1,9 @@
-use super::pass::{Geometry, Part, Pass, each_part, tile};
+use super::pass::{Field, Geometry, Part, Pass, each_part, tile};
 use crate::buffer::{Buffer, floats};
-use crate::kernels::{Isa, SAMPLED};
+use crate::kernels::{Isa, SAMPLED, Strips};
 use crate::math::{self, Strides};
 use crate::shape::{MAX_RESULT, at_most};
-use crate::tuning::{BATCH_TILE, SAMPLERS};
+use crate::tuning::{BATCH_TILE, SAMPLERS, SHARED, SHEAF};
 use crate::{Error, NodeError, Pattern, Shape, Window};
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -40,10 +40,22 @@ pub struct Layer {
     geometry: Geometry,
     /// Images that are worked on together.
     images: usize,
+    /// Groups of them whose gradients by values are summed together.
+    sheaf: usize,
     /// The slots that the first window reads in a plane.
     taps: Vec<usize>,
     forward: Pass,
-    backward: Pass,
+    backward: Backward,
+}
+
+/// From gradients by results to gradients by inputs.
+#[derive(Debug)]
+enum Backward {
+    /// Each input gathers the gradients of those that read it.
+    Gathering(Pass),
+    /// Neurons that read the same inputs spread theirs over them, as the forward pass read them. Only there is how the gradients
+    /// lie.
+    Spreading(Field),
 }
 
 /// Input and gradient by the result of a backward pass, as [`Layer::add_dense_gradient`] reads them.
@@ -139,16 +151,21 @@ impl Layer {
         if !isa.available() {
             return Err(Error::Isa(isa));
         }
-        let images = images(isa, geometry.output.width);
+        let is_shared = pattern.group() > 1;
+        let images = images(isa, geometry.output.width, is_shared);
         srigl_tensors::memory::check(Some(geometry.bytes(pattern))).map_err(Error::TrainingMemory)?;
         let misfit = |what| Error::Node { node: "convolution".into(), what };
-        let (forward, backward) = rayon::join(
-            || geometry.forward(isa, pattern, images),
-            || geometry.backward(isa, pattern, images),
-        );
-        let ((forward, taps), backward) = (forward.map_err(&misfit)?, backward.map_err(misfit)?);
+        let gathering = || geometry.backward(isa, pattern, images);
+        let (forward, backward) =
+            rayon::join(|| geometry.forward(isa, pattern, images), || (!is_shared).then(gathering));
+        let (forward, taps) = forward.map_err(misfit)?;
+        let backward = match backward {
+            None if forward.is_shared() => Backward::Spreading(geometry.results()),
+            backward => Backward::Gathering(backward.unwrap_or_else(gathering).map_err(misfit)?),
+        };
         let size = [pattern.neurons(), pattern.inputs(), pattern.len()];
-        Ok(Self { size, isa, geometry, images, taps, forward, backward })
+        let sheaf = if is_shared { SHEAF } else { 1 };
+        Ok(Self { size, isa, geometry, images, sheaf, taps, forward, backward })
     }
 
     /// Rows `N`, ablated ones included.
@@ -173,7 +190,24 @@ impl Layer {
 
     /// Bytes of what the kernels make of the pattern, which is not kept.
     pub fn bytes(&self) -> usize {
-        self.forward.bytes() + self.backward.bytes()
+        let backward = match &self.backward {
+            Backward::Gathering(pass) => pass.bytes(),
+            Backward::Spreading(gradients) => gradients.layout.bytes(),
+        };
+        self.forward.bytes() + backward
+    }
+
+    /// How inputs lie, laid out.
+    fn inputs_field(&self) -> &Field {
+        &self.forward.field
+    }
+
+    /// How gradients by results lie, laid out.
+    fn gradients_field(&self) -> &Field {
+        match &self.backward {
+            Backward::Gathering(pass) => &pass.field,
+            Backward::Spreading(gradients) => gradients,
+        }
     }
 
     /// `y = W x + b`; `bias` is `[N]`.
@@ -195,8 +229,9 @@ impl Layer {
         self.check(values.len(), batch, x.len(), y.len());
         assert!(bias.is_none_or(|bias| bias.len() == self.neurons()), "bias [N]");
         let wave = self.wave(batch, usize::MAX);
-        let room = self.room(&self.forward, wave);
-        scratch.grow([room[0], 0, room[1], floats(&[values.len()]), 0])?;
+        let laid_out = self.floats_of(self.inputs_field(), wave);
+        let sums = self.floats(self.forward.sums(), wave);
+        scratch.grow([laid_out, 0, sums, floats(&[values.len()]), 0])?;
         let Scratch { inputs, sums, values: packed, .. } = scratch;
         let packed = &mut packed[..values.len()];
         self.forward.pack(values, packed);
@@ -234,26 +269,37 @@ impl Layer {
         }
         let chunks = self.chunks();
         let wave = self.wave(batch, chunks);
-        let [inputs, _] = self.room(&self.forward, wave);
-        let [gradients, sums] = self.room(&self.backward, wave);
+        let inputs = self.floats_of(self.inputs_field(), wave);
+        let gradients = self.floats_of(self.gradients_field(), wave);
+        let sums = match &self.backward {
+            Backward::Gathering(pass) => self.floats(pass.sums(), wave),
+            Backward::Spreading(_) => inputs,
+        };
         let packed = floats(&[values.len()]);
         scratch.grow([inputs, gradients, sums, packed, floats(&[chunks, values.len()])])?;
         let Scratch { inputs, gradients, sums, values: packed, dvalues: sampled } = scratch;
         let (packed, sampled) = (&mut packed[..values.len()], &mut sampled[..chunks * values.len()]);
-        self.backward.pack(values, packed);
+        match &self.backward {
+            Backward::Gathering(pass) => pass.pack(values, packed),
+            Backward::Spreading(_) => self.forward.pack(values, packed),
+        }
         sampled.fill(0.0);
         let mut dx = dx;
         for first in (0..batch).step_by(wave.max(1)) {
             let images = first..batch.min(first + wave);
             let (x, dy, count) = (of(x, batch, &images), of(dy, batch, &images), images.len());
-            match &mut dx {
-                Some(dx) => {
-                    let dx = of_mut(dx, batch, &images);
-                    self.product(&self.backward, (packed, None), count, dy, (gradients, sums), dx);
+            let dx = dx.as_deref_mut().map(|dx| of_mut(dx, batch, &images));
+            match (&self.backward, dx) {
+                (Backward::Gathering(pass), Some(dx)) => {
+                    self.product(pass, (packed, None), count, dy, (gradients, sums), dx);
                 }
-                None => self.lay_out_of(&self.backward, count, dy, gradients),
+                (Backward::Spreading(field), Some(dx)) => {
+                    self.lay_out_of(field, count, dy, gradients);
+                    self.spread(packed, count, gradients, sums, dx);
+                }
+                (_, None) => self.lay_out_of(self.gradients_field(), count, dy, gradients),
             }
-            self.lay_out_of(&self.forward, count, x, inputs);
+            self.lay_out_of(self.inputs_field(), count, x, inputs);
             self.sample(first / self.images, count, inputs, gradients, sampled);
         }
         self.place(sampled, dvalues);
@@ -290,19 +336,19 @@ impl Layer {
     pub fn lay_out(&self, batch: usize, x: &[f32], dy: &[f32]) -> Result<LaidOut, Error> {
         self.check(self.weights(), batch, x.len(), dy.len());
         let [inputs, gradients] = self.laid_out(batch);
-        let one = |pass: &Pass, from: &[f32], floats: u64| {
+        let one = |field: &Field, from: &[f32], floats: u64| {
             let floats = usize::try_from(floats).unwrap_or(usize::MAX);
             let mut to = srigl_tensors::memory::with_capacity(floats).map_err(Error::TrainingMemory)?;
             if self.is_linear() {
                 to.extend_from_slice(from);
             } else {
                 to.resize(floats, 0.0);
-                self.lay_out_of(pass, batch, from, &mut to);
+                self.lay_out_of(field, batch, from, &mut to);
             }
             Ok::<_, Error>(to)
         };
-        let inputs = one(&self.forward, x, inputs)?;
-        Ok(LaidOut { batch, inputs, gradients: one(&self.backward, dy, gradients)? })
+        let inputs = one(self.inputs_field(), x, inputs)?;
+        Ok(LaidOut { batch, inputs, gradients: one(self.gradients_field(), dy, gradients)? })
     }
 
     /// Floats of laid out inputs and gradients. Rows of a linear layer are factors as they are.
@@ -310,7 +356,7 @@ impl Layer {
         let Geometry { input, output, .. } = self.geometry;
         match self.is_linear() {
             true => [input, output].map(|shape| floats(&[batch, shape.features])),
-            false => [&self.forward, &self.backward].map(|pass| self.room(pass, batch)[0]),
+            false => [self.inputs_field(), self.gradients_field()].map(|field| self.floats_of(field, batch)),
         }
     }
 
@@ -361,10 +407,11 @@ impl Layer {
                 gradients.extend(neurons.iter().map(|neuron| sample[*neuron]));
             }
         } else {
+            let field = self.gradients_field();
             for group in 0..self.groups(pass.batch) {
-                gradients.resize(group * self.region(&self.backward, neurons.len(), pass.batch), 0.0);
-                let images = &pass.gradients[group * self.region(&self.backward, all, pass.batch)..];
-                let plane = self.backward.field.layout.slots * self.group(group, pass.batch).1;
+                gradients.resize(group * self.region(field, neurons.len(), pass.batch), 0.0);
+                let images = &pass.gradients[group * self.region(field, all, pass.batch)..];
+                let plane = field.layout.slots * self.group(group, pass.batch).1;
                 neurons
                     .iter()
                     .for_each(|neuron| gradients.extend_from_slice(&images[neuron * plane..][..plane]));
@@ -422,7 +469,7 @@ impl Layer {
         &LaidOut { batch, ref inputs, .. }: &LaidOut,
         products: &mut [f32],
     ) {
-        let (forward, backward) = (&self.forward, &self.backward);
+        let (forward, backward) = (self.inputs_field(), self.gradients_field());
         let output = self.geometry.output;
         let rows = Strides { row: channels.len(), column: 1 };
         let Shape { height, width, .. } = output;
@@ -430,14 +477,14 @@ impl Layer {
             let (_, unit) = self.group(group, batch);
             let x = &inputs[group * self.region(forward, forward.planes, batch)..];
             let dy = &results.gradients[group * self.region(backward, results.all, batch)..];
-            let [x_plane, dy_plane] = [forward, backward].map(|pass| pass.field.layout.slots * unit);
+            let [x_plane, dy_plane] = [forward, backward].map(|field| field.layout.slots * unit);
             for row in 0..height {
-                let slot = forward.field.window(row, 0) + self.taps[tap];
+                let slot = forward.window(row, 0) + self.taps[tap];
                 math::add_matmul(
                     [part.len(), channels.len(), width * unit],
                     products,
                     rows,
-                    &dy[(results.first + part.start) * dy_plane + backward.field.position(row, 0) * unit..],
+                    &dy[(results.first + part.start) * dy_plane + backward.position(row, 0) * unit..],
                     Strides { row: dy_plane, column: 1 },
                     &x[channels.start * x_plane + slot * unit..],
                     Strides { row: 1, column: x_plane },
@@ -462,27 +509,32 @@ impl Layer {
     /// The images of a group, and the floats of a slot.
     fn group(&self, group: usize, batch: usize) -> (usize, usize) {
         let images = self.images.min(batch - group * self.images);
-        (images, images.next_multiple_of(self.isa.lanes()))
+        // Groups of a sheaf are alike.
+        let alike = if self.sheaf > 1 { self.images.min(batch) } else { images };
+        (images, alike.next_multiple_of(self.isa.lanes()))
     }
 
     /// Floats from one laid out group to the next, of so many planes.
-    fn region(&self, pass: &Pass, planes: usize, batch: usize) -> usize {
-        self.group(0, batch).1 * planes * pass.field.layout.slots
+    fn region(&self, field: &Field, planes: usize, batch: usize) -> usize {
+        self.group(0, batch).1 * planes * field.layout.slots
     }
 
-    /// Floats that all groups of a pass take, and their sums.
-    fn room(&self, pass: &Pass, batch: usize) -> [u64; 2] {
+    /// Floats that all groups of so many planes and slots take.
+    fn floats(&self, [planes, slots]: [usize; 2], batch: usize) -> u64 {
         let unit = if batch == 0 { 0 } else { self.group(0, batch).1 };
-        let [planes, slots] = pass.sums();
-        [[pass.planes, pass.field.layout.slots], [planes, slots]]
-            .map(|[planes, slots]| floats(&[self.groups(batch), unit, planes, slots]))
+        floats(&[self.groups(batch), unit, planes, slots])
+    }
+
+    /// The same of all that is laid out.
+    fn floats_of(&self, field: &Field, batch: usize) -> u64 {
+        self.floats([field.planes, field.layout.slots], batch)
     }
 
     /// Images of a wave: a group for each thread, so that what is laid out of it stays in the cache; at most so many groups.
     fn wave(&self, batch: usize, most: usize) -> usize {
         // A power of two, as the number of chunks is.
-        let groups = 1 << rayon::current_num_threads().min(most).ilog2();
-        batch.min(groups * self.images)
+        let sheaves: usize = 1 << rayon::current_num_threads().min(most).ilog2();
+        batch.min(sheaves * self.sheaf * self.images)
     }
 
     /// Chunks of groups whose gradients by values are summed by themselves, so that the order of sums does not depend on the
@@ -492,16 +544,16 @@ impl Layer {
     }
 
     /// Lays out what a pass reads.
-    fn lay_out_of(&self, pass: &Pass, batch: usize, from: &[f32], to: &mut [f32]) {
+    fn lay_out_of(&self, field: &Field, batch: usize, from: &[f32], to: &mut [f32]) {
         if from.is_empty() {
             return;
         }
-        let region = self.region(pass, pass.planes, batch);
+        let region = self.region(field, field.planes, batch);
         let from = from.par_chunks(self.images * (from.len() / batch));
         from.zip(to.par_chunks_mut(region)).enumerate().for_each(|(group, (from, to))| {
             let (images, unit) = self.group(group, batch);
-            let to = &mut to[..pass.planes * pass.field.layout.slots * unit];
-            pass.field.layout.fill(self.isa, images, from, to, unit);
+            let to = &mut to[..field.planes * field.layout.slots * unit];
+            field.layout.fill(self.isa, images, from, to, unit);
         });
     }
 
@@ -516,7 +568,7 @@ impl Layer {
         to: &mut [f32],
     ) {
         if to.is_empty() {
-            return self.lay_out_of(pass, batch, from, laid_out);
+            return self.lay_out_of(&pass.field, batch, from, laid_out);
         }
         let [results, kept] = pass.sums();
         if from.is_empty() {
@@ -525,47 +577,92 @@ impl Layer {
             let planes = to.chunks_exact_mut(to.len() / batch / results).enumerate();
             return planes.for_each(|(plane, to)| to.fill(bias(plane)));
         }
-        let (region, image) = (self.region(pass, pass.planes, batch), from.len() / batch);
+        let (region, image) = (self.region(&pass.field, pass.field.planes, batch), from.len() / batch);
         let sums = sums.par_chunks_mut(results * kept * self.group(0, batch).1);
         let to = to.par_chunks_mut(self.images * (to.len() / batch));
         let from = from.par_chunks(self.images * image).zip(laid_out.par_chunks_mut(region));
         from.zip(to.zip(sums)).enumerate().for_each(|(group, ((from, laid_out), (to, sums)))| {
             let (images, unit) = self.group(group, batch);
-            let laid_out = &mut laid_out[..pass.planes * pass.field.layout.slots * unit];
+            let laid_out = &mut laid_out[..pass.field.planes * pass.field.layout.slots * unit];
             pass.field.layout.fill(self.isa, images, from, laid_out, unit);
             pass.run(self.isa, weights, (laid_out, images, unit), sums, to);
         });
     }
 
-    /// Adds the gradient by the values to the sums of each chunk, from laid out inputs and gradients of groups from `first` on.
+    /// The gradient by the inputs from laid out gradients of neurons that read the same inputs, with memory for what is laid out of it.
+    /// Neurons one after the other, so that the order of sums does not depend on the number of threads.
+    fn spread(&self, values: &[f32], batch: usize, dy: &[f32], laid_out: &mut [f32], dx: &mut [f32]) {
+        if dx.is_empty() {
+            return;
+        }
+        let (field, gradients) = (self.inputs_field(), self.gradients_field());
+        let positions = self.geometry.input.positions();
+        let regions = laid_out.par_chunks_mut(self.region(field, field.planes, batch));
+        let dx = dx.par_chunks_mut(self.images * (dx.len() / batch));
+        regions.zip(dx).enumerate().for_each(|(group, (laid_out, dx))| {
+            let (images, unit) = self.group(group, batch);
+            let laid_out = &mut laid_out[..field.planes * field.layout.slots * unit];
+            let dy = &dy[group * self.region(gradients, gradients.planes, batch)..];
+            let blocks = laid_out.par_chunks_mut(self.forward.block() * unit).enumerate();
+            blocks.for_each(|(block, dx)| self.spread_block(values, (dy, unit), block, dx));
+            let to = (dx, field.planes * positions, positions);
+            field.layout.read(self.isa, (images, unit), (laid_out, field.planes, positions), to);
+        });
+    }
+
+    /// The same for a block of inputs.
+    fn spread_block(&self, values: &[f32], (dy, unit): (&[f32], usize), block: usize, dx: &mut [f32]) {
+        let (field, gradients) = (self.inputs_field(), self.gradients_field());
+        let Shape { height, width, .. } = self.geometry.output;
+        let (plane, registers) = (gradients.layout.slots * unit, unit / self.isa.lanes());
+        let tile = tile(self.isa.accumulators() / registers, width);
+        dx.fill(0.0);
+        for part in self.forward.parts() {
+            let (values, dy) = (&values[part.weights.clone()], &dy[part.planes.start * plane..]);
+            for row in 0..height {
+                for first in (0..width).step_by(tile) {
+                    let vectors = tile.min(width - first) * registers;
+                    let dy = &dy[gradients.position(row, first) * unit..];
+                    let dx = &mut dx[field.window(row, first) * unit..];
+                    part.reads.spread(self.isa, vectors, block, values, (dy, plane), (dx, unit));
+                }
+            }
+        }
+    }
+
+    /// Adds the gradient by the values to the sums of each chunk, from laid out inputs and gradients of groups from `first` on, a sheaf
+    /// to each.
     fn sample(&self, first: usize, batch: usize, x: &[f32], dy: &[f32], sums: &mut [f32]) {
         let (isa, weights) = (self.isa, self.weights());
         if weights == 0 {
             return;
         }
         let Shape { height, width, .. } = self.geometry.output;
-        let (forward, backward) = (&self.forward, &self.backward);
-        let of_part = |group: usize, part: &Part, sums: &mut [f32]| {
+        let (forward, backward) = (self.inputs_field(), self.gradients_field());
+        let [x_region, dy_region] = [forward, backward].map(|field| self.region(field, field.planes, batch));
+        let of_part = |sheaf: usize, part: &Part, sums: &mut [f32]| {
+            let group = sheaf * self.sheaf;
             let (_, unit) = self.group(group, batch);
-            let x = &x[group * self.region(forward, forward.planes, batch)..];
-            let dy = &dy[group * self.region(backward, backward.planes, batch)..];
-            let plane = backward.field.layout.slots * unit;
+            let count = self.sheaf.min(self.groups(batch) - group);
+            let (x, dy) = (&x[group * x_region..], &dy[group * dy_region..]);
+            let plane = backward.layout.slots * unit;
             let dy = &dy[part.planes.start * plane..];
             let registers = unit / isa.lanes();
             let tile = tile(SAMPLED / registers, width);
             for row in 0..height {
                 for first in (0..width).step_by(tile) {
                     let vectors = tile.min(width - first) * registers;
-                    let x = &x[forward.field.window(row, first) * unit..];
-                    let dy = &dy[backward.field.position(row, first) * unit..];
-                    part.reads.sample(isa, vectors, (x, unit), (dy, plane), sums);
+                    let x = &x[forward.window(row, first) * unit..];
+                    let dy = &dy[backward.position(row, first) * unit..];
+                    let strips = Strips { count, vectors, x: x_region, y: dy_region };
+                    part.reads.sample(isa, strips, (x, unit), (dy, plane), sums);
                 }
             }
         };
-        let sums = &mut sums[first % self.chunks() * weights..];
-        let groups = sums.par_chunks_mut(weights).enumerate().take(self.groups(batch));
-        groups.for_each(|(group, sums)| {
-            each_part(forward.parts(), sums, &|part, sums| of_part(group, part, sums));
+        let sums = &mut sums[first / self.sheaf % self.chunks() * weights..];
+        let sheaves = self.groups(batch).div_ceil(self.sheaf);
+        sums.par_chunks_mut(weights).enumerate().take(sheaves).for_each(|(sheaf, sums)| {
+            each_part(self.forward.parts(), sums, &|part, sums| of_part(sheaf, part, sums));
         });
     }
 
@@ -594,8 +691,9 @@ fn of_mut<'a>(numbers: &'a mut [f32], batch: usize, images: &Range<usize>) -> &'
 }
 
 /// Images that are worked on together: so many that the positions of a row fill registers.
-fn images(isa: Isa, width: usize) -> usize {
+fn images(isa: Isa, width: usize, are_shared: bool) -> usize {
     let most = SAMPLED.min(isa.accumulators()).min(BATCH_TILE / isa.lanes());
+    let most = if are_shared { most.min(SHARED) } else { most };
     let together = (most / width.max(1)).max(1);
     isa.lanes() << together.ilog2()
 }

@@ -2,10 +2,10 @@
 
 use super::layout::Layout;
 use crate::buffer::floats;
-use crate::kernels::{Isa, Reads};
+use crate::kernels::{Isa, Reads, are_shared};
 use crate::planes::{block, counts};
 use crate::shape::{MAX_RESULT, at_most};
-use crate::tuning::{PACKED, PART, SUMS};
+use crate::tuning::{PACKED, PART, SHARED, SUMS};
 use crate::{NodeError, Pattern, Shape, Window};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -13,6 +13,8 @@ use std::ops::Range;
 /// What a pass reads.
 #[derive(Debug)]
 pub(super) struct Field {
+    /// Planes that there are.
+    pub planes: usize,
     pub layout: Layout,
     /// Slots from a window to the one in the next row; those of a row follow each other.
     row: usize,
@@ -34,8 +36,6 @@ impl Field {
 #[derive(Debug)]
 pub(super) struct Pass {
     pub field: Field,
-    /// Planes that it reads.
-    pub planes: usize,
     result: Shape,
     /// The result's rows and columns are those of so many phases in turn.
     steps: [usize; 2],
@@ -53,6 +53,8 @@ pub(super) struct Pass {
 struct Phase {
     /// Rows and columns of it.
     size: [usize; 2],
+    /// Slots of a block of the planes that it reads.
+    block: usize,
     parts: Vec<Part>,
 }
 
@@ -237,9 +239,9 @@ impl Geometry {
                 put(neuron, (channel * layout.slots + taps[tap], place));
             });
         });
-        let field = Field { layout, row: stride[0] * line };
+        let field = Field { planes: input.features, layout, row: stride[0] * line };
         let phases = vec![Plan { size: [output.height, output.width], window: kernel }];
-        Ok((Pass::new(isa, field, output, [1, 1], (phases, rows, input.features), images), taps))
+        Ok((Pass::new(isa, field, output, [1, 1], (phases, rows), images), taps))
     }
 
     /// From gradients by results to gradients by inputs: the rows and columns of the input that the same taps read are a
@@ -303,9 +305,16 @@ impl Geometry {
                 window: std::array::from_fn(|axis| kernel[axis].div_ceil(stride[axis])),
             }
         });
-        let field = Field { layout, row: line };
+        let field = Field { planes: output.features, layout, row: line };
         let phases = phases.collect();
-        Ok(Pass::new(isa, field, input, steps, (phases, rows, output.features), images))
+        Ok(Pass::new(isa, field, input, steps, (phases, rows), images))
+    }
+
+    /// How gradients by results lie that nobody reads beyond them.
+    pub fn results(&self) -> Field {
+        let Shape { features, height, width } = self.output;
+        let positions: Vec<usize> = (0..height * width).collect();
+        Field { planes: features, layout: Layout::new(features, height * width, &positions), row: width }
     }
 }
 
@@ -322,7 +331,7 @@ impl Pass {
         field: Field,
         result: Shape,
         steps: [usize; 2],
-        (phases, mut weights, planes): (Vec<Plan>, Rows, usize),
+        (phases, mut weights): (Vec<Plan>, Rows),
         unit: usize,
     ) -> Self {
         let weights = weights.sorted();
@@ -330,9 +339,13 @@ impl Pass {
         let most = isa.lanes() * isa.accumulators() / unit;
         let rows = phases.iter().map(|phase| phase.size[0]).max().unwrap_or(1);
         let phase = |(Plan { size, window }, rows): (Plan, &[&[Weight]])| {
-            let read = window[0] * (tile(most, size[1]) + window[1] - 1) * unit;
-            let block = block(counts(rows), planes, read) * field.layout.slots;
-            let parts: Vec<_> = rows.par_chunks(PART).map(|rows| Reads::new(rows, block)).collect();
+            let tile = tile(most, size[1]) * unit;
+            let are_shared = are_shared(rows);
+            let tile = if are_shared { tile.min(SHARED * isa.lanes()) } else { tile };
+            let read = window[0] * (tile + (window[1] - 1) * unit);
+            let block = block(counts(rows), field.planes, read) * field.layout.slots;
+            let parts: Vec<_> =
+                rows.par_chunks(PART).map(|rows| Reads::new(rows, block, are_shared)).collect();
             let part = |(index, (reads, of_part)): (usize, (Reads, Vec<u32>))| {
                 let (plane, start) = (index * PART, places.len());
                 let first = of_part.iter().min().map_or(0, |first| *first as usize);
@@ -340,7 +353,7 @@ impl Pass {
                 let planes = plane..rows.len().min(plane + PART);
                 Part { reads, planes, weights: start..places.len(), first }
             };
-            Phase { size, parts: parts.into_iter().enumerate().map(part).collect() }
+            Phase { size, block, parts: parts.into_iter().enumerate().map(part).collect() }
         };
         let rows_of_phases = (0..).map(|phase| &weights[phase * result.features..][..result.features]);
         let phases: Vec<Phase> = phases.into_iter().zip(rows_of_phases).map(phase).collect();
@@ -353,12 +366,22 @@ impl Pass {
             .map(|(row, column)| (row * steps[1] + column % steps[1]) * columns + column / steps[1])
             .collect();
         let sums = Layout::new(result.features, band * row, &positions);
-        Self { field, planes, result, steps, phases, places, band, sums }
+        Self { field, result, steps, phases, places, band, sums }
     }
 
     /// The parts of the only phase of a forward pass.
     pub fn parts(&self) -> &[Part] {
         &self.phases[0].parts
+    }
+
+    /// Slots of a block of what a forward pass reads.
+    pub fn block(&self) -> usize {
+        self.phases[0].block
+    }
+
+    /// Whether all neurons of a forward pass are worked on with those that read the same.
+    pub fn is_shared(&self) -> bool {
+        self.parts().iter().all(|part| part.reads.are_shared())
     }
 
     /// Bytes that it takes.
@@ -427,7 +450,7 @@ impl Pass {
             let band = first_row..first_row + self.band;
             let parts = sums[..planes * stride].par_chunks_mut(PART * stride).enumerate();
             parts.for_each(|(part, sums)| {
-                for (index, Phase { size, parts }) in self.phases.iter().enumerate() {
+                for (index, Phase { size, parts, .. }) in self.phases.iter().enumerate() {
                     let part = &parts[part];
                     let weights =
                         (&values[part.weights.clone()], bias.map(|bias| &bias[part.planes.clone()]));
