@@ -4,7 +4,7 @@ use crate::buffer::{Room, Scratch, floats};
 use crate::kernels::{Isa, Lookup, Tiles, dot_rows, transpose_part};
 use crate::planes::{PlaneLayer, block};
 use crate::shape::{MAX_RESULT, at_most, to_planes};
-use crate::tuning::{BATCH, BATCH_TILE, SHARED};
+use crate::tuning::{BATCH, BATCH_TILE, PAIR, SHARED};
 use crate::{CondensedWeight, Error, NodeError, Shape, WeightError, Window, math};
 use rayon::prelude::*;
 use std::fmt;
@@ -126,7 +126,7 @@ impl LinearKernel {
 
     /// Whether neurons that share inputs are worked on together.
     fn is_shared(&self) -> bool {
-        self.weight.pattern().group() > 1
+        self.weight.pattern().group() > PAIR
     }
 
     /// Tiles of a batch, an even number from two on, so that two threads have as much to do. Depends on nothing but the batch,

@@ -35,6 +35,9 @@ pub(crate) const PRODUCT: [usize; 2] = [192, 512];
 /// cache with so many only.
 pub(crate) const SHARED: usize = 2;
 
+/// Neurons that share inputs, more than which are better worked on together.
+pub(crate) const PAIR: usize = 2;
+
 /// Groups of so few images whose gradients by values are summed together.
 pub(crate) const SHEAF: usize = 8;
 

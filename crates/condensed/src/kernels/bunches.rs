@@ -3,10 +3,14 @@
 //! A *bunch* is up to six such neurons. What they read is loaded once and multiplied by a weight of each, so there are fewer
 //! loads than products: registers hold the sums of all neurons of a bunch at some positions.
 
-#![expect(clippy::needless_range_loop, reason = "loops of constant length over registers, which the compiler unrolls")]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over registers, which the compiler unrolls"
+)]
 
 use super::tiles::{Input, Offset, Offsets, Output, Strips, Weights, any_offsets};
 use super::{Isa, simd};
+use crate::tuning::PAIR;
 use simd::Simd;
 use std::ops::Range;
 
@@ -20,6 +24,10 @@ pub(super) struct Bunches {
     blocks: Vec<Block>,
     runs: Vec<Run>,
     rows: Vec<u32>,
+    /// For each row where its first weight in the block lies among all.
+    starts: Vec<u32>,
+    /// Whether the other weights of a row in a block follow the first, or those of a bunch lie side by side.
+    in_rows: bool,
     offsets: Offsets,
     weights: usize,
 }
@@ -58,12 +66,12 @@ fn bunches_of<T>(rows: &[&[(usize, T)]]) -> Vec<Vec<usize>> {
     groups.flat_map(|group| evenly(group, MOST).map(<[usize]>::to_vec)).collect()
 }
 
-/// Whether so many rows are like their neighbours that bunches of them are faster than single ones.
+/// Whether so many rows are like their neighbours that bunches of them are faster than single ones: on average more than two.
 pub(super) fn are_worth_it<T>(rows: &[&[(usize, T)]]) -> bool {
     let bunches = bunches_of(rows);
     let filled = bunches.iter().filter(|bunch| !rows[bunch[0]].is_empty());
     let (count, neurons) = filled.fold((0, 0), |(count, neurons), bunch| (count + 1, neurons + bunch.len()));
-    2 * neurons >= 3 * count.max(1)
+    neurons > PAIR * count
 }
 
 /// Cuts a list into as few parts as possible, of `most` at most, which are about as long.
@@ -85,6 +93,8 @@ impl Bunches {
             blocks: Vec::new(),
             runs: Vec::new(),
             rows: Vec::new(),
+            starts: Vec::new(),
+            in_rows: false,
             offsets: Offsets::new(block),
             weights: 0,
         };
@@ -111,6 +121,8 @@ impl Bunches {
                 this.runs.push(Run { bunches, neurons, count, row, offset, weight });
                 for (bunch, span) in same {
                     this.rows.extend(bunch.iter().map(|neuron| *neuron as u32));
+                    let first = u32::try_from(beside.len() + bunch.len()).expect("fewer than 2^32 weights");
+                    this.starts.extend(first - bunch.len() as u32..first);
                     for at in span.clone() {
                         this.offsets.push(rows[bunch[0]][at].0 - base);
                         beside.extend(bunch.iter().map(|neuron| rows[*neuron][at].1));
@@ -121,6 +133,42 @@ impl Bunches {
         }
         this.weights = beside.len();
         (this, beside)
+    }
+
+    /// Where the first weight of each row and block lies if all lie row by row, as their `places` may say: `None` otherwise.
+    pub fn starts_in_rows(&self, places: &[u32]) -> Option<Vec<u32>> {
+        let (first, last) = (places.iter().min()?, places.iter().max()?);
+        let are_all = ((last - first) as usize) < places.len() && places.len() == self.weights;
+        let start = |start: &u32| places.get(*start as usize).map_or(0, |place| place - first);
+        let starts: Vec<u32> = self.starts.iter().map(start).collect();
+        let are_rows = self.rows_of_weights().all(|(row, weights)| {
+            weights.zip(first + starts[row]..).all(|(weight, place)| places[weight] == place)
+        });
+        (are_all && are_rows).then_some(starts)
+    }
+
+    /// Values lie row by row from now on, as [`starts_in_rows`](Self::starts_in_rows) found them.
+    pub fn read_rows(&mut self, starts: Vec<u32>) {
+        (self.starts, self.in_rows) = (starts, true);
+    }
+
+    /// Numbers in the kernels' order, row by row.
+    pub fn put_in_rows(&self, numbers: &[f32], rows: &mut [f32]) {
+        for (row, weights) in self.rows_of_weights() {
+            let to = &mut rows[self.starts[row] as usize..];
+            to.iter_mut().zip(weights).for_each(|(to, weight)| *to = numbers[weight]);
+        }
+    }
+
+    /// For each row and block its weights in the kernels' order.
+    fn rows_of_weights(&self) -> impl Iterator<Item = (usize, impl Iterator<Item = usize>)> {
+        self.runs.iter().flat_map(|run| {
+            let (neurons, count) = (run.neurons as usize, run.count as usize);
+            (0..run.bunches as usize * neurons).map(move |row| {
+                let first = run.weight + row / neurons * neurons * count + row % neurons;
+                (run.row + row, (first..).step_by(neurons).take(count))
+            })
+        })
     }
 
     /// One past the largest offset of a block, and of one that is not there.
@@ -136,7 +184,7 @@ impl Bunches {
     /// Bytes of all streams.
     pub fn bytes(&self) -> usize {
         self.offsets.bytes()
-            + self.rows.len() * 4
+            + (self.rows.len() + self.starts.len()) * 4
             + self.runs.len() * size_of::<Run>()
             + self.blocks.len() * size_of::<Block>()
     }
@@ -200,6 +248,8 @@ impl Bunches {
     fn stream<O>(&self, run: &Run, offsets: &[O]) -> Stream<O> {
         Stream {
             rows: self.rows[run.row..].as_ptr(),
+            starts: self.starts[run.row..].as_ptr(),
+            step: if self.in_rows { 1 } else { run.neurons as usize },
             offsets: offsets[run.offset..].as_ptr(),
             bunches: run.bunches as usize,
             count: run.count as usize,
@@ -319,6 +369,9 @@ kernels! {
 #[derive(Clone, Copy)]
 struct Stream<O> {
     rows: *const u32,
+    /// Where the first value of each row lies, and from one value to the next.
+    starts: *const u32,
+    step: usize,
     offsets: *const O,
     bunches: usize,
     count: usize,
@@ -425,7 +478,7 @@ unsafe fn run<S: Kernels, O: Offset>(
                 by_neurons!(runs[0].neurons, B => in_parts!(vectors, const { summed::<S>(B) }, first, V => {
                     let (x, out) = ((x.add(first * S::LANES), unit), (out.add(first * S::LANES), stride));
                     for run in runs {
-                        S::sum::<O, B, V>(bunches.stream(run, offsets), values.add(run.weight), start, x, out);
+                        S::sum::<O, B, V>(bunches.stream(run, offsets), values, start, x, out);
                     }
                 }));
             }
@@ -440,12 +493,12 @@ unsafe fn run<S: Kernels, O: Offset>(
 #[inline(always)]
 unsafe fn sum<S: Simd, O: Offset, const B: usize, const V: usize>(
     stream: Stream<O>,
-    mut value: *const f32,
+    values: *const f32,
     start: Start,
     (x, unit): Input,
     (out, stride): Output,
 ) {
-    let (mut row, mut offset) = (stream.rows, stream.offsets);
+    let (mut row, mut first, mut offset) = (stream.rows, stream.starts, stream.offsets);
     for _ in 0..stream.bunches {
         // SAFETY: as in `run`.
         unsafe {
@@ -462,9 +515,12 @@ unsafe fn sum<S: Simd, O: Offset, const B: usize, const V: usize>(
                     }
                 }
             }
+            let values = values_of::<B>(values, first);
+            first = first.add(B);
+            let mut at = 0;
             for _ in 0..stream.count {
-                add_products(&mut sums, value, x.add((*offset).into() as usize * unit));
-                (offset, value) = (offset.add(1), value.add(B));
+                add_products(&mut sums, &values, at, x.add((*offset).into() as usize * unit));
+                (offset, at) = (offset.add(1), at + stream.step);
             }
             for b in 0..B {
                 for v in 0..V {
@@ -475,6 +531,16 @@ unsafe fn sum<S: Simd, O: Offset, const B: usize, const V: usize>(
     }
 }
 
+/// Where the values of each of `B` neurons begin.
+///
+/// # Safety
+/// So many starts are there, and the values they say.
+#[inline(always)]
+unsafe fn values_of<const B: usize>(values: *const f32, starts: *const u32) -> [*const f32; B] {
+    // SAFETY: passed on from the caller.
+    std::array::from_fn(|b| unsafe { values.add(*starts.add(b) as usize) })
+}
+
 /// Adds the products of `B` values with `V` registers at `x`. The fewer of both stay in registers, the others pass by.
 ///
 /// # Safety
@@ -482,7 +548,8 @@ unsafe fn sum<S: Simd, O: Offset, const B: usize, const V: usize>(
 #[inline(always)]
 unsafe fn add_products<S: Simd, const B: usize, const V: usize>(
     sums: &mut [[S; V]; B],
-    values: *const f32,
+    values: &[*const f32; B],
+    at: usize,
     x: *const f32,
 ) {
     // SAFETY: passed on from the caller.
@@ -490,13 +557,13 @@ unsafe fn add_products<S: Simd, const B: usize, const V: usize>(
         if B > V {
             let x: [S; V] = std::array::from_fn(|v| S::load(x.add(v * S::LANES)));
             for b in 0..B {
-                let value = S::splat(*values.add(b));
+                let value = S::splat(*values[b].add(at));
                 for v in 0..V {
                     sums[b][v] = sums[b][v].add_product(value, x[v]);
                 }
             }
         } else {
-            let values: [S; B] = std::array::from_fn(|b| S::splat(*values.add(b)));
+            let values: [S; B] = std::array::from_fn(|b| S::splat(*values[b].add(at)));
             for v in 0..V {
                 let x = S::load(x.add(v * S::LANES));
                 for b in 0..B {
@@ -524,7 +591,7 @@ unsafe fn spread_block<S: Kernels, O: Offset>(
             by_neurons!(runs[0].neurons, B => in_parts!(vectors, const { spreadable::<S>(B) }, first, V => {
                 let (y, dx) = ((y.add(first * S::LANES), stride), (dx.add(first * S::LANES), unit));
                 for run in runs {
-                    S::spread::<O, B, V>(bunches.stream(run, offsets), values.add(run.weight), y, dx);
+                    S::spread::<O, B, V>(bunches.stream(run, offsets), values, y, dx);
                 }
             }));
         }
@@ -538,11 +605,11 @@ unsafe fn spread_block<S: Kernels, O: Offset>(
 #[inline(always)]
 unsafe fn spread<S: Simd, O: Offset, const B: usize, const V: usize>(
     stream: Stream<O>,
-    mut value: *const f32,
+    values: *const f32,
     (y, stride): Input,
     (dx, unit): Output,
 ) {
-    let (mut row, mut offset) = (stream.rows, stream.offsets);
+    let (mut row, mut first, mut offset) = (stream.rows, stream.starts, stream.offsets);
     for _ in 0..stream.bunches {
         // SAFETY: as in `run`.
         unsafe {
@@ -550,12 +617,14 @@ unsafe fn spread<S: Simd, O: Offset, const B: usize, const V: usize>(
                 let y = y.add(*row.add(b) as usize * stride);
                 std::array::from_fn(|v| S::load(y.add(v * S::LANES)))
             });
-            row = row.add(B);
+            let values = values_of::<B>(values, first);
+            (row, first) = (row.add(B), first.add(B));
+            let mut at = 0;
             for _ in 0..stream.count {
                 let dx = dx.add((*offset).into() as usize * unit);
                 let mut sums: [S; V] = std::array::from_fn(|v| S::load(dx.add(v * S::LANES)));
                 for b in 0..B {
-                    let value = S::splat(*value.add(b));
+                    let value = S::splat(*values[b].add(at));
                     for v in 0..V {
                         sums[v] = sums[v].add_product(value, y[b][v]);
                     }
@@ -563,7 +632,7 @@ unsafe fn spread<S: Simd, O: Offset, const B: usize, const V: usize>(
                 for v in 0..V {
                     sums[v].store(dx.add(v * S::LANES));
                 }
-                (offset, value) = (offset.add(1), value.add(B));
+                (offset, at) = (offset.add(1), at + stream.step);
             }
         }
     }
@@ -631,6 +700,31 @@ unsafe fn totals<S: Simd, O: Offset, const B: usize>(
     }
 }
 
+/// Adds the products of `V` registers of each input and neuron, as far behind the first ones as `at` says.
+///
+/// # Safety
+/// As in [`sample`].
+#[inline(always)]
+unsafe fn add_at<S: Simd, const B: usize, const I: usize, const V: usize>(
+    sums: &mut [[S; B]; I],
+    x: &[*const f32; I],
+    y: &[*const f32; B],
+    at: [usize; 2],
+) {
+    for v in 0..V {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let x: [S; I] = std::array::from_fn(|i| S::load(x[i].add(at[0] + v * S::LANES)));
+            for b in 0..B {
+                let y = S::load(y[b].add(at[1] + v * S::LANES));
+                for i in 0..I {
+                    sums[i][b] = sums[i][b].add_product(x[i], y);
+                }
+            }
+        }
+    }
+}
+
 /// The gradients by the values of `B` neurons for `I` inputs.
 ///
 /// # Safety
@@ -638,26 +732,24 @@ unsafe fn totals<S: Simd, O: Offset, const B: usize>(
 #[inline(always)]
 unsafe fn total<S: Simd, const B: usize, const I: usize>(
     strips: Strips,
-    mut x: [*const f32; I],
-    mut y: [*const f32; B],
+    x: [*const f32; I],
+    y: [*const f32; B],
     sum: *mut f32,
 ) {
     // SAFETY: passed on from the caller.
     unsafe {
         let mut sums = [[S::splat(0.0); B]; I];
+        let mut at = [0, 0];
         for _ in 0..strips.count {
-            for v in 0..strips.vectors {
-                let x: [S; I] = x.map(|x| S::load(x.add(v * S::LANES)));
-                for b in 0..B {
-                    let y = S::load(y[b].add(v * S::LANES));
-                    for i in 0..I {
-                        sums[i][b] = sums[i][b].add_product(x[i], y);
+            match strips.vectors {
+                2 => add_at::<S, B, I, 2>(&mut sums, &x, &y, at),
+                vectors => {
+                    for v in 0..vectors {
+                        add_at::<S, B, I, 1>(&mut sums, &x, &y, at.map(|at| at + v * S::LANES));
                     }
                 }
             }
-            // Past the last one to nowhere.
-            x = x.map(|x| x.wrapping_add(strips.x));
-            y = y.map(|y| y.wrapping_add(strips.y));
+            at = [at[0] + strips.x, at[1] + strips.y];
         }
         let (fours, rest) = sums.as_flattened().as_chunks::<4>();
         for (i, four) in fours.iter().enumerate() {

@@ -208,6 +208,28 @@ impl Reads {
         matches!(self.form, Form::Bunches(_))
     }
 
+    /// Where the weights of each neuron begin if the kernels could read them row by row, as their `places` may say.
+    pub fn starts_in_rows(&self, places: &[u32]) -> Option<Vec<u32>> {
+        match &self.form {
+            Form::Bunches(bunches) => bunches.starts_in_rows(places),
+            Form::Singles(_) => None,
+        }
+    }
+
+    /// Values lie row by row from now on, as [`starts_in_rows`](Self::starts_in_rows) found them.
+    pub fn read_rows(&mut self, starts: Vec<u32>) {
+        if let Form::Bunches(bunches) = &mut self.form {
+            bunches.read_rows(starts);
+        }
+    }
+
+    /// Numbers in the kernels' order, as [`sample`](Self::sample) has them, row by row.
+    pub fn put_in_rows(&self, numbers: &[f32], rows: &mut [f32]) {
+        if let Form::Bunches(bunches) = &self.form {
+            bunches.put_in_rows(numbers, rows);
+        }
+    }
+
     /// Bytes of all streams.
     pub fn bytes(&self) -> usize {
         match &self.form {

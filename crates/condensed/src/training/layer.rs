@@ -3,7 +3,7 @@ use crate::buffer::{Buffer, floats};
 use crate::kernels::{Isa, SAMPLED, Strips};
 use crate::math::{self, Strides};
 use crate::shape::{MAX_RESULT, at_most};
-use crate::tuning::{BATCH_TILE, SAMPLERS, SHARED, SHEAF};
+use crate::tuning::{BATCH_TILE, PAIR, SAMPLERS, SHARED, SHEAF};
 use crate::{Error, NodeError, Pattern, Shape, Window};
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -151,7 +151,7 @@ impl Layer {
         if !isa.available() {
             return Err(Error::Isa(isa));
         }
-        let is_shared = pattern.group() > 1;
+        let is_shared = pattern.group() > PAIR;
         let images = images(isa, geometry.output.width, is_shared);
         srigl_tensors::memory::check(Some(geometry.bytes(pattern))).map_err(Error::TrainingMemory)?;
         let misfit = |what| Error::Node { node: "convolution".into(), what };
@@ -234,7 +234,7 @@ impl Layer {
         scratch.grow([laid_out, 0, sums, floats(&[values.len()]), 0])?;
         let Scratch { inputs, sums, values: packed, .. } = scratch;
         let packed = &mut packed[..values.len()];
-        self.forward.pack(values, packed);
+        let packed = self.forward.pack(values, packed);
         for first in (0..batch).step_by(wave.max(1)) {
             let images = first..batch.min(first + wave);
             let (x, y) = (of(x, batch, &images), of_mut(y, batch, &images));
@@ -279,10 +279,10 @@ impl Layer {
         scratch.grow([inputs, gradients, sums, packed, floats(&[chunks, values.len()])])?;
         let Scratch { inputs, gradients, sums, values: packed, dvalues: sampled } = scratch;
         let (packed, sampled) = (&mut packed[..values.len()], &mut sampled[..chunks * values.len()]);
-        match &self.backward {
+        let packed = match &self.backward {
             Backward::Gathering(pass) => pass.pack(values, packed),
             Backward::Spreading(_) => self.forward.pack(values, packed),
-        }
+        };
         sampled.fill(0.0);
         let mut dx = dx;
         for first in (0..batch).step_by(wave.max(1)) {

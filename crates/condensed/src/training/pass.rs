@@ -79,6 +79,8 @@ pub(super) struct Part {
 /// Places, counted from the first one of their part: in 16 bits, if all fit.
 #[derive(Debug)]
 enum Places {
+    /// The kernels read values where they are.
+    Rows,
     U16(Vec<u16>),
     U32(Vec<u32>),
 }
@@ -108,6 +110,7 @@ impl Places {
 
     fn bytes(&self) -> usize {
         match self {
+            Self::Rows => 0,
             Self::U16(places) => places.len() * 2,
             Self::U32(places) => places.len() * 4,
         }
@@ -356,8 +359,11 @@ impl Pass {
             Phase { size, block, parts: parts.into_iter().enumerate().map(part).collect() }
         };
         let rows_of_phases = (0..).map(|phase| &weights[phase * result.features..][..result.features]);
-        let phases: Vec<Phase> = phases.into_iter().zip(rows_of_phases).map(phase).collect();
-        let places = Places::new(&places, phases.iter().flat_map(|phase| &phase.parts));
+        let mut phases: Vec<Phase> = phases.into_iter().zip(rows_of_phases).map(phase).collect();
+        let places = match read_rows(&mut phases, &places) {
+            true => Places::Rows,
+            false => Places::new(&places, phases.iter().flat_map(|phase| &phase.parts)),
+        };
         let columns = result.width.div_ceil(steps[1]);
         let row = steps[0] * steps[1] * columns;
         let band = (SUMS / (PART.min(result.features).max(1) * row * unit)).clamp(1, rows);
@@ -396,8 +402,8 @@ impl Pass {
         [self.result.features, self.sums.slots]
     }
 
-    /// The layer's values in the kernels' order.
-    pub fn pack(&self, values: &[f32], packed: &mut [f32]) {
+    /// The layer's values as the kernels read them, with memory for them.
+    pub fn pack<'a>(&self, values: &'a [f32], packed: &'a mut [f32]) -> &'a [f32] {
         fn pack<T: Copy + Into<u32> + Sync>(places: &[T], values: &[f32], packed: &mut [f32]) {
             packed.par_chunks_mut(PACKED).zip(places.par_chunks(PACKED)).for_each(|(packed, places)| {
                 let places = places.iter().map(|place| (*place).into() as usize);
@@ -410,18 +416,21 @@ impl Pass {
             each_part(parts, &mut packed[weights], &|part, packed| {
                 let values = &values[part.first..];
                 match &self.places {
+                    Places::Rows => {}
                     Places::U16(places) => pack(&places[part.weights.clone()], values, packed),
                     Places::U32(places) => pack(&places[part.weights.clone()], values, packed),
                 }
             });
         }
+        if matches!(self.places, Places::Rows) { values } else { packed }
     }
 
-    /// Of numbers in the kernels' order those of a part's weights, put among the part's of the layer; of a forward pass, whose parts are
-    /// those of neurons that follow each other.
+    /// Of numbers in the kernels' order those of a part's weights, put among the part's of the layer; of a forward pass, whose
+    /// parts are those of neurons that follow each other.
     pub fn unpack(&self, part: &Part, numbers: &[f32], to: &mut [f32]) {
         let numbers = &numbers[part.weights.clone()];
         match &self.places {
+            Places::Rows => part.reads.put_in_rows(numbers, to),
             Places::U16(places) => {
                 let places = &places[part.weights.clone()];
                 numbers.iter().zip(places).for_each(|(number, place)| to[usize::from(*place)] = *number);
@@ -472,6 +481,18 @@ impl Pass {
             self.sums.read(isa, (images, unit), (sums, planes, positions), to);
         }
     }
+}
+
+/// Lets the kernels of all parts read values where they are, if they could.
+fn read_rows(phases: &mut [Phase], places: &[u32]) -> bool {
+    let [Phase { parts, .. }] = phases else { return false };
+    let starts = parts.iter().map(|part| match part.first == part.weights.start {
+        true => part.reads.starts_in_rows(&places[part.weights.clone()]),
+        false => None,
+    });
+    let Some(starts) = starts.collect::<Option<Vec<_>>>() else { return false };
+    parts.iter_mut().zip(starts).for_each(|(part, starts)| part.reads.read_rows(starts));
+    true
 }
 
 /// Runs on each part with its numbers, one for each weight, at the same time.
