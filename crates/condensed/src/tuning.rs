@@ -31,14 +31,14 @@ pub(crate) const GEMM: usize = 16;
 /// keep more threads busy.
 pub(crate) const PRODUCT: [usize; 2] = [192, 512];
 
-/// Registers of positions that neurons which share inputs are computed at before the next ones. The inputs of a block need to fit the
-/// cache with so many only.
+/// Registers of positions that neurons which share inputs are computed at before the next ones. Only with so many the inputs of a
+/// block have to fit the cache.
 pub(crate) const SHARED: usize = 2;
 
-/// Neurons that share inputs, more than which are better worked on together.
+/// Neurons that share inputs: more than so many are better worked on together.
 pub(crate) const PAIR: usize = 2;
 
-/// Groups of so few images whose gradients by values are summed together.
+/// Groups of so few images whose gradients by values are summed together: more would not fit the cache.
 pub(crate) const SHEAF: usize = 8;
 
 /// Positions that a tile of a plane has at most, in floats.

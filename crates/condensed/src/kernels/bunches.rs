@@ -54,6 +54,9 @@ struct Run {
     weight: usize,
 }
 
+/// Neurons of a bunch, and which of the weights of each are in a block.
+type Span<'a> = (&'a Vec<usize>, Range<usize>);
+
 /// All rows in bunches: those that follow each other and have the same offsets, but for empty ones between them, are cut into as few
 /// as possible.
 fn bunches_of<T>(rows: &[&[(usize, T)]]) -> Vec<Vec<usize>> {
@@ -74,13 +77,15 @@ pub(super) fn are_worth_it<T>(rows: &[&[(usize, T)]]) -> bool {
     neurons > PAIR * count
 }
 
-/// Cuts a list into as few parts as possible, of `most` at most, which are about as long.
+/// Cuts a list into as few parts as possible, of `most` at most, which are about as long: even numbers, for which sums of products fill
+/// registers, where there is a choice.
 fn evenly<T>(mut list: &[T], most: usize) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
         let parts = list.len().div_ceil(most);
-        let (part, rest) = list.split_at(list.len().checked_div(parts)?);
+        let even = list.len().div_ceil(parts.max(1)).next_multiple_of(2);
+        let (part, rest) = list.split_at(even.min(list.len()));
         list = rest;
-        Some(part)
+        (!part.is_empty()).then_some(part)
     })
 }
 
@@ -100,7 +105,7 @@ impl Bunches {
         };
         let (mut beside, mut next) = (Vec::new(), vec![0; bunches.len()]);
         for base in (0..reach.max(1)).step_by(block) {
-            let mut spans = Vec::with_capacity(bunches.len());
+            let mut spans: Vec<Span> = Vec::with_capacity(bunches.len());
             for (bunch, next) in bunches.iter().zip(&mut next) {
                 let start = *next;
                 *next += rows[bunch[0]][start..].iter().take_while(|w| w.0 < base + block).count();
@@ -110,29 +115,32 @@ impl Bunches {
             spans.retain(|(_, span)| base == 0 || !span.is_empty());
             spans.sort_by_key(|(bunch, span)| (bunch.len(), span.len()));
             let first = this.runs.len();
-            let last = |(bunch, span): &(&Vec<usize>, Range<usize>)| {
-                rows[bunch[0]][span.clone()].last().map_or(0, |w| w.0 + 1 - base)
-            };
-            let end = spans.iter().map(last).max().unwrap_or(0);
             for same in spans.chunk_by(|a, b| (a.0.len(), a.1.len()) == (b.0.len(), b.1.len())) {
-                let [bunches, neurons, count] =
-                    [same.len(), same[0].0.len(), same[0].1.len()].map(|n| n as u32);
-                let (row, offset, weight) = (this.rows.len(), this.offsets.len(), beside.len());
-                this.runs.push(Run { bunches, neurons, count, row, offset, weight });
-                for (bunch, span) in same {
-                    this.rows.extend(bunch.iter().map(|neuron| *neuron as u32));
-                    let first = u32::try_from(beside.len() + bunch.len()).expect("fewer than 2^32 weights");
-                    this.starts.extend(first - bunch.len() as u32..first);
-                    for at in span.clone() {
-                        this.offsets.push(rows[bunch[0]][at].0 - base);
-                        beside.extend(bunch.iter().map(|neuron| rows[*neuron][at].1));
-                    }
-                }
+                this.push_run(rows, base, same, &mut beside);
             }
+            let last =
+                |(bunch, span): &Span| rows[bunch[0]][span.clone()].last().map_or(0, |w| w.0 + 1 - base);
+            let end = spans.iter().map(last).max().unwrap_or(0);
             this.blocks.push(Block { base, end, runs: first..this.runs.len() });
         }
         this.weights = beside.len();
         (this, beside)
+    }
+
+    /// Adds bunches of as many neurons with as many weights in a block, and what they have beside the offsets.
+    fn push_run<T: Copy>(&mut self, rows: &[&[(usize, T)]], base: usize, same: &[Span], beside: &mut Vec<T>) {
+        let [bunches, neurons, count] = [same.len(), same[0].0.len(), same[0].1.len()].map(|n| n as u32);
+        let (row, offset, weight) = (self.rows.len(), self.offsets.len(), beside.len());
+        self.runs.push(Run { bunches, neurons, count, row, offset, weight });
+        for (bunch, span) in same {
+            self.rows.extend(bunch.iter().map(|neuron| *neuron as u32));
+            let end = u32::try_from(beside.len() + bunch.len()).expect("fewer than 2^32 weights");
+            self.starts.extend(end - neurons..end);
+            for at in span.clone() {
+                self.offsets.push(rows[bunch[0]][at].0 - base);
+                beside.extend(bunch.iter().map(|neuron| rows[*neuron][at].1));
+            }
+        }
     }
 
     /// Where the first weight of each row and block lies if all lie row by row, as their `places` may say: `None` otherwise.
@@ -534,11 +542,12 @@ unsafe fn sum<S: Simd, O: Offset, const B: usize, const V: usize>(
 /// Where the values of each of `B` neurons begin.
 ///
 /// # Safety
-/// So many starts are there, and the values they say.
+/// So many starts are there.
 #[inline(always)]
 unsafe fn values_of<const B: usize>(values: *const f32, starts: *const u32) -> [*const f32; B] {
+    // Rows without weights begin anywhere.
     // SAFETY: passed on from the caller.
-    std::array::from_fn(|b| unsafe { values.add(*starts.add(b) as usize) })
+    std::array::from_fn(|b| values.wrapping_add(unsafe { *starts.add(b) } as usize))
 }
 
 /// Adds the products of `B` values with `V` registers at `x`. The fewer of both stay in registers, the others pass by.

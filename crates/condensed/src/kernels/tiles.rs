@@ -8,6 +8,8 @@
 //! The inputs are cut into *blocks* whose part of the tile stays in the first-level cache. Within a block
 //! neurons are ordered by how many weights they have there, so that the inner loop's length, and with it
 //! the branch at its end, is the same many times in a row.
+//!
+//! Neurons that read the same inputs are worked on in bunches, if most do (`bunches.rs`).
 
 use super::bunches::{Bunches, are_worth_it};
 use super::{Isa, simd};

@@ -516,7 +516,13 @@ impl Layer {
 
     /// Floats from one laid out group to the next, of so many planes.
     fn region(&self, field: &Field, planes: usize, batch: usize) -> usize {
-        self.group(0, batch).1 * planes * field.layout.slots
+        self.group(0, batch).1 * (planes * field.layout.slots + self.gap())
+    }
+
+    /// Slots between groups: those of a sheaf are read together, and at distances of large powers of two they would share few places
+    /// in the cache.
+    fn gap(&self) -> usize {
+        usize::from(self.sheaf > 1)
     }
 
     /// Floats that all groups of so many planes and slots take.
@@ -527,7 +533,8 @@ impl Layer {
 
     /// The same of all that is laid out.
     fn floats_of(&self, field: &Field, batch: usize) -> u64 {
-        self.floats([field.planes, field.layout.slots], batch)
+        let gaps = self.floats([self.gap(), 1], batch);
+        self.floats([field.planes, field.layout.slots], batch).saturating_add(gaps)
     }
 
     /// Images of a wave: a group for each thread, so that what is laid out of it stays in the cache; at most so many groups.
