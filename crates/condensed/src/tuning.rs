@@ -38,8 +38,8 @@ pub(crate) const SHARED: usize = 2;
 /// Neurons that share inputs: more than so many are better worked on together.
 pub(crate) const PAIR: usize = 2;
 
-/// Groups of so few images whose gradients by values are summed together: more would not fit the cache.
-pub(crate) const SHEAF: usize = 8;
+/// Registers of images whose gradients by values are summed together: more would not fit the cache.
+pub(crate) const SHEAF: usize = 16;
 
 /// Positions that a tile of a plane has at most, in floats.
 pub(crate) const TILE_FLOATS: usize = 112;

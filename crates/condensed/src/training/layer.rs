@@ -164,7 +164,7 @@ impl Layer {
             backward => Backward::Gathering(backward.unwrap_or_else(gathering).map_err(misfit)?),
         };
         let size = [pattern.neurons(), pattern.inputs(), pattern.len()];
-        let sheaf = if is_shared { SHEAF } else { 1 };
+        let sheaf = if is_shared { sheaf(isa, images, geometry.output.width) } else { 1 };
         Ok(Self { size, isa, geometry, images, sheaf, taps, forward, backward })
     }
 
@@ -703,6 +703,12 @@ fn images(isa: Isa, width: usize, are_shared: bool) -> usize {
     let most = if are_shared { most.min(SHARED) } else { most };
     let together = (most / width.max(1)).max(1);
     isa.lanes() << together.ilog2()
+}
+
+/// Groups of so many images whose gradients by values are summed together, as far as they do not fill registers by themselves.
+fn sheaf(isa: Isa, images: usize, width: usize) -> usize {
+    let registers = images / isa.lanes();
+    (SHEAF / (tile(SAMPLED / registers, width) * registers)).max(1)
 }
 
 impl Scratch {
