@@ -11,7 +11,8 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rayon::ThreadPool;
 use serde_json::json;
-use sparsity_core::{LayerSpec, Mask, Purpose, Stream, WeightInit, constant_fan_in_mask, initialise_weights};
+use sparsity_core::methods::{AnyMethod, StructuredStatic};
+use sparsity_core::{LayerSpec, Mask, Purpose, Stream, WeightInit, initial_mask, initialise_weights};
 use srigl_tensors::memory;
 
 use super::csr::{Csr, dense_times_vector, im2col, transpose};
@@ -33,6 +34,7 @@ Examples:
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 1 --threads 1
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --threads 4 --json
   srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --device cuda --torch python3
+  srigl bench layer --in 3072 --out 768 --sparsity 0.9 --batch 256 --group 4
   srigl bench layer --conv 64 64 3 --size 56 --stride 1 --sparsity 0.95 --onnxruntime python3
   srigl bench layer --conv 128 128 3 --size 16 --sparsity 0.9 --batch 64 --training --torch python3")]
 pub struct LayerArgs {
@@ -51,6 +53,10 @@ pub struct LayerArgs {
     /// Step between the convolution's windows
     #[arg(long, value_name = "S", requires = "conv", default_value_t = 1)]
     stride: usize,
+    /// So many neurons in a row share their inputs; a contender `apart` has the same ones in an order in which none lies beside another of
+    /// its group
+    #[arg(long, value_name = "G", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    group: u32,
     /// Forward and backward, as in training; --torch brings SparseProp, too, if the interpreter has it
     #[arg(long, conflicts_with_all = ["device", "onnxruntime", "deepsparse"])]
     training: bool,
@@ -80,7 +86,8 @@ pub fn run(args: &LayerArgs) -> Result<()> {
     let mask = if measure.sparsity == 0.0 {
         Mask::full(spec.neurons(), spec.dense_fan_in())
     } else {
-        constant_fan_in_mask(&spec, measure.sparsity, stream)?.into_mask()
+        let method = AnyMethod::from(StructuredStatic).with_group(args.group as usize)?;
+        initial_mask(&*method, &spec, measure.sparsity, stream)?
     };
     let mut weights = vec![0.0; spec.weights()];
     initialise_weights(&mut weights, &mask, WeightInit::KaimingNormal, stream);
@@ -88,7 +95,7 @@ pub fn run(args: &LayerArgs) -> Result<()> {
     let sparse = CondensedWeight::from_masked(&weights, &bits, spec.neurons(), spec.dense_fan_in())?;
     let mut rng = stream.rng(Purpose::Growth, 0);
     let bias = uniform(spec.neurons(), &mut rng);
-    let layer = Layer { spec, weights, sparse, bias, batch: measure.batch };
+    let layer = Layer { spec, weights, sparse, bias, batch: measure.batch, group: args.group as usize };
 
     let (shape, sample, window) = match &args.conv {
         Some(conv) => {
@@ -194,9 +201,57 @@ pub struct Layer {
     pub sparse: CondensedWeight,
     pub bias: Vec<f32>,
     pub batch: usize,
+    /// Neurons in a row that share their inputs.
+    pub group: usize,
+}
+
+/// A layer's neurons in an order in which none lies beside another of its group.
+pub struct Apart {
+    pub sparse: CondensedWeight,
+    pub bias: Vec<f32>,
+    /// For each place the neuron that is there.
+    order: Vec<usize>,
+}
+
+impl Apart {
+    /// The other way round.
+    pub fn scatter(&self, numbers: &mut [f32], block: usize) {
+        for sample in numbers.chunks_exact_mut(self.order.len() * block) {
+            let there = sample.to_vec();
+            for (to, &neuron) in sample.chunks_exact_mut(block).zip(&self.order) {
+                to.copy_from_slice(&there[neuron * block..][..block]);
+            }
+        }
+    }
+
+    /// Puts what each neuron has, `block` numbers, back into the layer's order; of several samples one after the other.
+    pub fn restore(&self, numbers: &mut [f32], block: usize) {
+        for sample in numbers.chunks_exact_mut(self.order.len() * block) {
+            let moved = sample.to_vec();
+            for (from, &neuron) in moved.chunks_exact(block).zip(&self.order) {
+                sample[neuron * block..][..block].copy_from_slice(from);
+            }
+        }
+    }
 }
 
 impl Layer {
+    /// The layer with its neurons apart, if there are groups.
+    pub fn apart(&self) -> Result<Option<Apart>> {
+        let (neurons, inputs) = (self.spec.neurons(), self.spec.dense_fan_in());
+        if self.group == 1 {
+            return Ok(None);
+        }
+        let places = (0..self.group).flat_map(|member| (member..neurons).step_by(self.group));
+        let order: Vec<usize> = places.collect();
+        let weights: Vec<f32> =
+            order.iter().flat_map(|neuron| &self.weights[neuron * inputs..][..inputs]).copied().collect();
+        let active: Vec<bool> = weights.iter().map(|weight| *weight != 0.0).collect();
+        let sparse = CondensedWeight::from_masked(&weights, &active, neurons, inputs)?;
+        let bias = order.iter().map(|neuron| self.bias[*neuron]).collect();
+        Ok(Some(Apart { sparse, bias, order }))
+    }
+
     /// The result by the kernels for CPUs.
     fn on_cpu(
         &self,
@@ -262,11 +317,22 @@ impl Layer {
 
         let kernel = pool.install(|| LinearKernel::new(&self.sparse, &self.bias))?;
         let pool = pool.clone();
+        let threads = pool.clone();
         let condensed = Contender::new("condensed", "LinearKernel", move |calls, x, y| {
-            pool.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
+            threads.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
             Ok(())
         });
-        Ok(vec![dense, csr, condensed])
+        let mut contenders = vec![dense, csr, condensed];
+        if let Some(apart) = self.apart()? {
+            let kernel = pool.install(|| LinearKernel::new(&apart.sparse, &apart.bias))?;
+            let mut contender = Contender::new("apart", "LinearKernel", move |calls, x, y| {
+                pool.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
+                Ok(())
+            });
+            contender.read = Some(Box::new(move |y| Ok(apart.restore(y, 1))));
+            contenders.push(contender);
+        }
+        Ok(contenders)
     }
 
     fn conv(
@@ -327,10 +393,21 @@ impl Layer {
 
         let kernel = pool.install(|| ConvKernel::new(&self.sparse, &self.bias, window, 1, shape))?;
         let pool = pool.clone();
+        let threads = pool.clone();
         let condensed = Contender::new("condensed", "ConvKernel", move |calls, x, y| {
-            pool.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
+            threads.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
             Ok(())
         });
-        Ok(vec![dense, csr, condensed])
+        let mut contenders = vec![dense, csr, condensed];
+        if let Some(apart) = self.apart()? {
+            let kernel = pool.install(|| ConvKernel::new(&apart.sparse, &apart.bias, window, 1, shape))?;
+            let mut contender = Contender::new("apart", "ConvKernel", move |calls, x, y| {
+                pool.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
+                Ok(())
+            });
+            contender.read = Some(Box::new(move |y| Ok(apart.restore(y, positions))));
+            contenders.push(contender);
+        }
+        Ok(contenders)
     }
 }

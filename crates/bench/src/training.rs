@@ -11,7 +11,7 @@ use burn::tensor::module::{conv2d, linear};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use condensed::training::{self, Scratch};
-use condensed::{Shape, Window};
+use condensed::{CondensedWeight, Shape, Window};
 use rayon::ThreadPool;
 
 use super::Contender;
@@ -36,20 +36,50 @@ impl Step<'_> {
 
     /// Ours.
     pub fn contenders(&self, pool: &Arc<ThreadPool>) -> Result<Vec<Contender>> {
-        Ok(vec![self.in_burn("dense", pool)?, self.in_burn("masked", pool)?, self.condensed(pool)?])
+        let Layer { sparse, bias, .. } = self.layer;
+        let dy = self.gradient.to_vec();
+        let condensed = self.condensed("condensed", (sparse, bias, dy), pool)?;
+        let mut contenders = vec![self.in_burn("dense", pool)?, self.in_burn("masked", pool)?, condensed];
+        contenders.extend(self.apart(pool)?);
+        Ok(contenders)
     }
 
-    fn condensed(&self, pool: &Arc<ThreadPool>) -> Result<Contender> {
-        let Self { layer, sample, window, gradient, .. } = self;
-        let pattern = layer.sparse.pattern();
+    /// The same neurons in an order in which none lies beside another of its group.
+    fn apart(&self, pool: &Arc<ThreadPool>) -> Result<Option<Contender>> {
+        let Some(apart) = self.layer.apart()? else { return Ok(None) };
+        let (batch, neurons, inputs) = (self.layer.batch, self.layer.bias.len(), self.input.len());
+        let positions = self.gradient.len() / (batch * neurons);
+        let mut dy = self.gradient.to_vec();
+        apart.scatter(&mut dy, positions);
+        let (results, weights) = (dy.len(), apart.sparse.values().len());
+        let mut contender = self.condensed("apart", (&apart.sparse, &apart.bias, dy), pool)?;
+        contender.read = Some(Box::new(move |output| {
+            let (y, output) = output.split_at_mut(results);
+            let (dvalues, dbias) = output[inputs..].split_at_mut(weights);
+            apart.restore(y, positions);
+            apart.restore(dvalues, weights / neurons);
+            apart.restore(dbias, 1);
+            Ok(())
+        }));
+        Ok(Some(contender))
+    }
+
+    fn condensed(
+        &self,
+        name: &str,
+        (sparse, bias, dy): (&CondensedWeight, &[f32], Vec<f32>),
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Contender> {
+        let Self { layer, sample, window, .. } = self;
+        let pattern = sparse.pattern();
         let kernels = match window {
             None => training::Layer::linear(pattern)?,
             Some(window) => training::Layer::conv2d(pattern, *window, 1, *sample)?,
         };
-        let (values, bias, dy) = (layer.sparse.values().to_vec(), layer.bias.clone(), gradient.to_vec());
+        let (values, bias) = (sparse.values().to_vec(), bias.to_vec());
         let (batch, pool) = (layer.batch, pool.clone());
         let mut scratch = Scratch::default();
-        Ok(Contender::new("condensed", "training::Layer", move |calls, x, output| {
+        Ok(Contender::new(name, "training::Layer", move |calls, x, output| {
             let (y, output) = output.split_at_mut(dy.len());
             let (dx, output) = output.split_at_mut(x.len());
             let (dvalues, dbias) = output.split_at_mut(values.len());
