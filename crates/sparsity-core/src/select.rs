@@ -187,32 +187,20 @@ pub(crate) fn nth_largest(values: &[f32], n: usize) -> (u32, usize) {
     (prefix, left)
 }
 
-/// The mask of the `n` largest of `values`, one for each active position of `mask` in their order.
+/// The mask of the `n` largest of `values`, one for each active position of `mask` in their order; those of a neuron begin where
+/// `starts` says.
 pub(crate) fn keep_in_mask(mask: &Mask, starts: &[usize], values: &[f32], n: usize) -> Mask {
-    let mut kept = Mask::empty(mask.neurons(), mask.dense_fan_in());
-    if n == 0 || values.is_empty() {
-        return kept;
-    }
-    let (least, ties) = nth_largest(values, n.min(values.len()));
+    let inputs = mask.dense_fan_in();
+    let mut kept = Mask::empty(mask.neurons(), inputs);
     let row = |neuron: usize| &values[starts[neuron]..starts[neuron + 1]];
-    let equal = |neuron: usize| row(neuron).iter().filter(|value| magnitude(**value) == least).count();
-    let equal: Vec<usize> = (0..mask.neurons()).into_par_iter().map(equal).collect();
-    // How many of the equal ones each row may keep: the first come first.
-    let mut left = ties;
-    let ties = equal.into_iter().map(|equal| {
-        let here = equal.min(left);
-        left -= here;
-        here
-    });
-    let ties: Vec<usize> = ties.collect();
-    let (words, width) = kept.rows_mut();
-    words.par_chunks_mut(width).enumerate().for_each(|(neuron, to)| {
-        let mut ties = ties[neuron];
-        for (input, value) in mask.inputs(neuron).zip(row(neuron)) {
-            let rank = magnitude(*value);
-            let keeps = rank > least || rank == least && ties > 0;
-            ties -= usize::from(keeps && rank == least);
-            if keeps {
+    each_row_of_largest(&mut kept, values, row, n, |neuron, bound, to| {
+        let values = row(neuron);
+        if values.len() == inputs {
+            return bound.mark(values, to);
+        }
+        let mut bound = bound;
+        for (input, value) in mask.inputs(neuron).zip(values) {
+            if bound.takes(magnitude(*value)) {
                 mask::set_bit(to, input);
             }
         }
@@ -223,12 +211,63 @@ pub(crate) fn keep_in_mask(mask: &Mask, starts: &[usize], values: &[f32], n: usi
 /// Activates the `n` largest of `values` `[N · M]`.
 pub(crate) fn mark_largest(values: &[f32], n: usize, mask: &mut Mask) {
     let inputs = mask.dense_fan_in();
-    let mut largest = Largest::new(n);
-    let all: Vec<usize> = (0..mask.neurons()).collect();
-    for rows in all.chunks(neurons_per_block(inputs)) {
-        largest.offer_rows(rows, &values[rows[0] * inputs..][..rows.len() * inputs], None);
+    let row = |neuron: usize| &values[neuron * inputs..][..inputs];
+    each_row_of_largest(mask, values, row, n, |neuron, bound, to| bound.mark(row(neuron), to));
+}
+
+/// What is among the largest of a row.
+#[derive(Clone, Copy)]
+struct Bound {
+    least: u32,
+    /// How many of those that are equal to it: the first ones.
+    ties: usize,
+}
+
+impl Bound {
+    fn takes(&mut self, rank: u32) -> bool {
+        let is_tie = rank == self.least && self.ties > 0;
+        self.ties -= usize::from(is_tie);
+        rank > self.least || is_tie
     }
-    largest.mark(mask);
+
+    /// Sets the bits of those of a row with all inputs, 64 at a time.
+    fn mark(mut self, values: &[f32], to: &mut [u64]) {
+        for (word, chunk) in to.iter_mut().zip(values.chunks(64)) {
+            *word |= bits(chunk, |value| magnitude(*value) > self.least);
+            if self.ties > 0 {
+                let equal = bits(chunk, |value| magnitude(*value) == self.least);
+                let here = mask::set_bits(&[equal]).take(self.ties).fold(0, |here, bit| here | 1 << bit);
+                self.ties -= u64::count_ones(here) as usize;
+                *word |= here;
+            }
+        }
+    }
+}
+
+/// Calls `mark` with the row of each neuron, and with what is among the `n` largest of all values there.
+fn each_row_of_largest<'a>(
+    mask: &mut Mask,
+    values: &[f32],
+    row: impl Fn(usize) -> &'a [f32] + Sync,
+    n: usize,
+    mark: impl Fn(usize, Bound, &mut [u64]) + Sync,
+) {
+    if n == 0 || values.is_empty() {
+        return;
+    }
+    let (least, mut left) = nth_largest(values, n.min(values.len()));
+    let equal = |neuron: usize| row(neuron).iter().filter(|value| magnitude(**value) == least).count();
+    let equal: Vec<usize> = (0..mask.neurons()).into_par_iter().map(equal).collect();
+    // How many of the equal ones each row may keep: the first come first.
+    let ties = equal.into_iter().map(|equal| {
+        let here = equal.min(left);
+        left -= here;
+        here
+    });
+    let ties: Vec<usize> = ties.collect();
+    let (words, width) = mask.rows_mut();
+    let rows = words.par_chunks_mut(width.max(1)).zip(ties).enumerate();
+    rows.for_each(|(neuron, (to, ties))| mark(neuron, Bound { least, ties }, to));
 }
 
 /// Memory that [`largest_of_row`] uses, which spares allocations for each row.

@@ -8,6 +8,7 @@ use crate::{
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// One layer as an update sees it. All slices are row-major `[N · M]`, rows are neurons.
 #[derive(Clone, Copy, Debug)]
@@ -198,7 +199,7 @@ impl Layer<'_> {
     pub(crate) fn active<T>(&self, grads: bool, run: impl FnOnce(&ActiveLayer, DenseGradient) -> T) -> T {
         let Self { name, mask, sparsity, ablate, .. } = *self;
         let values = active_values(mask, self.weights);
-        let grads = if grads { active_values(mask, self.grads) } else { Vec::new() };
+        let grads = if grads { active_values(mask, self.grads) } else { Cow::default() };
         let members = Members::default();
         let layer = ActiveLayer { name, values: &values, mask, sparsity, ablate, grads: &grads, members };
         run(&layer, DenseGradient::All(self.grads))
@@ -214,13 +215,13 @@ impl Layer<'_> {
 }
 
 /// Those of `values` `[N · M]` at the active positions, one row after the other.
-fn active_values(mask: &Mask, values: &[f32]) -> Vec<f32> {
+fn active_values<'a>(mask: &Mask, values: &'a [f32]) -> Cow<'a, [f32]> {
     if mask.nnz() == mask.positions() {
-        return values.to_vec();
+        return values.into();
     }
     let inputs = mask.dense_fan_in();
     let row = |neuron: usize| mask.inputs(neuron).map(move |input| values[neuron * inputs + input]);
-    (0..mask.neurons()).into_par_iter().flat_map_iter(row).collect()
+    (0..mask.neurons()).into_par_iter().flat_map_iter(row).collect::<Vec<f32>>().into()
 }
 
 fn first_not_finite(values: &[f32]) -> Option<usize> {
