@@ -107,10 +107,15 @@ impl Bench {
 
     /// A few steps on the generated data set.
     fn train(&self, model: &str, out: &str) {
+        self.train_by("--gamma-sal 0.9 --sparsity 0.9", model, out);
+    }
+
+    /// The same by a method.
+    fn train_by(&self, method: &str, model: &str, out: &str) {
         let limits = if model == "mlp" { 512 } else { 96 };
         self.succeed(&format!(
             "train --dataset glyphs --train-limit {limits} --test-limit 100 --batch-size 32 --delta-t 1 --epochs 1 \
-             --lr 0.02 --gamma-sal 0.9 --quiet --sparsity 0.9 --model {model} --out {out}"
+             --lr 0.02 --quiet {method} --model {model} --out {out}"
         ));
     }
 
@@ -179,6 +184,38 @@ fn condensed_predictions_are_the_dense_ones() {
             assert_eq!(bench.logits("flat-logits"), bench.logits("logits"), "{model} {options}");
         }
     }
+}
+
+/// Rows of a pattern have constant fan-in, and neurons that share their inputs share their indices in the file.
+#[test]
+fn patterns_and_groups_are_condensed() {
+    let bench = Bench::new();
+    let batch = 9;
+    bench.put("x", &[("input".to_string(), f32s(&[batch, 1, 28, 28], &numbers(batch * 784)))].into());
+    for (name, method, model) in [
+        ("nm", "--method rigl --nm 1:10", "mlp"),
+        ("ste", "--method sr-ste --nm 1:4", "mnist-cnn"),
+        ("groups", "--method srigl --sparsity 0.9 --group 4 --gamma-sal 0.9", "mlp"),
+        ("conv-groups", "--method structured-set --sparsity 0.9 --group 8", "mnist-cnn"),
+    ] {
+        bench.train_by(method, model, name);
+        let report = bench.json(&format!("condense {name} -o small-{name}"));
+        for layer in report["layers"].as_array().unwrap().iter().filter(|layer| layer["condensed"] == true) {
+            assert!(layer["fan_in"].is_number(), "{name}: {layer}");
+        }
+        let weights = format!("--weights {name}/model.safetensors --model {model} --input x");
+        bench.succeed(&format!("predict {weights} -o dense"));
+        bench.succeed(&format!("predict --weights small-{name} --input x -o file --threads 1"));
+        let error = relative_error(&bench.logits("file"), &bench.logits("dense"));
+        assert!(error <= 1e-4, "{name}: {error}");
+    }
+    let tensors = bench.get("small-groups");
+    let shape = |end: &str| {
+        let found = tensors.iter().find(|(name, _)| name.contains("fc1") && name.ends_with(end));
+        found.unwrap_or_else(|| panic!("{end} of fc1")).1.shape.clone()
+    };
+    let (indices, values) = (shape("indices"), shape("values"));
+    assert_eq!((indices[0], indices[1]), (values[0].div_ceil(4), values[1]));
 }
 
 /// Weights of the perceptron with a share of zeros in the first layer, and no masks.
@@ -429,6 +466,16 @@ fn bench_layer_reports_and_saves_what_it_ran() {
         for row in saved["weight"].floats().chunks(dims[1..].iter().product()) {
             assert_eq!(row.iter().filter(|w| **w != 0.0).count(), fan_in);
         }
+    }
+    // Results of neurons that are apart are put back in their order, or would not be those of the dense layer.
+    for (shape, what, first) in [
+        ("--in 96 --out 42 --batch 9 --group 4", "layer", ["dense", "csr"]),
+        ("--conv 5 12 3 --size 9 --batch 2 --group 5", "layer", ["dense", "csr"]),
+        ("--in 96 --out 42 --batch 9 --group 16 --training", "training of a layer", ["dense", "masked"]),
+        ("--conv 8 12 3 --size 9 --batch 2 --group 3 --training", "training of a layer", ["dense", "masked"]),
+    ] {
+        let report = bench.json(&format!("bench layer {shape} --sparsity 0.75 --rounds 3"));
+        check_report(&report, what, &[&first[..], &["condensed", "apart"]].concat());
     }
     let text = bench.succeed("bench layer --in 64 --out 64 --sparsity 0.5 --rounds 2");
     assert!(names.iter().all(|name| text.contains(name)) && text.contains("2 rounds"), "{text}");
