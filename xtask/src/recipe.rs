@@ -80,7 +80,8 @@ impl Method {
 
     /// Whether neurons may end without weights: by chance where masks are unstructured, by rule with ablation.
     pub fn may_ablate(self) -> bool {
-        self.info.gradients.are_dense() && self.variant.flag.is_none() && !self.nm
+        let by_chance = self.info.sparse && !self.info.constant_fan_in;
+        !self.nm && (by_chance || self.info.ablates && self.variant.flag.is_none())
     }
 
     /// The flags of `srigl train` that select it, with its sparsity.

@@ -71,7 +71,7 @@ const EXAMPLES: &str = "Examples:
 /// # Errors
 /// Settings or data that do not fit, files that cannot be read or written, and training that has diverged.
 pub fn run(mut args: TrainArgs) -> Result<()> {
-    args.config.settle();
+    args.config.settle()?;
     args.config.validate()?;
     #[cfg(all(feature = "cuda", unix))]
     device::default_to_cpu()?;

@@ -148,6 +148,83 @@ fn a_killed_run_resumes_bit_for_bit() {
     assert!(left.contains(&"result.json".to_string()), "{left:?}");
 }
 
+/// Runs that start from weights keep of them what their checkpoints need, whatever the method makes of a sparsity.
+#[test]
+fn runs_from_weights_resume_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = |flags: &str, out: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+        let data =
+            "train --dataset glyphs --train-limit 512 --test-limit 100 --batch-size 32 --delta-t 3 --quiet";
+        command.args(data.split(' ')).args(flags.split(' ')).arg("--out").arg(out);
+        command
+    };
+    let dense = dir.path().join("dense");
+    run(&mut command("--method dense --epochs 1", &dense));
+    for (i, method) in [
+        "gmp --sparsity 0.83",
+        "top-kast --sparsity 0.83",
+        "snip --sparsity 0.8",
+        "snfs --sparsity 0.8",
+        "mest --nm 1:3",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let flags = format!("--method {method} --epochs 2 --weights {}/model.safetensors", dense.display());
+        let [straight, stopped] = ["straight", "stopped"].map(|name| dir.path().join(format!("{name}-{i}")));
+        run(&mut command(&flags, &straight));
+        let mut child = command(&flags, &stopped).args(["--checkpoint-every", "5"]).spawn().unwrap();
+        let start = Instant::now();
+        while !stopped.join("checkpoint.safetensors").exists() && start.elapsed() < Duration::from_secs(120) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        run(command(&flags, &stopped).args(["--checkpoint-every", "5", "--resume"]));
+        assert_same_run(&straight, &stopped);
+    }
+}
+
+/// Masks of a file get the structure that a run asks for at its first update, or are refused.
+#[test]
+fn masks_of_a_file_get_their_structure_or_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let train = |flags: &str, name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_srigl"));
+        let data = "train --dataset glyphs --train-limit 256 --test-limit 100 --batch-size 32 --delta-t 2 --epochs 1";
+        command.args(data.split(' ')).args(flags.split(' ')).arg("--out").arg(dir.path().join(name));
+        command
+    };
+    run(&mut train("--method rigl --sparsity 0.9 --quiet", "sparse"));
+    let weights = format!("--weights {}/sparse/model.safetensors", dir.path().display());
+    for (i, storage) in ["condensed", "masked"].into_iter().enumerate() {
+        let name = format!("nm-{i}");
+        let output = run(&mut train(&format!("--method rigl --nm 1:4 {weights} --storage {storage}"), &name));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.contains("have no full pattern 1:4") && said.contains("first update gives it"),
+            "{said}"
+        );
+        let result = json(&dir.path().join(name).join("result.json"));
+        assert!((result["sparsity"].as_f64().unwrap() - 0.75).abs() < 0.01, "{storage}");
+    }
+    let error = error_of(&mut train(&format!("--method static --nm 1:4 {weights}"), "refused"));
+    assert!(error.contains("full pattern 1:4, which the masks of the file do not have"), "{error}");
+    let error = error_of(&mut train(&format!("--method gmp --initial-mask file {weights}"), "refused"));
+    assert!(error.contains("starts with all weights"), "{error}");
+    let output = run(&mut train(&format!("--method gmp --sparsity 0.8 {weights}"), "gmp"));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("all weights may be trained at first"), "{said}");
+    let result = json(&dir.path().join("gmp/result.json"));
+    assert!((result["sparsity"].as_f64().unwrap() - 0.8).abs() < 0.01);
+    assert!(!dir.path().join("refused").exists());
+    let error = error_of(&mut train("--method sr-ste --sparsity 0.8", "refused"));
+    assert!(error.contains("follows from its pattern, 2:4"), "{error}");
+    let error = error_of(&mut train("--method snip --weight-init torch-default", "refused"));
+    assert!(error.contains("--weight-init"), "{error}");
+}
+
 #[test]
 fn a_run_folder_has_one_writer() {
     let dir = tempfile::tempdir().unwrap();

@@ -31,8 +31,8 @@ pub(crate) const GEMM: usize = 16;
 /// keep more threads busy.
 pub(crate) const PRODUCT: [usize; 2] = [192, 512];
 
-/// Registers of positions that neurons which share inputs are computed at before the next ones. Only with so many the inputs of a
-/// block have to fit the cache.
+/// Registers of positions of neurons which share inputs that blocks are sized for: with so many the inputs of a block fit the cache, where
+/// a kernel takes no more of them at a time.
 pub(crate) const SHARED: usize = 2;
 
 /// Neurons that share inputs: more than so many are better worked on together.

@@ -116,15 +116,15 @@ fn draw(title: String, finished: &[(usize, &Run)]) -> Markup {
     html! { div { (chart.figure()) (legend(&entries)) } }
 }
 
-/// The method. Patterns are one line: they are other sparsities.
+/// The method. Patterns with as many inputs are one line: they are other sparsities.
 fn name_of(run: &Run) -> String {
     let method = &run.config.method;
-    let pattern = if method.nm().is_some() { " N:M" } else { "" };
+    let pattern = method.nm().map(|nm| format!(" {}:M", nm.n())).unwrap_or_default();
     format!("{}{pattern}", method.variant().label)
 }
 
 fn compared(run: &Run) -> Map<String, Value> {
-    let mut settings = run.settings.clone();
+    let mut settings = run.config.own_settings();
     let ignored = if !run.config.method.info().sparse { &OF_SPARSE_RUNS[..] } else { &[] };
     settings.retain(|key, _| !NOT_COMPARED.contains(&&**key) && !ignored.contains(&&**key));
     settings.remove("nm");

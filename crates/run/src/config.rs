@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use sparsity_core::methods::MethodInfo;
+use sparsity_core::methods::{AnyMethod, METHODS, MethodInfo};
 use sparsity_core::{Distribution, DropSchedule, InitialMask, WeightInit};
 use srigl_data::{
     Augment, AutoAugment, Crop, DataSet, Erase, Jitter, Loader, Mixing, Normalise, OnBroken, Options,
@@ -41,6 +41,19 @@ fn differing(now: &serde_json::Value, before: &serde_json::Value, elsewhere: &[&
 /// If it is not in `[0, 1)`.
 pub fn check_sparsity(sparsity: f64) -> Result<()> {
     ensure!((0.0..1.0).contains(&sparsity), "--sparsity is {sparsity:?}, but must be in [0, 1)");
+    Ok(())
+}
+
+/// Checks that a method has a use for `--initial-mask`.
+///
+/// # Errors
+/// If it is given and the method starts with all weights.
+pub fn check_initial_mask(method: &AnyMethod, given: Option<InitialMaskFrom>) -> Result<()> {
+    ensure!(
+        given.is_none() || !method.starts_dense(),
+        "--initial-mask: --method {} starts with all weights; leave it out",
+        method.info().name
+    );
     Ok(())
 }
 
@@ -503,15 +516,37 @@ impl Default for Config {
 
 impl Config {
     /// The sparsity that an N:M pattern leads to, in place of one that was not given. To be called once the settings are read.
-    pub fn settle(&mut self) {
+    ///
+    /// # Errors
+    /// If another sparsity was given, too.
+    pub fn settle(&mut self) -> Result<()> {
         if let Some(nm) = self.method.nm() {
+            let given = self.sparsity;
+            ensure!(
+                given == Self::default().sparsity || given == nm.share_of_zeros(),
+                "--sparsity is {given}, but that of --method {} follows from its pattern, {nm}: give --nm N:M alone",
+                self.method.info().name
+            );
             self.sparsity = nm.share_of_zeros();
         }
+        Ok(())
+    }
+
+    /// All settings, but for those of other methods. Runs of before a setting was there have its default.
+    pub fn own_settings(&self) -> serde_json::Map<String, serde_json::Value> {
+        let mut settings = match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(settings)) => settings,
+            _ => serde_json::Map::new(),
+        };
+        let others = METHODS.iter().filter(|info| info.name != self.method.info().name);
+        others.flat_map(|info| info.settings).for_each(|setting| drop(settings.remove(setting.name)));
+        settings
     }
 
     /// Checks what the sparsity library does not.
     pub fn validate(&self) -> Result<()> {
         check_sparsity(self.sparsity)?;
+        check_initial_mask(&self.method.build()?, self.initial_mask)?;
         ensure!(self.epochs > 0, "--epochs must be at least 1");
         ensure!(self.batch_size > 0, "--batch-size must be at least 1");
         ensure!(self.delta_t > 0, "--delta-t must be at least 1");
@@ -559,6 +594,11 @@ impl Config {
         ensure!(
             self.weights.is_some() || self.weight_init != Some(WeightInit::Keep),
             "--weight-init keep keeps the weights of a file: add --weights FILE"
+        );
+        let from = self.initial_mask.unwrap_or_else(|| self.method.info().initial.into());
+        ensure!(
+            from != InitialMaskFrom::Sensitivity || matches!(self.weight_init, None | Some(WeightInit::Keep)),
+            "--weight-init: masks by sensitivity keep the network's own weights, by which they are chosen; leave it out"
         );
         ensure!(
             self.model.dropout.is_none_or(|share| (0.0..1.0).contains(&share)),

@@ -24,8 +24,8 @@ mod schema;
 mod store;
 
 pub use config::{
-    Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, Storage, check_sparsity,
-    check_threads, differing_setting, named_parser,
+    Config, Extension, InitialMaskFrom, LrSchedule, ModelArgs, OptimizerName, Steps, Storage,
+    check_initial_mask, check_sparsity, check_threads, differing_setting, named_parser,
 };
 pub use error::Error;
 pub use folder::{Damage, Found, RunFolder};

@@ -7,7 +7,9 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde::de::Error as _;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sparsity_core::methods::{AnyMethod, METHODS, MethodInfo, SettingKind, Settings, Value, Variant};
+use sparsity_core::methods::{
+    AnyMethod, GROUP, METHODS, MethodInfo, NM, SettingKind, Settings, Value, Variant,
+};
 use sparsity_core::{Error, NmPattern};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -104,10 +106,6 @@ impl<const DENSE: bool> PartialEq for MethodArgs<DENSE> {
 
 /// The method that is trained unless another is named.
 const DEFAULT: &str = "srigl";
-
-/// The structure of masks, as settings and flags.
-const NM: &str = "nm";
-const GROUP: &str = "group";
 
 fn all_settings() -> impl Iterator<Item = (&'static MethodInfo, &'static sparsity_core::methods::Setting)> {
     METHODS.iter().flat_map(|info| info.settings.iter().map(move |setting| (*info, setting)))
@@ -246,10 +244,9 @@ impl<'de, const DENSE: bool> Deserialize<'de> for MethodArgs<DENSE> {
         args.info = MethodInfo::named(&name).map_err(D::Error::custom)?;
         for (_, setting) in all_settings() {
             if let Some(value) = values.remove(setting.name) {
-                let value = serde_json::from_value(value).map_err(D::Error::custom)?;
-                if !setting.takes(&value) {
-                    return Err(D::Error::custom(format!("{} cannot be {value:?}", setting.name)));
-                }
+                let read = serde_json::from_value(value.clone()).ok().filter(|value| setting.takes(value));
+                let value =
+                    read.ok_or_else(|| D::Error::custom(format!("{} cannot be {value}", setting.name)))?;
                 args.settings.0.insert(setting.name.to_string(), value);
             }
         }
@@ -261,7 +258,8 @@ impl<'de, const DENSE: bool> Deserialize<'de> for MethodArgs<DENSE> {
             }
         }
         if let Some(nm) = values.remove(NM) {
-            let text: String = serde_json::from_value(nm).map_err(D::Error::custom)?;
+            let text: String =
+                serde_json::from_value(nm).map_err(|error| D::Error::custom(format!("{NM}: {error}")))?;
             args.nm = Some(text.parse().map_err(D::Error::custom)?);
         }
         if let Some(group) = values.remove(GROUP) {

@@ -1,8 +1,7 @@
 //! What a run folder says, checked.
 
-use crate::lines::{json, json_lines};
+use crate::lines::json_lines;
 use crate::{Config, Epoch, Error, MaskLine, RunFolder, RunResult, TopologyLine, file};
-use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -18,8 +17,6 @@ pub struct Run {
     pub name: String,
     /// Settings.
     pub config: Config,
-    /// All settings, as written.
-    pub settings: Map<String, Value>,
     /// One entry per epoch done. Numbers out of range are `None`.
     pub epochs: Vec<Epoch>,
     /// The sparse layers, in the network's order.
@@ -48,7 +45,6 @@ impl Run {
     /// If it has no `config.json`, or a file in it does not hold what it should.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let (files, config) = RunFolder::existing(folder)?;
-        let settings: Map<String, Value> = json(&files.file(file::CONFIG))?.unwrap_or_default();
         let epochs = files.metrics()?.into_iter().map(sane).collect();
         // Masks first: their first snapshot names the layers in the network's order.
         let mut layers = Layers::default();
@@ -64,7 +60,7 @@ impl Run {
 
         let outcome = files.result()?;
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, config, settings, epochs, layers: layers.sorted(), has_masks, outcome })
+        Ok(Self { name, config, epochs, layers: layers.sorted(), has_masks, outcome })
     }
 
     /// Name of the data.
@@ -285,7 +281,7 @@ mod tests {
         assert_eq!((run.accuracy(), run.best_accuracy()), (Some(0.5), Some(0.75)));
         assert_eq!((run.sparsity(), run.seconds()), (Some(0.9), 5.0));
         assert_eq!((run.data(), run.is_synthetic()), ("glyphs", true));
-        assert_eq!(run.settings["dataset"], "glyphs");
+        assert_eq!(run.config.own_settings()["dataset"], "glyphs");
         let real = config().replace("glyphs", "mnist");
         let run = read(&[("config.json", &real)]).unwrap();
         assert_eq!((run.data(), run.is_synthetic()), ("mnist", false));

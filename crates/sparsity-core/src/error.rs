@@ -122,6 +122,29 @@ pub enum Error {
         active: usize,
     },
 
+    /// A layer that none of the largest weights of all layers lies in.
+    #[error(
+        "none of the {target} largest of all layers lies in layer `{layer}`; keep it dense, lower the sparsity, or choose layer by layer"
+    )]
+    NoneOfLargest {
+        /// The layer.
+        layer: String,
+        /// Weights that all layers together may have.
+        target: usize,
+    },
+
+    /// Fewer weights than are to be kept have a gradient.
+    #[error(
+        "only {sensitive} weights have a product |W · ∂L/∂W| other than 0, and {target} are to be kept by it: no gradient comes through a layer \
+         whose weights are 0, as some classifiers start; begin with trained weights, or choose others by magnitude"
+    )]
+    Insensitive {
+        /// Weights with such a product.
+        sensitive: usize,
+        /// Weights to keep.
+        target: usize,
+    },
+
     /// The layers kept dense hold more weights than the global sparsity allows.
     #[error(
         "global sparsity {sparsity} cannot be reached: layers kept dense hold {dense} of {total} weights; \

@@ -98,7 +98,7 @@ pub fn constant_fan_in_magnitude_mask(
 ///
 /// # Errors
 /// [`Error::Sparsity`] outside `[0, 1)`, [`Error::TooManyDense`] if the other layers cannot make up for the dense
-/// ones, and [`Error::FanInZero`] for a layer that would be left without weights.
+/// ones, and [`Error::NoneOfLargest`] for a layer that would be left without weights.
 pub fn global_magnitude_sparsities(
     layers: &[LayerSpec],
     weights: &[Vec<f32>],
@@ -126,8 +126,7 @@ pub fn global_magnitude_sparsities(
         ties -= equal;
         let count = equal + values.iter().filter(|value| magnitude(**value) > boundary).count();
         if count == 0 {
-            let (layer, active) = (layer.name.clone(), layer.neurons());
-            return Err(Error::FanInZero { layer, sparsity: 1.0, target: 0, active });
+            return Err(Error::NoneOfLargest { layer: layer.name.clone(), target });
         }
         Ok(sparsity_of_count(layer.weights(), count))
     };
@@ -317,7 +316,7 @@ mod tests {
         assert_eq!(counts(&layers, &[&a, &b], 0.25).unwrap(), [6, 3]);
         // Of the three weights of magnitude 1 the earlier layer's come first, and none is left for the other.
         let empty = counts(&layers, &[&a, &b], 0.5).unwrap_err();
-        assert!(matches!(&empty, Error::FanInZero { layer, .. } if layer == "b"), "{empty}");
+        assert!(matches!(&empty, Error::NoneOfLargest { layer, .. } if layer == "b"), "{empty}");
         // Of three such weights all are there.
         assert_eq!(counts(&layers, &[&a, &b], sparsity_of_count(12, 7)).unwrap(), [6, 1]);
         assert_eq!(counts(&layers, &[&a, &b], 0.0).unwrap(), [6, 6]);

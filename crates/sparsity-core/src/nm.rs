@@ -44,6 +44,11 @@ impl NmPattern {
         }
     }
 
+    /// `n`.
+    pub fn n(self) -> usize {
+        self.n
+    }
+
     /// `1 − n/m`: the sparsity of neurons whose inputs are a multiple of `m`.
     pub fn share_of_zeros(self) -> f64 {
         1.0 - self.n as f64 / self.m as f64
@@ -57,6 +62,12 @@ impl NmPattern {
     /// The sparsity of a layer whose groups are all full; 0 for one that the pattern does not restrict.
     pub fn sparsity(self, layer: &LayerSpec) -> f64 {
         sparsity_of_count(layer.weights(), layer.neurons() * self.capacity(layer.dense_fan_in()))
+    }
+
+    /// Whether a mask has the pattern, and all groups of neurons that have weights are full.
+    pub fn fills(self, mask: &Mask) -> bool {
+        let is_full = |neuron| [0, self.capacity(mask.dense_fan_in())].contains(&mask.fan_in(neuron));
+        self.holds(mask) && (0..mask.neurons()).all(is_full)
     }
 
     /// Whether a mask has the pattern.

@@ -84,6 +84,9 @@ impl UpdateSchedule {
 
     /// `α_t`, by default `α/2 · (1 + cos(π t / T_end))`; from the end on that of the end.
     pub fn drop_fraction_at(&self, t: u64) -> f64 {
+        if self.end_step == 0 {
+            return if self.drop_schedule == DropSchedule::Constant { self.drop_fraction } else { 0.0 };
+        }
         let t = t.min(self.end_step);
         let left = 1.0 - t as f64 / self.end_step as f64;
         match self.drop_schedule {
@@ -138,6 +141,9 @@ mod tests {
             };
             assert_eq!(values, expected, "{name}");
             assert_eq!(serde_json::to_value(schedule).unwrap(), name);
+            let at_once = UpdateSchedule { drop_schedule: schedule, ..UpdateSchedule::new(0) };
+            let constant = schedule == DropSchedule::Constant;
+            assert_eq!([0, 1].map(|t| at_once.drop_fraction_at(t)), [if constant { 0.3 } else { 0.0 }; 2]);
         }
     }
 

@@ -5,8 +5,8 @@ use crate::{Mask, NmPattern, mask};
 /// The structure of a mask beside its fan-ins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Structure {
-    /// The pattern of the fewest inputs, up to 32, whose groups are all full in neurons that have weights; or 2:4, if no four
-    /// inputs have more than two.
+    /// The pattern of the fewest inputs, up to 32 and half of all, whose groups are all full in neurons that have weights; or 2:4, if
+    /// no four inputs have more than two.
     pub nm: Option<NmPattern>,
     /// How many neurons that have weights share their inputs, one such group after the other; 1 if they do not.
     pub group: usize,
@@ -50,7 +50,7 @@ pub struct StructureOfRows {
 impl StructureOfRows {
     /// For rows of so many inputs.
     pub fn new(inputs: usize) -> Self {
-        let full = vec![Some(0); MOST.min(inputs).saturating_sub(1)];
+        let full = vec![Some(0); MOST.min(inputs / 2).saturating_sub(1)];
         Self { inputs, full, two_of_four: true, last: Vec::new(), rows: 0, group: 0 }
     }
 
@@ -141,6 +141,8 @@ mod tests {
         assert_eq!(Structure::of(&mask(StaticMask, [50, 40], 0.5)), none);
         assert_eq!(Structure::of(&Mask::empty(3, 8)), none);
         assert_eq!(Structure::of(&Mask::empty(0, 0)), none);
+        // One group of all inputs is no pattern.
+        assert_eq!(Structure::of(&mask(Srigl::default(), [50, 27], 0.8)), none);
         // All inputs of all neurons are no pattern, but a group.
         assert_eq!(Structure::of(&Mask::full(6, 8)), Structure { nm: None, group: 6 });
     }

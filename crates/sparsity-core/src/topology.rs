@@ -22,7 +22,7 @@ pub struct Layer<'a> {
     pub grads: &'a [f32],
     /// The present topology.
     pub mask: &'a Mask,
-    /// The layer's target sparsity `S`; a layer with 0 is dense and never changes.
+    /// The sparsity `S` that the layer shall have after the update ([`Method::sparsity_at`]); a layer with 0 is dense and never changes.
     pub sparsity: f64,
     /// Whether its neurons may be ablated; false for layers the user excludes, such as the classifier.
     pub ablate: bool,
@@ -137,7 +137,9 @@ impl ActiveLayer<'_> {
     ) -> Result<(), Error> {
         let inputs = self.mask.dense_fan_in();
         let mut rows = Vec::new();
-        for block in neurons.chunks(neurons_per_block(inputs)) {
+        // As many neurons as rows stand for.
+        let rows_of_block = (neurons_per_block(inputs) / self.members.each).max(1);
+        for block in neurons.chunks(rows_of_block) {
             let is_run = block.is_sorted_by(|a, b| a + 1 == *b);
             match gradient {
                 DenseGradient::All(all) if is_run => {
@@ -357,6 +359,9 @@ pub fn initial_masks(
     (sparsity, distribution): (f64, Distribution),
     seed: u64,
 ) -> Result<Vec<(f64, Mask)>, Error> {
+    if from == InitialMask::Sensitivity && method.nm().is_none() {
+        check_sensitivity(layers, weights, sparsity)?;
+    }
     let sparsities = match from.is_global() && method.nm().is_none() {
         true => global_magnitude_sparsities(layers, weights, sparsity)?,
         false => method_sparsities(method, layers, sparsity, distribution)?,
@@ -372,6 +377,16 @@ pub fn initial_masks(
         Ok((sparsity, mask))
     };
     sparsities.into_iter().enumerate().map(mask).collect()
+}
+
+/// Refuses products of which too few are not 0: the first ones would be chosen, whatever they are.
+fn check_sensitivity(layers: &[LayerSpec], products: &[Vec<f32>], sparsity: f64) -> Result<(), Error> {
+    let chosen = || layers.iter().zip(products).filter(|(layer, _)| !layer.keep_dense);
+    let total: usize = layers.iter().map(LayerSpec::weights).sum();
+    let all: usize = chosen().map(|(layer, _)| layer.weights()).sum();
+    let target = target_weights(total, sparsity).saturating_sub(total - all);
+    let sensitive = chosen().flat_map(|(_, products)| products).filter(|product| **product != 0.0).count();
+    if sensitive < target { Err(Error::Insensitive { sensitive, target }) } else { Ok(()) }
 }
 
 /// The initial mask `[N, M]` of one layer by a method that keeps the largest of given `weights` `[N · M]`; all ones where
@@ -544,9 +559,10 @@ pub fn sparsities_of_shares(method: &dyn Method, alpha: f64, layers: &[LayerShar
         LayerShare { kept: share.active - dropped, ..*share }
     };
     let weights = method.redistribute(&layers.iter().map(kept).collect::<Vec<_>>())?;
-    // A layer that has got all of its weights may lose some again: it is not dense.
-    let sparsity =
-        |(share, n): (&LayerShare, usize)| sparsity_of_count(share.positions, n).max(f64::MIN_POSITIVE);
+    // A layer that has got all of its weights may lose some again: it is not dense. One that has lost all keeps one.
+    let sparsity = |(share, n): (&LayerShare, usize)| {
+        sparsity_of_count(share.positions, n.max(1)).max(f64::MIN_POSITIVE)
+    };
     Some(layers.iter().zip(weights).map(sparsity).collect())
 }
 

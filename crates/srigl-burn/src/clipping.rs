@@ -9,8 +9,8 @@ use burn::tensor::{Bool, DType, Tensor};
 use std::collections::HashMap;
 
 /// Scales all gradients by the same factor so that their joint norm is at most a given one, as PyTorch's
-/// `clip_grad_norm_` does; Burn's own clipping looks at one parameter at a time. Sparse weights count with their
-/// masked gradients. The norm is taken in f32, whatever the gradients are in.
+/// `clip_grad_norm_` does; Burn's own clipping looks at one parameter at a time. Sparse weights count with the gradients that
+/// they get: those of active weights, or of more where a method says so. What a method adds to them (its decay of inactive weights) comes later. The norm is taken in f32, whatever the gradients are in.
 ///
 /// For training loops that hold the gradients: call [`clip`](Self::clip) between the backward pass and the
 /// optimizer's step. Nothing is copied from the device. The dense gradients that topology updates gather are those before
@@ -20,7 +20,7 @@ pub struct NormClipping {
     topology: Topology,
     /// Version of the topology that `inactive` shows.
     version: Option<u64>,
-    /// By layer: true where the mask is 0, in the order of the parameter's values.
+    /// By layer: true where there is no gradient, in the order of the parameter's values.
     inactive: HashMap<String, Tensor<1, Bool>>,
 }
 
@@ -47,7 +47,7 @@ impl NormClipping {
         scale.scaled
     }
 
-    /// Where the layer `name` is inactive, unless it is dense.
+    /// Where the layer `name` gets no gradient, unless it does everywhere.
     fn inactive<const D: usize>(
         &mut self,
         name: &str,
@@ -55,7 +55,7 @@ impl NormClipping {
         grad: &Tensor<D>,
     ) -> Option<Tensor<1, Bool>> {
         if !self.inactive.contains_key(name) {
-            let mask = self.topology.sparse_mask(name)?;
+            let mask = self.topology.gradient_mask(name)?;
             let inactive = layout.inactive(&mask, [mask.positions()], &grad.device());
             self.inactive.insert(name.to_string(), inactive);
         }

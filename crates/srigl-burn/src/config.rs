@@ -13,10 +13,10 @@ use burn::optim::{GradientsParams, ModuleOptimizer, Optimizer, OptimizerRecord};
 use burn::store::ModuleRecord;
 use burn::tensor::{Int, Tensor};
 use globset::{Glob, GlobMatcher};
-use sparsity_core::methods::{AnyMethod, Gradients, Srigl};
+use sparsity_core::methods::{AnyMethod, Srigl};
 use sparsity_core::{
-    ActiveLayer, DenseGradient, Distribution, DropSchedule, LayerSpec, Mask, Members, Method, Stream,
-    UpdateSchedule, initial_masks, initialise_weights, sparsity_of_count,
+    Distribution, DropSchedule, LayerSpec, Mask, Method, Stream, UpdateSchedule, initial_masks,
+    initialise_weights, sparsity_of_count,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
@@ -202,7 +202,7 @@ impl SparsityConfig {
         self.method.check()?;
         let schedule = self.schedule();
         schedule.validate()?;
-        if self.method.sparsity_at(1.0, 0.0) < 1.0 && schedule.last_update().is_none() {
+        if self.method.starts_dense() && schedule.last_update().is_none() {
             let SparsityConfig { delta_t, end_step, .. } = *self;
             return Err(Error::NoUpdate { method: self.method.info().name, delta_t, end_step });
         }
@@ -234,7 +234,7 @@ impl SparsityConfig {
             optimizers.with_group(ParamGroup::from_path(path), sparse, None)
         });
         let weights = sparse.into_iter().collect();
-        let mut initialise = Initialise { path: Vec::new(), weights, config: self };
+        let mut initialise = Initialise { path: Vec::new(), weights, config: self, topology: &topology };
         Ok(Sparsified { model: module.map(&mut initialise), optim, topology })
     }
 
@@ -267,7 +267,7 @@ impl SparsityConfig {
             return Err(Error::NoLayers);
         }
         let masks = match masks {
-            Masks::Given(masks) => given_masks(&found, masks)?,
+            Masks::Given(masks) => given_masks(&*self.method, &found, masks)?,
             Masks::Drawn(gradients) => self.initial_masks(module, &found, gradients)?,
         };
         let weight = |(index, (found, (sparsity, mask))): (usize, (Found, (f64, Mask)))| {
@@ -281,7 +281,7 @@ impl SparsityConfig {
                 // A layer that stays dense is Burn's.
                 capture: (found.condenses.is_some_and(|usual| self.condensed.unwrap_or(usual))
                     && sparsity > 0.0
-                    && sees_active_weights_alone(&*self.method))
+                    && self.method.trains_active_weights_alone())
                 .then(|| Capture::new(self.method.info().gradients.are_dense())),
                 initial_mask: Arc::new(mask),
                 hidden: OnceLock::new(),
@@ -331,14 +331,9 @@ impl SparsityConfig {
         self.initial_mask.unwrap_or(by_default)
     }
 
-    /// Whether all weights of a sparse layer are drawn before some are chosen.
-    fn draws_dense_weights(&self) -> bool {
-        self.method.info().initial != InitialMask::Random || self.method.keeps_inactive_weights()
-    }
-
     /// All weights `[N · M]` of a layer, as they are before some are chosen: those that it has, or drawn as those of a dense layer.
     fn draw_dense(&self, values: &mut [f32], spec: &LayerSpec, index: usize) {
-        if self.draws_dense_weights() {
+        if self.method.starts_from_dense_weights() {
             let stream = Stream { seed: self.seed, layer: index as u64, step: 0 };
             let all = Mask::full(spec.neurons(), spec.dense_fan_in());
             initialise_weights(values, &all, self.weight_init, stream);
@@ -354,8 +349,16 @@ enum Masks<'a> {
     Given(BTreeMap<String, Mask>),
 }
 
-/// The given masks in the order of the layers, each with its sparsity.
-fn given_masks(found: &[Found], mut masks: BTreeMap<String, Mask>) -> Result<Vec<(f64, Mask)>, Error> {
+/// The given masks in the order of the layers, each with its sparsity: its own, or that of the pattern that it will get.
+fn given_masks(
+    method: &dyn Method,
+    found: &[Found],
+    mut masks: BTreeMap<String, Mask>,
+) -> Result<Vec<(f64, Mask)>, Error> {
+    let sparsity = |spec: &LayerSpec, mask: &Mask| match method.nm().filter(|_| method.info().changes()) {
+        Some(nm) => nm.sparsity(spec),
+        None => sparsity_of_count(mask.positions(), mask.nnz()),
+    };
     let mask = |found: &Found| {
         let spec = &found.spec;
         let given = masks.remove(&spec.name).filter(|_| !spec.keep_dense);
@@ -369,7 +372,10 @@ fn given_masks(found: &[Found], mut masks: BTreeMap<String, Mask>) -> Result<Vec
                 layer: spec.name.clone(),
                 what: "its mask has no active weight".into(),
             }),
-            Some(mask) => Ok((sparsity_of_count(mask.positions(), mask.nnz()), mask)),
+            Some(mask) => Ok(match sparsity(spec, &mask) {
+                0.0 => (0.0, Mask::full(expected[0], expected[1])),
+                sparsity => (sparsity, mask),
+            }),
             None => Ok((0.0, Mask::full(expected[0], expected[1]))),
         }
     };
@@ -480,8 +486,11 @@ impl<M: Module> Sparsified<M> {
             match id.and_then(|id| masks.get(id)) {
                 Some(loaded) if loaded.mask.shape() == layer.mask.shape() => {
                     topology.publish(index, &loaded.mask, &loaded.ever_active);
-                    if let Some(share) = loaded.share {
-                        topology.share(index, share);
+                    if let Some((step, share)) = loaded.share {
+                        topology.share(index, step, share);
+                    }
+                    if let Some(positions) = &loaded.gradient {
+                        topology.publish_gradient(index, positions);
                     }
                 }
                 // Before its first gradient a layer has no state, only its first mask. Its weights will tell.
@@ -595,19 +604,21 @@ struct Initialise<'a> {
     path: Vec<String>,
     weights: HashMap<String, Arc<SparseWeight>>,
     config: &'a SparsityConfig,
+    topology: &'a Topology,
 }
 
 impl Initialise<'_> {
     /// The values `[N · M]` of a layer that has these.
     fn draw(&self, weight: &SparseWeight, values: &mut [f32]) {
         let (config, mask): (_, &Mask) = (self.config, &weight.initial_mask);
-        if !config.draws_dense_weights() {
+        if !config.method.starts_from_dense_weights() {
             let stream = Stream { seed: config.seed, layer: weight.index as u64, step: 0 };
             return initialise_weights(values, mask, config.weight_init, stream);
         }
         let spec = LayerSpec::new(weight.name.clone(), mask.shape()).expect("it has been found");
         config.draw_dense(values, &spec, weight.index);
         let mut hidden = values.to_vec();
+        self.topology.publish_gradient(weight.index, &weight.gradient_positions(mask, &|| hidden.clone()));
         mask.apply(values);
         if config.method.keeps_inactive_weights() {
             hidden
@@ -647,24 +658,4 @@ impl ModuleMapper for Initialise<'_> {
         }
         param
     }
-}
-
-/// Whether layers can be trained by a method that have no weights but active ones, and never more than at the start.
-fn sees_active_weights_alone(method: &dyn Method) -> bool {
-    let (mask, values) = (Mask::full(1, 2), [1.0, 2.0]);
-    let members = Members::default();
-    let layer = ActiveLayer {
-        name: "",
-        values: &values,
-        mask: &mask,
-        sparsity: 0.5,
-        ablate: false,
-        grads: &values,
-        members,
-    };
-    let stream = Stream { seed: 0, layer: 0, step: 0 };
-    let updates = || method.update_active(&layer, DenseGradient::All(&values), 0.0, stream).is_some();
-    // A sum over all steps would be a dense gradient.
-    let remembers = matches!(method.info().gradients, Gradients::Momentum { .. });
-    !method.keeps_inactive_weights() && !remembers && (!method.info().changes() || updates())
 }

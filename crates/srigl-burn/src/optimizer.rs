@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use sparsity_core::methods::{AnyMethod, GradientPositions, Gradients, LayerShare, Updates};
 use sparsity_core::{
     ActiveLayer, DenseGradient, DropSchedule, Error, Layer, Mask, Members, Stream, UpdateSchedule, itop_rate,
-    sparsity_of_count, target_weights, update_active_layer, update_layer,
+    sparsities_of_shares, sparsity_of_count, target_weights, update_active_layer, update_layer,
 };
 use std::any::Any;
 use std::cell::RefCell;
@@ -38,9 +38,35 @@ pub(crate) struct SparseWeight {
 }
 
 impl SparseWeight {
+    /// The sparsity that its target weights have: what a record of these leads to, too.
+    fn target_sparsity(&self) -> f64 {
+        let positions = self.initial_mask.positions();
+        sparsity_of_count(positions, target_weights(positions, self.sparsity))
+    }
+
     /// Values that a layer has room for in condensed form: its topology never has more.
     pub fn room(&self) -> usize {
         room(&self.initial_mask, self.sparsity)
+    }
+}
+
+impl SparseWeight {
+    /// The positions that get gradient, by the method; active ones always do.
+    ///
+    /// # Panics
+    /// If the method's positions have another shape than its mask.
+    pub fn gradient_positions(&self, mask: &Mask, weights: &dyn Fn() -> Vec<f32>) -> GradientPositions {
+        let Self { method, name, sparsity, .. } = self;
+        let positions = method.gradient_positions(mask, *sparsity, weights);
+        let GradientPositions::Superset(mut superset) = positions else { return positions };
+        let what = method.info().name;
+        assert_eq!(
+            superset.shape(),
+            mask.shape(),
+            "layer `{name}`: positions of method `{what}` and their mask"
+        );
+        superset.union_with(mask);
+        GradientPositions::Superset(superset)
     }
 }
 
@@ -91,7 +117,7 @@ pub struct SparseState<S, const D: usize> {
     pub hidden: Option<Tensor<D>>,
     /// The positions that get gradient beside the mask's, if the method has such; `None` before the first step.
     gradient: Option<GradientPositions>,
-    /// What the layer has told the others before an update that redistributes weights.
+    /// What the layer has told the others after this step, before an update that redistributes weights.
     share: Option<LayerShare>,
     /// The masks on the device, made when they are first needed.
     on_device: Option<OnDevice<D>>,
@@ -231,7 +257,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
         frozen: Option<&Tensor<D, Bool>>,
         state: &SparseState<S, D>,
     ) -> Tensor<D> {
-        let decay = self.weight.method.inactive_decay(self.weight.sparsity);
+        let decay = self.weight.method.inactive_decay(self.weight.target_sparsity());
         let Some(hidden) = state.hidden.as_ref().filter(|_| decay > 0.0) else { return grad };
         let decayed = hidden.clone() * decay;
         grad + match frozen {
@@ -244,6 +270,7 @@ impl<O: Optimizer> SparseOptimizer<O> {
     /// to the update, all of them must know.
     fn tell_share<S, const D: usize>(&self, state: &mut SparseState<S, D>) {
         let method = &self.weight.method;
+        state.share = None;
         if !state.schedule.is_update(state.step + 1) || method.redistribute(&[]).is_none() {
             return;
         }
@@ -251,23 +278,25 @@ impl<O: Optimizer> SparseOptimizer<O> {
         let mut active = self.weight.layout.to_rows(momentum.clone());
         state.mask.apply(&mut active);
         let share = LayerShare::new(&state.mask, &active);
-        state.share = Some(share);
-        self.topology.share(self.weight.index, share);
+        state.share = share.importance.is_finite().then_some(share);
+        if let Some(share) = state.share {
+            self.topology.share(self.weight.index, state.step, share);
+        }
     }
 
     /// The sparsity that the layer shall have after an update.
-    fn sparsity_now<S, const D: usize>(&self, state: &mut SparseState<S, D>, alpha: f64) -> f64 {
+    fn sparsity_now<S, const D: usize>(&self, state: &SparseState<S, D>, alpha: f64) -> f64 {
         let SparseWeight { method, index, sparsity, .. } = &*self.weight;
-        if method.redistribute(&[]).is_none() {
-            return method.sparsity_at(*sparsity, state.schedule.progress_at(state.step));
+        if method.redistribute(&[]).is_some() {
+            let redistribute = |shares: &[LayerShare]| sparsities_of_shares(&**method, alpha, shares);
+            // Where not all are known, each keeps as many weights as it has.
+            let kept = || sparsity_of_count(state.mask.positions(), state.mask.nnz());
+            return self.topology.redistributed(*index, state.step, redistribute).unwrap_or_else(kept);
         }
-        let told = state.share.take().and_then(|_| self.topology.shares());
-        let redistributed = told.and_then(|(indices, shares)| {
-            let place = indices.iter().position(|other| other == index)?;
-            sparsity_core::sparsities_of_shares(&**method, alpha, &shares).map(|sparsities| sparsities[place])
-        });
-        // Where the others are not known, after a record was loaded in a way that tells nobody, it keeps as many weights as it has.
-        redistributed.unwrap_or_else(|| sparsity_of_count(state.mask.positions(), state.mask.nnz()))
+        match method.starts_dense() {
+            true => method.sparsity_at(self.weight.target_sparsity(), state.schedule.progress_at(state.step)),
+            false => *sparsity,
+        }
     }
 
     /// The step of a layer that trains in condensed form: `tensor` has the values of active weights, and zeros for weights
@@ -420,12 +449,23 @@ impl<O: Optimizer> SparseOptimizer<O> {
                     None => tensor.clone(),
                 };
                 let values = || weight.layout.to_rows(all());
-                state.gradient = Some(self.gradient_positions(&state.mask, &values));
+                state.gradient = Some(self.weight.gradient_positions(&state.mask, &values));
             }
+            // A record's numbers have the device's usual type.
+            state.hidden = state.hidden.take().map(|hidden| hidden.cast(tensor.dtype()));
+            state.dense_grad = state.dense_grad.take().map(|grad| grad.cast(tensor.dtype()));
             self.topology.publish(weight.index, &state.mask, &state.ever_active);
+            self.publish_gradient(state);
             self.move_masks(state, tensor.dims(), &tensor.device());
         }
         state.on_device.clone().expect("just made")
+    }
+
+    /// Tells those who clip which positions get gradient.
+    fn publish_gradient<S, const D: usize>(&self, state: &SparseState<S, D>) {
+        if let Some(positions) = &state.gradient {
+            self.topology.publish_gradient(self.weight.index, positions);
+        }
     }
 
     /// Copies the state's masks to the device.
@@ -443,24 +483,6 @@ impl<O: Optimizer> SparseOptimizer<O> {
             Some(GradientPositions::All) => None,
         };
         state.on_device = Some(OnDevice { inactive, frozen });
-    }
-
-    /// The positions that get gradient, by the method; active ones always do.
-    ///
-    /// # Panics
-    /// If the method's positions have another shape than its mask.
-    fn gradient_positions(&self, mask: &Mask, weights: &dyn Fn() -> Vec<f32>) -> GradientPositions {
-        let SparseWeight { method, name, sparsity, .. } = &*self.weight;
-        let positions = method.gradient_positions(mask, *sparsity, weights);
-        let GradientPositions::Superset(mut superset) = positions else { return positions };
-        let what = method.info().name;
-        assert_eq!(
-            superset.shape(),
-            mask.shape(),
-            "layer `{name}`: positions of method `{what}` and their mask"
-        );
-        superset.union_with(mask);
-        GradientPositions::Superset(superset)
     }
 
     /// The weight that the network sees: 0 where it is inactive. What was there is kept, if the method wants it.
@@ -522,8 +544,9 @@ impl<O: Optimizer> SparseOptimizer<O> {
             Ok(update) => {
                 Arc::make_mut(&mut state.ever_active).union_with(&update.mask);
                 state.mask = Arc::new(update.mask);
-                state.gradient = Some(self.gradient_positions(&state.mask, &|| weights.clone()));
+                state.gradient = Some(self.weight.gradient_positions(&state.mask, &|| weights.clone()));
                 self.topology.publish(weight.index, &state.mask, &state.ever_active);
+                self.publish_gradient(state);
                 self.move_masks(state, tensor.dims(), &tensor.device());
                 Ok(update.report)
             }
@@ -585,6 +608,7 @@ impl Moves {
             })
         };
         let mut from: Vec<_> = (0..after.neurons()).into_par_iter().flat_map_iter(of_neuron).collect();
+        assert!(from.len() <= room, "a topology of {} weights in a layer with room for {room}", from.len());
         from.resize(room, None);
         Self { from }
     }
@@ -615,7 +639,9 @@ impl Moves {
 pub(crate) struct LoadedLayer {
     pub mask: Arc<Mask>,
     pub ever_active: Arc<Mask>,
-    pub share: Option<LayerShare>,
+    pub gradient: Option<GradientPositions>,
+    /// After which step it was told.
+    pub share: Option<(u64, LayerShare)>,
 }
 
 /// Those of all layers by parameter id.
@@ -736,7 +762,9 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
             out.push_scalar(prefix, leaf, value.into());
         }
         out.push_scalar(prefix, "drop_fraction", self.schedule.drop_fraction.into());
-        out.push_scalar(prefix, "drop_schedule", (self.schedule.drop_schedule as u64).into());
+        let of_schedule = |(.., known): &(&str, &str, DropSchedule)| *known == self.schedule.drop_schedule;
+        let drop_schedule = DropSchedule::NAMES.iter().position(of_schedule).unwrap_or(0);
+        out.push_scalar(prefix, "drop_schedule", (drop_schedule as u64).into());
         if let Some(share) = self.share {
             out.push_scalar(prefix, "share_active", (share.active as u64).into());
             out.push_scalar(prefix, "share_importance", share.importance.into());
@@ -793,7 +821,8 @@ impl<S: RecordState, const D: usize> RecordState for SparseState<S, D> {
         LOADING.with_borrow_mut(|loading| {
             if let Some(loading) = loading {
                 let (mask, ever_active) = (state.mask.clone(), state.ever_active.clone());
-                loading.masks.insert(prefix.to_string(), LoadedLayer { mask, ever_active, share });
+                let (gradient, share) = (state.gradient.clone(), share.map(|share| (state.step, share)));
+                loading.masks.insert(prefix.to_string(), LoadedLayer { mask, ever_active, gradient, share });
                 state.schedule = loading.schedule.unwrap_or(state.schedule);
             }
         });

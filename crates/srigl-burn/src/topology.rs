@@ -1,7 +1,7 @@
 //! A window on the topology of a model in training.
 
 use burn::tensor::Tensor;
-use sparsity_core::methods::LayerShare;
+use sparsity_core::methods::{GradientPositions, LayerShare};
 use sparsity_core::{Error, LayerStats, Mask, UpdateReport, itop_rate};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -23,8 +23,12 @@ struct State {
     clipped_by: Vec<Option<Tensor<1>>>,
     /// Layers whose failed updates have been told.
     warned: BTreeSet<String>,
-    /// What sparse layers have told of themselves before an update that redistributes weights.
-    shares: Vec<Option<LayerShare>>,
+    /// What sparse layers have told of themselves after their last two steps before updates that redistribute weights, and after which.
+    shares: Vec<[Option<(u64, LayerShare)>; 2]>,
+    /// The sparsities of sparse layers after the last such update's step, if it could be worked out: the same for all of them.
+    redistributed: Option<(u64, Option<Vec<f64>>)>,
+    /// The positions that get gradient, where these are others than those of the mask.
+    gradient: Vec<Option<GradientPositions>>,
 }
 
 /// One sparse layer.
@@ -81,8 +85,17 @@ pub struct TopologyEvent {
 impl Topology {
     pub(crate) fn new(layers: Vec<TopologyLayer>) -> Self {
         let clipped_by = vec![None; layers.len()];
-        let (observers, warned, shares) = (Vec::new(), BTreeSet::new(), vec![None; layers.len()]);
-        Self(Arc::new(Mutex::new(State { layers, observers, version: 0, clipped_by, warned, shares })))
+        let state = State {
+            observers: Vec::new(),
+            version: 0,
+            clipped_by,
+            warned: BTreeSet::new(),
+            shares: vec![[None; 2]; layers.len()],
+            redistributed: None,
+            gradient: vec![None; layers.len()],
+            layers,
+        };
+        Self(Arc::new(Mutex::new(state)))
     }
 
     /// The updates from now on, for as long as the result lives. Without it, updates that fail are told on standard error.
@@ -161,18 +174,52 @@ impl Topology {
         self.lock().clipped_by[index].take()
     }
 
-    /// What the layer `index` is before the next update, for the others.
-    pub(crate) fn share(&self, index: usize, share: LayerShare) {
-        self.lock().shares[index] = Some(share);
+    /// What the layer `index` is after a step before an update, for the others.
+    pub(crate) fn share(&self, index: usize, step: u64, share: LayerShare) {
+        let shares = &mut self.lock().shares[index];
+        *shares = [Some((step, share)), shares[0].filter(|(other, _)| *other != step)];
     }
 
-    /// The sparse layers, and what they have told before this update; `None` unless all have.
-    pub(crate) fn shares(&self) -> Option<(Vec<usize>, Vec<LayerShare>)> {
-        let state = self.lock();
+    /// The sparsity of the layer `index` after the update of a step, by what all sparse layers have told after the step before; `None` if
+    /// one has not. `redistribute` is called for the first layer that asks.
+    pub(crate) fn redistributed(
+        &self,
+        index: usize,
+        step: u64,
+        redistribute: impl FnOnce(&[LayerShare]) -> Option<Vec<f64>>,
+    ) -> Option<f64> {
+        let mut state = self.lock();
         let sparse: Vec<usize> =
             (0..state.layers.len()).filter(|i| state.layers[*i].sparsity > 0.0).collect();
-        let shares = sparse.iter().map(|i| state.shares[*i]).collect::<Option<_>>()?;
-        Some((sparse, shares))
+        if state.redistributed.as_ref().is_none_or(|(of, _)| *of != step) {
+            let told = |i: &usize| {
+                let of_step = state.shares[*i].iter().flatten().find(|(of, _)| of + 1 == step);
+                of_step.map(|(_, share)| *share)
+            };
+            let shares: Option<Vec<LayerShare>> = sparse.iter().map(told).collect();
+            state.redistributed = Some((step, shares.and_then(|shares| redistribute(&shares))));
+        }
+        let place = sparse.iter().position(|i| *i == index)?;
+        let (_, sparsities) = state.redistributed.as_ref()?;
+        sparsities.as_ref().and_then(|all| all.get(place)).copied()
+    }
+
+    /// The positions of the layer `index` that get gradient from now on.
+    pub(crate) fn publish_gradient(&self, index: usize, positions: &GradientPositions) {
+        let mut state = self.lock();
+        state.gradient[index] = (*positions != GradientPositions::Active).then(|| positions.clone());
+        state.version += 1;
+    }
+
+    /// The mask of the positions of a layer that get gradient, unless all do.
+    pub(crate) fn gradient_mask(&self, name: &str) -> Option<Arc<Mask>> {
+        let state = self.lock();
+        let index = state.layers.iter().position(|layer| layer.name == name && layer.sparsity > 0.0)?;
+        match &state.gradient[index] {
+            None | Some(GradientPositions::Active) => Some(state.layers[index].mask.clone()),
+            Some(GradientPositions::Superset(mask)) => Some(Arc::new(mask.clone())),
+            Some(GradientPositions::All) => None,
+        }
     }
 
     /// Tells all observers. A failed update that nobody observes is told on standard error, once for each layer: a training

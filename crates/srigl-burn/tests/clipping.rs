@@ -4,8 +4,8 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{DType, Device, Distribution, Tensor};
-use srigl_burn::methods::{Dense, Rigl, Srigl};
-use srigl_burn::{AnyMethod, NormClipping, Sparsified, SparsityConfig};
+use srigl_burn::methods::{Dense, Rigl, SrSte, Srigl, TopKast};
+use srigl_burn::{AnyMethod, NmPattern, NormClipping, Sparsified, SparsityConfig};
 
 #[derive(Module, Debug)]
 struct Net {
@@ -124,4 +124,42 @@ fn the_norm_of_half_precision_gradients_is_taken_in_f32() {
     let values: Vec<f32> = clipped.cast(DType::F32).into_data().try_into_vec().unwrap();
     // 16 numbers of the same size: each a quarter of the norm.
     assert!(values.iter().all(|value| (value - 0.25).abs() < 1e-3), "{values:?}");
+}
+
+/// What straight-through estimators move counts, whether the network sees it or not.
+#[test]
+fn weights_that_get_gradient_count() {
+    let device = Device::flex().autodiff();
+    device.seed(1);
+    let top_kast = TopKast { backward: 3.0, decay: 0.0 };
+    for method in [AnyMethod::from(SrSte { nm: NmPattern::new(1, 5).unwrap(), decay: 0.0 }), top_kast.into()]
+    {
+        let layer = LinearConfig::new(20, 30).with_bias(false).init(&device);
+        let config = SparsityConfig::new(0.8, 100).with_method(method.clone()).with_delta_t(2);
+        let Sparsified { model: mut layer, mut optim, topology } =
+            config.sparsify(layer, SgdConfig::new().build()).unwrap();
+        let mut clipping = NormClipping::new(0.5, topology.clone());
+        for step in 0..4 {
+            let x = Tensor::<2>::random([16, 20], Distribution::Default, &device);
+            let grads =
+                GradientsParams::from_grads(layer.forward(x).powf_scalar(2.0).sum().backward(), &layer);
+            let before = grads.get::<2>(layer.weight.id).unwrap();
+            let values = |tensor: Tensor<2>| -> Vec<f32> { tensor.into_data().try_into_vec().unwrap() };
+            let grads = clipping.clip(&layer, grads);
+            let after = grads.get::<2>(layer.weight.id).unwrap();
+            let factor = f64::from(values(after)[7]) / f64::from(values(before.clone())[7]);
+            // The norm of what counted.
+            let counted = 0.5 / factor;
+            let all = norm(&values(before.clone()));
+            let seen = values(before.mask_fill(layer.weight.val().inner().equal_elem(0.0), 0.0));
+            match method.info().name {
+                "sr-ste" => assert!((counted / all - 1.0).abs() < 1e-4, "step {step}: {counted} of {all}"),
+                _ => assert!(
+                    counted > 1.2 * norm(&seen) && counted < 0.95 * all,
+                    "step {step}: {counted} of {all}"
+                ),
+            }
+            layer = optim.step(1e-3, layer, grads);
+        }
+    }
 }

@@ -252,6 +252,22 @@ fn snfs_moves_weights_to_the_layer_with_more_momentum() {
     assert!(counts.iter().sum::<usize>() == 100 && counts[1] > got[1].nnz(), "{counts:?}");
 }
 
+/// Also where each step is an update, a step before the next.
+#[test]
+fn snfs_loses_no_weight_with_an_update_after_each_step() {
+    let device = Device::flex().autodiff();
+    let config = SparsityConfig::new(0.75, 100).with_method(Snfs.into()).with_delta_t(1);
+    let config = config.with_distribution(Distribution::Uniform).with_drop_fraction(1.0);
+    let mut sparse = config.sparsify(two(&device), SgdConfig::new().build()).unwrap();
+    let updates = sparse.topology.updates();
+    for step in 1..=12 {
+        sparse = train_two(sparse, step..=step, &Device::flex());
+        let counts: Vec<usize> = sparse.topology.layers().iter().map(|layer| layer.mask.nnz()).collect();
+        assert_eq!(counts.iter().sum::<usize>(), 100, "step {step}: {counts:?}");
+    }
+    assert!(updates.drain().iter().all(|event| event.report.is_ok()));
+}
+
 /// Masks by `|W · ∂L/∂W|` of both layers together, and the weights stay as they are.
 #[test]
 fn snip_keeps_what_a_batch_is_sensitive_to() {
@@ -317,7 +333,7 @@ fn gmp_comes_to_its_sparsity_with_the_last_update() {
     let expected = [(5, 0.4625), (10, 0.7), (15, 0.7875), (20, 0.8)];
     assert_eq!(pruned.len(), 4);
     for ((step, sparsity), (at, target)) in pruned.into_iter().zip(expected) {
-        assert!(step == at && (sparsity - target).abs() < 1.5 / 200.0, "{step}: {sparsity}");
+        assert!(step == at && (sparsity - target).abs() <= 2.0 / 200.0, "{step}: {sparsity}");
     }
     let refused = config(5).sparsify(two(&device), SgdConfig::new().build());
     assert!(matches!(refused, Err(Error::NoUpdate { method: "gmp", delta_t: 5, end_step: 5 })));

@@ -8,6 +8,7 @@ use crate::{Checkpoint, Latest, Progress, device, model_spec, model_tensors, spa
 use anyhow::{Result, bail, ensure};
 use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Int, Tensor};
+use sparsity_core::methods::Gradients;
 use srigl_burn::{NormClipping, Sparsified, Topology, Updates};
 use srigl_data::{Batch, Loader};
 use srigl_models::{Classifier, WithModel};
@@ -149,14 +150,18 @@ impl WithModel for Training<'_> {
         let Session { config, folder, loader, .. } = loop_.session;
         let steps = config.steps(loader.steps_per_epoch(config.batch_size))?;
         let name = &config.model.name;
-        check_weights(&model, name, 2 + moments(config))?;
+        let method = config.method.build()?;
+        // Weights that are kept beside those of the network, here and on the host, and a sum of all gradients.
+        let kept = if method.keeps_inactive_weights() { 2 } else { 0 };
+        let sum = usize::from(matches!(method.info().gradients, Gradients::Momentum { .. }));
+        check_weights(&model, name, 2 + moments(config) + kept + sum)?;
+        let batch = config.batch_size.min(loader.train_images());
+        let images = config.micro_batch.map_or(batch, |images| images.min(batch));
+        check_results(&model, name, loader.shape(), images)?;
         let start = match latest {
             Some(latest) => loop_.go_on(model, &steps, latest)?,
             None => loop_.begin(model, &steps)?,
         };
-        let batch = config.batch_size.min(loader.train_images());
-        let images = config.micro_batch.map_or(batch, |images| images.min(batch));
-        check_results(&start.sparse.model, name, loader.shape(), images)?;
         let lock = match lock {
             Some(lock) => lock,
             None => {
@@ -340,6 +345,10 @@ impl Loop<'_> {
         let condensed = layers.iter().filter(|layer| layer.condensed).count();
         if sparse > 0 {
             self.observer.note(&match condensed {
+                0 if config.storage == Some(Storage::Condensed) => format!(
+                    "--storage condensed cannot be had with --method {}: sparse layers are masked",
+                    config.method.info().name
+                ),
                 0 => "sparse layers are masked: they compute with all weights".into(),
                 all if all == sparse => {
                     "sparse layers train in condensed form, with active weights alone".into()

@@ -5,7 +5,7 @@ use crate::{Masks, NamedTensor, Weights, fill_module, masks_of, sparsify};
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
-use sparsity_core::{LayerSpec, LayerStats, Mask, Stream, sparsity_of_count, target_weights};
+use sparsity_core::{InitialMask, LayerSpec, LayerStats, Mask, Stream, sparsity_of_count, target_weights};
 use srigl_burn::{Sparsified, sparse_layers, state_dict};
 use srigl_data::Loader;
 use srigl_models::{Classifier, ModelInfo, torchvision_name};
@@ -77,16 +77,28 @@ pub(crate) fn start<M: Classifier>(
     if config.new_head {
         notes.push(format!("`{}` starts anew", head_layer(info)));
     }
-    let by_default =
-        if is_sparse { InitialMaskFrom::File } else { InitialMaskFrom::of_weights(config.method.info()) };
+    let starts_dense = config.method.build()?.starts_dense();
+    let by_default = match is_sparse && !starts_dense {
+        true => InitialMaskFrom::File,
+        false => InitialMaskFrom::of_weights(config.method.info()),
+    };
     let from = config.initial_mask.unwrap_or(by_default);
-    let words = from.words(config.method.info().constant_fan_in);
+    if starts_dense && is_sparse {
+        notes.push("all weights may be trained at first, those that are 0 in the file too".into());
+    }
+    let words = match (starts_dense, config.method.nm()) {
+        (true, _) => "all weights".to_string(),
+        (_, Some(_)) if from.drawn().is_some_and(|drawn| drawn != InitialMask::Random) => {
+            format!("{}, within each group of inputs", from.words(false))
+        }
+        _ => from.words(config.method.info().constant_fan_in).to_string(),
+    };
     let (sparse, initial_mask) = match from {
         _ if !config.method.info().sparse => {
             if is_sparse {
                 notes.push("dense training does not keep the masks of the file".into());
             }
-            (sparsify(config, model, steps, Masks::Settings)?, "none")
+            (sparsify(config, model, steps, Masks::Settings)?, "none".to_string())
         }
         InitialMaskFrom::File => {
             ensure!(is_sparse, "--initial-mask file, but {} has neither masks nor zeros", of_file());
@@ -95,7 +107,7 @@ pub(crate) fn start<M: Classifier>(
             notes.extend(check_structure(config, &masks)?);
             let sparse = sparsify(config, model, steps, Masks::Given(masks))?;
             let sparsity = sparse.topology.sparsity();
-            if (sparsity - config.sparsity).abs() > 0.005 {
+            if (sparsity - config.sparsity).abs() > 0.005 && config.method.nm().is_none() {
                 notes.push(format!(
                     "the topology has a sparsity of {:.2} %, and keeps it; --sparsity {} is not used (--initial-mask magnitude \
                      would start another)",
@@ -111,7 +123,7 @@ pub(crate) fn start<M: Classifier>(
         }
     };
     let (file, sparsity) = (file_name(path), sparse.topology.sparsity());
-    let from = StartedFrom { file, initial_mask: initial_mask.into(), sparsity, test_accuracy: 0.0, notes };
+    let from = StartedFrom { file, initial_mask, sparsity, test_accuracy: 0.0, notes };
     Ok(Start { targets: targets(&sparse), sparse, from: Some(from) })
 }
 
@@ -185,26 +197,37 @@ pub(crate) fn start_again<M: Module>(
 }
 
 /// Checks that masks of a file are such that the method can go on with them; says what is not as it should be.
-fn check_structure(config: &Config, masks: &[(String, Mask)]) -> Result<Option<String>> {
-    let info = config.method.info();
-    if !info.constant_fan_in {
-        return Ok(None);
+fn check_structure(config: &Config, masks: &[(String, Mask)]) -> Result<Vec<String>> {
+    let (info, method) = (config.method.info(), config.method.build()?);
+    let (nm, group) = (method.nm(), method.group());
+    let mut notes = Vec::new();
+    let has_groups = |mask: &Mask| {
+        let mut neurons = 0..mask.neurons();
+        neurons.all(|neuron| mask.inputs(neuron).eq(mask.inputs(neuron / group * group)))
+    };
+    let pattern = nm.map_or_else(String::new, |nm| format!("full pattern {nm}"));
+    let structures: [(String, bool, &dyn Fn(&Mask) -> bool); 3] = [
+        ("constant fan-in".into(), info.constant_fan_in, &|mask| LayerStats::new(mask).fan_in.is_some()),
+        (pattern, nm.is_some(), &|mask| nm.is_none_or(|nm| nm.fills(mask))),
+        (format!("groups of {group} that share inputs"), group > 1, &has_groups),
+    ];
+    for (what, _, has) in structures.into_iter().filter(|(_, wanted, _)| *wanted) {
+        let without = masks.iter().filter(|(_, mask)| !has(mask));
+        let names = without.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        if names.is_empty() {
+            continue;
+        }
+        ensure!(
+            info.changes(),
+            "--method {} needs {what}, which the masks of the file do not have in {names}; use --method static, or \
+             --initial-mask magnitude",
+            info.name
+        );
+        notes.push(format!(
+            "the masks of the file have no {what} in {names}; the first update gives it to them"
+        ));
     }
-    let varies = |(_, mask): &&(String, Mask)| LayerStats::new(mask).fan_in.is_none();
-    let names: Vec<&str> = masks.iter().filter(varies).map(|(name, _)| name.as_str()).collect();
-    if names.is_empty() {
-        return Ok(None);
-    }
-    let names = names.join(", ");
-    ensure!(
-        info.changes(),
-        "--method {} needs constant fan-in, which the masks of the file do not have in {names}; use --method static, or \
-         --initial-mask magnitude",
-        info.name
-    );
-    Ok(Some(format!(
-        "the masks of the file have no constant fan-in in {names}; the first update gives it to them"
-    )))
+    Ok(notes)
 }
 
 fn file_name(path: &Path) -> String {

@@ -19,7 +19,8 @@ use sparsity_core::{
     initial_masks, initialise_weights, method_sparsities, redistributed_sparsities, update_layer,
 };
 use srigl_run::{
-    FileLayer, InitialMaskFrom, LayerNames, MethodArgs, Store, named_parser, print, zeros_tell_a_mask,
+    FileLayer, InitialMaskFrom, LayerNames, MethodArgs, Store, check_initial_mask, named_parser, print,
+    zeros_tell_a_mask,
 };
 
 mod table;
@@ -226,13 +227,7 @@ impl NameArgs {
 #[derive(Args)]
 struct TargetArgs {
     /// Share of zeros in all layers together, in [0, 1)
-    #[arg(
-        long,
-        value_name = "S",
-        allow_negative_numbers = true,
-        required_unless_present = "nm",
-        conflicts_with = "nm"
-    )]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, conflicts_with = "nm")]
     sparsity: Option<f64>,
     /// How layers share it: erk and er spare small layers (er ignores kernel sizes), uniform does not
     #[arg(long, value_parser = named_parser(&Distribution::NAMES), default_value = "erk")]
@@ -254,6 +249,14 @@ impl TargetArgs {
         let keep_dense = matching("--keep-dense", &self.keep_dense, &layers)?;
         layers.iter_mut().zip(keep_dense).for_each(|(layer, dense)| layer.spec.keep_dense = dense);
         Ok((layers, notes))
+    }
+
+    /// Asks for a sparsity, unless it follows from a pattern.
+    fn check(&self, method: &AnyMethod) {
+        if self.sparsity.is_none() && method.nm().is_none() {
+            let missing = "--sparsity <S> or --nm <N:M> is required\n";
+            clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, missing).exit();
+        }
     }
 
     /// The global sparsity and how layers share it. A pattern is not shared.
@@ -295,12 +298,13 @@ pub fn run(args: MaskArgs) -> Result<()> {
 }
 
 fn plan(args: &PlanArgs) -> Result<()> {
-    let file = Store::open(&args.file)?;
-    let (layers, notes) = args.target.layers(&file)?;
     let mut method = AnyMethod::from(StaticMask);
     if let Some(nm) = args.nm {
         method = method.with_nm(nm)?;
     }
+    args.target.check(&method);
+    let file = Store::open(&args.file)?;
+    let (layers, notes) = args.target.layers(&file)?;
     let sparsities = args.target.sparsities(&method, &layers)?;
     let planned =
         layers.iter().zip(sparsities).map(|(layer, sparsity)| PlannedLayer::new(&layer.spec, sparsity));
@@ -317,12 +321,14 @@ fn plan(args: &PlanArgs) -> Result<()> {
 }
 
 fn init(args: &InitArgs) -> Result<()> {
+    let method = args.method.build()?;
+    args.target.check(&method);
+    check_initial_mask(&method, args.initial_mask)?;
     let mut file = Store::open(&args.file)?;
     let (layers, mut notes) = args.target.layers(&file)?;
     file.check_memory(layers.iter().map(|layer| layer.weight.as_str()))?;
-    let method = args.method.build()?;
     note_pattern(&method, &args.target, &mut notes);
-    if args.weight_init != WeightInit::Keep && chooses_among_weights(&method) {
+    if args.weight_init != WeightInit::Keep && method.starts_from_dense_weights() {
         draw_dense(args, &mut file, &layers)?;
     }
     let masks = starting_masks(args, &file, &layers, &method, &mut notes)?;
@@ -334,7 +340,7 @@ fn init(args: &InitArgs) -> Result<()> {
             check_dense(&file, layer)?;
         } else if method.keeps_inactive_weights() {
             file.weight_fan_ins(layer)?;
-        } else if args.weight_init == WeightInit::Keep || chooses_among_weights(&method) {
+        } else if args.weight_init == WeightInit::Keep || method.starts_from_dense_weights() {
             file.weight_fan_ins(layer)?;
             file.mask_weights(layer, &[&mask])?;
         } else {
@@ -347,11 +353,6 @@ fn init(args: &InitArgs) -> Result<()> {
         reports.push(MaskedLayer::of_mask(&layer.spec, &mask, true));
     }
     finish(&Report::masks(reports, notes), args.json, &file, &args.output)
-}
-
-/// Whether a method chooses its first masks among dense weights, or keeps them: then these are drawn first.
-fn chooses_among_weights(method: &AnyMethod) -> bool {
-    method.info().initial != InitialMask::Random || method.keeps_inactive_weights()
 }
 
 /// Draws all weights of the layers that are not kept dense.
@@ -384,10 +385,12 @@ fn starting_masks(
     notes: &mut Vec<String>,
 ) -> Result<Vec<Mask>> {
     let of_file = match args.initial_mask {
+        None if method.starts_dense() => None,
         None | Some(InitialMaskFrom::File) => masks_of_file(file, layers, notes)?,
         Some(_) => None,
     };
     if let Some(masks) = of_file {
+        check_structure(method, layers, &masks)?;
         notes.push("the masks are those of the file, whatever --sparsity says".into());
         return Ok(masks);
     }
@@ -400,6 +403,7 @@ fn starting_masks(
         bail!("--initial-mask file, but the file has neither masks nor zeros");
     };
     notes.push(match drawn {
+        _ if method.starts_dense() => "all weights are active at first".into(),
         InitialMask::Random => "the masks are random".into(),
         _ if method.nm().is_some() => {
             format!("the masks keep {}, within each group of inputs", from.words(false))
@@ -414,6 +418,24 @@ fn starting_masks(
     let weights: Vec<Vec<f32>> = weights.collect::<Result<_>>()?;
     let masks = initial_masks(&**method, &specs(layers), &weights, drawn, args.target.target(), args.seed)?;
     Ok(masks.into_iter().map(|(_, mask)| mask).collect())
+}
+
+/// Refuses masks of a file without the structure that was asked for.
+fn check_structure(method: &AnyMethod, layers: &[FileLayer], masks: &[Mask]) -> Result<()> {
+    for (layer, mask) in layers.iter().zip(masks).filter(|(_, mask)| mask.nnz() < mask.positions()) {
+        let (name, group) = (&layer.spec.name, method.group());
+        let advice = "--initial-mask magnitude or random makes others";
+        if let Some(nm) = method.nm() {
+            ensure!(nm.holds(mask), "the mask of `{name}` in the file has no pattern {nm}; {advice}");
+        }
+        let mut neurons = 0..mask.neurons();
+        let is_shared = neurons.all(|neuron| mask.inputs(neuron).eq(mask.inputs(neuron / group * group)));
+        ensure!(
+            is_shared,
+            "neurons of `{name}` do not share inputs, {group} at a time, by the file's mask; {advice}"
+        );
+    }
+    Ok(())
 }
 
 /// `W · ∂L/∂W` of each weight.
@@ -457,6 +479,7 @@ fn masks_of_file(file: &Store, layers: &[FileLayer], notes: &mut Vec<String>) ->
 
 fn step(args: &StepArgs) -> Result<()> {
     let method = args.method.build()?;
+    args.target.check(&method);
     // Here too, not only in the update: there may be no layer to update.
     let fraction = args.drop_fraction;
     ensure!((0.0..=1.0).contains(&fraction), "--drop-fraction is {fraction:?}, but must be in [0, 1]");
@@ -524,7 +547,7 @@ fn spared(
     match no_ablate {
         [none] if none == "none" => {}
         [] => {
-            let ablates = method.info().constant_fan_in && method.info().changes();
+            let ablates = method.info().ablates && method.nm().is_none();
             if let Some(i) = Store::classifier(layers) {
                 spared[i] = true;
                 if ablates && method.variant().flag.is_none() {

@@ -5,7 +5,7 @@ use crate::Error;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
-use sparsity_core::{Error as Refused, LayerSpec, Structure, StructureOfRows};
+use sparsity_core::{Error as Refused, LayerSpec, Mask, Structure, StructureOfRows};
 use std::borrow::Cow;
 use std::collections::HashSet;
 
@@ -234,7 +234,7 @@ impl Store {
     /// As [`mask`](Self::mask).
     pub fn structure(&self, layer: &FileLayer) -> Result<Option<Structure>, Error> {
         if layer.transposed {
-            return Ok(self.mask(layer)?.map(|(mask, _)| Structure::of(&mask)));
+            return self.structure_of_transposed(layer);
         }
         let tensor = match self.of_layer(layer, &layer.mask(), &[Dtype::U8, Dtype::BOOL])? {
             Some(mask) => Some(mask),
@@ -263,6 +263,15 @@ impl Store {
         });
         scanned.map_err(|cause| self.cannot_read(cause))?;
         Ok(Some(rows.structure()))
+    }
+
+    fn structure_of_transposed(&self, layer: &FileLayer) -> Result<Option<Structure>, Error> {
+        if let Some((mask, _)) = self.mask(layer)? {
+            return Ok(Some(Structure::of(&mask)));
+        }
+        let bytes: Vec<u8> = self.weights(layer)?.iter().map(|weight| u8::from(*weight != 0.0)).collect();
+        let mask = Mask::from_bytes(layer.spec.neurons(), layer.spec.dense_fan_in(), &bytes);
+        Ok(mask.ok().map(|mask| Structure::of(&mask)))
     }
 
     /// For each neuron how many numbers are not 0, and the first that may not be, with its position in the

@@ -5,7 +5,7 @@
 
 use super::{AnyMethod, GROUP, Method, MethodInfo, Settings};
 use crate::topology::{ActiveLayer, DenseGradient, Members};
-use crate::{Error, LayerSpec, Mask, NmPattern, Stream, mask};
+use crate::{Error, LayerSpec, Mask, NmPattern, Stream, mask, target_weights};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -82,6 +82,17 @@ impl GroupShared {
     }
 }
 
+/// An error that counts neurons, not groups.
+fn of_neurons(error: Error, layer: &LayerSpec) -> Error {
+    match error {
+        Error::FanInZero { layer: name, sparsity, .. } => {
+            let (target, active) = (target_weights(layer.weights(), sparsity), layer.neurons());
+            Error::FanInZero { layer: name, sparsity, target, active }
+        }
+        other => other,
+    }
+}
+
 impl Method for GroupShared {
     fn info(&self) -> &'static MethodInfo {
         self.method.info()
@@ -106,7 +117,8 @@ impl Method for GroupShared {
     }
 
     fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        let groups = self.method.initial_mask(&self.reduced(layer), sparsity, stream)?;
+        let groups = self.method.initial_mask(&self.reduced(layer), sparsity, stream);
+        let groups = groups.map_err(|error| of_neurons(error, layer))?;
         Ok(self.expanded(&groups, layer.neurons()))
     }
 
@@ -114,7 +126,8 @@ impl Method for GroupShared {
         let (reduced, inputs) = (self.reduced(layer), layer.dense_fan_in());
         let mut sums = vec![0.0; reduced.weights()];
         self.add_up(weights, inputs, &mut sums);
-        let groups = self.method.magnitude_mask(&reduced, &sums, sparsity)?;
+        let groups = self.method.magnitude_mask(&reduced, &sums, sparsity);
+        let groups = groups.map_err(|error| of_neurons(error, layer))?;
         Ok(self.expanded(&groups, layer.neurons()))
     }
 
@@ -148,6 +161,12 @@ impl Method for GroupShared {
                 self.method.update_active(&groups, DenseGradient::Rows(&mut sums), alpha, stream)?
             }
         };
-        Some(updated.map(|groups| self.expanded(&groups, neurons)))
+        Some(updated.map(|groups| self.expanded(&groups, neurons)).map_err(|error| match error {
+            // The first neuron of the group.
+            Error::NotFinite { layer, what, value, neuron, input } => {
+                Error::NotFinite { layer, what, value, neuron: neuron * self.group, input }
+            }
+            other => other,
+        }))
     }
 }

@@ -16,11 +16,11 @@ pub struct Mest {
     pub lambda: f64,
 }
 
-/// The authors' `λ`.
+/// Ours: we know of none in the paper, and the authors' code has 0 unless told otherwise.
 const LAMBDA: f64 = 0.01;
 
 impl Default for Mest {
-    /// `λ` = 0.01, as in the authors' code.
+    /// `λ` = 0.01.
     fn default() -> Self {
         Self { lambda: LAMBDA }
     }
@@ -51,7 +51,8 @@ impl Method for Mest {
     }
 
     fn check(&self) -> Result<(), Error> {
-        if self.lambda.is_finite() && self.lambda >= 0.0 {
+        // As it is used.
+        if (self.lambda as f32).is_finite() && self.lambda >= 0.0 {
             return Ok(());
         }
         Err(Error::Setting { name: "mest_lambda", value: self.lambda, allowed: "0 or more" })

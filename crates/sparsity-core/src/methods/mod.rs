@@ -39,7 +39,7 @@ pub use structured_static::StructuredStatic;
 pub use top_kast::TopKast;
 
 use crate::{
-    ActiveLayer, DenseGradient, Error, InitialMask, Layer, LayerSpec, Mask, NmPattern, Stream,
+    ActiveLayer, DenseGradient, Error, InitialMask, Layer, LayerSpec, Mask, Members, NmPattern, Stream,
     constant_fan_in_magnitude_mask, constant_fan_in_mask, magnitude_mask, unstructured_mask,
 };
 use group_shared::GroupShared;
@@ -217,6 +217,16 @@ pub trait Method: Debug + Send + Sync {
         false
     }
 
+    /// Whether all weights of a layer are drawn before some are chosen: where masks come from weights, or all are kept.
+    fn starts_from_dense_weights(&self) -> bool {
+        self.info().initial != InitialMask::Random || self.keeps_inactive_weights()
+    }
+
+    /// Whether layers become sparse while they train.
+    fn starts_dense(&self) -> bool {
+        self.sparsity_at(1.0, 0.0) < 1.0
+    }
+
     /// `λ`: to the gradient of a weight that is inactive and gets gradient, `λ·W` is added.
     fn inactive_decay(&self, sparsity: f64) -> f64 {
         let _ = sparsity;
@@ -302,6 +312,8 @@ pub struct MethodInfo {
     pub initial: InitialMask,
     /// Whether all active neurons of a layer have the same fan-in.
     pub constant_fan_in: bool,
+    /// Whether it ablates neurons that are not worth it.
+    pub ablates: bool,
     /// Whether its masks may have an N:M pattern.
     pub nm: Nm,
     /// Its settings.
@@ -370,6 +382,7 @@ impl MethodInfo {
             gradients: Gradients::None,
             initial: InitialMask::Random,
             constant_fan_in: false,
+            ablates: false,
             nm: Nm::Never,
             settings: &[],
             variants: &[],
@@ -547,9 +560,10 @@ impl MethodInfo {
 /// Of a method that names none.
 static UNNAMED: Variant = Variant { name: "custom", label: "custom", settings: &[], flag: None };
 
-/// The names of structures among settings.
-const NM: &str = "nm";
-const GROUP: &str = "group";
+/// The names of structures among settings: an N:M pattern, and neurons that share their inputs.
+pub const NM: &str = "nm";
+/// See [`NM`].
+pub const GROUP: &str = "group";
 const MORE_THAN_GROUP: usize = (1 << 16) + 1;
 
 fn outside(group: f64) -> Error {
@@ -596,14 +610,43 @@ impl AnyMethod {
         if info.nm == Nm::Never || self.group() > 1 || self.nm().is_some() && info.nm == Nm::Allowed {
             return Err(Error::Structure { method: info.name, what: "an N:M pattern" });
         }
-        match info.nm {
-            Nm::Always => {
+        let refused = Error::Structure { method: info.name, what: "an N:M pattern" };
+        match (info.nm, info.build) {
+            (Nm::Always, Some(build)) => {
                 let mut settings = self.settings();
                 settings.0.insert(NM.into(), nm.to_string().as_str().into());
-                Ok(info.build.map_or(self, |build| build(&settings)))
+                Ok(build(&settings))
             }
+            (Nm::Always, None) => Err(refused),
+            _ if !self.is_plain() || info.changes() && !self.drops_and_grows() => Err(refused),
             _ => Ok(Restricted { method: self, nm }.into()),
         }
+    }
+
+    /// Whether it has none of what a structure around it would hide: weights beside the active ones, and a sparsity of its own.
+    fn is_plain(&self) -> bool {
+        !self.keeps_inactive_weights() && !self.starts_dense() && self.redistribute(&[]).is_none()
+    }
+
+    /// Whether it says what it keeps.
+    fn drops_and_grows(&self) -> bool {
+        probe(|layer, _, _| self.keep(layer, 0.0).is_some())
+    }
+
+    /// Whether layers can be trained by it that have no weights but active ones, never more than at the start, and no gradient of others
+    /// but at updates.
+    pub fn trains_active_weights_alone(&self) -> bool {
+        let remembers = matches!(self.info().gradients, Gradients::Momentum { .. });
+        let moves = self.gradient_positions(&Mask::full(1, 2), 0.5, &|| vec![1.0, 2.0]);
+        self.is_plain()
+            && !remembers
+            && moves == GradientPositions::Active
+            && (!self.info().changes() || self.sees_active_weights())
+    }
+
+    /// Whether it can do with active weights and their neurons' gradients.
+    fn sees_active_weights(&self) -> bool {
+        probe(|layer, gradient, stream| self.update_active(layer, gradient, 0.0, stream).is_some())
     }
 
     /// The same with `group` neurons at a time that share their inputs; with 1, itself. Saliency, ablation and growth are those of
@@ -615,12 +658,36 @@ impl AnyMethod {
         match group {
             0 | MORE_THAN_GROUP.. => Err(outside(group as f64)),
             1 => Ok(self),
-            _ if !self.info().takes_groups() || self.group() > 1 => {
-                Err(Error::Structure { method: self.info().name, what: "groups that share inputs" })
+            _ => {
+                let info = self.info();
+                let can_be_summed = self.is_plain() && info.gradients != Gradients::Active;
+                match info.takes_groups()
+                    && self.group() == 1
+                    && can_be_summed
+                    && (!info.changes() || self.sees_active_weights())
+                {
+                    true => Ok(GroupShared { method: self, group }.into()),
+                    false => Err(Error::Structure { method: info.name, what: "groups that share inputs" }),
+                }
             }
-            _ => Ok(GroupShared { method: self, group }.into()),
         }
     }
+}
+
+/// Asks what a method does with the smallest layer.
+fn probe(ask: impl FnOnce(&ActiveLayer, DenseGradient, Stream) -> bool) -> bool {
+    let (mask, values) = (Mask::full(1, 2), [1.0, 2.0]);
+    let members = Members::default();
+    let layer = ActiveLayer {
+        name: "",
+        values: &values,
+        mask: &mask,
+        sparsity: 0.5,
+        ablate: false,
+        grads: &values,
+        members,
+    };
+    ask(&layer, DenseGradient::All(&values), Stream { seed: 0, layer: 0, step: 0 })
 }
 
 impl<M: Method + 'static> From<M> for AnyMethod {

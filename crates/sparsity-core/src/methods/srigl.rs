@@ -50,6 +50,7 @@ pub(super) static INFO: MethodInfo = MethodInfo {
     updates: Updates::Scheduled,
     gradients: Gradients::Dense,
     constant_fan_in: true,
+    ablates: true,
     nm: Nm::Allowed,
     settings: &[
         Setting {
