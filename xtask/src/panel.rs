@@ -74,18 +74,18 @@ impl Line {
     }
 }
 
-/// The same looks in all figures: those of the method's place in the table of methods. Once all colours are used, and for other
-/// structures, lines are dashed.
+/// The same looks in all figures: those of the method's place in the table of methods. Once all colours are used, and with a pattern,
+/// lines are dashed. Groups of 2 to 16 have colours in their order.
 fn style(method: Method) -> Style {
-    let structure = usize::from(method.nm) + method.group.ilog2() as usize;
-    match method.place {
-        0 => Style::solid(INK),
-        1 if structure == 0 => Style::solid(GREY),
-        place => {
+    match (method.place, method.group.ilog2() as usize) {
+        (0, _) => Style::solid(INK),
+        (1, 0) if !method.nm => Style::solid(GREY),
+        (place, 0) => {
             let hue = (place + HUES.len() - 3) % HUES.len();
-            let round = (place.max(3) - 3) / HUES.len() + structure;
-            Style::of_group(hue + round * HUES.len())
+            let round = (place.max(3) - 3) / HUES.len() + usize::from(method.nm);
+            Style::of_run(hue + round * HUES.len())
         }
+        (_, groups) => Style::in_order((groups - 1).min(3), 4),
     }
 }
 

@@ -30,6 +30,16 @@ impl Structure {
     }
 }
 
+impl Mask {
+    /// Whether neurons read the same inputs, `group` at a time; the last ones may be fewer.
+    ///
+    /// # Panics
+    /// If `group` is 0.
+    pub fn shares_inputs(&self, group: usize) -> bool {
+        (0..self.neurons()).all(|neuron| self.inputs(neuron).eq(self.inputs(neuron / group * group)))
+    }
+}
+
 /// The most inputs of a group that is looked for.
 const MOST: usize = 32;
 
@@ -120,8 +130,10 @@ mod tests {
         }
         for group in [2, 3, 4, 16] {
             let method = AnyMethod::from(Srigl::default()).with_group(group).unwrap();
-            let found = Structure::of(&mask(method.clone(), [50, 40], 0.6));
+            let shared = mask(method.clone(), [50, 40], 0.6);
+            let found = Structure::of(&shared);
             assert_eq!((found.group, found.nm), (group, None));
+            assert!(shared.shares_inputs(group) && !shared.shares_inputs(group + 1));
             let found = Structure::of(&mask(
                 AnyMethod::from(Srigl::default())
                     .with_nm(NmPattern::TWO_OF_FOUR)

@@ -201,15 +201,11 @@ fn check_structure(config: &Config, masks: &[(String, Mask)]) -> Result<Vec<Stri
     let (info, method) = (config.method.info(), config.method.build()?);
     let (nm, group) = (method.nm(), method.group());
     let mut notes = Vec::new();
-    let has_groups = |mask: &Mask| {
-        let mut neurons = 0..mask.neurons();
-        neurons.all(|neuron| mask.inputs(neuron).eq(mask.inputs(neuron / group * group)))
-    };
     let pattern = nm.map_or_else(String::new, |nm| format!("full pattern {nm}"));
     let structures: [(String, bool, &dyn Fn(&Mask) -> bool); 3] = [
         ("constant fan-in".into(), info.constant_fan_in, &|mask| LayerStats::new(mask).fan_in.is_some()),
         (pattern, nm.is_some(), &|mask| nm.is_none_or(|nm| nm.fills(mask))),
-        (format!("groups of {group} that share inputs"), group > 1, &has_groups),
+        (format!("groups of {group} that share inputs"), group > 1, &|mask| mask.shares_inputs(group)),
     ];
     for (what, _, has) in structures.into_iter().filter(|(_, wanted, _)| *wanted) {
         let without = masks.iter().filter(|(_, mask)| !has(mask));

@@ -226,7 +226,7 @@ impl NameArgs {
 /// How sparse the model shall be, and where.
 #[derive(Args)]
 struct TargetArgs {
-    /// Share of zeros in all layers together, in [0, 1)
+    /// Share of zeros in all layers together, in [0, 1); needed unless weights have a pattern N:M
     #[arg(long, value_name = "S", allow_negative_numbers = true, conflicts_with = "nm")]
     sparsity: Option<f64>,
     /// How layers share it: erk and er spare small layers (er ignores kernel sizes), uniform does not
@@ -428,10 +428,8 @@ fn check_structure(method: &AnyMethod, layers: &[FileLayer], masks: &[Mask]) -> 
         if let Some(nm) = method.nm() {
             ensure!(nm.holds(mask), "the mask of `{name}` in the file has no pattern {nm}; {advice}");
         }
-        let mut neurons = 0..mask.neurons();
-        let is_shared = neurons.all(|neuron| mask.inputs(neuron).eq(mask.inputs(neuron / group * group)));
         ensure!(
-            is_shared,
+            mask.shares_inputs(group),
             "neurons of `{name}` do not share inputs, {group} at a time, by the file's mask; {advice}"
         );
     }
