@@ -39,6 +39,8 @@ fn tensor<const D: usize>(dims: [usize; D], seed: usize, device: &Device) -> Ten
 enum Kind {
     /// Fan-in `k`, every third neuron ablated.
     Constant(usize),
+    /// Fan-in `k`, so many active neurons at a time read the same inputs. Every fifth neuron and more are ablated.
+    Shared(usize, usize),
     /// One weight in so many.
     Unstructured(u64),
     AllAblated,
@@ -47,8 +49,16 @@ enum Kind {
 
 fn mask(n: usize, m: usize, kind: Kind) -> Mask {
     let mut mask = Mask::empty(n, m);
+    let mut active = 0;
     for neuron in 0..n {
         match kind {
+            Kind::Shared(..) if neuron % 5 == 4 || (20..38).contains(&neuron) => {}
+            Kind::Shared(group, k) => {
+                let mut inputs: Vec<usize> = (0..m).collect();
+                inputs.sort_by_key(|&input| hash(active / group, input));
+                inputs[..k].iter().for_each(|&input| mask.activate(neuron, input));
+                active += 1;
+            }
             Kind::Constant(_) if neuron % 3 == 2 => {}
             Kind::Constant(k) => {
                 let mut inputs: Vec<usize> = (0..m).collect();
@@ -134,6 +144,29 @@ fn linear_layers_agree_with_dense_ones() {
     }
 }
 
+/// Groups that bunches of two or four neurons fill or not, the last one smaller; one chunk of inputs and many.
+#[test]
+fn neurons_that_share_inputs_agree_with_dense_layers() {
+    for device in devices() {
+        for (group, (m, k)) in [1, 2, 3, 4, 8, 16].into_iter().flat_map(|g| [(g, (40, 9)), (g, (1500, 140))])
+        {
+            // 36 and 47 active neurons.
+            for n in [63, 77] {
+                let mask = mask(n, m, Kind::Shared(group, k));
+                let (layer, _) = linear_pair(m, n, true, &mask, &device);
+                let (_, dense) = linear_pair(m, n, true, &mask, &Device::flex());
+                let condensed = CondensedLinear::from_linear(&layer, &mask).unwrap();
+                assert_eq!(condensed.weight().pattern().group(), group);
+                for batch in [1, 7, 8, 9, 33, 64] {
+                    let what = format!("{device:?} [{n}, {m}] groups of {group} batch {batch}");
+                    let x = |device| tensor([batch, m], batch, device);
+                    assert_close(&condensed.forward(x(&device)), &dense.forward(x(&Device::flex())), &what);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn linear_layers_take_any_number_of_dimensions() {
     let mask = mask(6, 10, Kind::Constant(3));
@@ -203,6 +236,17 @@ fn convolutions_agree_with_dense_ones() {
         ),
         (config([4, 6], [3, 2]).with_groups(2).with_padding(explicit(1, 1, 1, 1)), [6, 5], Kind::Constant(3)),
         (config([6, 12], [3, 3]).with_groups(6), [6, 6], Kind::Unstructured(3)),
+        (config([4, 63], [3, 3]), [9, 7], Kind::Shared(2, 7)),
+        (
+            config([4, 50], [3, 3]).with_padding(explicit(1, 0, 1, 2)).with_stride([2, 3]),
+            [20, 31],
+            Kind::Shared(3, 7),
+        ),
+        (config([4, 77], [3, 2]).with_padding(PaddingConfig2d::Same), [8, 8], Kind::Shared(4, 6)),
+        (config([4, 77], [1, 1]).with_stride([2, 3]), [9, 9], Kind::Shared(16, 2)),
+        // Neurons that share inputs read different channels.
+        (config([6, 12], [3, 3]).with_groups(3), [6, 6], Kind::Shared(8, 5)),
+        (config([6, 12], [3, 3]).with_groups(6), [6, 6], Kind::Full),
         (config([3, 5], [3, 3]), [5, 5], Kind::AllAblated),
         (config([3, 5], [3, 3]).with_bias(false), [5, 6], Kind::Full),
     ];
@@ -284,10 +328,6 @@ fn cpu_devices_run_the_kernels_and_autodiff_the_dense_operations() {
 fn gpus_run_kernels_of_their_own() {
     let device = devices::gpus().pop().unwrap();
     let read = |t: Tensor<2>| t.into_data().convert::<f32>().try_into_vec::<f32>().unwrap();
-    let mask = mask(60, 2100, Kind::Constant(210));
-    let (layer, dense) = linear_pair(2100, 60, true, &mask, &device);
-    let condensed = CondensedLinear::from_linear(&layer, &mask).unwrap();
-    let cpu = CondensedLinear::new(condensed.weight(), Some(condensed.bias())).unwrap();
     let mut types = vec![FloatDType::F32];
     for dtype in [FloatDType::F16, FloatDType::BF16] {
         if device.supports_dtype(dtype) {
@@ -296,20 +336,27 @@ fn gpus_run_kernels_of_their_own() {
             println!("{device:?} has no {dtype:?}");
         }
     }
-    for batch in [1, 8, 9, 70] {
-        let expected = cpu.forward(tensor([batch, 2100], 9, &Device::flex()));
-        let x = tensor([batch, 2100], 9, &device);
-        assert_ne!(read(condensed.forward(x.clone())), read(dense.forward(x.clone())), "batch {batch}");
-        let expected = read(expected);
-        for dtype in &types {
-            let got = condensed.forward(x.clone().cast(*dtype));
-            assert_eq!(got.dtype(), (*dtype).into());
-            let tolerance = if *dtype == FloatDType::F32 { 1e-6 } else { 1e-2 };
-            let got = read(got);
-            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| v * v).sum::<f32>().sqrt();
-            let error = norm(&mut got.iter().zip(&expected).map(|(a, b)| a - b));
-            let size = norm(&mut expected.iter().copied());
-            assert!(error <= tolerance * size, "batch {batch} {dtype:?}: {error:e} of {size:e}");
+    for kind in [Kind::Constant(210), Kind::Shared(2, 210), Kind::Shared(4, 210)] {
+        let mask = mask(60, 2100, kind);
+        let (layer, dense) = linear_pair(2100, 60, true, &mask, &device);
+        let condensed = CondensedLinear::from_linear(&layer, &mask).unwrap();
+        let cpu = CondensedLinear::new(condensed.weight(), Some(condensed.bias())).unwrap();
+        for batch in [1, 8, 9, 70] {
+            let expected = cpu.forward(tensor([batch, 2100], 9, &Device::flex()));
+            let x = tensor([batch, 2100], 9, &device);
+            assert_ne!(read(condensed.forward(x.clone())), read(dense.forward(x.clone())), "batch {batch}");
+            let expected = read(expected);
+            for dtype in &types {
+                let got = condensed.forward(x.clone().cast(*dtype));
+                assert_eq!(got.dtype(), (*dtype).into());
+                let tolerance = if *dtype == FloatDType::F32 { 1e-6 } else { 1e-2 };
+                let got = read(got);
+                let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| v * v).sum::<f32>().sqrt();
+                let error = norm(&mut got.iter().zip(&expected).map(|(a, b)| a - b));
+                let size = norm(&mut expected.iter().copied());
+                let what = format!("{kind:?} batch {batch} {dtype:?}");
+                assert!(error <= tolerance * size, "{what}: {error:e} of {size:e}");
+            }
         }
     }
 }

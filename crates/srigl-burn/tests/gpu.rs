@@ -154,7 +154,8 @@ fn train_layers(method: &AnyMethod, groups: usize, condensed: bool, device: &Dev
 #[test]
 fn condensed_training_on_a_gpu_is_masked_training_on_the_cpu() {
     let srigl_without_ablation = Srigl { gamma_sal: 0.0, ..Default::default() };
-    let methods = [srigl(), srigl_without_ablation.into(), Rigl.into(), Set.into()];
+    let groups_of_four = srigl().with_group(4).unwrap();
+    let methods = [srigl(), srigl_without_ablation.into(), Rigl.into(), Set.into(), groups_of_four];
     for (method, groups) in methods.iter().map(|method| (method, 1)).chain([(&srigl(), 2)]) {
         let (masks, weights) = train_layers(method, groups, false, &Device::flex());
         assert_ne!(masks.first(), masks.last(), "{method:?} moves nothing");
@@ -185,15 +186,36 @@ fn some(neurons: usize, inputs: usize) -> Mask {
     Mask::from_bytes(neurons, inputs, &(0..neurons * inputs).map(bit).collect::<Vec<_>>()).unwrap()
 }
 
+/// Every fifth neuron and more without weights; so many of the others at a time read the same inputs.
+fn shared(neurons: usize, inputs: usize, group: usize) -> Mask {
+    let mut mask = Mask::empty(neurons, inputs);
+    let active = (0..neurons).filter(|neuron| neuron % 5 != 4 && !(20..38).contains(neuron));
+    for (i, neuron) in active.enumerate() {
+        let first = i / group % 4;
+        (0..inputs / 4).for_each(|i| mask.activate(neuron, 4 * i + first));
+    }
+    mask
+}
+
 /// Of linear layers of one chunk of inputs and of many, and of a few samples and many.
 #[test]
 fn sparse_linear_layers_have_the_gradients_of_the_cpu() {
     let cpu = Device::flex().autodiff();
-    for (batch, inputs, neurons, has_bias) in
-        [(3, 10, 7, true), (70, 3000, 40, true), (9, 33, 2500, false), (2100, 65, 9, true)]
-    {
-        let what = format!("{batch} × {inputs} → {neurons}");
-        let mask = some(neurons, inputs);
+    for (batch, inputs, neurons, has_bias, group) in [
+        (3, 10, 7, true, None),
+        (70, 3000, 40, true, None),
+        (9, 33, 2500, false, None),
+        (2100, 65, 9, true, None),
+        (1, 33, 63, true, Some(1)),
+        (7, 33, 77, true, Some(2)),
+        (8, 3000, 77, false, Some(3)),
+        (9, 3000, 63, true, Some(4)),
+        (33, 65, 77, true, Some(8)),
+        (64, 40, 77, true, Some(16)),
+        (2100, 40, 11, true, Some(4)),
+    ] {
+        let what = format!("{batch} × {inputs} → {neurons}, groups of {group:?}");
+        let mask = group.map_or_else(|| some(neurons, inputs), |group| shared(neurons, inputs, group));
         let dense = LinearConfig::new(inputs, neurons).with_bias(has_bias).init(&cpu);
         let (x, dy) = (random([1, batch, inputs], &cpu), random([1, batch, neurons], &cpu));
         let run = |device: &Device| {
@@ -203,6 +225,7 @@ fn sparse_linear_layers_have_the_gradients_of_the_cpu() {
                 bias: dense.bias.as_ref().map(move_to),
             };
             let layer = SparseLinear::from_linear(&dense, &mask).unwrap();
+            group.iter().for_each(|group| assert_eq!(layer.pattern().unwrap().group(), *group));
             let x = on(&x, device).require_grad();
             let y = layer.forward(x.clone());
             let grads = (y.clone() * on(&dy, device)).sum().backward();
@@ -234,11 +257,22 @@ fn sparse_convolutions_have_the_gradients_of_the_cpu() {
         Conv2dConfig::new([4, 6], [1, 1]).with_stride([2, 2]).with_padding(padded(1, 0, 2, 1)),
         Conv2dConfig::new([4, 40], [3, 3]).with_stride([2, 2]).with_padding(padded(0, 1, 1, 0)),
     ];
-    for (config, size) in configs.iter().flat_map(|config| [(config, [7, 6]), (config, [33, 40])]) {
-        let what = format!("{config} on {size:?}");
+    let shares = [
+        (Conv2dConfig::new([4, 77], [3, 3]).with_padding(padded(1, 1, 1, 1)), 2),
+        (Conv2dConfig::new([4, 42], [3, 2]).with_stride([2, 3]), 3),
+        (Conv2dConfig::new([4, 13], [3, 3]).with_stride([2, 2]).with_padding(padded(0, 1, 1, 0)), 4),
+        (Conv2dConfig::new([4, 12], [2, 2]).with_groups(2).with_dilation([2, 1]), 4),
+    ];
+    let cases = configs.iter().map(|config| (config, None));
+    let cases = cases.chain(shares.iter().map(|(config, group)| (config, Some(*group))));
+    for (config, group, size) in
+        cases.flat_map(|(config, group)| [(config, group, [7, 6]), (config, group, [33, 40])])
+    {
+        let what = format!("{config} on {size:?}, groups of {group:?}");
         let dense: Conv2d = config.init(&cpu);
         let dims = dense.weight.dims();
-        let mask = some(dims[0], dims[1] * dims[2] * dims[3]);
+        let (neurons, inputs) = (dims[0], dims[1] * dims[2] * dims[3]);
+        let mask = group.map_or_else(|| some(neurons, inputs), |group| shared(neurons, inputs, group));
         let x = random([3, 4, size[0], size[1]], &cpu);
         let dy = random(dense.forward(x.clone()).dims(), &cpu);
         let run = |device: &Device| {
@@ -246,6 +280,7 @@ fn sparse_convolutions_have_the_gradients_of_the_cpu() {
             conv.weight = Param::from_tensor(on(&dense.weight.val(), device));
             conv.bias = dense.bias.as_ref().map(|bias| Param::from_tensor(on(&bias.val(), device)));
             let layer = SparseConv2d::from_conv(&conv, &mask).unwrap();
+            group.iter().for_each(|group| assert_eq!(layer.pattern().unwrap().group(), *group));
             let x = on(&x, device).require_grad();
             let y = layer.forward(x.clone());
             let grads = (y.clone() * on(&dy, device)).sum().backward();

@@ -1,14 +1,15 @@
 //! The CUDA C++ of the kernels, run on a CPU: a C++ compiler takes it as it is, with `cuda_on_cpu.cpp` for what the
 //! language lacks. Sanitizers watch, since nothing else checks indices on NVIDIA GPUs.
 
-use super::source::{FLOATS, SHARED, Source, pad, pixels, place, rows, sampled, tiles};
+use super::source::{FLOATS, SHARED, Source, pad, pixels, place, rows, sampled, tile, tiles};
 use burn::tensor::{Bytes, DType, TensorData};
 use condensed::training::{Layer, Scratch};
 use condensed::{CondensedWeight, ConvKernel, LinearKernel, Shape, Window};
 use rand::rngs::SmallRng;
+use rand::seq::index::sample;
 use rand::{RngExt, SeedableRng};
-use srigl_burn::gpu::groups::{Groups, which};
-use srigl_burn::gpu::{chunk_of, kernels, tile_neurons};
+use srigl_burn::gpu::groups::{Groups, Layout, most_of, which};
+use srigl_burn::gpu::{chunk_of, kernels};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -143,11 +144,23 @@ fn floats(count: usize, rng: &mut SmallRng) -> Vec<f32> {
     (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// Some in a hundred weights, every fifth neuron ablated.
-fn weight(neurons: usize, inputs: usize, percent: u32, rng: &mut SmallRng) -> CondensedWeight {
-    let active = |neuron: usize, rng: &mut SmallRng| neuron % 5 != 4 && rng.random_ratio(percent, 100);
-    let mask: Vec<bool> = (0..neurons * inputs).map(|i| active(i / inputs, rng)).collect();
-    CondensedWeight::from_masked(&floats(neurons * inputs, rng), &mask, neurons, inputs).unwrap()
+/// Some in a hundred weights, every fifth neuron ablated. So many of the others at a time read the same inputs.
+fn weight(neurons: usize, inputs: usize, percent: u32, group: usize, rng: &mut SmallRng) -> CondensedWeight {
+    let mut mask = vec![false; neurons * inputs];
+    let mut read = vec![false; inputs];
+    for (i, neuron) in (0..neurons).filter(|neuron| neuron % 5 != 4).enumerate() {
+        if group == 1 {
+            read.fill_with(|| rng.random_ratio(percent, 100));
+        } else if i % group == 0 {
+            read.fill(false);
+            sample(rng, inputs, inputs * percent as usize / 100).into_iter().for_each(|i| read[i] = true);
+        }
+        mask[neuron * inputs..][..inputs].copy_from_slice(&read);
+    }
+    let weight =
+        CondensedWeight::from_masked(&floats(neurons * inputs, rng), &mask, neurons, inputs).unwrap();
+    assert_eq!(weight.pattern().group(), group);
+    weight
 }
 
 fn assert_close(got: &[f32], want: &[f32], dtype: DType, what: &str) {
@@ -164,20 +177,26 @@ fn assert_close(got: &[f32], want: &[f32], dtype: DType, what: &str) {
 #[test]
 fn linear_kernels_compute_what_those_of_cpus_do() {
     let rng = &mut SmallRng::seed_from_u64(1);
-    let (neurons, inputs) = (70, 3000);
-    let weight = weight(neurons, inputs, 10, rng);
-    let bias = floats(neurons, rng);
-    // Float types, indices of 16 bits or more, and what to look for.
-    let cases = FLOATS.map(|dtype| (dtype, true, ADDRESSES));
-    for (dtype, packed, sanitizer) in
-        cases.into_iter().chain([(DType::F32, false, ADDRESSES), (DType::F32, true, RACES)])
-    {
-        let tile = tile_neurons(768, 256, 3072, 307, 132, 1024);
-        let chunk = chunk_of(SHARED, dtype, 3072);
+    let (neurons, inputs) = (73, 3000);
+    // Float types, indices of 16 bits or more, neurons that share inputs, and what to look for.
+    let cases = FLOATS.map(|dtype| (dtype, true, 1, ADDRESSES));
+    for (dtype, packed, group, sanitizer) in cases.into_iter().chain([
+        (DType::F32, false, 1, ADDRESSES),
+        (DType::F32, true, 1, RACES),
+        (DType::F16, true, 2, ADDRESSES),
+        (DType::F32, false, 3, ADDRESSES),
+        (DType::F32, true, 4, RACES),
+    ]) {
+        let weight = weight(neurons, inputs, 10, group, rng);
+        let (pattern, bias) = (weight.pattern(), floats(neurons, rng));
+        let chunk = chunk_of(SHARED, dtype, 3072, most_of(pattern));
         let span = if packed { inputs } else { 1 << 20 };
-        let groups = Groups::new(weight.pattern().rows(which), inputs, chunk, span, |_, input| input as u32);
-        assert!(groups.packed == packed && groups.chunks > 1);
-        for (batch, source) in [(3, rows(dtype, packed)), (77, tiles(dtype, packed))] {
+        let rows_of = pattern.rows(which);
+        let groups = Groups::new(rows_of, inputs, chunk, span, most_of(pattern), |_, input| input as u32);
+        let Layout { bunch, seats, chunks, .. } = groups.layout;
+        assert!(groups.layout.packed == packed && chunks > 1);
+        assert_eq!(bunch, group.next_power_of_two());
+        for (batch, source) in [(3, rows(dtype, packed, bunch)), (77, tiles(dtype, packed, bunch))] {
             let Some(program) = Program::new(&source, dtype, sanitizer) else { return };
             let input = floats(batch * inputs, rng);
             let mut want = vec![0.0; batch * neurons];
@@ -185,12 +204,13 @@ fn linear_kernels_compute_what_those_of_cpus_do() {
             let values = weight.values();
             let buffers = Buffers { input: &input, groups: &groups, values, bias: &bias };
             let got = if source.name.starts_with("rows") {
-                let grid = [neurons.div_ceil(kernels::ROWS as usize), batch, 1];
-                let scalars = [inputs, neurons, groups.chunks];
+                let grid = [seats.div_ceil(kernels::ROWS as usize), batch, 1];
+                let scalars = [inputs, neurons, seats, chunks];
                 program.run(grid, [kernels::LANES, kernels::ROWS], &scalars, buffers, want.len())
             } else {
-                let grid = [batch.div_ceil(32), neurons.div_ceil(tile as usize), 1];
-                let scalars = [batch, inputs, neurons, groups.chunks];
+                let tile = tile(bunch);
+                let grid = [batch.div_ceil(32), seats.div_ceil(tile as usize), 1];
+                let scalars = [batch, inputs, neurons, seats, chunks];
                 program.run(grid, [kernels::QUADS, tile], &scalars, buffers, want.len())
             };
             if let Some(got) = got {
@@ -232,14 +252,13 @@ fn padding_takes_images_in_any_order() {
 #[test]
 fn convolution_kernels_compute_what_those_of_cpus_do() {
     let rng = &mut SmallRng::seed_from_u64(2);
-    let (batch, neurons) = (2, 19);
+    let (batch, neurons) = (2, 22);
     let window = Window { kernel: [3, 3], stride: [2, 1], padding: [0, 0], dilation: [1, 2] };
-    // The second image is too large for indices of 16 bits.
-    for (image, packed) in [
-        (Shape { features: 5, height: 11, width: 13 }, true),
-        (Shape { features: 3, height: 152, width: 150 }, false),
-    ] {
-        let weight = weight(neurons, image.features * 9, 30, rng);
+    let image = Shape { features: 5, height: 11, width: 13 };
+    // Too large for indices of 16 bits.
+    let large = Shape { features: 3, height: 152, width: 150 };
+    for (image, packed, group) in [(image, true, 1), (large, false, 1), (image, true, 2), (image, true, 4)] {
+        let weight = weight(neurons, image.features * 9, 30, group, rng);
         let bias = floats(neurons, rng);
         let input = floats(batch * image.len(), rng);
         let [height, width] = window.output_size(image).unwrap();
@@ -250,16 +269,17 @@ fn convolution_kernels_compute_what_those_of_cpus_do() {
             ((channel * image.height + y) * image.width + 2 * x) as u32
         };
         let groups = Groups::convolution(weight.pattern(), image.len(), offset);
-        assert_eq!(groups.packed, packed);
+        let Layout { bunch, seats, .. } = groups.layout;
+        assert_eq!((groups.layout.packed, bunch), (packed, group));
         for dtype in FLOATS {
-            let source = pixels(dtype, packed);
+            let source = pixels(dtype, packed, bunch);
             let Some(program) = Program::new(&source, dtype, ADDRESSES) else { return };
             let pixels = height * width;
             let total = batch * pixels;
             let blocks = total.div_ceil(4 * kernels::PIXELS as usize);
             // The last block is only partly there.
-            let grid = [2, neurons.div_ceil(kernels::ROWS as usize), blocks.div_ceil(2)];
-            let scalars = [image.len(), image.width, 2, 1, neurons, pixels, width, total];
+            let grid = [2, (seats / bunch).div_ceil(kernels::ROWS as usize), blocks.div_ceil(2)];
+            let scalars = [image.len(), image.width, 2, 1, neurons, seats, pixels, width, total];
             let values = weight.values();
             let buffers = Buffers { input: &input, groups: &groups, values, bias: &bias };
             let got = program.run(grid, [kernels::PIXELS, kernels::ROWS], &scalars, buffers, want.len());
@@ -305,21 +325,24 @@ fn values_are_placed_and_parts_added() {
 #[test]
 fn sampled_gradients_are_those_of_cpus() {
     let rng = &mut SmallRng::seed_from_u64(3);
-    let (batch, neurons) = (3, 19);
+    let (batch, neurons) = (3, 22);
     let window = Window { kernel: [3, 3], stride: [2, 1], padding: [0, 0], dilation: [1, 2] };
     let image = Shape { features: 5, height: 11, width: 13 };
     let linear = Shape { features: 50, height: 1, width: 1 };
-    for (flat, packed, sanitizer) in [
-        (false, true, ADDRESSES),
-        (false, false, ADDRESSES),
-        (true, true, ADDRESSES),
-        (true, false, ADDRESSES),
-        (true, true, RACES),
+    for (flat, packed, group, sanitizer) in [
+        (false, true, 1, ADDRESSES),
+        (false, false, 1, ADDRESSES),
+        (true, true, 1, ADDRESSES),
+        (true, false, 1, ADDRESSES),
+        (true, true, 1, RACES),
+        (false, true, 4, ADDRESSES),
+        (true, false, 2, ADDRESSES),
+        (true, true, 4, RACES),
     ] {
         let batch = if flat { 70 } else { batch };
         let shape = if flat { linear } else { image };
         let fan_in = if flat { 50 } else { image.features * 9 };
-        let weight = weight(neurons, fan_in, 40, rng);
+        let weight = weight(neurons, fan_in, 40, group, rng);
         let pattern = weight.pattern();
         let layer = match flat {
             true => Layer::linear(pattern).unwrap(),
@@ -337,25 +360,29 @@ fn sampled_gradients_are_those_of_cpus() {
         };
         let span = if packed { 1 << 16 } else { 1 << 20 };
         let groups = match flat {
-            true => Groups::new(pattern.rows(which), fan_in, 32, span, |_, input| input as u32),
+            true => {
+                let rows = pattern.rows(which);
+                Groups::new(rows, fan_in, 32, span, most_of(pattern), |_, input| input as u32)
+            }
             false => Groups::convolution(pattern, span, offset),
         };
-        assert!(groups.packed == packed && (groups.chunks > 1) == flat);
+        let Layout { bunch, seats, chunks, .. } = groups.layout;
+        assert!(groups.layout.packed == packed && bunch == group && (chunks > 1) == flat);
         let (results, pixels) = (batch * output.height * output.width, output.height * output.width);
         let (input, gradient) = match flat {
             true => (transpose(&input, fan_in), transpose(&gradient, neurons)),
             false => (input, gradient),
         };
-        let (part, count) = (64, groups.order.len() / 4);
+        let part = 64;
         let parts = results.div_ceil(part);
         for dtype in FLOATS {
-            let source = sampled(dtype, packed, flat);
+            let source = sampled(dtype, packed, flat, bunch);
             let Some(program) = Program::new(&source, dtype, sanitizer) else { return };
-            let grid = [neurons, groups.most().div_ceil(kernels::ROWS as usize), parts];
+            let grid = [seats / bunch, groups.most().div_ceil(kernels::ROWS as usize), parts];
             let [image, width, stride_y, stride_x] =
                 if flat { [0; 4] } else { [image.len(), image.width, 2, 1] };
-            let shape = [image, width, stride_y, stride_x, neurons, pixels, output.width];
-            let rest = [groups.chunks, count, results, part];
+            let shape = [image, width, stride_y, stride_x, neurons, seats, pixels, output.width];
+            let rest = [chunks, groups.count(), results, part];
             let scalars: Vec<usize> = shape.into_iter().chain(rest).collect();
             let [input, gradient] = [&input, &gradient].map(|numbers| program.bytes(numbers));
             let buffers = [input, gradient, words(&groups.indices), words(&groups.starts)];

@@ -17,7 +17,7 @@ use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
 use cubecl_cpp::target::Cuda;
 use cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
 use srigl_burn::gpu::groups::{GROUP, index_words};
-use srigl_burn::gpu::{chunk_of, kernels, tile_neurons};
+use srigl_burn::gpu::{chunk_of, kernels, tile_neurons, tile_units};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -31,6 +31,8 @@ const INPUTS: usize = 3072;
 const NEURONS: usize = 768;
 const FAN_IN: usize = 307;
 pub const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+/// Neurons of a bunch.
+pub const BUNCHES: [usize; 3] = [1, 2, 4];
 
 /// A kernel in CUDA C++.
 pub struct Source {
@@ -44,8 +46,9 @@ pub struct Source {
 fn kernels_compile_for_cuda() {
     let nvrtc = has_nvrtc();
     for dtype in FLOATS {
-        for packed in [true, false] {
-            let sources = [rows(dtype, packed), tiles(dtype, packed), pixels(dtype, packed)];
+        for (packed, bunch) in [true, false].into_iter().flat_map(|packed| BUNCHES.map(|b| (packed, b))) {
+            let sources =
+                [rows(dtype, packed, bunch), tiles(dtype, packed, bunch), pixels(dtype, packed, bunch)];
             for source in &sources {
                 if let Some(ptx) = compile(source, nvrtc) {
                     check(source, &ptx, dtype, packed);
@@ -56,7 +59,7 @@ fn kernels_compile_for_cuda() {
             assert!(tiles > SHARED / 3 && tiles <= SHARED / 2, "{tiles} bytes in {dtype:?}");
             assert_eq!(pixels, 0);
             for flat in [true, false] {
-                let sampled = sampled(dtype, packed, flat);
+                let sampled = sampled(dtype, packed, flat, bunch);
                 if let Some(ptx) = compile(&sampled, nvrtc) {
                     let load = format!("ld.global.nc.v{}.u32", index_words(packed));
                     assert!(ptx.contains(&load), "{} has no {load}:\n{ptx}", sampled.name);
@@ -92,7 +95,7 @@ fn check(source: &Source, ptx: &str, dtype: DType, packed: bool) {
     }
 }
 
-pub fn rows(dtype: DType, packed: bool) -> Source {
+pub fn rows(dtype: DType, packed: bool, bunch: usize) -> Source {
     let (device, target) = device();
     let kernel = kernels::rows::Rows::new(
         settings(kernels::LANES, kernels::ROWS),
@@ -107,17 +110,25 @@ pub fn rows(dtype: DType, packed: bool) -> Source {
         (),
         (),
         (),
+        (),
         GROUP,
         index_words(packed),
+        bunch,
         packed,
         dtype_to_storage_type(dtype),
     );
-    source("rows", dtype, suffix(packed), &kernel)
+    source("rows", dtype, &suffix(packed, bunch), &kernel)
 }
 
-pub fn tiles(dtype: DType, packed: bool) -> Source {
+/// Neurons of a cube of `tiles`.
+pub fn tile(bunch: usize) -> u32 {
+    let units = tile_units(SHARED, bunch, UNITS as usize);
+    tile_neurons(NEURONS, 256, INPUTS, FAN_IN / bunch, MULTIPROCESSORS as usize, units)
+}
+
+pub fn tiles(dtype: DType, packed: bool, bunch: usize) -> Source {
     let (device, target) = device();
-    let tile = tile_neurons(NEURONS, 256, INPUTS, FAN_IN, MULTIPROCESSORS as usize, UNITS as usize);
+    let tile = tile(bunch);
     let kernel = kernels::tiles::Tiles::new(
         settings(kernels::QUADS, tile),
         device,
@@ -132,17 +143,19 @@ pub fn tiles(dtype: DType, packed: bool) -> Source {
         (),
         (),
         (),
+        (),
         GROUP,
         index_words(packed),
         tile,
-        chunk_of(SHARED, dtype, INPUTS) as u32,
+        chunk_of(SHARED, dtype, INPUTS, bunch) as u32,
+        bunch,
         packed,
         dtype_to_storage_type(dtype),
     );
-    source("tiles", dtype, suffix(packed), &kernel)
+    source("tiles", dtype, &suffix(packed, bunch), &kernel)
 }
 
-pub fn pixels(dtype: DType, packed: bool) -> Source {
+pub fn pixels(dtype: DType, packed: bool, bunch: usize) -> Source {
     let (device, target) = device();
     let kernel = kernels::pixels::Pixels::new(
         settings(kernels::PIXELS, kernels::ROWS),
@@ -162,12 +175,14 @@ pub fn pixels(dtype: DType, packed: bool) -> Source {
         (),
         (),
         (),
+        (),
         GROUP,
         index_words(packed),
+        bunch,
         packed,
         dtype_to_storage_type(dtype),
     );
-    source("pixels", dtype, suffix(packed), &kernel)
+    source("pixels", dtype, &suffix(packed, bunch), &kernel)
 }
 
 pub fn pad(dtype: DType) -> Source {
@@ -215,7 +230,7 @@ pub fn place(dtype: DType) -> Source {
 }
 
 /// Of images or, if `flat`, of a linear layer.
-pub fn sampled(dtype: DType, packed: bool, flat: bool) -> Source {
+pub fn sampled(dtype: DType, packed: bool, flat: bool, bunch: usize) -> Source {
     let (device, target) = device();
     let kernel = kernels::sampled::Sampled::new(
         settings(kernels::LANES, kernels::ROWS),
@@ -237,19 +252,22 @@ pub fn sampled(dtype: DType, packed: bool, flat: bool) -> Source {
         (),
         (),
         (),
+        (),
         GROUP,
         index_words(packed),
+        bunch,
         packed,
         flat,
         dtype_to_storage_type(dtype),
     );
     let name = if flat { "sampled-flat" } else { "sampled" };
-    source(name, dtype, suffix(packed), &kernel)
+    source(name, dtype, &suffix(packed, bunch), &kernel)
 }
 
-/// Of a kernel's name, for the width of its indices.
-fn suffix(packed: bool) -> &'static str {
-    if packed { "-packed" } else { "-words" }
+/// Of a kernel's name, for the width of its indices and neurons that share inputs.
+fn suffix(packed: bool, bunch: usize) -> String {
+    let width = if packed { "-packed" } else { "-words" };
+    if bunch == 1 { width.to_string() } else { format!("{width}-{bunch}") }
 }
 
 /// Settings as of a launch that checks bounds.

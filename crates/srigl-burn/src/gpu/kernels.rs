@@ -3,13 +3,18 @@
 //! Weights come in groups of four, `values[g]` with the inputs that they read. The groups of neuron `n` whose
 //! inputs lie in chunk `c` are `starts[n · chunks + c] .. starts[n · chunks + c + 1]`; the chunks of a neuron
 //! follow each other, and the neurons too. An ablated neuron has no groups, and gives its bias.
+//!
+//! Where neurons read the same inputs, a *bunch* of two or four of them stands for a neuron: a group then has four weights of
+//! each, `values[g · bunch ..][.. bunch]`, and its inputs are read once for all of them. A bunch has as many seats; behind the
+//! starts, `starts` has the neuron of each, of which there is none where a seat is empty. A bunch of one neuron has its number.
 
 // The macro's code, not ours.
 #![allow(missing_docs, clippy::too_many_arguments)]
 
+use super::groups::{BUNCH, NOWHERE};
 use cubecl::prelude::*;
 
-/// Units that share a neuron in [`rows`], which adds them up in five levels.
+/// Units for each neuron in [`rows`], which adds them up in five levels.
 pub const LANES: u32 = 32;
 /// Neurons of a cube in [`rows`] and [`pixels`].
 pub const ROWS: u32 = 8;
@@ -30,29 +35,66 @@ fn index<const L: u32, I: Size>(words: Vector<u32, I>, #[comptime] packed: bool)
     }
 }
 
-/// `sum` and the four products of a group, one after the other, for inputs from `first` on.
+/// The neuron of a seat; [`NOWHERE`] if it is empty or there is no such seat.
 #[cube]
-fn add_group<F: Float, V: Size, I: Size>(
-    sum: f32,
-    input: &[F],
-    first: u32,
-    values: Vector<F, V>,
-    words: Vector<u32, I>,
-    #[comptime] packed: bool,
-) -> f32 {
-    let w = Vector::<f32, V>::cast_from(values);
-    let mut sum = sum;
-    sum += w.extract(0usize) * f32::cast_from(input[(first + index::<0, I>(words, packed)) as usize]);
-    sum += w.extract(1usize) * f32::cast_from(input[(first + index::<1, I>(words, packed)) as usize]);
-    sum += w.extract(2usize) * f32::cast_from(input[(first + index::<2, I>(words, packed)) as usize]);
-    sum += w.extract(3usize) * f32::cast_from(input[(first + index::<3, I>(words, packed)) as usize]);
-    sum
+fn neuron_of(starts: &[u32], seat: u32, seats: u32, chunks: u32, #[comptime] bunch: usize) -> u32 {
+    if comptime!(bunch == 1) {
+        seat
+    } else {
+        let mut neuron = u32::cast_from(NOWHERE);
+        if seat < seats {
+            neuron = starts[(seats / comptime!(bunch as u32) * chunks + 1 + seat) as usize];
+        }
+        neuron
+    }
 }
 
-/// Small batches: 32 units take turns through the groups of a neuron, then add up. Bound by the bytes of the
-/// weights; a warp reads 512 bytes of values in a row.
+/// The values of a group, for each neuron of a bunch.
+#[cube]
+fn values_of<F: Float, V: Size>(
+    values: &[Vector<F, V>],
+    group: usize,
+    #[comptime] bunch: usize,
+) -> Array<Vector<F, V>> {
+    let mut weights = Array::<Vector<F, V>>::new(bunch);
+    #[unroll]
+    for seat in 0..bunch {
+        weights[seat] = values[group * bunch + seat];
+    }
+    weights
+}
+
+/// Adds the four products of a group to the sum of each neuron, one after the other, for inputs from `first` on.
+#[cube]
+fn add_group<F: Float, V: Size, I: Size>(
+    sums: &mut Array<f32>,
+    input: &[F],
+    first: u32,
+    values: &Array<Vector<F, V>>,
+    words: Vector<u32, I>,
+    #[comptime] packed: bool,
+    #[comptime] bunch: usize,
+) {
+    let x0 = f32::cast_from(input[(first + index::<0, I>(words, packed)) as usize]);
+    let x1 = f32::cast_from(input[(first + index::<1, I>(words, packed)) as usize]);
+    let x2 = f32::cast_from(input[(first + index::<2, I>(words, packed)) as usize]);
+    let x3 = f32::cast_from(input[(first + index::<3, I>(words, packed)) as usize]);
+    #[unroll]
+    for seat in 0..bunch {
+        let w = Vector::<f32, V>::cast_from(values[seat]);
+        let mut sum = sums[seat];
+        sum += w.extract(0usize) * x0;
+        sum += w.extract(1usize) * x1;
+        sum += w.extract(2usize) * x2;
+        sum += w.extract(3usize) * x3;
+        sums[seat] = sum;
+    }
+}
+
+/// Small batches: 32 units for each neuron take turns through its groups, or those of its bunch, then add up. Bound by the
+/// bytes of the weights; a warp reads 512 bytes of values in a row, or as many times more as a bunch has neurons.
 ///
-/// `input` `[batch, M]`, `output` `[batch, N]`. Cubes: (N / 8, batch).
+/// `input` `[batch, M]`, `output` `[batch, N]`. Cubes: (seats / 8, batch).
 #[cube(launch)]
 pub fn rows<F: Float, V: Size, I: Size>(
     input: &[F],
@@ -63,26 +105,52 @@ pub fn rows<F: Float, V: Size, I: Size>(
     output: &mut [F],
     inputs: u32,
     neurons: u32,
+    seats: u32,
     chunks: u32,
+    #[comptime] bunch: usize,
     #[comptime] packed: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let mut partial = Shared::<[f32]>::new_slice(comptime!((LANES * ROWS) as usize));
-    let neuron = CUBE_POS_X * ROWS + UNIT_POS_Y;
+    let size = comptime!(bunch as u32);
+    let seat = CUBE_POS_X * ROWS + UNIT_POS_Y;
+    let neuron = neuron_of(starts, seat, seats, chunks, bunch);
+    let turn = seat % size;
     let sample = CUBE_POS_Y * inputs;
-    let mut sum = 0.0f32;
-    if neuron < neurons {
-        let end = starts[((neuron + 1) * chunks) as usize];
-        let mut group = starts[(neuron * chunks) as usize] + UNIT_POS_X;
+    let mut sums = Array::<f32>::new(bunch);
+    #[unroll]
+    for s in 0..bunch {
+        sums[s] = 0.0f32;
+    }
+    if seat < seats {
+        let row = seat / size;
+        let end = starts[((row + 1) * chunks) as usize];
+        let mut group = starts[(row * chunks) as usize] + turn * LANES + UNIT_POS_X;
         while group < end {
             let g = group as usize;
-            sum = add_group::<F, V, I>(sum, input, sample, values[g], indices[g], packed);
-            group += LANES;
+            let weights = values_of::<F, V>(values, g, bunch);
+            add_group::<F, V, I>(&mut sums, input, sample, &weights, indices[g], packed, bunch);
+            group += LANES * size;
         }
     }
     let at = (UNIT_POS_Y * LANES + UNIT_POS_X) as usize;
-    partial[at] = sum;
-    sync_cube();
+    let first = ((UNIT_POS_Y - turn) * LANES + UNIT_POS_X) as usize;
+    // The units of a bunch's neurons have parts of the sums of all of them, and add them up one after the other.
+    #[unroll]
+    for unit in 0..bunch {
+        if turn == unit as u32 {
+            #[unroll]
+            for s in 0..bunch {
+                let to = first + s * comptime!(LANES as usize);
+                let mut sum = sums[s];
+                if unit > 0 {
+                    sum += partial[to];
+                }
+                partial[to] = sum;
+            }
+        }
+        sync_cube();
+    }
     for level in 1..6u32 {
         let half = 32u32 >> level;
         if UNIT_POS_X < half {
@@ -114,37 +182,46 @@ fn four_samples<F: Float, V: Size>(
     samples
 }
 
-/// `sum` and the products of a group for four samples, in a tile whose first input is `offset` away.
+/// Adds the products of a group for four samples to the sums of each neuron, in a tile whose first input is `offset` away. Its
+/// values are those from `from` on.
 #[cube]
 fn add_tiled<F: Float, V: Size, I: Size>(
-    sum: Vector<f32, V>,
+    sums: &mut Array<Vector<f32, V>>,
     tile: &Shared<[Vector<F, V>]>,
     offset: u32,
-    values: Vector<F, V>,
+    values: &Array<Vector<F, V>>,
+    from: usize,
     words: Vector<u32, I>,
     #[comptime] packed: bool,
-) -> Vector<f32, V> {
-    let w = Vector::<f32, V>::cast_from(values);
+    #[comptime] bunch: usize,
+) {
     let x0 = tile[(index::<0, I>(words, packed) * (QUADS + 1) + offset) as usize];
     let x1 = tile[(index::<1, I>(words, packed) * (QUADS + 1) + offset) as usize];
     let x2 = tile[(index::<2, I>(words, packed) * (QUADS + 1) + offset) as usize];
     let x3 = tile[(index::<3, I>(words, packed) * (QUADS + 1) + offset) as usize];
-    let mut sum = sum;
-    sum += Vector::<f32, V>::cast_from(w.extract(0usize)) * Vector::<f32, V>::cast_from(x0);
-    sum += Vector::<f32, V>::cast_from(w.extract(1usize)) * Vector::<f32, V>::cast_from(x1);
-    sum += Vector::<f32, V>::cast_from(w.extract(2usize)) * Vector::<f32, V>::cast_from(x2);
-    sum += Vector::<f32, V>::cast_from(w.extract(3usize)) * Vector::<f32, V>::cast_from(x3);
-    sum
+    #[unroll]
+    for seat in 0..bunch {
+        let w = Vector::<f32, V>::cast_from(values[from + seat]);
+        let mut sum = sums[seat];
+        sum += Vector::<f32, V>::cast_from(w.extract(0usize)) * Vector::<f32, V>::cast_from(x0);
+        sum += Vector::<f32, V>::cast_from(w.extract(1usize)) * Vector::<f32, V>::cast_from(x1);
+        sum += Vector::<f32, V>::cast_from(w.extract(2usize)) * Vector::<f32, V>::cast_from(x2);
+        sum += Vector::<f32, V>::cast_from(w.extract(3usize)) * Vector::<f32, V>::cast_from(x3);
+        sums[seat] = sum;
+    }
 }
 
 /// Large batches: a cube holds 32 samples of one chunk of the inputs at a time in shared memory, transposed, so
 /// that a weight is read once for 32 samples and eight units read the 128 bytes of an input side by side. Bound
-/// by the reads of shared memory, four bytes per multiplication in f32.
+/// by the reads of shared memory, four bytes per multiplication in f32, or as much less as a bunch has neurons.
+///
+/// A cube has eight units for a neuron also where neurons come in bunches: the units of a bunch take turns through its groups,
+/// each adds to sums of all its neurons, and in the end has those of its own.
 ///
 /// Rows of the tile are nine vectors apart, so that in f32 neither its transposed writes nor its reads collide in a
 /// bank. In half precision, rows of two neurons do at times.
 ///
-/// `input` `[batch, M]`, `output` `[batch, N]`. Cubes of 8 × `tile_neurons` units: (batch / 32, N / `tile_neurons`).
+/// `input` `[batch, M]`, `output` `[batch, N]`. Cubes of 8 × `tile_neurons` units: (batch / 32, seats / `tile_neurons`).
 #[cube(launch)]
 pub fn tiles<F: Float, V: Size, I: Size>(
     input: &[F],
@@ -156,19 +233,29 @@ pub fn tiles<F: Float, V: Size, I: Size>(
     batch: u32,
     inputs: u32,
     neurons: u32,
+    seats: u32,
     chunks: u32,
     #[comptime] tile_neurons: u32,
     #[comptime] chunk: u32,
+    #[comptime] bunch: usize,
     #[comptime] packed: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let mut tile = Shared::<[Vector<F, V>]>::new_slice(comptime!((chunk * (QUADS + 1)) as usize));
-    let neuron = CUBE_POS_Y * tile_neurons + UNIT_POS_Y;
+    let size = comptime!(bunch as u32);
+    let seat = CUBE_POS_Y * tile_neurons + UNIT_POS_Y;
+    let neuron = neuron_of(starts, seat, seats, chunks, bunch);
+    let turn = seat % size;
     let first_sample = CUBE_POS_X * (QUADS * 4);
     let last_sample = batch - 1;
-    let mut sum = Vector::<f32, V>::cast_from(0.0f32);
-    if neuron < neurons {
-        sum = Vector::<f32, V>::cast_from(f32::cast_from(bias[neuron as usize]));
+    let mut sums = Array::<Vector<f32, V>>::new(bunch);
+    #[unroll]
+    for s in 0..bunch {
+        let mut sum = Vector::<f32, V>::cast_from(0.0f32);
+        if turn == s as u32 && neuron < neurons {
+            sum = Vector::<f32, V>::cast_from(f32::cast_from(bias[neuron as usize]));
+        }
+        sums[s] = sum;
     }
     for c in 0..chunks {
         let first_input = c * chunk;
@@ -229,29 +316,69 @@ pub fn tiles<F: Float, V: Size, I: Size>(
             part += 4 * step;
         }
         sync_cube();
-        if neuron < neurons {
-            let mut group = starts[(neuron * chunks + c) as usize];
-            let end = starts[(neuron * chunks + c + 1) as usize];
+        if seat < seats {
+            let row = seat / size;
+            let mut group = starts[(row * chunks + c) as usize] + turn;
+            let end = starts[(row * chunks + c + 1) as usize];
             // Wraps; so does the sum, back again.
             let offset = UNIT_POS_X - first_input * (QUADS + 1);
-            // Four groups are on their way before the first is used.
-            while group + 3 < end {
-                let g = group as usize;
-                let (w0, w1, w2, w3) = (values[g], values[g + 1], values[g + 2], values[g + 3]);
-                let (i0, i1, i2, i3) = (indices[g], indices[g + 1], indices[g + 2], indices[g + 3]);
-                sum = add_tiled::<F, V, I>(sum, &tile, offset, w0, i0, packed);
-                sum = add_tiled::<F, V, I>(sum, &tile, offset, w1, i1, packed);
-                sum = add_tiled::<F, V, I>(sum, &tile, offset, w2, i2, packed);
-                sum = add_tiled::<F, V, I>(sum, &tile, offset, w3, i3, packed);
-                group += 4;
+            // Values of four neurons, or of as many groups, are on their way before the first is used.
+            let ahead = comptime!(BUNCH / bunch);
+            while group + comptime!(((ahead - 1) * bunch) as u32) < end {
+                let mut weights = Array::<Vector<F, V>>::new(BUNCH);
+                let mut words = Array::<Vector<u32, I>>::new(ahead);
+                #[unroll]
+                for i in 0..ahead {
+                    #[unroll]
+                    for s in 0..bunch {
+                        weights[i * bunch + s] = values[(group as usize + i * bunch) * bunch + s];
+                    }
+                }
+                #[unroll]
+                for i in 0..ahead {
+                    words[i] = indices[group as usize + i * bunch];
+                }
+                #[unroll]
+                for i in 0..ahead {
+                    let from = i * bunch;
+                    add_tiled::<F, V, I>(&mut sums, &tile, offset, &weights, from, words[i], packed, bunch);
+                }
+                group += comptime!(BUNCH as u32);
             }
-            while group < end {
-                let g = group as usize;
-                sum = add_tiled::<F, V, I>(sum, &tile, offset, values[g], indices[g], packed);
-                group += 1;
+            if comptime!(ahead > 1) {
+                while group < end {
+                    let g = group as usize;
+                    let weights = values_of::<F, V>(values, g, bunch);
+                    add_tiled::<F, V, I>(
+                        &mut sums, &tile, offset, &weights, 0usize, indices[g], packed, bunch,
+                    );
+                    group += size;
+                }
             }
         }
         sync_cube();
+    }
+    let mut sum = sums[0usize];
+    if comptime!(bunch > 1) {
+        let mut partial = Shared::<[Vector<f32, V>]>::new_slice(comptime!((tile_neurons * QUADS) as usize));
+        let first = ((UNIT_POS_Y - turn) * QUADS + UNIT_POS_X) as usize;
+        // As in `rows`.
+        #[unroll]
+        for unit in 0..bunch {
+            if turn == unit as u32 {
+                #[unroll]
+                for s in 0..bunch {
+                    let to = first + s * comptime!(QUADS as usize);
+                    let mut sum = sums[s];
+                    if unit > 0 {
+                        sum += partial[to];
+                    }
+                    partial[to] = sum;
+                }
+            }
+            sync_cube();
+        }
+        sum = partial[(UNIT_POS_Y * QUADS + UNIT_POS_X) as usize];
     }
     if neuron < neurons {
         #[unroll]
@@ -307,11 +434,12 @@ pub fn pad<F: Float>(
     }
 }
 
-/// Convolutions over padded images: a unit has four pixels of one neuron, so that a group of weights is read once for them. The
+/// Convolutions over padded images: a unit has four pixels of one bunch, so that a group of weights is read once for them. The
 /// weights' indices are offsets into the padded image from the corner of the window, so units of neighbouring pixels read
 /// neighbouring values. Pixels are counted through all images.
 ///
-/// `input` `[batch, C · Hp · Wp]`, `output` `[batch, N, H' · W']`. Cubes: (blocks of 128 pixels, N / 8, more of those blocks).
+/// `input` `[batch, C · Hp · Wp]`, `output` `[batch, N, H' · W']`. Cubes: (blocks of 128 pixels, bunches / 8, more of
+/// those blocks).
 #[cube(launch)]
 pub fn pixels<F: Float, V: Size, I: Size>(
     input: &[F],
@@ -325,15 +453,18 @@ pub fn pixels<F: Float, V: Size, I: Size>(
     stride_y: u32,
     stride_x: u32,
     neurons: u32,
+    seats: u32,
     out_pixels: u32,
     out_width: u32,
     total: u32,
+    #[comptime] bunch: usize,
     #[comptime] packed: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let first = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * comptime!(PIXELS * 4) + UNIT_POS_X;
-    let neuron = CUBE_POS_Y * ROWS + UNIT_POS_Y;
-    if first < total && neuron < neurons {
+    let size = comptime!(bunch as u32);
+    let row = CUBE_POS_Y * ROWS + UNIT_POS_Y;
+    if first < total && row * size < seats {
         // Beyond the last image the last pixel is read, and unused.
         let last = total - 1;
         let p0 = first;
@@ -344,29 +475,47 @@ pub fn pixels<F: Float, V: Size, I: Size>(
         let c1 = corner_of(p1, image, width, stride_y, stride_x, out_pixels, out_width);
         let c2 = corner_of(p2, image, width, stride_y, stride_x, out_pixels, out_width);
         let c3 = corner_of(p3, image, width, stride_y, stride_x, out_pixels, out_width);
-        let start = starts[neuron as usize] as usize;
-        let end = starts[(neuron + 1) as usize] as usize;
-        let bias = f32::cast_from(bias[neuron as usize]);
-        let mut s0 = bias;
-        let mut s1 = bias;
-        let mut s2 = bias;
-        let mut s3 = bias;
-        for g in start..end {
-            let (group, words) = (values[g], indices[g]);
-            s0 = add_group::<F, V, I>(s0, input, c0, group, words, packed);
-            s1 = add_group::<F, V, I>(s1, input, c1, group, words, packed);
-            s2 = add_group::<F, V, I>(s2, input, c2, group, words, packed);
-            s3 = add_group::<F, V, I>(s3, input, c3, group, words, packed);
+        let start = starts[row as usize];
+        let end = starts[(row + 1) as usize];
+        let mut s0 = Array::<f32>::new(bunch);
+        let mut s1 = Array::<f32>::new(bunch);
+        let mut s2 = Array::<f32>::new(bunch);
+        let mut s3 = Array::<f32>::new(bunch);
+        #[unroll]
+        for s in 0..bunch {
+            let neuron = neuron_of(starts, row * size + s as u32, seats, 1, bunch);
+            let mut start = 0.0f32;
+            if neuron < neurons {
+                start = f32::cast_from(bias[neuron as usize]);
+            }
+            s0[s] = start;
+            s1[s] = start;
+            s2[s] = start;
+            s3[s] = start;
         }
-        output[place_of(p0, neuron, neurons, out_pixels) as usize] = F::cast_from(s0);
-        if first + PIXELS < total {
-            output[place_of(p1, neuron, neurons, out_pixels) as usize] = F::cast_from(s1);
+        for group in start..end {
+            let g = group as usize;
+            let (weights, words) = (values_of::<F, V>(values, g, bunch), indices[g]);
+            add_group::<F, V, I>(&mut s0, input, c0, &weights, words, packed, bunch);
+            add_group::<F, V, I>(&mut s1, input, c1, &weights, words, packed, bunch);
+            add_group::<F, V, I>(&mut s2, input, c2, &weights, words, packed, bunch);
+            add_group::<F, V, I>(&mut s3, input, c3, &weights, words, packed, bunch);
         }
-        if first + 2 * PIXELS < total {
-            output[place_of(p2, neuron, neurons, out_pixels) as usize] = F::cast_from(s2);
-        }
-        if first + 3 * PIXELS < total {
-            output[place_of(p3, neuron, neurons, out_pixels) as usize] = F::cast_from(s3);
+        #[unroll]
+        for s in 0..bunch {
+            let neuron = neuron_of(starts, row * size + s as u32, seats, 1, bunch);
+            if neuron < neurons {
+                output[place_of(p0, neuron, neurons, out_pixels) as usize] = F::cast_from(s0[s]);
+                if first + PIXELS < total {
+                    output[place_of(p1, neuron, neurons, out_pixels) as usize] = F::cast_from(s1[s]);
+                }
+                if first + 2 * PIXELS < total {
+                    output[place_of(p2, neuron, neurons, out_pixels) as usize] = F::cast_from(s2[s]);
+                }
+                if first + 3 * PIXELS < total {
+                    output[place_of(p3, neuron, neurons, out_pixels) as usize] = F::cast_from(s3[s]);
+                }
+            }
         }
     }
 }
@@ -423,11 +572,12 @@ pub fn place<F: Float>(
 }
 
 /// The gradient by values: for each weight the sum, over the results of its neuron, of their gradients and what the weight read.
-/// Units side by side take neighbouring results, each for the four weights of a group, and add up; `part` results belong to one
+/// Units side by side take neighbouring results, each for the weights of a group, and add up; `part` results belong to one
 /// cube, and [`place`] adds the parts.
 ///
 /// `input` is images as [`pixels`] reads them, or, if `flat`, `[M, batch]` of a linear layer, where an index counts `batch`
-/// numbers. `gradient` is `[batch, N, H' · W']` or `[N, batch]`; `output` `[parts, groups]`. Cubes: (N, most groups of a neuron / 8, parts).
+/// numbers. `gradient` is `[batch, N, H' · W']` or `[N, batch]`; `output` `[parts, groups, bunch]`.
+/// Cubes: (bunches, most groups of a bunch / 8, parts).
 #[cube(launch)]
 pub fn sampled<F: Float, V: Size, I: Size>(
     input: &[F],
@@ -440,21 +590,31 @@ pub fn sampled<F: Float, V: Size, I: Size>(
     stride_y: u32,
     stride_x: u32,
     neurons: u32,
+    seats: u32,
     out_pixels: u32,
     out_width: u32,
     chunks: u32,
     groups: u32,
     results: u32,
     part: u32,
+    #[comptime] bunch: usize,
     #[comptime] packed: bool,
     #[comptime] flat: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let mut partial = Shared::<[Vector<f32, V>]>::new_slice(comptime!((LANES * ROWS) as usize));
-    let neuron = CUBE_POS_X;
-    let group = starts[(neuron * chunks) as usize] + CUBE_POS_Y * ROWS + UNIT_POS_Y;
-    let is_there = group < starts[((neuron + 1) * chunks) as usize];
-    let mut sum = Vector::<f32, V>::cast_from(0.0f32);
+    let row = CUBE_POS_X;
+    let group = starts[(row * chunks) as usize] + CUBE_POS_Y * ROWS + UNIT_POS_Y;
+    let is_there = group < starts[((row + 1) * chunks) as usize];
+    // Those of empty seats are those of the last one, and unused.
+    let mut of = Array::<u32>::new(bunch);
+    let mut sums = Array::<Vector<f32, V>>::new(bunch);
+    #[unroll]
+    for s in 0..bunch {
+        let neuron = neuron_of(starts, row * comptime!(bunch as u32) + s as u32, seats, chunks, bunch);
+        of[s] = min(neuron, neurons - 1);
+        sums[s] = Vector::<f32, V>::cast_from(0.0f32);
+    }
     if is_there {
         let words = indices[group as usize];
         let mut scale = 1u32;
@@ -470,32 +630,43 @@ pub fn sampled<F: Float, V: Size, I: Size>(
         let mut at = start + UNIT_POS_X;
         while at < end {
             let mut corner = at;
-            let mut result = neuron * results + at;
             if comptime!(!flat) {
                 corner = corner_of(at, image, width, stride_y, stride_x, out_pixels, out_width);
-                result = place_of(at, neuron, neurons, out_pixels);
             }
             let mut read = Vector::<f32, V>::cast_from(0.0f32);
             read.insert(0usize, f32::cast_from(input[(corner + i0) as usize]));
             read.insert(1usize, f32::cast_from(input[(corner + i1) as usize]));
             read.insert(2usize, f32::cast_from(input[(corner + i2) as usize]));
             read.insert(3usize, f32::cast_from(input[(corner + i3) as usize]));
-            sum += read * Vector::<f32, V>::cast_from(f32::cast_from(gradient[result as usize]));
+            #[unroll]
+            for s in 0..bunch {
+                let mut result = of[s] * results + at;
+                if comptime!(!flat) {
+                    result = place_of(at, of[s], neurons, out_pixels);
+                }
+                let mut sum = sums[s];
+                sum += read * Vector::<f32, V>::cast_from(f32::cast_from(gradient[result as usize]));
+                sums[s] = sum;
+            }
             at += LANES;
         }
     }
     let at = (UNIT_POS_Y * LANES + UNIT_POS_X) as usize;
-    partial[at] = sum;
-    sync_cube();
-    for level in 1..6u32 {
-        let half = 32u32 >> level;
-        if UNIT_POS_X < half {
-            let both = partial[at] + partial[at + half as usize];
-            partial[at] = both;
-        }
+    #[unroll]
+    for s in 0..bunch {
+        partial[at] = sums[s];
         sync_cube();
-    }
-    if UNIT_POS_X == 0 && is_there {
-        output[(CUBE_POS_Z * groups + group) as usize] = Vector::<F, V>::cast_from(partial[at]);
+        for level in 1..6u32 {
+            let half = 32u32 >> level;
+            if UNIT_POS_X < half {
+                let both = partial[at] + partial[at + half as usize];
+                partial[at] = both;
+            }
+            sync_cube();
+        }
+        if UNIT_POS_X == 0 && is_there {
+            let to = (CUBE_POS_Z * groups + group) as usize * bunch + s;
+            output[to] = Vector::<F, V>::cast_from(partial[at]);
+        }
     }
 }

@@ -18,21 +18,35 @@ use burn_cubecl::tensor::CubeTensor;
 use condensed::CondensedWeight;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
-use groups::{GROUP, Groups, index_words};
+use groups::{GROUP, Groups, Layout, index_words, most_of};
 use std::sync::Mutex;
 
 /// Batches up to this size are bound by reading the weights and take [`kernels::rows`].
 const SMALL_BATCH: usize = 8;
 
-/// Inputs of a chunk of [`kernels::tiles`], for a device with so much memory to share in a cube: half of it, so that two
-/// cubes fit on a multiprocessor where there are more cubes than these, and whole lines of 32 inputs.
-pub fn chunk_of(shared_memory: usize, dtype: DType, inputs: usize) -> usize {
-    let column = (kernels::QUADS as usize + 1) * GROUP * dtype.size();
-    (shared_memory / 2 / column / 32 * 32).clamp(32, inputs.next_multiple_of(32).max(32))
+/// Bytes of shared memory with which units of [`kernels::tiles`] add up what they have of a bunch.
+fn exchange(shared_memory: usize, bunch: usize) -> usize {
+    if bunch == 1 { 0 } else { (shared_memory / 8).min(16 << 10) }
 }
 
-/// Neurons of a cube of [`kernels::tiles`] on a device with so many multiprocessors and at most `most_units` units in a
-/// cube.
+/// Inputs of a chunk of [`kernels::tiles`], for a device with so much memory to share in a cube and bunches of at most `most`
+/// neurons: half of the memory, so that two cubes fit on a multiprocessor where there are more cubes than these, and whole lines
+/// of 32 inputs.
+pub fn chunk_of(shared_memory: usize, dtype: DType, inputs: usize, most: usize) -> usize {
+    let column = (kernels::QUADS as usize + 1) * GROUP * dtype.size();
+    let bytes = shared_memory / 2 - exchange(shared_memory, most);
+    (bytes / column / 32 * 32).clamp(32, inputs.next_multiple_of(32).max(32))
+}
+
+/// Units of a cube of [`kernels::tiles`] at most, on a device with so much memory to share in a cube and at most `most_units`
+/// units in one.
+pub fn tile_units(shared_memory: usize, bunch: usize, most_units: usize) -> usize {
+    let sums = GROUP * size_of::<f32>();
+    if bunch == 1 { most_units } else { most_units.min(exchange(shared_memory, bunch) / sums) }
+}
+
+/// Neurons, or seats, of a cube of [`kernels::tiles`] on a device with so many multiprocessors and at most `most_units` units in
+/// a cube. `reads` is the fan-in of a neuron, divided by the neurons of a bunch.
 ///
 /// Cubes start in waves of one on each multiprocessor. In its wave a cube copies its inputs, at 64 bytes a cycle, and then
 /// reads them once for each weight, at 128; the fewest cycles win. More neurons share a copy, fewer leave no
@@ -41,14 +55,14 @@ pub fn tile_neurons(
     neurons: usize,
     batch: usize,
     inputs: usize,
-    fan_in: usize,
+    reads: usize,
     multiprocessors: usize,
     most_units: usize,
 ) -> u32 {
     let samples = kernels::QUADS as usize * GROUP;
     let cycles = |tile: usize| {
         let cubes = neurons.div_ceil(tile) * batch.div_ceil(samples);
-        cubes.div_ceil(multiprocessors) * (tile * fan_in + 2 * inputs)
+        cubes.div_ceil(multiprocessors) * (tile * reads + 2 * inputs)
     };
     let fits = |tile: &usize| tile * kernels::QUADS as usize <= most_units;
     let tiles = [16, 32, 48, 64, 96, 128].into_iter().filter(fits);
@@ -127,14 +141,14 @@ impl<K: PartialEq, W: Clone> Copies<K, W> {
 /// Weights on a device, in one float type.
 #[derive(Debug, Clone)]
 struct DeviceWeight {
-    /// `[groups · 4]`.
+    /// `[groups · bunch · 4]`.
     values: Tensor<1>,
-    /// Two to a word if `packed`, of the bits of a u32.
+    /// Two to a word if packed, of the bits of a u32.
     indices: Tensor<1, Int>,
-    /// `[N · chunks + 1]`.
+    /// As [`Groups`] has them.
     starts: Tensor<1, Int>,
     bias: Tensor<1>,
-    packed: bool,
+    layout: Layout,
 }
 
 impl DeviceWeight {
@@ -149,7 +163,7 @@ impl DeviceWeight {
             starts: words(groups.starts, place.device),
             // Not empty, also of a layer without neurons.
             bias: floats(if bias.is_empty() { vec![0.0] } else { bias.to_vec() }),
-            packed: groups.packed,
+            layout: groups.layout,
         }
     }
 }
@@ -175,7 +189,7 @@ impl LinearWeight {
     /// Inputs lie in chunks that a tile of the device's shared memory holds.
     pub fn new(weight: &CondensedWeight, bias: &[f32], place: &Place, cube: &CubeDevice) -> Self {
         let pattern = weight.pattern();
-        let chunk = chunk_on(cube, place.dtype, pattern.inputs());
+        let chunk = chunk_on(cube, place.dtype, pattern.inputs(), most_of(pattern));
         let groups = Groups::linear(pattern, chunk);
         let plan = LinearPlan::new(&groups, chunk, pattern.len() / pattern.active().len().max(1));
         Self { weight: DeviceWeight::new(groups, weight.values(), bias, place), plan }
@@ -216,7 +230,7 @@ impl ConvWeight {
     /// Images `[batch, C, H, W]` → `[batch, N, H', W']`.
     pub fn run(&self, input: Tensor<4>, shape: ConvShape) -> Tensor<4> {
         let weight = self.0.clone();
-        let plan = ConvPlan { shape, packed: weight.packed };
+        let plan = ConvPlan { shape, layout: weight.layout };
         Tensor::from_dispatch(Dispatch::gpu_condensed_conv2d(
             input.into_dispatch(),
             weight.values.into_dispatch(),
@@ -231,10 +245,8 @@ impl ConvWeight {
 /// What a launch of the linear kernels must know besides its tensors.
 #[derive(Debug, Clone)]
 pub(crate) struct LinearPlan {
-    neurons: usize,
-    packed: bool,
+    layout: Layout,
     chunk: usize,
-    chunks: usize,
     /// Weights of an active neuron, on average.
     fan_in: usize,
 }
@@ -242,14 +254,13 @@ pub(crate) struct LinearPlan {
 impl LinearPlan {
     /// For weights in these groups, which stay within chunks of `chunk` inputs.
     fn new(groups: &Groups, chunk: usize, fan_in: usize) -> Self {
-        let Groups { ref starts, packed, chunks, .. } = *groups;
-        Self { neurons: (starts.len() - 1) / chunks, packed, chunk, chunks, fan_in }
+        Self { layout: groups.layout, chunk, fan_in }
     }
 }
 
 /// [`chunk_of`] on a device.
-fn chunk_on(cube: &CubeDevice, dtype: DType, inputs: usize) -> usize {
-    chunk_of(cube.client().properties().hardware.max_shared_memory_size, dtype, inputs)
+fn chunk_on(cube: &CubeDevice, dtype: DType, inputs: usize, most: usize) -> usize {
+    chunk_of(cube.client().properties().hardware.max_shared_memory_size, dtype, inputs, most)
 }
 
 /// How images become those that a kernel reads.
@@ -277,7 +288,7 @@ pub(crate) struct ConvShape {
 #[derive(Debug, Clone)]
 pub(crate) struct ConvPlan {
     shape: ConvShape,
-    packed: bool,
+    layout: Layout,
 }
 
 /// What a launch of [`kernels::sampled`] must know besides its tensors.
@@ -285,10 +296,9 @@ pub(crate) struct ConvPlan {
 pub(crate) struct SamplePlan {
     /// How images are read; `None` for a linear layer, whose tensors come transposed.
     pub images: Option<Window>,
-    pub packed: bool,
-    pub chunks: usize,
+    pub layout: Layout,
     pub groups: usize,
-    /// Groups of the neuron that has most.
+    /// Groups of the bunch that has most.
     pub most: usize,
     /// Numbers of the result.
     pub values: usize,
@@ -305,7 +315,7 @@ pub(crate) struct Window {
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait GpuOps: Backend {
     /// `[batch, M]` → `[batch, N]`.
-    #[fusion(dtype = input, shape = Shape::new([input[0], plan.neurons]))]
+    #[fusion(dtype = input, shape = Shape::new([input[0], plan.layout.neurons]))]
     fn gpu_condensed_linear(
         input: FloatTensor<Self>,
         values: FloatTensor<Self>,
@@ -357,20 +367,20 @@ impl GpuOps for CubeBackend {
         // A bias of training is whatever tensor its parameter is.
         let (input, bias) = (into_contiguous(input), into_contiguous(bias));
         let (batch, inputs) = (input.meta.shape()[0], input.meta.shape()[1]);
-        let output = empty(&input, [batch, plan.neurons].into());
+        let Layout { neurons, bunch, seats, packed, chunks } = plan.layout;
+        let output = empty(&input, [batch, neurons].into());
         if output.meta.num_elements() == 0 {
             return output;
         }
         check_addresses(&input, &output);
         let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
-        let neurons = plan.neurons as u32;
         if batch <= SMALL_BATCH {
             kernels::rows::launch(
                 &client,
-                CubeCount::Static(neurons.div_ceil(kernels::ROWS), batch as u32, 1),
+                CubeCount::Static((seats as u32).div_ceil(kernels::ROWS), batch as u32, 1),
                 CubeDim::new_2d(kernels::LANES, kernels::ROWS),
                 GROUP,
-                index_words(plan.packed),
+                index_words(packed),
                 input.into_buffer_arg(),
                 values.into_buffer_arg(),
                 indices.into_buffer_arg(),
@@ -378,23 +388,26 @@ impl GpuOps for CubeBackend {
                 bias.into_buffer_arg(),
                 output.clone().into_buffer_arg(),
                 inputs as u32,
-                neurons,
-                plan.chunks as u32,
-                plan.packed,
+                neurons as u32,
+                seats as u32,
+                chunks as u32,
+                bunch,
+                packed,
                 dtype,
             );
         } else {
             let hardware = &client.properties().hardware;
             let multiprocessors = hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
-            let units = hardware.max_units_per_cube as usize;
-            let tile = tile_neurons(plan.neurons, batch, inputs, plan.fan_in, multiprocessors, units);
+            let units =
+                tile_units(hardware.max_shared_memory_size, bunch, hardware.max_units_per_cube as usize);
+            let tile = tile_neurons(seats, batch, inputs, plan.fan_in / bunch, multiprocessors, units);
             let samples = kernels::QUADS * GROUP as u32;
             kernels::tiles::launch(
                 &client,
-                CubeCount::Static((batch as u32).div_ceil(samples), neurons.div_ceil(tile), 1),
+                CubeCount::Static((batch as u32).div_ceil(samples), (seats as u32).div_ceil(tile), 1),
                 CubeDim::new_2d(kernels::QUADS, tile),
                 GROUP,
-                index_words(plan.packed),
+                index_words(packed),
                 input.into_buffer_arg(),
                 values.into_buffer_arg(),
                 indices.into_buffer_arg(),
@@ -403,11 +416,13 @@ impl GpuOps for CubeBackend {
                 output.clone().into_buffer_arg(),
                 batch as u32,
                 inputs as u32,
-                neurons,
-                plan.chunks as u32,
+                neurons as u32,
+                seats as u32,
+                chunks as u32,
                 tile,
                 plan.chunk as u32,
-                plan.packed,
+                bunch,
+                packed,
                 dtype,
             );
         }
@@ -422,7 +437,7 @@ impl GpuOps for CubeBackend {
         starts: CubeTensor,
         plan: ConvPlan,
     ) -> CubeTensor {
-        let ConvPlan { shape, packed } = plan;
+        let ConvPlan { shape, layout: Layout { bunch, seats, packed, .. } } = plan;
         let bias = into_contiguous(bias);
         let batch = input.meta.shape()[0];
         let [height_out, width_out] = shape.output;
@@ -442,7 +457,11 @@ impl GpuOps for CubeBackend {
         let across = blocks.min(u16::MAX.into());
         kernels::pixels::launch(
             &client,
-            CubeCount::Static(across, neurons.div_ceil(kernels::ROWS), blocks.div_ceil(across)),
+            CubeCount::Static(
+                across,
+                ((seats / bunch) as u32).div_ceil(kernels::ROWS),
+                blocks.div_ceil(across),
+            ),
             CubeDim::new_2d(kernels::PIXELS, kernels::ROWS),
             GROUP,
             index_words(packed),
@@ -457,9 +476,11 @@ impl GpuOps for CubeBackend {
             shape.stride[0] as u32,
             shape.stride[1] as u32,
             neurons,
+            seats as u32,
             out_pixels,
             width_out as u32,
             total,
+            bunch,
             packed,
             dtype,
         );
@@ -500,23 +521,24 @@ impl GpuOps for CubeBackend {
         let (client, dtype) = (input.client.clone(), dtype_to_storage_type(input.dtype));
         let multiprocessors =
             client.properties().hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
-        let cubes = neurons * plan.most.div_ceil(kernels::ROWS as usize);
+        let Layout { bunch, seats, packed, chunks, .. } = plan.layout;
+        let cubes = seats / bunch * plan.most.div_ceil(kernels::ROWS as usize);
         let (parts, part) = parts(cubes, results, multiprocessors);
         if cubes == 0 || results == 0 {
             return zeros_client(client, input.device.clone(), Shape::new([plan.values]), input.dtype);
         }
-        let length = plan.groups * GROUP;
+        let length = plan.groups * bunch * GROUP;
         let output = empty(&input, [parts * length].into());
         kernels::sampled::launch(
             &client,
             CubeCount::Static(
-                neurons as u32,
+                (seats / bunch) as u32,
                 plan.most.div_ceil(kernels::ROWS as usize) as u32,
                 parts as u32,
             ),
             CubeDim::new_2d(kernels::LANES, kernels::ROWS),
             GROUP,
-            index_words(plan.packed),
+            index_words(packed),
             input.into_buffer_arg(),
             gradient.into_buffer_arg(),
             indices.into_buffer_arg(),
@@ -527,13 +549,15 @@ impl GpuOps for CubeBackend {
             stride[0] as u32,
             stride[1] as u32,
             neurons as u32,
+            seats as u32,
             out_pixels as u32,
             out_width as u32,
-            plan.chunks as u32,
+            chunks as u32,
             plan.groups as u32,
             results as u32,
             part as u32,
-            plan.packed,
+            bunch,
+            packed,
             plan.images.is_none(),
             dtype,
         );
@@ -651,10 +675,26 @@ mod tests {
     #[test]
     fn chunks_fit_twice_into_shared_memory() {
         for dtype in [DType::F32, DType::F16] {
-            let chunk = chunk_of(227 << 10, dtype, 100_000);
-            assert!(2 * chunk * (kernels::QUADS as usize + 1) * GROUP * dtype.size() <= 227 << 10);
-            assert!(chunk.is_multiple_of(32) && chunk > 700, "{chunk}");
+            for bunch in [1, 2, 4] {
+                let chunk = chunk_of(227 << 10, dtype, 100_000, bunch);
+                let tile = chunk * (kernels::QUADS as usize + 1) * GROUP * dtype.size();
+                assert!(2 * (tile + exchange(227 << 10, bunch)) <= 227 << 10);
+                assert!(chunk.is_multiple_of(32) && chunk > 600, "{chunk}");
+            }
         }
-        assert_eq!(chunk_of(16 << 10, DType::F32, 3), 32);
+        assert_eq!(chunk_of(16 << 10, DType::F32, 3, 1), 32);
+    }
+
+    #[test]
+    fn what_units_exchange_fits_beside_the_smallest_tile() {
+        for shared in [16, 32, 48, 227].map(|kib| kib << 10) {
+            let bytes = |units: usize| units * GROUP * size_of::<f32>();
+            let units = tile_units(shared, 4, 1024);
+            // The fewest units of a cube.
+            assert!(units >= 16 * kernels::QUADS as usize);
+            let tile = chunk_of(shared, DType::F32, 4000, 4) * (kernels::QUADS as usize + 1) * bytes(1);
+            assert!(tile + bytes(units) <= shared / 2, "{tile} and {units} of {shared}");
+            assert_eq!(tile_units(shared, 1, 1024), 1024);
+        }
     }
 }

@@ -3,7 +3,7 @@
 // As many as a layer has tensors; the macro repeats an attribute of the function where no lint expects it.
 #![allow(clippy::too_many_arguments)]
 
-use super::groups::{GROUP, Groups, Row, transposed};
+use super::groups::{Groups, Row, most_of, transposed};
 use super::{
     ConvPlan, ConvShape, CubeDevice, GpuOps, LinearPlan, Padding, SamplePlan, Window, chunk_on, signed, words,
 };
@@ -163,12 +163,12 @@ impl Layer {
     /// A linear layer with `room` values.
     pub fn linear(pattern: &Pattern, room: usize, device: &Device, cube: &CubeDevice) -> Self {
         let (neurons, inputs) = (pattern.neurons(), pattern.inputs());
-        let chunk = |inputs| chunk_on(cube, DType::F32, inputs);
-        let (chunk_forward, chunk_backward) = (chunk(inputs), chunk(neurons));
+        let chunk = |inputs, most| chunk_on(cube, DType::F32, inputs, most);
+        let (chunk_forward, chunk_backward) = (chunk(inputs, most_of(pattern)), chunk(neurons, 1));
         let forward = Groups::linear(pattern, chunk_forward);
         let columns = transposed(pattern, inputs, |neuron, input| (input, neuron));
         let read = columns.iter().filter(|column| !column.is_empty()).count();
-        let backward = Groups::new(columns, neurons, chunk_backward, neurons, |_, neuron| neuron as u32);
+        let backward = Groups::new(columns, neurons, chunk_backward, neurons, 1, |_, neuron| neuron as u32);
         let plan = |groups: &Groups, chunk, rows: usize| {
             Product::Linear(LinearPlan::new(groups, chunk, pattern.len() / rows.max(1)))
         };
@@ -192,10 +192,10 @@ impl Layer {
             (channel, (neuron * height + reach_y - y) * width + reach_x - x)
         });
         let image = neurons * height * width;
-        let backward = Groups::new(columns, image, image.max(1), image, |_, at| at as u32);
+        let backward = Groups::new(columns, image, image.max(1), image, 1, |_, at| at as u32);
         let plan = |groups: &Groups, neurons, padding, stride, output| {
             let shape = ConvShape { neurons, padding, stride, output };
-            Product::Conv(ConvPlan { shape, packed: groups.packed })
+            Product::Conv(ConvPlan { shape, layout: groups.layout })
         };
         let products = [
             plan(&forward, neurons, geometry.padding(), geometry.stride, geometry.output),
@@ -260,9 +260,8 @@ impl Layer {
 fn sample_plan(groups: &Groups, geometry: Option<ImageGeometry>, values: usize) -> SamplePlan {
     SamplePlan {
         images: geometry.map(|g| Window { padding: g.padding(), stride: g.stride }),
-        packed: groups.packed,
-        chunks: groups.chunks,
-        groups: groups.order.len() / GROUP,
+        layout: groups.layout,
+        groups: groups.count(),
         most: groups.most(),
         values,
     }
@@ -427,6 +426,7 @@ impl<B: GpuOps> DevicePass<B> {
             inputs,
             inputs.max(1),
             geometry.padded_image(),
+            1,
             |row, input| geometry.offset(all, neurons[row], input),
         );
         let count = neurons.len() * inputs;
