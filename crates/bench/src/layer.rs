@@ -329,7 +329,10 @@ impl Layer {
                 pool.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
                 Ok(())
             });
-            contender.read = Some(Box::new(move |y| Ok(apart.restore(y, 1))));
+            contender.read = Some(Box::new(move |y| {
+                apart.restore(y, 1);
+                Ok(())
+            }));
             contenders.push(contender);
         }
         Ok(contenders)
@@ -405,7 +408,10 @@ impl Layer {
                 pool.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
                 Ok(())
             });
-            contender.read = Some(Box::new(move |y| Ok(apart.restore(y, positions))));
+            contender.read = Some(Box::new(move |y| {
+                apart.restore(y, positions);
+                Ok(())
+            }));
             contenders.push(contender);
         }
         Ok(contenders)

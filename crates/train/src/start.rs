@@ -201,15 +201,19 @@ fn check_structure(config: &Config, masks: &[(String, Mask)]) -> Result<Vec<Stri
     let (info, method) = (config.method.info(), config.method.build()?);
     let (nm, group) = (method.nm(), method.group());
     let mut notes = Vec::new();
-    let pattern = nm.map_or_else(String::new, |nm| format!("full pattern {nm}"));
-    let structures: [(String, bool, &dyn Fn(&Mask) -> bool); 3] = [
-        ("constant fan-in".into(), info.constant_fan_in, &|mask| LayerStats::new(mask).fan_in.is_some()),
-        (pattern, nm.is_some(), &|mask| nm.is_none_or(|nm| nm.fills(mask))),
-        (format!("groups of {group} that share inputs"), group > 1, &|mask| mask.shares_inputs(group)),
+    let without = |has: &dyn Fn(&Mask) -> bool| {
+        let names = masks.iter().filter(|(_, mask)| !has(mask)).map(|(name, _)| name.as_str());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let constant = |mask: &Mask| LayerStats::new(mask).fan_in.is_some();
+    let structures = [
+        info.constant_fan_in.then(|| ("constant fan-in".to_string(), without(&constant))),
+        nm.map(|nm| (format!("full pattern {nm}"), without(&|mask| nm.fills(mask)))),
+        (group > 1).then(|| {
+            (format!("groups of {group} that share inputs"), without(&|mask| mask.shares_inputs(group)))
+        }),
     ];
-    for (what, _, has) in structures.into_iter().filter(|(_, wanted, _)| *wanted) {
-        let without = masks.iter().filter(|(_, mask)| !has(mask));
-        let names = without.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+    for (what, names) in structures.into_iter().flatten() {
         if names.is_empty() {
             continue;
         }
