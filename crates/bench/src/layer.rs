@@ -236,6 +236,21 @@ impl Apart {
 }
 
 impl Layer {
+    /// The contender `apart`, if there are groups: an `engine` of neurons that have `block` results each.
+    fn contender_apart(
+        &self,
+        block: usize,
+        engine: impl Fn(&str, &CondensedWeight, &[f32]) -> Result<Contender>,
+    ) -> Result<Option<Contender>> {
+        let Some(apart) = self.apart()? else { return Ok(None) };
+        let mut contender = engine("apart", &apart.sparse, &apart.bias)?;
+        contender.read = Some(Box::new(move |y| {
+            apart.restore(y, block);
+            Ok(())
+        }));
+        Ok(Some(contender))
+    }
+
     /// The layer with its neurons apart, if there are groups.
     pub fn apart(&self) -> Result<Option<Apart>> {
         let (neurons, inputs) = (self.spec.neurons(), self.spec.dense_fan_in());
@@ -315,26 +330,16 @@ impl Layer {
             Ok(())
         });
 
-        let kernel = pool.install(|| LinearKernel::new(&self.sparse, &self.bias))?;
-        let pool = pool.clone();
-        let threads = pool.clone();
-        let condensed = Contender::new("condensed", "LinearKernel", move |calls, x, y| {
-            threads.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
-            Ok(())
-        });
-        let mut contenders = vec![dense, csr, condensed];
-        if let Some(apart) = self.apart()? {
-            let kernel = pool.install(|| LinearKernel::new(&apart.sparse, &apart.bias))?;
-            let mut contender = Contender::new("apart", "LinearKernel", move |calls, x, y| {
+        let engine = |name: &str, sparse: &CondensedWeight, bias: &[f32]| {
+            let kernel = pool.install(|| LinearKernel::new(sparse, bias))?;
+            let pool = pool.clone();
+            Ok(Contender::new(name, "LinearKernel", move |calls, x, y| {
                 pool.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
                 Ok(())
-            });
-            contender.read = Some(Box::new(move |y| {
-                apart.restore(y, 1);
-                Ok(())
-            }));
-            contenders.push(contender);
-        }
+            }))
+        };
+        let mut contenders = vec![dense, csr, engine("condensed", &self.sparse, &self.bias)?];
+        contenders.extend(self.contender_apart(1, engine)?);
         Ok(contenders)
     }
 
@@ -394,26 +399,16 @@ impl Layer {
             Ok(())
         });
 
-        let kernel = pool.install(|| ConvKernel::new(&self.sparse, &self.bias, window, 1, shape))?;
-        let pool = pool.clone();
-        let threads = pool.clone();
-        let condensed = Contender::new("condensed", "ConvKernel", move |calls, x, y| {
-            threads.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
-            Ok(())
-        });
-        let mut contenders = vec![dense, csr, condensed];
-        if let Some(apart) = self.apart()? {
-            let kernel = pool.install(|| ConvKernel::new(&apart.sparse, &apart.bias, window, 1, shape))?;
-            let mut contender = Contender::new("apart", "ConvKernel", move |calls, x, y| {
+        let engine = |name: &str, sparse: &CondensedWeight, bias: &[f32]| {
+            let kernel = pool.install(|| ConvKernel::new(sparse, bias, window, 1, shape))?;
+            let pool = pool.clone();
+            Ok(Contender::new(name, "ConvKernel", move |calls, x, y| {
                 pool.install(|| (0..calls).for_each(|_| kernel.run(batch, x, y)));
                 Ok(())
-            });
-            contender.read = Some(Box::new(move |y| {
-                apart.restore(y, positions);
-                Ok(())
-            }));
-            contenders.push(contender);
-        }
+            }))
+        };
+        let mut contenders = vec![dense, csr, engine("condensed", &self.sparse, &self.bias)?];
+        contenders.extend(self.contender_apart(positions, engine)?);
         Ok(contenders)
     }
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use sparsity_core::methods::{AnyMethod, METHODS, MethodInfo};
+use sparsity_core::methods::{AnyMethod, METHODS};
 use sparsity_core::{Distribution, DropSchedule, InitialMask, WeightInit};
 use srigl_data::{
     Augment, AutoAugment, Crop, DataSet, Erase, Jitter, Loader, Mixing, Normalise, OnBroken, Options,
@@ -416,14 +416,6 @@ impl From<InitialMask> for InitialMaskFrom {
 }
 
 impl InitialMaskFrom {
-    /// What a method takes where weights are given and nobody says.
-    pub fn of_weights(method: &MethodInfo) -> Self {
-        match method.initial {
-            InitialMask::Random => Self::Magnitude,
-            other => other.into(),
-        }
-    }
-
     /// How masks are made, unless they are the file's.
     pub fn drawn(self) -> Option<InitialMask> {
         match self {
@@ -543,6 +535,11 @@ impl Config {
         settings
     }
 
+    /// Where the masks of a run come from that are not those of a file.
+    pub fn masks_from(&self) -> InitialMaskFrom {
+        self.initial_mask.unwrap_or_else(|| self.method.info().initial.into())
+    }
+
     /// Checks what the sparsity library does not.
     pub fn validate(&self) -> Result<()> {
         check_sparsity(self.sparsity)?;
@@ -595,7 +592,7 @@ impl Config {
             self.weights.is_some() || self.weight_init != Some(WeightInit::Keep),
             "--weight-init keep keeps the weights of a file: add --weights FILE"
         );
-        let from = self.initial_mask.unwrap_or_else(|| self.method.info().initial.into());
+        let from = self.masks_from();
         ensure!(
             from != InitialMaskFrom::Sensitivity || matches!(self.weight_init, None | Some(WeightInit::Keep)),
             "--weight-init: masks by sensitivity keep the network's own weights, by which they are chosen; leave it out"

@@ -324,11 +324,7 @@ impl SparsityConfig {
 
     /// Where initial masks come from.
     fn initial_mask(&self) -> InitialMask {
-        let by_default = match (self.method.info().initial, self.weight_init) {
-            (InitialMask::Random, WeightInit::Keep) => InitialMask::Magnitude,
-            (initial, _) => initial,
-        };
-        self.initial_mask.unwrap_or(by_default)
+        self.initial_mask.unwrap_or_else(|| self.method.info().initial_with(self.weight_init))
     }
 
     /// All weights `[N · M]` of a layer, as they are before some are chosen: those that it has, or drawn as those of a dense layer.

@@ -5,7 +5,9 @@ use crate::{Masks, NamedTensor, Weights, fill_module, masks_of, sparsify};
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
-use sparsity_core::{InitialMask, LayerSpec, LayerStats, Mask, Stream, sparsity_of_count, target_weights};
+use sparsity_core::{
+    InitialMask, LayerSpec, LayerStats, Mask, Stream, WeightInit, sparsity_of_count, target_weights,
+};
 use srigl_burn::{Sparsified, sparse_layers, state_dict};
 use srigl_data::Loader;
 use srigl_models::{Classifier, ModelInfo, torchvision_name};
@@ -36,7 +38,7 @@ pub(crate) fn start<M: Classifier>(
 ) -> Result<Start<M>> {
     let Some(path) = &config.weights else {
         let sparse = sparsify_anew(config, model, loader, steps, device)?;
-        let targets = match initial_mask(config) {
+        let targets = match config.masks_from() {
             InitialMaskFrom::Sensitivity => targets(&sparse),
             _ => BTreeMap::new(),
         };
@@ -80,7 +82,7 @@ pub(crate) fn start<M: Classifier>(
     let starts_dense = config.method.build()?.starts_dense();
     let by_default = match is_sparse && !starts_dense {
         true => InitialMaskFrom::File,
-        false => InitialMaskFrom::of_weights(config.method.info()),
+        false => config.method.info().initial_with(WeightInit::Keep).into(),
     };
     let from = config.initial_mask.unwrap_or(by_default);
     if starts_dense && is_sparse {
@@ -133,11 +135,6 @@ fn targets<M>(sparse: &Sparsified<M>) -> BTreeMap<String, usize> {
     layers.map(|layer| (layer.name, target_weights(layer.mask.positions(), layer.sparsity))).collect()
 }
 
-/// Where the masks of a run come from that are not those of a file.
-fn initial_mask(config: &Config) -> InitialMaskFrom {
-    config.initial_mask.unwrap_or_else(|| config.method.info().initial.into())
-}
-
 /// Makes a network sparse that has no masks: by the settings, or by the gradients of the first batch.
 fn sparsify_anew<M: Classifier>(
     config: &Config,
@@ -146,7 +143,7 @@ fn sparsify_anew<M: Classifier>(
     steps: &Steps,
     device: &Device,
 ) -> Result<Sparsified<M>> {
-    if initial_mask(config) != InitialMaskFrom::Sensitivity || !config.method.info().sparse {
+    if config.masks_from() != InitialMaskFrom::Sensitivity || !config.method.info().sparse {
         return Ok(sparsify(config, model, steps, Masks::Settings)?);
     }
     // The pass leaves its mark on the running statistics of normalisations.

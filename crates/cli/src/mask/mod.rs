@@ -394,10 +394,7 @@ fn starting_masks(
         notes.push("the masks are those of the file, whatever --sparsity says".into());
         return Ok(masks);
     }
-    let by_default = match args.weight_init {
-        WeightInit::Keep => InitialMaskFrom::of_weights(method.info()),
-        _ => method.info().initial.into(),
-    };
+    let by_default = method.info().initial_with(args.weight_init).into();
     let from = args.initial_mask.unwrap_or(by_default);
     let Some(drawn) = from.drawn() else {
         bail!("--initial-mask file, but the file has neither masks nor zeros");

@@ -40,7 +40,7 @@ pub use top_kast::TopKast;
 
 use crate::{
     ActiveLayer, DenseGradient, Error, InitialMask, Layer, LayerSpec, Mask, Members, NmPattern, Stream,
-    constant_fan_in_magnitude_mask, constant_fan_in_mask, magnitude_mask, unstructured_mask,
+    WeightInit, constant_fan_in_magnitude_mask, constant_fan_in_mask, magnitude_mask, unstructured_mask,
 };
 use group_shared::GroupShared;
 use restricted::Restricted;
@@ -122,27 +122,29 @@ pub trait Method: Debug + Send + Sync {
         1
     }
 
-    /// The initial mask `[N, M]` of a layer with 0 < `sparsity` < 1, by default drawn at random: of each neuron with constant fan-in,
-    /// otherwise of the layer.
+    /// The initial mask `[N, M]` of a layer with 0 < `sparsity` < 1, by default drawn at random: of each group with a pattern, of each
+    /// neuron with constant fan-in, otherwise of the layer.
     ///
     /// # Errors
     /// [`Error::FanInZero`] if no weight would be left, [`Error::Sparsity`] outside `[0, 1)`.
     fn initial_mask(&self, layer: &LayerSpec, sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        match self.info().constant_fan_in {
-            true => Ok(constant_fan_in_mask(layer, sparsity, stream)?.into_mask()),
-            false => unstructured_mask(layer, sparsity, stream),
+        match (self.nm(), self.info().constant_fan_in) {
+            (Some(nm), _) => Ok(nm.random_mask(layer, stream)),
+            (None, true) => Ok(constant_fan_in_mask(layer, sparsity, stream)?.into_mask()),
+            (None, false) => unstructured_mask(layer, sparsity, stream),
         }
     }
 
-    /// The initial mask `[N, M]` that keeps the largest of given `weights` `[N · M]`: of each neuron with constant fan-in,
-    /// otherwise of the layer.
+    /// The initial mask `[N, M]` that keeps the largest of given `weights` `[N · M]`: of each group with a pattern, of each neuron
+    /// with constant fan-in, otherwise of the layer.
     ///
     /// # Errors
     /// As [`initial_mask`](Self::initial_mask).
     fn magnitude_mask(&self, layer: &LayerSpec, weights: &[f32], sparsity: f64) -> Result<Mask, Error> {
-        match self.info().constant_fan_in {
-            true => Ok(constant_fan_in_magnitude_mask(layer, weights, sparsity)?.into_mask()),
-            false => magnitude_mask(layer, weights, sparsity),
+        match (self.nm(), self.info().constant_fan_in) {
+            (Some(nm), _) => nm.largest(layer, weights),
+            (None, true) => Ok(constant_fan_in_magnitude_mask(layer, weights, sparsity)?.into_mask()),
+            (None, false) => magnitude_mask(layer, weights, sparsity),
         }
     }
 
@@ -390,6 +392,15 @@ impl MethodInfo {
         }
     }
 
+    /// Where initial masks come from if nobody says, with weights initialised so: [`initial`](Self::initial), but where random masks
+    /// would be put over weights that are kept, the largest of each layer.
+    pub fn initial_with(&self, weights: WeightInit) -> InitialMask {
+        match (self.initial, weights) {
+            (InitialMask::Random, WeightInit::Keep) => InitialMask::Magnitude,
+            (initial, _) => initial,
+        }
+    }
+
     /// Whether its masks change.
     pub fn changes(&self) -> bool {
         self.updates != Updates::Never
@@ -607,20 +618,20 @@ impl AnyMethod {
     /// [`Error::Structure`] for a method whose masks cannot have one.
     pub fn with_nm(self, nm: NmPattern) -> Result<Self, Error> {
         let info = self.info();
-        if info.nm == Nm::Never || self.group() > 1 || self.nm().is_some() && info.nm == Nm::Allowed {
-            return Err(Error::Structure { method: info.name, what: "an N:M pattern" });
-        }
-        let refused = Error::Structure { method: info.name, what: "an N:M pattern" };
+        let has_structure = self.group() > 1 || self.nm().is_some() && info.nm == Nm::Allowed;
         match (info.nm, info.build) {
+            _ if has_structure => {}
             (Nm::Always, Some(build)) => {
                 let mut settings = self.settings();
-                settings.0.insert(NM.into(), nm.to_string().as_str().into());
-                Ok(build(&settings))
+                settings.0.insert(NM.into(), Value::Word(nm.to_string()));
+                return Ok(build(&settings));
             }
-            (Nm::Always, None) => Err(refused),
-            _ if !self.is_plain() || info.changes() && !self.drops_and_grows() => Err(refused),
-            _ => Ok(Restricted { method: self, nm }.into()),
+            (Nm::Allowed, _) if self.is_plain() && (!info.changes() || self.drops_and_grows()) => {
+                return Ok(Restricted { method: self, nm }.into());
+            }
+            _ => {}
         }
+        Err(Error::Structure { method: info.name, what: "an N:M pattern" })
     }
 
     /// Whether it has none of what a structure around it would hide: weights beside the active ones, and a sparsity of its own.

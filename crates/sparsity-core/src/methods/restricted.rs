@@ -1,8 +1,8 @@
 //! A method whose masks have an N:M pattern.
 
-use super::{AnyMethod, Growth, LayerShare, Method, MethodInfo, NM, Settings};
-use crate::topology::{ActiveLayer, DenseGradient, Layer};
-use crate::{Error, LayerSpec, Mask, NmPattern, Stream};
+use super::{AnyMethod, Growth, Method, MethodInfo, NM, Settings, Value};
+use crate::topology::{ActiveLayer, DenseGradient};
+use crate::{Error, Mask, NmPattern, Stream};
 use rayon::prelude::*;
 
 /// Drops as the method does, and grows within the groups that have lost something.
@@ -19,7 +19,7 @@ impl Method for Restricted {
 
     fn settings(&self) -> Settings {
         let mut settings = self.method.settings();
-        settings.0.insert(NM.into(), self.nm.to_string().as_str().into());
+        settings.0.insert(NM.into(), Value::Word(self.nm.to_string()));
         settings
     }
 
@@ -29,30 +29,6 @@ impl Method for Restricted {
 
     fn nm(&self) -> Option<NmPattern> {
         Some(self.nm)
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, _sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        Ok(self.nm.random_mask(layer, stream))
-    }
-
-    fn magnitude_mask(&self, layer: &LayerSpec, weights: &[f32], _sparsity: f64) -> Result<Mask, Error> {
-        self.nm.largest(layer, weights)
-    }
-
-    fn redistribute(&self, layers: &[LayerShare]) -> Option<Vec<usize>> {
-        self.method.redistribute(layers)
-    }
-
-    fn update(&self, layer: &Layer, alpha: f64, stream: Stream) -> Result<Mask, Error> {
-        if !self.info().changes() {
-            return Ok(layer.mask.clone());
-        }
-        let grads = self.info().gradients == super::Gradients::Active;
-        let update = |layer: &ActiveLayer, gradient: DenseGradient| {
-            let updated = self.update_active(layer, gradient, alpha, stream);
-            updated.unwrap_or_else(|| panic!("method `{}` does not drop and grow", self.info().name))
-        };
-        layer.active(grads, update)
     }
 
     fn update_active(

@@ -5,7 +5,7 @@ use super::{
     Variant,
 };
 use crate::topology::Layer;
-use crate::{Error, InitialMask, LayerSpec, Mask, NmPattern, Stream};
+use crate::{Error, InitialMask, Mask, NmPattern, Stream};
 
 /// Dense weights `W`, of which the network sees the `N` largest of each group of `M`, chosen anew after each step. Their gradient goes
 /// to all weights, and `λ·W` is added to that of the others.
@@ -66,14 +66,6 @@ impl Method for SrSte {
 
     fn nm(&self) -> Option<NmPattern> {
         Some(self.nm)
-    }
-
-    fn initial_mask(&self, layer: &LayerSpec, _sparsity: f64, stream: Stream) -> Result<Mask, Error> {
-        Ok(self.nm.random_mask(layer, stream))
-    }
-
-    fn magnitude_mask(&self, layer: &LayerSpec, weights: &[f32], _sparsity: f64) -> Result<Mask, Error> {
-        self.nm.largest(layer, weights)
     }
 
     /// The `N` largest |W| of each group, whether the network has seen them or not.
