@@ -1,0 +1,268 @@
+"""Sparse training in JAX: a wrapper around an Optax optimizer.
+
+>>> import jax, jax.numpy as jnp, optax, srigl.jax
+>>> params = {"fc1": {"kernel": jnp.ones((64, 32)), "bias": jnp.zeros(32)}, "fc2": {"kernel": jnp.ones((32, 10))}}
+>>> params, optimizer = srigl.jax.sparsify(params, optax.adam(1e-3), sparsity=0.8, end_step=750)
+>>> state = optimizer.init(params)
+>>> grads = jax.tree.map(jnp.ones_like, params)
+>>> updates, state = jax.jit(optimizer.update)(grads, state, params)  # as ever
+>>> params = optax.apply_updates(params, updates)
+>>> int((params["fc1"]["kernel"] != 0).sum()) == int(srigl.jax.masks(state)["fc1"]["kernel"].sum())
+True
+
+A step runs under ``jax.jit``; topologies are updated on the CPU by a callback, every ``delta_t`` steps. The state is a pytree with
+masks, step and whatever else a run needs to go on exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional, Union
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from srigl import _native, core
+from srigl.core import AnyMethod, CustomMethod, Error, LayerSpec, Method, UpdateSchedule
+
+__all__ = ["SparseState", "masks", "sparsify"]
+
+
+class SparseState(NamedTuple):
+    """State of an optimizer by :func:`sparsify`."""
+
+    step: Any
+    """Steps so far."""
+    masks: Any
+    """Of the structure of the parameters: booleans, ``True`` alone where a parameter is not sparse."""
+    gathered: Any
+    """Sums of dense gradients for the next update, of sparse parameters alone."""
+    inner: Any
+    """State of the inner optimizer; moments are 0 where a mask is."""
+
+
+@dataclass(frozen=True)
+class _Sparse:
+    """A sparse leaf among the parameters."""
+
+    place: int
+    name: str
+    index: int
+    sparsity: float
+    ablate: bool
+
+    def rows(self, leaf: Any) -> np.ndarray[Any, Any]:
+        """``[..., in, out]`` as ``[out, in, ...]``."""
+        array = np.asarray(leaf)
+        return array.transpose(_order(array.ndim))
+
+    def leaf(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The way back."""
+        return rows.transpose(np.argsort(_order(rows.ndim)))
+
+
+def _order(rank: int) -> tuple[int, ...]:
+    return (rank - 1, rank - 2, *range(rank - 2))
+
+
+def masks(state: SparseState) -> Any:
+    """The present masks, a pytree of the parameters' structure; ``True`` alone where a parameter is not sparse."""
+    return state.masks
+
+
+def sparsify(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    sparsity: float = 0.0,
+    *,
+    end_step: int,
+    method: Union[str, AnyMethod] = "srigl",
+    distribution: str = "erk",
+    delta_t: int = 100,
+    drop_fraction: float = 0.3,
+    drop_schedule: str = "cosine",
+    grad_accumulation: int = 1,
+    weight_init: str = "kaiming-normal",
+    initial_mask: Optional[str] = None,
+    seed: int = 0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep_dense: Sequence[str] = (),
+    no_ablation: Optional[Sequence[str]] = None,
+    **settings: Union[float, str],
+) -> tuple[Any, optax.GradientTransformation]:
+    """Sparse parameters, and an optimizer that keeps them so.
+
+    Parameters of two or more dimensions are weights ``[..., in, out]``, as JAX's libraries store them, but those with ``embed`` in their
+    path. Names are paths with dots, such as ``Dense_0.kernel``. All else is as in :func:`srigl.torch.sparsify`: **weights are drawn
+    anew** unless ``weight_init="keep"``. Methods that keep inactive weights (``top-kast``, ``sr-ste``) or choose by a first gradient
+    (``snip``) are not there.
+    """
+    if isinstance(method, str):
+        method = Method(method, **settings)
+    elif settings:
+        raise Error(f"settings of a method go with its name: {', '.join(settings)}")
+    schedule = UpdateSchedule(
+        end_step,
+        delta_t=delta_t,
+        drop_fraction=drop_fraction,
+        drop_schedule=drop_schedule,
+        grad_accumulation=grad_accumulation,
+    )
+    initial = initial_mask or ("random" if isinstance(method, CustomMethod) else method._native.initial_with(weight_init))
+    if isinstance(method, Method):
+        native = method._native
+        if not native.sparse:
+            return params, optimizer
+        if native.keeps_inactive_weights or native.updates == "each-step" or initial == "sensitivity":
+            raise Error(f"method `{method.name}` is not there for JAX; see srigl.core for its masks")
+        if native.starts_dense and schedule.last_update() is None:
+            raise Error(f"method `{method.name}` becomes sparse by its updates, and there is none before step {end_step}")
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    leaves = [leaf for _, leaf in paths]
+    names = [".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path) for path, _ in paths]
+    places = [
+        place
+        for place, (name, leaf) in enumerate(zip(names, leaves))
+        if jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and "embed" not in name.lower()
+    ]
+    candidates = [names[place] for place in places]
+    included = _native.matching("include", list(include), candidates) if include else [True] * len(places)
+    excluded = _native.matching("exclude", list(exclude), candidates)
+    places = [place for place, is_in, is_out in zip(places, included, excluded) if is_in and not is_out]
+    chosen = [names[place] for place in places]
+    dense = _native.matching("keep_dense", list(keep_dense), chosen)
+    if all(dense):
+        raise Error("no parameter is left that could be sparse")
+    if no_ablation is None:
+        spared = [name == candidates[-1] for name in chosen]
+    else:
+        spared = _native.matching("no_ablation", list(no_ablation), chosen)
+    rows = [_Sparse(place, "", 0, 0.0, True).rows(leaves[place]) for place in places]
+    specs = [LayerSpec(name, tuple(row.shape), is_dense) for name, row, is_dense in zip(chosen, rows, dense)]
+    starts_from_dense = isinstance(method, Method) and method._native.starts_from_dense_weights
+    if starts_from_dense and weight_init != "keep":
+        rows = [
+            core.initial_weights(np.ones(row.shape, dtype=np.bool_), weight_init, seed=seed, layer=index)
+            for index, row in enumerate(rows)
+        ]
+    sparsities, first = core.initial_masks(
+        method,
+        specs,
+        sparsity,
+        distribution=distribution,
+        seed=seed,
+        weights=None if initial == "random" else rows,
+        initial_mask=initial,
+    )
+    sparse = [
+        _Sparse(place, name, index, own, not spare)
+        for index, (place, name, own, spare) in enumerate(zip(places, chosen, sparsities, spared))
+        if own > 0.0
+    ]
+    for of in sparse:
+        init = "keep" if starts_from_dense else weight_init
+        drawn = core.initial_weights(first[of.index], init, seed=seed, layer=of.index, weights=rows[of.index])
+        leaves[of.place] = jnp.asarray(of.leaf(drawn), dtype=leaves[of.place].dtype)
+    start = [of.leaf(first[of.index]) for of in sparse]
+    return jax.tree_util.tree_unflatten(structure, leaves), _wrapped(optimizer, method, schedule, sparse, start, seed)
+
+
+def _wrapped(
+    optimizer: optax.GradientTransformation,
+    method: AnyMethod,
+    schedule: UpdateSchedule,
+    sparse: list[_Sparse],
+    start: list[np.ndarray[Any, Any]],
+    seed: int,
+) -> optax.GradientTransformation:
+    end_step, delta_t, accumulation = schedule.end_step, schedule.delta_t, schedule.grad_accumulation
+    changes = isinstance(method, CustomMethod) or method._native.updates == "scheduled"
+    momentum = method._native.momentum if isinstance(method, Method) else 0.0
+    needs_gradient = changes and (isinstance(method, CustomMethod) or method._native.gradients != "none")
+
+    def mask_tree(tree: Any, found: Sequence[Any]) -> Any:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        everywhere: list[Any] = [jnp.ones((), dtype=jnp.bool_)] * len(leaves)
+        for of, mask in zip(sparse, found):
+            everywhere[of.place] = mask
+        return jax.tree_util.tree_unflatten(structure, everywhere)
+
+    def of_sparse(tree: Any) -> list[Any]:
+        leaves = jax.tree_util.tree_leaves(tree)
+        return [leaves[of.place] for of in sparse]
+
+    def new_masks(step: Any, weights: Any, grads: Any, now: Any) -> Any:
+        """On the CPU: one update of all layers."""
+        step = int(step)
+        layers = []
+        for i, of in enumerate(sparse):
+            own = of.sparsity
+            if isinstance(method, Method) and method._native.starts_dense:
+                positions = int(np.asarray(now[i]).size)
+                target = _native.target_sparsity(positions, own)
+                own = method._native.sparsity_at(target, schedule.progress_at(step))
+            grad = of.rows(grads[i]) if needs_gradient else None
+            layers.append((of.index, core.Layer(of.name, of.rows(weights[i]), grad, of.rows(now[i]), own, of.ablate)))
+        alpha = schedule.drop_fraction_at(step)
+        results = []
+        for i, (of, result) in enumerate(zip(sparse, core._update(method, layers, alpha, seed, step))):
+            if isinstance(result, Error):
+                warnings.warn(f"step {step}: {result}; the layer keeps its mask", RuntimeWarning, stacklevel=2)
+                results.append(np.asarray(now[i]))
+            else:
+                results.append(np.ascontiguousarray(of.leaf(result.mask)))
+        return results
+
+    def init(params: Any) -> SparseState:
+        found = [jnp.asarray(mask) for mask in start]
+        gathered = [jnp.zeros(mask.shape, dtype=jnp.float32) for mask in start] if needs_gradient else []
+        return SparseState(jnp.zeros((), dtype=jnp.int32), mask_tree(params, found), gathered, optimizer.init(params))
+
+    def update(grads: Any, state: SparseState, params: Any = None) -> tuple[Any, SparseState]:
+        if params is None:
+            raise Error("sparse training needs the parameters: optimizer.update(grads, state, params)")
+        step = state.step + 1
+        masked = jax.tree.map(lambda g, mask: jnp.where(mask, g, 0).astype(g.dtype), grads, state.masks)
+        updates, inner = optimizer.update(masked, state.inner, params)
+        gathered = state.gathered
+        if needs_gradient:
+            dense = [g.astype(jnp.float32) for g in of_sparse(grads)]
+            if momentum > 0.0:
+                gathered = [momentum * old + g for old, g in zip(gathered, dense)]
+            else:
+                ahead = -step % delta_t
+                counts = (ahead < accumulation) & (step + ahead < end_step)
+                gathered = [jnp.where(counts, old + g, old) for old, g in zip(gathered, dense)]
+        if not changes:
+            return _settled(updates, params, state.masks), SparseState(step, state.masks, gathered, inner)
+        now = of_sparse(state.masks)
+
+        def change(of: Any) -> Any:
+            inner, gathered = of
+            moved = optax.apply_updates(params, _settled(updates, params, state.masks))
+            scale = 1.0 if momentum > 0.0 else 1.0 / jnp.minimum(accumulation, step)
+            shapes: Any = [jnp.zeros_like(mask) for mask in now]
+            mean = [g * scale for g in gathered]
+            found = jax.pure_callback(new_masks, shapes, step, of_sparse(moved), mean, now)
+            tree = mask_tree(params, found)
+            inner = optax.tree_utils.tree_map_params(
+                optimizer, lambda leaf, mask: jnp.where(mask, leaf, 0).astype(leaf.dtype), inner, tree
+            )
+            return found, inner, gathered if momentum > 0.0 else [jnp.zeros_like(g) for g in gathered]
+
+        is_update = (step % delta_t == 0) & (step < end_step)
+        found, inner, gathered = jax.lax.cond(is_update, change, lambda of: (now, *of), (inner, gathered))
+        tree = mask_tree(params, found)
+        return _settled(updates, params, tree), SparseState(step, tree, gathered, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _settled(updates: Any, params: Any, tree: Any) -> Any:
+    """Updates after which parameters are exactly 0 where a mask is."""
+    return jax.tree.map(lambda u, p, mask: jnp.where(mask, u, -p).astype(u.dtype), updates, params, tree)

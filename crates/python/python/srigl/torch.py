@@ -1,0 +1,670 @@
+"""Sparse training in PyTorch: two lines, and the loop stays as it is.
+
+>>> import torch, srigl.torch
+>>> model = torch.nn.Sequential(torch.nn.Linear(784, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+>>> sparse = srigl.torch.sparsify(model, optimizer, sparsity=0.9, method="srigl", gamma_sal=0.3, end_step=7500)
+>>> for _ in range(3):  # unchanged
+...     loss = model(torch.randn(32, 784)).square().mean()
+...     optimizer.zero_grad()
+...     loss.backward()
+...     optimizer.step()
+>>> round(sparse.sparsity(), 2)
+0.9
+
+Masks are applied by hooks: to gradients as they arrive, and to weights after each step of the optimizer. Every ``delta_t`` steps the
+topology is updated on the CPU, from the weights and the dense gradients of that step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Optional, Union
+
+import numpy as np
+import torch
+from torch import nn
+
+from srigl import _native, core
+from srigl.core import AnyMethod, CustomMethod, Error, LayerSpec, Method, UpdateSchedule
+
+__all__ = ["Sparse", "SparseLayer", "sparse_layers", "sparsify"]
+
+_ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+)
+"""Optimizers under which a weight of 0 without gradient and moments stays 0."""
+
+
+class Found(NamedTuple):
+    """A weight that can be sparse."""
+
+    name: str
+    """The module's path, such as ``encoder.fc1``."""
+    parameter_name: str
+    """Such as ``encoder.fc1.weight``."""
+    parameter: nn.Parameter
+    transposed: bool
+    """Whether it is stored as ``[in, out]``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``[out, in, ...]``."""
+        shape = tuple(self.parameter.shape)
+        return shape[::-1] if self.transposed else shape
+
+    def rows(self, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+        """Values of the parameter's shape as ``[out, in, ...]``."""
+        tensor = tensor.detach()
+        tensor = (tensor.t() if self.transposed else tensor).cpu().contiguous()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+    def tensor(self, rows: np.ndarray[Any, Any]) -> torch.Tensor:
+        """The way back, on the parameter's device."""
+        tensor = torch.from_numpy(np.ascontiguousarray(rows.T if self.transposed else rows))
+        return tensor.to(self.parameter.device)
+
+
+def sparse_layers(model: nn.Module) -> list[Found]:
+    """The weights of linear layers, convolutions and attention in the order of the model's modules, each once.
+
+    Embeddings, norms, biases and transposed convolutions are not among them, nor is a weight that one of these shares, such as the
+    head of a language model that is its embedding.
+    """
+    holders: dict[int, set[str]] = {}
+    for prefix, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and key not in _weights(module):
+                holders.setdefault(id(parameter), set()).add(f"{prefix}.{key}")
+    found: dict[int, Found] = {}
+    for prefix, module in model.named_modules():
+        for key, transposed in _weights(module).items():
+            parameter = module._parameters.get(key)
+            if parameter is None or id(parameter) in found or id(parameter) in holders:
+                continue
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise Error(f"layer `{prefix}` has no shape yet: run a batch through the model before it is made sparse")
+            name = f"{prefix}.{key}".strip(".")
+            layer = name.removesuffix("_weight") if name.endswith("_weight") else name.removesuffix(".weight")
+            found[id(parameter)] = Found(layer, name, parameter, transposed)
+    return list(found.values())
+
+
+def _weights(module: nn.Module) -> dict[str, bool]:
+    """Which parameters of a module can be sparse, and whether they are stored as ``[in, out]``."""
+    if isinstance(module, nn.MultiheadAttention):
+        return dict.fromkeys(["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"], False)
+    is_conv = isinstance(module, nn.modules.conv._ConvNd) and not module.transposed
+    if is_conv or isinstance(module, nn.Linear):
+        return {"weight": False}
+    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+        return {"weight": True}
+    return {}
+
+
+class SparseLayer:
+    """One layer of :class:`Sparse`."""
+
+    def __init__(
+        self, found: Found, index: int, sparsity: float, ablate: bool, mask: np.ndarray[Any, Any], method: AnyMethod
+    ) -> None:
+        self.name = found.name
+        self.parameter_name = found.parameter_name
+        self.index = index
+        self.sparsity = sparsity
+        """The share of zeros that it is to have; 0 for a layer that stays dense."""
+        self.ablate = ablate
+        self.mask = mask
+        """The present mask ``[out, in, ...]``."""
+        self.ever_active = mask.copy()
+        self._found = found
+        self._method = method
+        self._hidden: Optional[torch.Tensor] = None
+        self._gathered: Optional[torch.Tensor] = None
+        self._is_masked = False
+        self._version = -1
+        self._warned = False
+        self._inactive: torch.Tensor = torch.empty(0)
+        self._frozen: Optional[torch.Tensor] = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The weight."""
+        return self._found.parameter
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of the mask (see :func:`srigl.core.layer_stats`), and the ``itop`` rate."""
+        return {**core.layer_stats(self.mask), "itop": core.itop_rate(self.ever_active)}
+
+    def _target(self) -> float:
+        return _native.target_sparsity(self.mask.size, self.sparsity)
+
+    def _inactive_weights_live(self) -> bool:
+        return isinstance(self._method, Method) and self._method._native.keeps_inactive_weights
+
+    def _set_mask(self, mask: np.ndarray[Any, Any], weights: Optional[np.ndarray[Any, Any]]) -> None:
+        """Takes a mask; ``weights`` are those with what is hidden."""
+        self.mask = mask
+        self.ever_active |= mask
+        self._inactive = self._found.tensor(~mask)
+        self._frozen = self._inactive
+        if isinstance(self._method, Method) and weights is not None:
+            kind, positions = self._method._native.gradient_positions(
+                mask.reshape(-1).view(np.uint8), mask.shape[0], self.sparsity, weights.reshape(-1)
+            )
+            if kind == "all":
+                self._frozen = None
+            elif positions is not None:
+                self._frozen = self._found.tensor(~positions.view(np.bool_).reshape(mask.shape))
+
+    def _to_device(self) -> None:
+        """Follows a parameter that was moved."""
+        device = self.parameter.device
+        if self._inactive.device != device:
+            self._inactive = self._inactive.to(device)
+            self._frozen = None if self._frozen is None else self._frozen.to(device)
+            self._hidden = None if self._hidden is None else self._hidden.to(device)
+            self._gathered = None if self._gathered is None else self._gathered.to(device)
+
+    def _mask_gradient(self) -> None:
+        grad = self.parameter.grad
+        if grad is not None and self._frozen is not None:
+            grad.masked_fill_(self._frozen, 0.0)
+
+    def _hide(self) -> None:
+        """Leaves zeros in the place of inactive weights, and keeps what was there if the method wants that."""
+        weight = self.parameter.data
+        if self._inactive_weights_live():
+            self._hidden = weight.masked_fill(~self._inactive, 0.0)
+        weight.masked_fill_(self._inactive, 0.0)
+
+
+class Sparse:
+    """What :func:`sparsify` returns: keeps a model sparse while its optimizer trains it."""
+
+    layers: list[SparseLayer]
+    """All layers that count towards the global sparsity, in the order of the model."""
+    step: int
+    """Steps of the optimizer so far."""
+    reports: dict[str, dict[str, Any]]
+    """What the last update changed in each layer, by name: see :class:`srigl.core.Update`."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        method: AnyMethod,
+        schedule: UpdateSchedule,
+        layers: list[SparseLayer],
+        seed: int,
+    ) -> None:
+        self.method = method
+        self.schedule = schedule
+        self.seed = seed
+        self.step = 0
+        self.layers = layers
+        self.reports = {}
+        self._optimizer = optimizer
+        self._sparse = [layer for layer in layers if layer.sparsity > 0.0]
+        self._stays_zero = isinstance(optimizer, _ELEMENTWISE)
+        self._gathers = self._gathers_at(1)
+        handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
+        for layer in self._sparse:
+            parameter: Any = layer.parameter
+            handles.append(parameter.register_post_accumulate_grad_hook(self._arrived(layer)))
+        self._handles = handles
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """The present masks as boolean tensors of the parameters' shapes and devices, by the parameters' names."""
+        return {layer.parameter_name: layer._found.tensor(layer.mask) for layer in self.layers}
+
+    def sparsity(self) -> float:
+        """The share of zeros over all layers."""
+        total = sum(layer.mask.size for layer in self.layers)
+        return 1.0 - sum(int(layer.mask.sum()) for layer in self.layers) / max(total, 1)
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Counts of each layer's mask, by name."""
+        return {layer.name: layer.stats() for layer in self.layers}
+
+    def remove(self) -> None:
+        """Takes all hooks off. The model keeps the zeros that it has; what trains it from then on is the optimizer alone."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on exactly here, together with the states of model and optimizer."""
+        def state(layer: SparseLayer) -> dict[str, Any]:
+            tensor = layer._found.tensor
+            return {
+                "mask": tensor(layer.mask).clone(),
+                "ever_active": tensor(layer.ever_active).clone(),
+                "sparsity": layer.sparsity,
+                "gets_gradient": None if layer._frozen is None else ~layer._frozen,
+                "hidden": None if layer._hidden is None else layer._hidden.clone(),
+                "gathered": None if layer._gathered is None else layer._gathered.clone(),
+            }
+
+        settings = {} if isinstance(self.method, CustomMethod) else dict(self.method.settings)
+        return {
+            "version": 1,
+            "method": self.method.name,
+            "settings": settings,
+            "seed": self.seed,
+            "step": self.step,
+            "layers": {layer.parameter_name: state(layer) for layer in self._sparse},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a :meth:`state_dict` was taken; load those of model and optimizer, too, in any order.
+
+        Raises :class:`srigl.Error` if it is of other layers or another method.
+        """
+        if state.get("version") != 1 or "layers" not in state:
+            raise Error("this is no state of srigl.torch")
+        if state["method"] != self.method.name:
+            raise Error(f"the state is of method `{state['method']}`, not of `{self.method.name}`")
+        layers, names = state["layers"], {layer.parameter_name for layer in self._sparse}
+        if set(layers) != names:
+            odd = sorted(set(layers) ^ names)
+            raise Error(f"the state is of other sparse layers: {', '.join(odd)} only there or only here")
+        for layer in self._sparse:
+            expected, got = tuple(layer.parameter.shape), tuple(layers[layer.parameter_name]["mask"].shape)
+            if expected != got:
+                raise Error(f"layer `{layer.name}`: the state has a mask {list(got)} for a weight {list(expected)}")
+        for layer in self._sparse:
+            of, found = layers[layer.parameter_name], layer._found
+            layer._set_mask(found.rows(of["mask"]).copy(), None)
+            layer.ever_active = found.rows(of["ever_active"]).copy()
+            layer.sparsity = float(of["sparsity"])
+            device = layer.parameter.device
+            moved = {key: None if of[key] is None else of[key].to(device) for key in ["gets_gradient", "hidden", "gathered"]}
+            layer._frozen = None if moved["gets_gradient"] is None else ~moved["gets_gradient"]
+            layer._hidden = None if moved["hidden"] is None else moved["hidden"].clone()
+            layer._gathered = None if moved["gathered"] is None else moved["gathered"].clone()
+            layer._version = -1
+        self.step, self.seed = int(state["step"]), int(state["seed"])
+        self._gathers = self._gathers_at(self.step + 1)
+
+    # What happens in a step.
+
+    def _gathers_at(self, step: int) -> bool:
+        """Whether the gradient of a step is needed at every position."""
+        if isinstance(self.method, CustomMethod):
+            return self.schedule.gathers_gradient(step)
+        if self.method._native.gradients == "momentum":
+            return True
+        return self.method._native.gradients != "none" and self.schedule.gathers_gradient(step)
+
+    def _arrived(self, layer: SparseLayer) -> Any:
+        def hook(_: torch.Tensor) -> None:
+            layer._to_device()
+            if not self._gathers:
+                layer._mask_gradient()
+            layer._is_masked = not self._gathers
+
+        return hook
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Optional[tuple[Any, Any]]:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._prepare()
+            return None
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise Error("LBFGS computes gradients several times in a step; sparse training needs another optimizer")
+
+        def prepared() -> Any:
+            loss = closure()
+            self._prepare()
+            return loss
+
+        if len(args) > 1:
+            return (args[0], prepared, *args[2:]), kwargs
+        return args, {**kwargs, "closure": prepared}
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """Between the gradients and the optimizer."""
+        self.step += 1
+        for layer in self._sparse:
+            layer._to_device()
+            if layer.parameter._version != layer._version and not layer._inactive_weights_live():
+                # Somebody else has written to it, or this is the first step.
+                layer.parameter.data.masked_fill_(layer._inactive, 0.0)
+            grad = layer.parameter.grad
+            if grad is None:
+                continue
+            if self._gathers:
+                self._gather(layer, grad)
+            if not layer._is_masked:
+                layer._mask_gradient()
+            layer._is_masked = False
+            if layer._hidden is not None:
+                self._decay(layer, grad)
+        for layer in self._sparse:
+            if layer._hidden is not None:
+                layer.parameter.data.add_(layer._hidden)
+                self._park(layer)
+
+    def _gather(self, layer: SparseLayer, grad: torch.Tensor) -> None:
+        kept = self.method._native.momentum if isinstance(self.method, Method) else 0.0
+        grad = grad.detach().to(torch.float32)
+        if layer._gathered is None:
+            layer._gathered = grad.clone()
+        elif kept > 0.0:
+            layer._gathered.mul_(kept).add_(grad)
+        else:
+            layer._gathered.add_(grad)
+
+    def _decay(self, layer: SparseLayer, grad: torch.Tensor) -> None:
+        """Adds ``λW`` of the inactive weights that get gradient."""
+        assert isinstance(self.method, Method) and layer._hidden is not None
+        decay = self.method._native.inactive_decay(layer._target())
+        if decay > 0.0:
+            hidden = layer._hidden if layer._frozen is None else layer._hidden.masked_fill(layer._frozen, 0.0)
+            grad.add_(hidden, alpha=decay)
+
+    def _park(self, layer: SparseLayer) -> None:
+        """Weight decay would move values that get no gradient: the optimizer sees zeros in their place."""
+        weight = layer.parameter.data
+        if layer._frozen is not None:
+            layer._hidden = weight.masked_fill(~layer._frozen, 0.0)
+            weight.masked_fill_(layer._frozen, 0.0)
+        else:
+            layer._hidden = torch.zeros_like(weight)
+
+    @torch.no_grad()
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """After the optimizer."""
+        for layer in self._sparse:
+            if layer._hidden is not None:
+                # What was parked beside what the optimizer has moved.
+                frozen = layer._frozen
+                moved = layer.parameter.data if frozen is None else layer.parameter.data.masked_fill_(frozen, 0.0)
+                moved.add_(layer._hidden)
+            elif not self._stays_zero:
+                layer.parameter.data.masked_fill_(layer._inactive, 0.0)
+        updates = self._updates()
+        if updates:
+            self._update()
+        for layer in self._sparse:
+            if layer._hidden is not None and not updates:
+                layer._hide()
+            layer._version = layer.parameter._version
+        self._gathers = self._gathers_at(self.step + 1)
+
+    def _updates(self) -> bool:
+        """Whether the topology changes after this step."""
+        when = "scheduled" if isinstance(self.method, CustomMethod) else self.method._native.updates
+        return when == "each-step" or when == "scheduled" and self.schedule.is_update(self.step)
+
+    def _update(self) -> None:
+        alpha = self.schedule.drop_fraction_at(self.step)
+        gathered = min(self.schedule.grad_accumulation, self.step)
+        needs_gradient = isinstance(self.method, CustomMethod) or self.method._native.gradients != "none"
+        is_momentum = isinstance(self.method, Method) and self.method._native.gradients == "momentum"
+        states, weights = [], {}
+        for layer in self._sparse:
+            rows = layer._found.rows
+            grads = None
+            if needs_gradient:
+                if layer._gathered is None:
+                    self._keeps(layer, f"layer `{layer.name}`: no gradient was gathered for this update")
+                    continue
+                grads = rows(layer._gathered if is_momentum else layer._gathered / gathered)
+                layer._gathered = layer._gathered if is_momentum else None
+            weights[layer.index] = rows(layer.parameter)
+            sparsity = layer.sparsity
+            if isinstance(self.method, Method) and self.method._native.starts_dense:
+                sparsity = self.method._native.sparsity_at(layer._target(), self.schedule.progress_at(self.step))
+            states.append((layer, core.Layer(layer.name, weights[layer.index], grads, layer.mask, sparsity, layer.ablate)))
+        inputs = [(layer.index, state) for layer, state in states]
+        for (layer, _), result in zip(states, core._update(self.method, inputs, alpha, self.seed, self.step)):
+            if isinstance(result, Error):
+                self._keeps(layer, str(result))
+            else:
+                layer._set_mask(result.mask, weights[layer.index])
+                self.reports[layer.name] = result.report
+        for layer in self._sparse:
+            self._settle(layer)
+
+    def _keeps(self, layer: SparseLayer, why: str) -> None:
+        if not layer._warned:
+            layer._warned = True
+            warnings.warn(f"step {self.step}: {why}; the layer keeps its mask", RuntimeWarning, stacklevel=2)
+
+    def _settle(self, layer: SparseLayer) -> None:
+        """Zeros in weights and moments where the new mask has none."""
+        layer._hide()
+        if layer._frozen is None:
+            return
+        for key, moment in self._optimizer.state.get(layer.parameter, {}).items():
+            is_moment = isinstance(moment, torch.Tensor) and moment.shape == layer.parameter.shape
+            # Rprop's step sizes are no moments.
+            if is_moment and moment.is_floating_point() and key != "step_size":
+                moment.masked_fill_(layer._frozen.to(moment.device), 0.0)
+
+
+def sparsify(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sparsity: float = 0.0,
+    *,
+    end_step: int,
+    method: Union[str, AnyMethod] = "srigl",
+    distribution: str = "erk",
+    delta_t: int = 100,
+    drop_fraction: float = 0.3,
+    drop_schedule: str = "cosine",
+    grad_accumulation: int = 1,
+    weight_init: str = "kaiming-normal",
+    initial_mask: Optional[str] = None,
+    seed: int = 0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep_dense: Sequence[str] = (),
+    no_ablation: Optional[Sequence[str]] = None,
+    state: Optional[Mapping[str, Any]] = None,
+    **settings: Union[float, str],
+) -> Sparse:
+    """Makes a model sparse, and keeps it so while ``optimizer`` trains it.
+
+    **The weights are drawn anew**, as sparse layers want them, unless ``weight_init="keep"``: then the model keeps those that it has, and
+    its masks the largest of them. Defaults are the SRigL paper's.
+
+    ``sparsity`` is the share of zeros over all linear and convolution weights; it follows from ``nm``, if that is given.
+    ``end_step``: the topology stays fixed from this step of the optimizer on; the paper's is 75 % of all.
+    ``method``: a name of :func:`srigl.core.methods`, whose ``settings`` (``gamma_sal``, ``nm``, ``group``, ...) follow; or a method.
+    ``delta_t``: steps between updates; ``drop_fraction``, ``drop_schedule``: how much of a layer is dropped and grown.
+    ``grad_accumulation``: the dense gradient of an update is the mean over so many last steps.
+    ``weight_init`` and ``initial_mask``: see :func:`srigl.core.initial_weights` and :func:`srigl.core.initial_masks`. With
+    ``method="snip"`` run ``loss.backward()`` on a first batch before.
+
+    Patterns (globs; ``*`` crosses dots) are over names of modules, such as ``encoder.layers.0.fc1``; attention's joint projection is
+    ``NAME.in_proj``. ``include``: only these are touched; ``exclude``: these are not, and do not count; ``keep_dense``: the others make up
+    for these; ``no_ablation``: no neuron is ablated there (default: the last layer, which is taken for the classifier).
+
+    ``state``: a :meth:`Sparse.state_dict` to go on from; the model's weights are then left as they are, which are to be those of the same
+    moment.
+
+    Frozen parameters, and those that the optimizer does not have, are left alone. With DistributedDataParallel every rank calls this
+    with equal arguments, before or after it wraps the model.
+
+    Raises :class:`srigl.Error` for settings out of range, patterns that match nothing, or a layer that would be left without weights.
+    """
+    if isinstance(method, str):
+        method = Method(method, **settings)
+    elif settings:
+        raise Error(f"settings of a method go with its name: {', '.join(settings)}")
+    schedule = UpdateSchedule(
+        end_step,
+        delta_t=delta_t,
+        drop_fraction=drop_fraction,
+        drop_schedule=drop_schedule,
+        grad_accumulation=grad_accumulation,
+    )
+    if isinstance(method, Method) and not method._native.sparse:
+        return Sparse(optimizer, method, schedule, [], seed)
+    if isinstance(method, Method) and method._native.starts_dense and schedule.last_update() is None:
+        raise Error(f"method `{method.name}` becomes sparse by its updates, and there is none before step {end_step}")
+    found = _chosen(_unwrapped(model), optimizer, include, exclude)
+    names = [layer.name for layer in found]
+    dense = _native.matching("keep_dense", list(keep_dense), names)
+    if all(dense):
+        raise Error("no layer is left that could be sparse")
+    if no_ablation is None:
+        all_layers = [layer.name for layer in sparse_layers(_unwrapped(model))]
+        spared = [name == all_layers[-1] for name in names]
+    else:
+        spared = _native.matching("no_ablation", list(no_ablation), names)
+    if state is not None:
+        return _resumed(optimizer, method, schedule, found, spared, state)
+    specs = [LayerSpec(layer.name, layer.shape, is_dense) for layer, is_dense in zip(found, dense)]
+    draw = _Draw(method, weight_init, seed)
+    initial = initial_mask or draw.initial()
+    weights = draw.dense_weights(found, specs, initial)
+    sparsities, masks = core.initial_masks(
+        method,
+        specs,
+        sparsity,
+        distribution=distribution,
+        seed=seed,
+        weights=None if initial == "random" else weights,
+        initial_mask=initial,
+    )
+    layers = []
+    for index, (layer, own, mask, spare) in enumerate(zip(found, sparsities, masks, spared)):
+        sparse = SparseLayer(layer, index, own, not spare, mask, method)
+        if own > 0.0:
+            draw.initialise(sparse)
+        layers.append(sparse)
+    return Sparse(optimizer, method, schedule, layers, seed)
+
+
+def _resumed(
+    optimizer: torch.optim.Optimizer,
+    method: AnyMethod,
+    schedule: UpdateSchedule,
+    found: Sequence[Found],
+    spared: Sequence[bool],
+    state: Mapping[str, Any],
+) -> Sparse:
+    """Goes on from a state, which has masks and sparsities."""
+    known = state.get("layers", {})
+    layers = []
+    for index, (layer, spare) in enumerate(zip(found, spared)):
+        sparsity = float(known[layer.parameter_name]["sparsity"]) if layer.parameter_name in known else 0.0
+        layers.append(SparseLayer(layer, index, sparsity, not spare, np.ones(layer.shape, dtype=np.bool_), method))
+    sparse = Sparse(optimizer, method, schedule, layers, 0)
+    try:
+        sparse.load_state_dict(state)
+    except Error:
+        sparse.remove()
+        raise
+    return sparse
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model that another wraps: DistributedDataParallel, DataParallel, torch.compile."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    inner: Any = model
+    while isinstance(inner, wrappers) or hasattr(inner, "_orig_mod"):
+        inner = inner.module if isinstance(inner, wrappers) else inner._orig_mod
+    unwrapped: nn.Module = inner
+    return unwrapped
+
+
+def _chosen(
+    model: nn.Module, optimizer: torch.optim.Optimizer, include: Iterable[str], exclude: Iterable[str]
+) -> list[Found]:
+    """The layers that count."""
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    found = sparse_layers(model)
+    names = [layer.name for layer in found]
+    included = _native.matching("include", list(include), names) if list(include) else [True] * len(names)
+    excluded = _native.matching("exclude", list(exclude), names)
+    chosen = []
+    for layer, is_in, is_out in zip(found, included, excluded):
+        if is_in and not is_out and layer.parameter.requires_grad and id(layer.parameter) in trained:
+            chosen.append(layer)
+    if not chosen:
+        raise Error(
+            "no layer can be sparse: the model has no linear layer or convolution whose weight is trained by this optimizer"
+            if found
+            else "no layer can be sparse: the model has no linear layer, convolution or attention"
+        )
+    return chosen
+
+
+class _Draw:
+    """Draws first weights."""
+
+    def __init__(self, method: AnyMethod, init: str, seed: int) -> None:
+        self.method, self.init, self.seed = method, init, seed
+        self.starts_from_dense = isinstance(method, Method) and method._native.starts_from_dense_weights
+
+    def initial(self) -> str:
+        """Where masks come from if nobody says."""
+        if isinstance(self.method, CustomMethod):
+            return "random"
+        return self.method._native.initial_with(self.init)
+
+    def dense_weights(
+        self, found: Sequence[Found], specs: Sequence[LayerSpec], initial: str
+    ) -> list[np.ndarray[Any, Any]]:
+        """The weights that masks are chosen by."""
+        if initial == "random":
+            return []
+        if initial == "sensitivity":
+            # As SNIP wants it, by gradients of the weights that the model has.
+            self.init = "keep"
+        weights = []
+        for index, (layer, spec) in enumerate(zip(found, specs)):
+            _same_on_all_ranks(layer.parameter.data)
+            rows = self.all_weights(layer, index)
+            if initial == "sensitivity" and not spec.keep_dense:
+                grad = layer.parameter.grad
+                if grad is None:
+                    raise Error(f"layer `{layer.name}` has no gradient: run loss.backward() on a first batch before")
+                rows = rows * layer.rows(grad)
+            weights.append(rows)
+        return weights
+
+    def all_weights(self, layer: Found, index: int) -> np.ndarray[Any, Any]:
+        """Those that it has, or drawn as those of a dense layer."""
+        rows = layer.rows(layer.parameter)
+        if self.starts_from_dense and self.init != "keep":
+            everywhere = np.ones(rows.shape, dtype=np.bool_)
+            rows = core.initial_weights(everywhere, self.init, seed=self.seed, layer=index)
+        return rows
+
+    def initialise(self, layer: SparseLayer) -> None:
+        """Gives a sparse layer its first weights."""
+        found = layer._found
+        if self.starts_from_dense:
+            rows = self.all_weights(found, layer.index)
+        else:
+            rows = core.initial_weights(
+                layer.mask, self.init, seed=self.seed, layer=layer.index, weights=found.rows(found.parameter)
+            )
+        with torch.no_grad():
+            found.parameter.data.copy_(found.tensor(rows))
+            layer._set_mask(layer.mask, rows)
+            layer._hide()
+
+
+def _same_on_all_ranks(tensor: torch.Tensor) -> None:
+    """Gives all ranks the values of the first, by which masks are chosen."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.broadcast(tensor, 0)
+
