@@ -46,7 +46,8 @@ impl<'py> Arguments<'_, 'py> {
         let Some(mask) = mask else { return Ok((Weight::Dense(values), bias)) };
         let mask: Vec<bool> = mask.as_slice()?.iter().map(|byte| *byte != 0).collect();
         let inputs = values.len().checked_div(bias.len()).unwrap_or(0);
-        let weight = CondensedWeight::from_masked(&values, &mask, bias.len(), inputs).map_err(refused_network)?;
+        let weight =
+            CondensedWeight::from_masked(&values, &mask, bias.len(), inputs).map_err(refused_network)?;
         Ok((Weight::Condensed(weight), bias))
     }
 
@@ -96,9 +97,11 @@ impl Network {
     #[new]
     fn new(py: Python<'_>, nodes: Vec<(String, String, Vec<usize>, Bound<'_, PyDict>)>) -> PyResult<Self> {
         let node = |(name, op, inputs, arguments): (String, String, Vec<usize>, Bound<PyDict>)| {
-            let op = Arguments(&arguments).operation(&op).map_err(|error| match error.is_instance_of::<crate::Error>(py) {
-                true => refused(format_args!("layer `{name}`: {}", error.value(py))),
-                false => error,
+            let op = Arguments(&arguments).operation(&op).map_err(|error| {
+                match error.is_instance_of::<crate::Error>(py) {
+                    true => refused(format_args!("layer `{name}`: {}", error.value(py))),
+                    false => error,
+                }
             })?;
             Ok(Node::new(name, op, inputs))
         };
@@ -120,11 +123,12 @@ impl Network {
 
     /// Name of each layer with weights, its neurons, weights, and fan-in: `None` if that varies or the layer is dense; whether it is
     /// condensed.
-    #[expect(clippy::type_complexity, reason = "a table")]
     fn layers(&self) -> Vec<(String, usize, usize, Option<usize>, bool)> {
         let layer = |node: &Node| {
             let (weight, bias) = match &node.op {
-                Op::Linear(ops::Linear { weight, bias }) | Op::Conv2d(ops::Conv2d { weight, bias, .. }) => (weight, bias),
+                Op::Linear(ops::Linear { weight, bias }) | Op::Conv2d(ops::Conv2d { weight, bias, .. }) => {
+                    (weight, bias)
+                }
                 _ => return None,
             };
             let (weights, fan_in, is_condensed) = match weight {
@@ -204,9 +208,14 @@ impl Engine {
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let input = input.as_slice()?;
         let length = batch.checked_mul(self.output.len());
-        let length = length.ok_or_else(|| refused(format_args!("a batch of {batch} samples is too large")))?;
+        let length =
+            length.ok_or_else(|| refused(format_args!("a batch of {batch} samples is too large")))?;
         if Some(input.len()) != batch.checked_mul(self.input.len()) {
-            return Err(refused(format_args!("{} numbers are not {batch} samples of {}", input.len(), self.input)));
+            return Err(refused(format_args!(
+                "{} numbers are not {batch} samples of {}",
+                input.len(),
+                self.input
+            )));
         }
         let result = PyArray1::zeros(py, length, false);
         let mut writer = result.readwrite();

@@ -79,7 +79,8 @@ impl TrainingLayer {
         let input = Shape { features, height, width };
         py.detach(|| {
             let pattern = pattern(mask, neurons)?;
-            let layer = Layer::conv2d(&pattern, self::window(window), groups, input).map_err(refused_network)?;
+            let layer =
+                Layer::conv2d(&pattern, self::window(window), groups, input).map_err(refused_network)?;
             Ok(Self { layer, input })
         })
     }
@@ -109,7 +110,8 @@ impl TrainingLayer {
         let result = PyArray1::zeros(py, batch * self.layer.output_shape().len(), false);
         let mut writer = result.readwrite();
         let y = writer.as_slice_mut()?;
-        let ran = py.detach(|| with_scratch(|scratch| self.layer.forward(values, bias, batch, x, y, scratch)));
+        let ran =
+            py.detach(|| with_scratch(|scratch| self.layer.forward(values, bias, batch, x, y, scratch)));
         ran.map_err(refused_network)?;
         drop(writer);
         Ok(result)

@@ -21,7 +21,9 @@ fn refused(error: impl std::fmt::Display) -> PyErr {
 /// An error of a condensed network: of files that cannot be read or written Python's own.
 fn refused_network(error: condensed::Error) -> PyErr {
     match error {
-        condensed::Error::Read { .. } | condensed::Error::Write { .. } => PyOSError::new_err(error.to_string()),
+        condensed::Error::Read { .. } | condensed::Error::Write { .. } => {
+            PyOSError::new_err(error.to_string())
+        }
         _ => refused(error),
     }
 }
@@ -37,7 +39,7 @@ mod _native {
     use super::layer::TrainingLayer;
     #[pymodule_export]
     use super::masks::{
-        Method, UpdateSchedule, inference_cost, initial_masks, initial_weights, layer_sparsities, layer_stats, matching,
-        methods, sparsity_of_count, target_sparsity, training_flops, update,
+        Method, UpdateSchedule, inference_cost, initial_masks, initial_weights, layer_sparsities,
+        layer_stats, matching, methods, sparsity_of_count, target_sparsity, training_flops, update,
     };
 }

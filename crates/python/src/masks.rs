@@ -10,7 +10,8 @@ use sparsity_core::methods::{
     AnyMethod, GradientPositions, Gradients, METHODS, MethodInfo, SettingKind, Settings, Updates, Value,
 };
 use sparsity_core::{
-    Distribution, DropSchedule, InitialMask, Layer, LayerSpec, LayerStats, Mask, Stream, Structure, WeightInit,
+    Distribution, DropSchedule, InitialMask, Layer, LayerSpec, LayerStats, Mask, Stream, Structure,
+    WeightInit,
 };
 use std::collections::BTreeMap;
 
@@ -224,8 +225,13 @@ impl UpdateSchedule {
         grad_accumulation: u64,
     ) -> PyResult<Self> {
         let drop_schedule = named("drop schedule", drop_schedule, &DropSchedule::NAMES)?;
-        let schedule =
-            sparsity_core::UpdateSchedule { delta_t, drop_fraction, drop_schedule, end_step, grad_accumulation };
+        let schedule = sparsity_core::UpdateSchedule {
+            delta_t,
+            drop_fraction,
+            drop_schedule,
+            end_step,
+            grad_accumulation,
+        };
         schedule.validate().map_err(refused)?;
         Ok(Self(schedule))
     }
@@ -285,7 +291,8 @@ fn specs(layers: Vec<Spec>) -> PyResult<Vec<LayerSpec>> {
 /// The sparsity of each layer.
 #[pyfunction]
 pub fn layer_sparsities(layers: Vec<Spec>, sparsity: f64, distribution: &str) -> PyResult<Vec<f64>> {
-    sparsity_core::layer_sparsities(&specs(layers)?, sparsity, self::distribution(distribution)?).map_err(refused)
+    sparsity_core::layer_sparsities(&specs(layers)?, sparsity, self::distribution(distribution)?)
+        .map_err(refused)
 }
 
 /// The sparsity of a layer of which so many weights are active.
@@ -339,7 +346,11 @@ pub fn initial_weights<'py>(
     let (mask, init) = (mask_of(mask.as_slice()?, neurons)?, weight_init(init)?);
     let mut weights = weights.as_slice()?.to_vec();
     if weights.len() != mask.positions() {
-        return Err(refused(format_args!("{} weights for a mask of {} positions", weights.len(), mask.positions())));
+        return Err(refused(format_args!(
+            "{} weights for a mask of {} positions",
+            weights.len(),
+            mask.positions()
+        )));
     }
     py.detach(|| {
         sparsity_core::initialise_weights(&mut weights, &mask, init, Stream { seed, layer, step: 0 });
@@ -373,7 +384,10 @@ pub fn update<'py>(
     seed: u64,
     step: u64,
 ) -> PyResult<Vec<Updated<'py>>> {
-    let masks = layers.iter().map(|layer| mask_of(layer.mask.as_slice()?, layer.neurons)).collect::<PyResult<Vec<_>>>()?;
+    let masks = layers
+        .iter()
+        .map(|layer| mask_of(layer.mask.as_slice()?, layer.neurons))
+        .collect::<PyResult<Vec<_>>>()?;
     // Methods that look at no gradients look at no values.
     let longest = masks.iter().zip(&layers).filter(|(_, layer)| layer.grads.is_none());
     let none = vec![0.0; longest.map(|(mask, _)| mask.positions()).max().unwrap_or(0)];
@@ -447,7 +461,8 @@ pub fn training_flops(dense: f64, sparse: f64, delta_t: usize, images: f64) -> f
 pub fn matching(option: &str, patterns: Vec<String>, names: Vec<String>) -> PyResult<Vec<bool>> {
     let mut matched = vec![false; names.len()];
     for pattern in &patterns {
-        let glob = Glob::new(pattern).map_err(|error| refused(format_args!("{option}: {error}")))?.compile_matcher();
+        let glob =
+            Glob::new(pattern).map_err(|error| refused(format_args!("{option}: {error}")))?.compile_matcher();
         let mut any = false;
         for (matched, _) in matched.iter_mut().zip(&names).filter(|(_, name)| glob.is_match(name)) {
             (*matched, any) = (true, true);

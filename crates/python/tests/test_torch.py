@@ -248,6 +248,15 @@ def test_gradients_are_masked_when_they_are_clipped():
         assert (of.parameter[~torch.from_numpy(of.mask)] == 0).all()
 
 
+def test_gradients_that_are_not_finite_do_not_leak():
+    net, optimizer, sparse = sparsified("rigl")
+    for of in sparse.layers:
+        inactive = ~torch.from_numpy(of.mask)
+        of.parameter.register_hook(lambda grad, inactive=inactive: grad.masked_fill(inactive, float("nan")))
+    train(net, optimizer, range(3))
+    assert all(of.parameter.isfinite().all() for of in sparse.layers)
+
+
 def test_closures_and_accumulated_gradients():
     net, optimizer, sparse = sparsified("rigl")
     other, other_optimizer, _ = sparsified("rigl")

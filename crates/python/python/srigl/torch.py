@@ -45,6 +45,10 @@ _ELEMENTWISE = (
 """Optimizers under which a weight of 0 without gradient and moments stays 0."""
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of a number."""
+
+
 class Found(NamedTuple):
     """A weight that can be sparse."""
 
@@ -135,6 +139,7 @@ class SparseLayer:
         self._warned = False
         self._inactive: torch.Tensor = torch.empty(0)
         self._frozen: Optional[torch.Tensor] = None
+        self._bits: dict[torch.dtype, torch.Tensor] = {}
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -154,6 +159,7 @@ class SparseLayer:
     def _set_mask(self, mask: np.ndarray[Any, Any], weights: Optional[np.ndarray[Any, Any]]) -> None:
         """Takes a mask; ``weights`` are those with what is hidden."""
         self.mask = mask
+        self._bits = {}
         self.ever_active |= mask
         self._inactive = self._found.tensor(~mask)
         self._frozen = self._inactive
@@ -170,6 +176,7 @@ class SparseLayer:
         """Follows a parameter that was moved."""
         device = self.parameter.device
         if self._inactive.device != device:
+            self._bits = {}
             self._inactive = self._inactive.to(device)
             self._frozen = None if self._frozen is None else self._frozen.to(device)
             self._hidden = None if self._hidden is None else self._hidden.to(device)
@@ -177,8 +184,14 @@ class SparseLayer:
 
     def _mask_gradient(self) -> None:
         grad = self.parameter.grad
-        if grad is not None and self._frozen is not None:
-            grad.masked_fill_(self._frozen, 0.0)
+        if grad is None or self._frozen is None:
+            return
+        # All bits or none: many times as fast as filling, and NaN becomes 0, too, as it would not by multiplying.
+        if grad.dtype not in self._bits:
+            integer = _INTEGERS[grad.element_size()]
+            self._bits[grad.dtype] = (~self._frozen).to(integer).neg_()
+        bits = self._bits[grad.dtype]
+        grad.view(bits.dtype).bitwise_and_(bits)
 
     def _hide(self) -> None:
         """Leaves zeros in the place of inactive weights, and keeps what was there if the method wants that."""
@@ -288,7 +301,7 @@ class Sparse:
             layer.sparsity = float(of["sparsity"])
             device = layer.parameter.device
             moved = {key: None if of[key] is None else of[key].to(device) for key in ["gets_gradient", "hidden", "gathered"]}
-            layer._frozen = None if moved["gets_gradient"] is None else ~moved["gets_gradient"]
+            layer._frozen, layer._bits = None if moved["gets_gradient"] is None else ~moved["gets_gradient"], {}
             layer._hidden = None if moved["hidden"] is None else moved["hidden"].clone()
             layer._gathered = None if moved["gathered"] is None else moved["gathered"].clone()
             layer._version = -1
