@@ -14,6 +14,10 @@ from srigl._arrays import as_numpy, bits, floats
 from srigl._native import Error
 
 
+Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Kernel, stride, padding and dilation, each vertical and horizontal."""
+
+
 class _Product(torch.autograd.Function):
     """``W x + b`` by the kernels, on flat batches."""
 
@@ -169,7 +173,7 @@ def pair(value: Any) -> tuple[int, int]:
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def window(conv: nn.Conv2d) -> _native.Window:
+def window(conv: nn.Conv2d) -> Window:
     """Kernel, stride, padding and dilation of a convolution."""
     kernel, stride, dilation = pair(conv.kernel_size), pair(conv.stride), pair(conv.dilation)
     if conv.padding == "valid":

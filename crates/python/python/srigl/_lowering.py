@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from srigl import _native
 from srigl._arrays import floats
-from srigl._layers import pair, window
+from srigl._layers import Window, pair, window
 from srigl._native import Error
 from srigl.condensed import weight_and_mask
 
@@ -277,7 +277,7 @@ def _max_pool(low: _Lowering, n: fx.Node, m: Any) -> Value:
     return _pooled(low, n, sizes)
 
 
-def _pooled(low: _Lowering, n: fx.Node, sizes: _native.Window) -> Value:
+def _pooled(low: _Lowering, n: fx.Node, sizes: Window) -> Value:
     x = low.value(n)
     if x.layout != "planes" or len(low.shape(_args(n)[0])) != 4:
         raise low.refused(f"max pooling of {x.layout}", n.name)

@@ -356,6 +356,16 @@ def _update(
     return results
 
 
+def _update_or_errors(
+    method: AnyMethod, layers: Sequence[tuple[int, Layer]], drop_fraction: float, seed: int, step: int
+) -> list[Union[Update, Error]]:
+    """The same in the middle of a training, that has to go on: where layers depend on one another, an error is everybody's."""
+    try:
+        return _update(method, layers, drop_fraction, seed, step)
+    except Error as error:
+        return [error] * len(layers)
+
+
 @dataclass
 class _State:
     """A layer on its way into the library."""

@@ -210,7 +210,7 @@ def _wrapped(
             layers.append((of.index, core.Layer(of.name, of.rows(weights[i]), grad, of.rows(now[i]), own, of.ablate)))
         alpha = schedule.drop_fraction_at(step)
         results = []
-        for i, (of, result) in enumerate(zip(sparse, core._update(method, layers, alpha, seed, step))):
+        for i, (of, result) in enumerate(zip(sparse, core._update_or_errors(method, layers, alpha, seed, step))):
             if isinstance(result, Error):
                 warnings.warn(f"step {step}: {result}; the layer keeps its mask", RuntimeWarning, stacklevel=2)
                 results.append(np.asarray(now[i]))

@@ -237,7 +237,7 @@ class Sparse:
 
     def masks(self) -> dict[str, torch.Tensor]:
         """The present masks as boolean tensors of the parameters' shapes and devices, by the parameters' names."""
-        return {layer.parameter_name: layer._found.tensor(layer.mask) for layer in self.layers}
+        return {layer.parameter_name: layer._found.tensor(layer.mask.copy()) for layer in self.layers}
 
     def sparsity(self) -> float:
         """The share of zeros over all layers."""
@@ -441,7 +441,7 @@ class Sparse:
                 sparsity = self.method._native.sparsity_at(layer._target(), self.schedule.progress_at(self.step))
             states.append((layer, core.Layer(layer.name, weights[layer.index], grads, layer.mask, sparsity, layer.ablate)))
         inputs = [(layer.index, state) for layer, state in states]
-        for (layer, _), result in zip(states, core._update(self.method, inputs, alpha, self.seed, self.step)):
+        for (layer, _), result in zip(states, core._update_or_errors(self.method, inputs, alpha, self.seed, self.step)):
             if isinstance(result, Error):
                 self._keeps(layer, str(result))
             else:
