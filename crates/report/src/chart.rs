@@ -154,8 +154,14 @@ impl Chart {
 
     fn axes(&self) -> Option<(Axis, Axis)> {
         let points = || self.lines.iter().flat_map(|line| &line.points);
-        let values = points().flat_map(|point| [point.y, point.span.map(|s| s.0), point.span.map(|s| s.1)]);
-        let y = Axis::round(values.flatten(), true, self.show)?;
+        let (low, high) = range(points().filter_map(|point| point.y))?;
+        let mut widths: Vec<f64> = points().filter_map(|point| point.span).map(|(low, high)| high - low).collect();
+        widths.sort_by(f64::total_cmp);
+        // Some spans may be many times as wide as most: what is far out is cut off.
+        let room = widths.get(widths.len() / 2).map_or(0.0, |middle| middle.max((high - low) / 2.0));
+        let spans = points().filter_map(|point| point.span).flat_map(<[f64; 2]>::from);
+        let spans = spans.map(|end| end.clamp(low - room, high + room));
+        let y = Axis::round(points().filter_map(|point| point.y).chain(spans), true, self.show)?;
         let x = match (self.places.first(), self.places.last()) {
             (Some((first, _)), Some((last, _))) => {
                 Axis { range: first - ROOM..last + ROOM, marks: self.places.clone() }
@@ -186,7 +192,7 @@ impl Chart {
 
         let mut overlay = String::new();
         for line in &self.lines {
-            line.draw(&mut chart, in_file, &mut overlay);
+            line.draw(&mut chart, in_file, (low, high), &mut overlay);
             line.spots(&chart, self, &mut overlay);
         }
         if in_file {
@@ -251,7 +257,13 @@ enum Look {
 }
 
 impl Line {
-    fn draw<'a, 'b: 'a>(&self, chart: &mut Cartesian<'a, 'b>, in_file: bool, overlay: &mut String) {
+    fn draw<'a, 'b: 'a>(
+        &self,
+        chart: &mut Cartesian<'a, 'b>,
+        in_file: bool,
+        (bottom, top): (f64, f64),
+        overlay: &mut String,
+    ) {
         let style = self.style.stroke(in_file);
         let shown: Vec<&Point> = thinned(&self.points, POINTS).collect();
         let parts: Vec<Vec<(f64, f64)>> = shown
@@ -283,7 +295,10 @@ impl Line {
         }
         let valued: Vec<&Point> = self.points.iter().filter(|point| point.y.is_some()).collect();
         let spans = valued.iter().filter_map(|point| Some((point.x, point.span?)));
-        let spans = spans.map(|(x, (low, high))| PathElement::new([(x, low), (x, high)], style));
+        let spans = spans.map(|(x, (low, high))| {
+            let ends = [low, high].map(|end| (x, end.clamp(bottom, top)));
+            PathElement::new(ends, style)
+        });
         chart.draw_series(spans).expect(DRAWN);
         // A part of one point is not seen otherwise.
         let alone = parts.iter().filter(|part| part.len() == 1).flatten().copied();
