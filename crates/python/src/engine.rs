@@ -1,11 +1,11 @@
 //! Condensed networks and the engine that runs them.
 
+use crate::threads::{SHARED, Threads, detached};
 use crate::{refused, refused_network};
 use condensed::{CondensedWeight, Isa, Node, Op, Shape, Weight, Window, ops};
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -106,19 +106,19 @@ impl Network {
             Ok(Node::new(name, op, inputs))
         };
         let nodes = nodes.into_iter().map(node).collect::<PyResult<Vec<_>>>()?;
-        let network = py.detach(|| condensed::Network::new(nodes).and_then(condensed::Network::fold));
+        let network = detached(py, || condensed::Network::new(nodes).and_then(condensed::Network::fold));
         network.map(Self).map_err(refused_network)
     }
 
     /// Of a file.
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        py.detach(|| condensed::load(path)).map(Self).map_err(refused_network)
+        detached(py, || condensed::load(path)).map(Self).map_err(refused_network)
     }
 
     /// To a file, whole or not at all.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        py.detach(|| condensed::save(&self.0, path)).map_err(refused_network)
+        detached(py, || condensed::save(&self.0, path)).map_err(refused_network)
     }
 
     /// Name of each layer with weights, its neurons, weights, and fan-in: `None` if that varies or the layer is dense; whether it is
@@ -153,8 +153,8 @@ pub struct Engine {
     engine: Mutex<condensed::Engine>,
     input: Shape,
     output: Shape,
-    /// Threads of its own; otherwise those of the process.
-    threads: Option<ThreadPool>,
+    /// Threads of its own; otherwise those that all share.
+    threads: Option<Threads>,
 }
 
 #[pymethods]
@@ -165,13 +165,9 @@ impl Engine {
         if threads.is_some_and(|threads| !(1..=1024).contains(&threads)) {
             return Err(refused("threads must be from 1 to 1024"));
         }
-        let pool = |threads| ThreadPoolBuilder::new().num_threads(threads).build().map_err(refused);
-        let threads = threads.map(pool).transpose()?;
+        let threads = threads.map(|threads| Threads::new(Some(threads)));
         let plan = || condensed::Engine::new(&network.0);
-        let engine = py.detach(|| match &threads {
-            Some(threads) => threads.install(plan),
-            None => plan(),
-        });
+        let engine = py.detach(|| threads.as_ref().unwrap_or(&SHARED).run(plan));
         let engine = engine.map_err(refused_network)?;
         let (input, output) = (engine.input_shape(), engine.output_shape());
         Ok(Self { engine: Mutex::new(engine), input, output, threads })
@@ -221,12 +217,10 @@ impl Engine {
         let mut writer = result.readwrite();
         let output = writer.as_slice_mut()?;
         let ran = py.detach(|| {
+            // Locked here: a thread of the pool that waits for its others may take up another call meanwhile.
             let mut guard = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
             let engine = &mut *guard;
-            match &self.threads {
-                Some(threads) => threads.install(|| engine.run(batch, input, output)),
-                None => engine.run(batch, input, output),
-            }
+            self.threads.as_ref().unwrap_or(&SHARED).run(|| engine.run(batch, input, output))
         });
         ran.map_err(refused_network)?;
         drop(writer);

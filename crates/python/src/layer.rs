@@ -1,6 +1,7 @@
 //! Layers that train in condensed form.
 
 use crate::engine::window;
+use crate::threads::detached;
 use crate::{refused, refused_network};
 use condensed::training::{Layer, Scratch};
 use condensed::{Pattern, Shape};
@@ -57,7 +58,7 @@ impl TrainingLayer {
     #[staticmethod]
     fn linear(py: Python<'_>, mask: PyReadonlyArray1<'_, u8>, neurons: usize) -> PyResult<Self> {
         let mask = mask.as_slice()?;
-        py.detach(|| {
+        detached(py, || {
             let pattern = pattern(mask, neurons)?;
             let input = Shape { features: pattern.inputs(), height: 1, width: 1 };
             Ok(Self { layer: Layer::linear(&pattern).map_err(refused_network)?, input })
@@ -77,7 +78,7 @@ impl TrainingLayer {
         let mask = mask.as_slice()?;
         let [features, height, width] = input;
         let input = Shape { features, height, width };
-        py.detach(|| {
+        detached(py, || {
             let pattern = pattern(mask, neurons)?;
             let layer =
                 Layer::conv2d(&pattern, self::window(window), groups, input).map_err(refused_network)?;
@@ -111,7 +112,7 @@ impl TrainingLayer {
         let mut writer = result.readwrite();
         let y = writer.as_slice_mut()?;
         let ran =
-            py.detach(|| with_scratch(|scratch| self.layer.forward(values, bias, batch, x, y, scratch)));
+            detached(py, || with_scratch(|scratch| self.layer.forward(values, bias, batch, x, y, scratch)));
         ran.map_err(refused_network)?;
         drop(writer);
         Ok(result)
@@ -137,7 +138,7 @@ impl TrainingLayer {
             let dx = dx.as_mut().map(|dx| dx.as_slice_mut()).transpose()?;
             let mut dvalues = dvalues.readwrite();
             let dvalues = dvalues.as_slice_mut()?;
-            let ran = py.detach(|| {
+            let ran = detached(py, || {
                 with_scratch(|scratch| self.layer.backward(values, batch, x, dy, dx, dvalues, scratch))
             });
             ran.map_err(refused_network)?;

@@ -6,6 +6,7 @@
 mod engine;
 mod layer;
 mod masks;
+mod threads;
 
 use pyo3::create_exception;
 use pyo3::exceptions::{PyOSError, PyValueError};

@@ -1,9 +1,11 @@
 //! Methods, masks and topology updates.
 
 use crate::refused;
+use crate::threads::detached;
 use globset::Glob;
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use rayon::prelude::*;
 use sparsity_core::counting::{self, CountedLayer, LayerKind};
 use sparsity_core::methods::{
@@ -177,7 +179,7 @@ impl Method {
         weights: PyReadonlyArray1<'py, f32>,
     ) -> PyResult<(&'static str, Option<Bound<'py, PyArray1<u8>>>)> {
         let (mask, weights) = (mask_of(mask.as_slice()?, neurons)?, weights.as_slice()?);
-        let positions = py.detach(|| {
+        let positions = detached(py, || {
             let positions = self.0.gradient_positions(&mask, sparsity, &|| weights.to_vec());
             match positions {
                 GradientPositions::Superset(mut superset) => {
@@ -249,6 +251,16 @@ impl UpdateSchedule {
     #[getter]
     fn grad_accumulation(&self) -> u64 {
         self.0.grad_accumulation
+    }
+
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((u64,), Bound<'py, PyDict>)> {
+        let settings = PyDict::new(py);
+        settings.set_item("delta_t", self.0.delta_t)?;
+        settings.set_item("drop_fraction", self.0.drop_fraction)?;
+        let name = DropSchedule::NAMES.iter().find(|(.., schedule)| *schedule == self.0.drop_schedule);
+        settings.set_item("drop_schedule", name.map_or("cosine", |(name, ..)| name))?;
+        settings.set_item("grad_accumulation", self.0.grad_accumulation)?;
+        Ok(((self.0.end_step,), settings))
     }
 
     /// Whether the topology is updated after a step.
@@ -327,7 +339,8 @@ pub fn initial_masks<'py>(
         None => Ok(Vec::new()),
     };
     let weights = weights.iter().map(copy).collect::<PyResult<Vec<_>>>()?;
-    let masks = py.detach(|| sparsity_core::initial_masks(&*method.0, &specs, &weights, from, target, seed));
+    let masks =
+        detached(py, || sparsity_core::initial_masks(&*method.0, &specs, &weights, from, target, seed));
     let masks = masks.map_err(refused)?.into_iter();
     Ok(masks.map(|(sparsity, mask)| (sparsity, PyArray1::from_vec(py, mask.to_bytes()))).collect())
 }
@@ -352,7 +365,7 @@ pub fn initial_weights<'py>(
             mask.positions()
         )));
     }
-    py.detach(|| {
+    detached(py, || {
         sparsity_core::initialise_weights(&mut weights, &mask, init, Stream { seed, layer, step: 0 });
     });
     Ok(PyArray1::from_vec(py, weights))
@@ -402,7 +415,7 @@ pub fn update<'py>(
         views.push(Layer { name, weights, grads, mask, sparsity: *sparsity, ablate: *ablate });
     }
     let indices: Vec<u64> = layers.iter().map(|layer| layer.index).collect();
-    let updates = py.detach(|| {
+    let updates = detached(py, || {
         let sparsities = match method.redistributes() {
             true => sparsity_core::redistributed_sparsities(&*method.0, alpha, &views)?,
             false => views.iter().map(|layer| layer.sparsity).collect(),
@@ -427,7 +440,7 @@ pub fn update<'py>(
 #[pyfunction]
 pub fn layer_stats(py: Python<'_>, mask: PyReadonlyArray1<'_, u8>, neurons: usize) -> PyResult<String> {
     let mask = mask_of(mask.as_slice()?, neurons)?;
-    let (stats, structure) = py.detach(|| (LayerStats::new(&mask), Structure::of(&mask)));
+    let (stats, structure) = detached(py, || (LayerStats::new(&mask), Structure::of(&mask)));
     let mut stats = serde_json::to_value(stats).expect("numbers");
     stats["nm"] = structure.nm.map(|nm| nm.to_string()).into();
     stats["group"] = structure.group.into();

@@ -139,7 +139,7 @@ def test_masks_say_what_is_sparse():
     torch.nn.utils.prune.random_unstructured(net[2], "weight", 0.3)
     assert agree(net, (16,)).layers()[1]["condensed"], "the mask of torch.nn.utils.prune"
     for masks, message in [
-        ({"3.weight": np.ones((2, 2))}, "parameters that the model does not run: 3.weight"),
+        ({"3.weight": np.ones((2, 2))}, "parameters that the model has not: 3.weight"),
         ({"0.weight": np.ones((2, 2))}, "`0.weight`: a mask \\[2, 2\\] for a weight \\[8, 16\\]"),
     ]:
         with pytest.raises(srigl.Error, match=message):
@@ -176,6 +176,57 @@ def test_what_the_engine_has_not_is_named():
     net.weight.data[0, 0] = float("nan")
     with pytest.raises(srigl.Error, match="weight"):
         srigl.condensed.condense(net, (8,))
+
+
+class Merging(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Conv2d(3, 4, 3), how
+
+    def forward(self, x):
+        return self.how(self.layer(x))
+
+
+def test_shapes_are_the_models():
+    for how in [lambda x: x.reshape(1, -1), lambda x: x.flatten(2), lambda x: nn.functional.dropout(x, 1e-4)]:
+        with pytest.raises(srigl.Error):
+            srigl.condensed.condense(Merging(how), (3, 6, 6))
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1))
+    assert srigl.condensed.condense(pooled, (3, 6, 6)).run(torch.randn(2, 3, 6, 6)).shape == (2, 4)
+    engine = srigl.condensed.condense(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), (3, 1, 1))
+    assert engine.run(torch.randn(2, 3, 1, 1)).shape == engine.run(torch.randn(2, 3)).shape == (2, 4)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(input=torch.relu(self.layer(x)))
+
+
+def test_models_of_other_kinds():
+    agree(Twice(), (8,))
+    assert srigl.condensed.condense(Twice(), 8).run([[0.0] * 8]).shape == (1, 8)
+    double = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).double()
+    engine, x = srigl.condensed.condense(double, (8,)), torch.randn(3, 8)
+    assert torch.allclose(engine.run(x), double(x.double()).float(), atol=1e-5)
+    compiled = torch.compile(nn.Sequential(nn.Linear(8, 4)), backend="aot_eager")
+    assert srigl.condensed.condense(compiled, (8,)).output_shape == (4,)
+    # Each module's mode is its own.
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    net[1].eval()
+    srigl.condensed.condense(net, (3, 6, 6))
+    assert net.training and net[0].training and not net[1].training
+
+
+def test_layers_that_were_kept_dense_stay_dense():
+    net = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sparse = srigl.torch.sparsify(net, optimizer, 0.5, end_step=9, keep_dense="1")
+    engine = srigl.condensed.condense(net, (16,), masks=sparse.masks())
+    assert [layer["condensed"] for layer in engine.layers()] == [True, False]
 
 
 def test_results_are_of_the_kind_that_was_given():
@@ -282,12 +333,20 @@ def test_condensed_layers_train_copy_and_load():
     assert torch.equal(twin(x), net(x))
     other = nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 3))
     other[0] = srigl.condensed.CondensedLinear(pruned(other[0], 0.5))
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     other.load_state_dict(net.state_dict())
     assert torch.equal(other(x), net(x)), "another mask"
+    before = other[0].values.clone()
+    other(x).sum().backward()
+    optimizer.step()
+    assert not torch.equal(other[0].values, before), "the optimizer has the parameter still"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert net(x).isfinite().all()
     dense = nn.Linear(4, 4)
     for wrong, message in [
         (lambda: srigl.condensed.CondensedLinear(dense, torch.zeros(4, 4)), "no active weight"),
-        (lambda: srigl.condensed.CondensedLinear(dense, torch.ones(3, 4)), "a mask of 12 positions"),
+        (lambda: srigl.condensed.CondensedLinear(dense, torch.ones(3, 4)), "a mask \\[3, 4\\] for a weight \\[4, 4\\]"),
+        (lambda: srigl.condensed.CondensedConv2d(nn.ConvTranspose2d(4, 4, 3)), "made of an nn.Conv2d, not of ConvTranspose2d"),
         (lambda: net[0](torch.randn(2, 63)), "64 features are expected"),
         (lambda: net[0](torch.randn(2, 64).double()), "float32 on the CPU"),
     ]:

@@ -1,6 +1,9 @@
 """`srigl.core` against the authors' code, the command `srigl`, and its own promises."""
 
 import json
+import multiprocessing
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -121,11 +124,11 @@ def test_what_does_not_fit_is_refused_by_name():
     for wrong, message in [
         (layer._replace(weights=np.full((2, 3), np.nan)), "layer `fc1`: weight is NaN at neuron 0"),
         (layer._replace(grads=np.full((2, 3), np.inf)), "layer `fc1`: gradient is inf"),
-        (layer._replace(grads=np.ones((2, 2))), "layer `fc1`: gradient has 4 values"),
+        (layer._replace(grads=np.ones((2, 2))), "layer `fc1`: grads \\[2, 2\\] do not fit \\[2, 3\\]"),
         (layer._replace(grads=None), "layer `fc1`: method `rigl` looks at gradients"),
         (layer._replace(mask=np.full((2, 3), 0.5)), "booleans, or numbers 0 and 1"),
         (layer._replace(mask=np.ones(6)), "is not a weight"),
-        (layer._replace(weights=np.array([["a"]])), "array of numbers"),
+        (layer._replace(weights=np.array([["a"] * 3] * 2)), "array of numbers"),
         (layer._replace(sparsity=1.5), "sparsity 1.5 is outside"),
     ]:
         with pytest.raises(srigl.Error, match=message):
@@ -140,6 +143,9 @@ def test_what_does_not_fit_is_refused_by_name():
         (lambda: core.initial_masks(method, [("fc", (2, 3))], 0.5, initial_mask="magnitude"), "need weights"),
         (lambda: core.initial_weights([[1, 0]], "keep"), "no weights to keep"),
         (lambda: core.UpdateSchedule(10, drop_fraction=2.0), "drop_fraction is 2"),
+        (lambda: core.initial_masks(method, [("fc", (2, 3))], 0.5, seed=-1), "seed is -1"),
+        (lambda: core.initial_masks(3, [("fc", (2, 3))], 0.5), "a method is a name"),
+        (lambda: core.initial_weights(full, weights=full.T, init="keep"), "weights \\[3, 2\\] do not fit \\[2, 3\\]"),
     ]:
         with pytest.raises(srigl.Error, match=message):
             call()
@@ -168,6 +174,13 @@ def test_custom_methods_start_and_change_as_they_say():
         def update(self, weights, grads, mask, **_):
             return np.ones((1, 1))
 
+    class Writing(core.CustomMethod):
+        def update(self, weights, grads, mask, **_):
+            mask[:] = True
+            return mask
+
+    with pytest.raises(ValueError, match="read-only"):
+        core.update_layer(Writing(), layer, drop_fraction=0.3)
     with pytest.raises(srigl.Error, match="layer `fc`: method `custom` made a mask"):
         core.update_layer(Wrong(), layer, drop_fraction=0.3)
     with pytest.raises(srigl.Error, match="a gradient is not finite"):
@@ -189,3 +202,31 @@ def test_schedules_count_steps_from_one():
     assert [step for step in range(1, 401) if schedule.is_update(step)] == [100, 200]
     assert [step for step in range(1, 401) if schedule.gathers_gradient(step)] == [99, 100, 199, 200]
     assert schedule.last_update() == 200 and schedule.drop_fraction_at(0) == 0.3
+
+
+def test_methods_and_schedules_can_be_pickled():
+    method = core.Method("rigl", nm="2:4")
+    schedule = core.UpdateSchedule(30, delta_t=5, drop_schedule="linear")
+    same, again = pickle.loads(pickle.dumps((method, schedule)))
+    assert same == method and [again.drop_fraction_at(t) for t in range(40)] == [schedule.drop_fraction_at(t) for t in range(40)]
+
+
+def _updated(sender=None):
+    rng = np.random.default_rng(1)
+    weights, grads = rng.normal(size=(2, 64, 128))
+    mask = core.initial_masks("rigl", [("fc", (64, 128))], 0.75)[1][0]
+    mask = core.update_layer("rigl", core.Layer("fc", weights, grads, mask, 0.75), drop_fraction=0.5).mask
+    if sender is not None:
+        sender.send(mask)
+    return mask
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_children_of_a_process_compute_too():
+    expected = _updated()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe()
+    child = context.Process(target=_updated, args=(sender,))
+    child.start()
+    assert receiver.poll(60) and np.array_equal(receiver.recv(), expected)
+    child.join()

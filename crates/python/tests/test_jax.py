@@ -111,9 +111,36 @@ def test_updates_are_those_of_the_core():
         assert np.array_equal(rows(after.masks, name), update.mask)
 
 
+@pytest.mark.parametrize("kind", ["masked", "multi", "adafactor", "plateau", "dense"])
+def test_optimizers_of_other_kinds(kind):
+    labels = lambda tree: jax.tree.map(lambda leaf: "w" if leaf.ndim > 1 else "b", tree)  # noqa: E731
+    optimizer = {
+        "masked": lambda: optax.chain(
+            optax.masked(optax.trace(0.9), lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)), optax.scale(-0.01)
+        ),
+        "multi": lambda: optax.multi_transform({"w": optax.adam(1e-3), "b": optax.sgd(1e-2)}, labels),
+        "adafactor": lambda: optax.adafactor(1e-3),
+        "plateau": lambda: optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()),
+        "dense": lambda: optax.adam(1e-3),
+    }[kind]()
+    method = {"method": "dense"} if kind == "dense" else {"method": "rigl", "sparsity": 0.8}
+    params, optimizer = srigl.jax.sparsify(model(), optimizer, end_step=2**40, delta_t=2, **method)
+    state = optimizer.init(params)
+    extra = {"value": 1.0} if kind == "plateau" else {}
+    for i in range(4):
+        grads = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(i).normal(size=leaf.shape), jnp.float32), params)
+        updates, state = jax.jit(optimizer.update)(grads, state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    mask = np.broadcast_to(np.asarray(srigl.jax.masks(state)["fc1"]["kernel"]), (288, 24))
+    assert (np.asarray(params["fc1"]["kernel"])[~mask] == 0).all() and mask.all() == (kind == "dense")
+    if kind in ("masked", "multi"):
+        held = [leaf for leaf in jax.tree.leaves(state.inner) if jnp.shape(leaf) == mask.shape]
+        assert held and all((np.asarray(leaf)[~mask] == 0).all() for leaf in held)
+
+
 def test_what_does_not_fit_is_refused():
     for call, message in [
-        (lambda: srigl.jax.sparsify(model(), optax.sgd(0.1), 0.8, method="sr-ste", end_step=9), "not there for JAX"),
+        (lambda: srigl.jax.sparsify(model(), optax.sgd(0.1), method="sr-ste", end_step=9), "not there for JAX"),
         (lambda: srigl.jax.sparsify(model(), optax.sgd(0.1), 0.8, end_step=9, exclude=["fc3"]), "`fc3` matches no layer"),
         (lambda: srigl.jax.sparsify({"b": jnp.ones(3)}, optax.sgd(0.1), 0.8, end_step=9), "no parameter is left"),
     ]:

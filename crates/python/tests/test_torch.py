@@ -215,6 +215,11 @@ def test_patterns_and_settings_that_fit_nothing_are_refused():
         ({"method": "gmp", "end_step": 3}, "becomes sparse by its updates"),
         ({"method": "snip"}, "has no gradient: run loss.backward"),
         ({"weight_init": "odd"}, "no weight init `odd`"),
+        ({"sparsity": None}, "say how sparse"),
+        ({"nm": "2:4"}, "the sparsity is that of 2:4"),
+        ({"end_step": -1}, "end_step is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"exclude": "fc1"}, "`fc1` matches no layer"),
     ]:
         net = model()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -226,7 +231,10 @@ def test_patterns_and_settings_that_fit_nothing_are_refused():
     _, _, sparse = sparsified("rigl")
     for state, message in [
         ({}, "no state"),
-        ({**sparse.state_dict(), "method": "set"}, "of method `set`"),
+        ([], "no state"),
+        ({**sparse.state_dict(), "method": "set"}, "of method `set`, not of `rigl`"),
+        ({**sparse.state_dict(), "settings": {"group": 4.0}}, "of method `rigl` {'group': 4.0}, not of `rigl`"),
+        ({**sparse.state_dict(), "layers": {name: {} for name in sparse.state_dict()["layers"]}}, "layer `0`: the state lacks"),
         ({**sparse.state_dict(), "layers": {}}, "of other sparse layers"),
     ]:
         with pytest.raises(srigl.Error, match=message):
@@ -332,6 +340,145 @@ def test_weights_that_somebody_writes_are_masked_in_the_next_step():
         assert (of.parameter[~torch.from_numpy(of.mask)] == 0).all()
 
 
+def masked(sparse):
+    return all((of.parameter[~torch.from_numpy(of.mask)] == 0).all() for of in sparse.layers)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9)])
+def test_moments_of_a_dense_training_revive_nothing(optimizer):
+    net = model()
+    optimizer = optimizer(net.parameters(), lr=1e-3)
+    train(net, optimizer, range(5))
+    _, _, sparse = sparsified("static", optimizer, net, weight_init="keep")
+    before = copy.deepcopy(optimizer.state_dict())
+    train(net, optimizer, range(5), lambda: masked(sparse) or pytest.fail("revived"))
+    optimizer.load_state_dict(before)
+    train(net, optimizer, range(5), lambda: masked(sparse) or pytest.fail("revived"))
+    for of in sparse.layers:
+        for moment in optimizer.state[of.parameter].values():
+            assert moment.shape != of.parameter.shape or (moment[~torch.from_numpy(of.mask)] == 0).all()
+
+
+def test_writes_past_autograd_are_masked():
+    net, optimizer, sparse = sparsified("static")
+    train(net, optimizer, range(2))
+    vector = nn.utils.parameters_to_vector(model(3).parameters())
+    nn.utils.vector_to_parameters(vector.detach(), net.parameters())
+    train(net, optimizer, range(1))
+    assert masked(sparse)
+
+
+class Around(torch.optim.SGD):
+    """Calls the step of another, and adds noise."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+        return loss
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_an_optimizer_around_another_counts_each_step_once(with_closure):
+    net = model()
+    optimizer = Around(net.parameters(), lr=0.01)
+    _, _, sparse = sparsified("rigl", optimizer, net)
+    for i in range(11):
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_of(net, i)
+            loss.backward()
+            return loss
+
+        if with_closure:
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+        assert masked(sparse) and sparse.step == i + 1
+    assert len(sparse.reports) == 4
+
+
+def test_a_step_that_failed_is_no_step():
+    net, optimizer, sparse = sparsified("rigl")
+    fails = [True]
+
+    def fail(*_):
+        if fails.pop():
+            raise RuntimeError("out of memory")
+
+    hook = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(net, optimizer, range(1))
+    hook.remove()
+    train(net, optimizer, range(6))
+    assert sparse.step == 7 and sparse.reports
+
+
+@pytest.mark.parametrize("method", ["rigl", "snfs"])
+def test_fused_optimizers_leave_scaling_to_us(method):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
+    _, _, sparse = sparsified(method, optimizer, net)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for i in range(7):
+        optimizer.zero_grad()
+        loss = loss_of(net, i)
+        loss = loss * float("inf") if i == 2 else loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert sparse.step == 6 and len(sparse.reports) == 4 and masked(sparse)
+    if method == "snfs":
+        assert all(of._gathered.abs().max() < 100 for of in sparse.layers)
+
+
+def test_a_model_is_made_sparse_once():
+    net, optimizer, sparse = sparsified("static")
+    with pytest.raises(srigl.Error, match="layer `0` is sparse already: call remove"):
+        sparsified("static", optimizer, net)
+    sparse.remove()
+    sparsified("static", optimizer, net)
+    sparsified("static", None, copy.deepcopy(net))
+
+
+def test_computed_weights_are_named():
+    net = model()
+    nn.utils.parametrizations.spectral_norm(net[7])
+    with pytest.warns(RuntimeWarning, match="the weights of 7 are computed from other parameters"):
+        _, _, sparse = sparsified("static", None, net)
+    assert [of.name for of in sparse.layers] == ["0", "3", "9"]
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)))
+    with pytest.raises(srigl.Error, match="the weights of 0 are computed"):
+        sparsified("static", None, net)
+
+
+def test_layers_frozen_later_keep_their_masks():
+    net, optimizer, sparse = sparsified("set")
+    net[3].requires_grad_(False)
+    before = [of.mask for of in sparse.layers]
+    train(net, optimizer, range(6))
+    assert [np.array_equal(of.mask, mask) for of, mask in zip(sparse.layers, before)] == [False, True, False, False]
+
+
+def test_kept_weights_keep_their_bits():
+    net = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4)).double()
+    before = copy.deepcopy(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sparse = srigl.torch.sparsify(net, optimizer, 0.5, end_step=9.0, weight_init="keep")
+    for of, layer in zip(sparse.layers, before):
+        assert torch.equal(of.parameter, layer.weight * torch.from_numpy(of.mask))
+
+
+def test_dense_training_is_dense():
+    net, optimizer = model(), None
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sparse = srigl.torch.sparsify(net, optimizer, method="dense", end_step=9)
+    assert sparse.sparsity() == 0.0 and sparse.masks() == {}
+
+
 def test_compiled_models_train_alike():
     net, optimizer, _ = sparsified("srigl")
     train(net, optimizer, range(7))
@@ -410,10 +557,10 @@ def test_transformers_trainer(tmp_path):
     config = transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=20, n_positions=8)
     data = [{"input_ids": torch.randint(0, 20, (8,)), "labels": torch.randint(0, 20, (8,))} for _ in range(32)]
 
-    def trainer(callback, steps):
+    def trainer(callback, steps, folder=tmp_path):
         torch.manual_seed(0)
         arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path),
+            output_dir=str(folder),
             max_steps=steps,
             per_device_train_batch_size=4,
             save_steps=4,
@@ -438,6 +585,20 @@ def test_transformers_trainer(tmp_path):
     for of, other in zip(sparse.layers, callback.sparse.layers):
         assert np.array_equal(of.mask, other.mask)
         assert (other.parameter.T[~torch.from_numpy(of.mask)] == 0).all() and other.parameter.abs().sum() > 0
+    # A second training goes on with the model's weights and masks; a checkpoint from elsewhere needs its masks.
+    before = copy.deepcopy(callback.sparse.layers[0].mask)
+    with pytest.raises(srigl.Error, match="have no srigl.pt"):
+        trainer(SparsityCallback(0.5, end_step=200), 6, tmp_path / "c").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    saved = torch.load(tmp_path / "checkpoint-4" / "srigl.pt")
+    callback = SparsityCallback(0.5, delta_t=100, end_step=200, state=saved)
+    of = trainer(callback, 6, tmp_path / "d")
+    of.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert np.array_equal(callback.sparse.layers[0].mask, before)
+    weight = callback.sparse.layers[0].parameter.detach().clone()
+    of.args.max_steps, of.args.learning_rate = 2, 0.0
+    of.train()
+    assert callback.sparse.step == 2 and np.array_equal(callback.sparse.layers[0].mask, before)
+    assert torch.equal((callback.sparse.layers[0].parameter != 0), weight != 0)
 
 
 def test_lightning_trainer(tmp_path):
@@ -476,6 +637,11 @@ def test_lightning_trainer(tmp_path):
 
     sparse = fit(5)
     assert sparse.step == 5 and sparse.reports and sparse.schedule.end_step == 3
+    plain = lightning.Trainer(max_steps=2, accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
+    plain.fit(Module(), loader)
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(srigl.Error, match="plain.ckpt` has no masks"):
+        fit(4, tmp_path / "plain.ckpt")
     again = fit(7, tmp_path / "last.ckpt", end_step=20)
     assert again.step == 7 and not np.array_equal(sparse.layers[1].mask, again.layers[1].mask)
 

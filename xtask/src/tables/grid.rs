@@ -444,13 +444,18 @@ fn accuracy_panels(grid: &Grid, runs: &[&Run], data: Option<&DataUsed>) -> Vec<P
 /// One with these methods, and dense training.
 fn accuracy_panel(grid: &Grid, methods: &[Method], runs: &[&Run], title: String) -> Option<Panel> {
     let sparse = methods.iter().filter(|method| method.is_sparse());
+    // Student's interval of two runs may be wider than all accuracies that there are.
+    let point = |summary: Summary| {
+        let Point { value, low, high } = summary.into();
+        Point { value, low: low.max(0.0), high: high.min(100.0) }
+    };
     let series: Vec<Series> = sparse
         .map(|&method| Series {
             line: method.into(),
             points: grid
                 .sparsities
                 .iter()
-                .map(|&sparsity| summary(&select(runs, method, Some(sparsity))).ok().map(Point::from))
+                .map(|&sparsity| summary(&select(runs, method, Some(sparsity))).ok().map(point))
                 .collect(),
         })
         .collect();

@@ -58,10 +58,10 @@ class _Condensed(nn.Module):
 
     def __init__(self, weight: torch.Tensor, bias: Optional[torch.Tensor], mask: Optional[Any]) -> None:
         super().__init__()
+        if mask is not None and tuple(as_numpy(mask).shape) != tuple(weight.shape):
+            raise Error(f"a mask {list(as_numpy(mask).shape)} for a weight {list(weight.shape)}")
         active = as_numpy(weight) != 0 if mask is None else bits(mask).view(np.bool_)
         active = torch.from_numpy(np.ascontiguousarray(active).reshape(-1).copy())
-        if active.numel() != weight.numel():
-            raise Error(f"a mask of {active.numel()} positions for a weight {list(weight.shape)}")
         if not bool(active.any()):
             raise Error("the layer has no active weight")
         self.register_buffer("mask", active.reshape(weight.shape))
@@ -85,6 +85,9 @@ class _Condensed(nn.Module):
         raise NotImplementedError
 
     def _apply_kernel(self, x: torch.Tensor, kernel: _native.TrainingLayer, shape: list[int]) -> torch.Tensor:
+        if x.dtype in (torch.bfloat16, torch.float16):
+            # As under autocast.
+            x = x.float()
         if x.device.type != "cpu" or x.dtype != torch.float32:
             raise Error(f"condensed layers take float32 on the CPU, not {x.dtype} on {x.device}")
         result: torch.Tensor = _Product.apply(x.contiguous(), self.values, self.bias, kernel, shape)  # type: ignore[no-untyped-call, unused-ignore]
@@ -95,7 +98,9 @@ class _Condensed(nn.Module):
         state, prefix = args[0], args[1]
         mask = state.get(prefix + "mask")
         if mask is not None and mask.shape == self.mask.shape and not torch.equal(mask, self.mask):
-            self.values = nn.Parameter(torch.zeros(int(mask.sum())), requires_grad=self.values.requires_grad)
+            # The parameter itself stays: an optimizer may have it.
+            self.values.data = torch.zeros(int(mask.sum()))
+            self.values.grad = None
         super()._load_from_state_dict(*args, **kwargs)
         self._kernels = {}
 
@@ -119,6 +124,8 @@ class CondensedLinear(_Condensed):
     """
 
     def __init__(self, dense: nn.Linear, mask: Optional[Any] = None) -> None:
+        if not isinstance(dense, nn.Linear):
+            raise Error(f"a CondensedLinear is made of an nn.Linear, not of {type(dense).__name__}")
         super().__init__(dense.weight, dense.bias, mask)
         self.in_features, self.out_features = dense.in_features, dense.out_features
 
@@ -145,6 +152,8 @@ class CondensedConv2d(_Condensed):
     """
 
     def __init__(self, dense: nn.Conv2d, mask: Optional[Any] = None) -> None:
+        if not isinstance(dense, nn.Conv2d):
+            raise Error(f"a CondensedConv2d is made of an nn.Conv2d, not of {type(dense).__name__}")
         super().__init__(dense.weight, dense.bias, mask)
         if dense.padding_mode != "zeros":
             raise Error(f"padding is by zeros, not `{dense.padding_mode}`")

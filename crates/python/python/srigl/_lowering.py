@@ -17,6 +17,7 @@ from srigl._arrays import floats
 from srigl._layers import Window, pair, window
 from srigl._native import Error
 from srigl.condensed import weight_and_mask
+from srigl.torch import _unwrapped
 
 Node = tuple[str, str, list[int], dict[str, Any]]
 
@@ -35,11 +36,14 @@ def lower(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, An
     """The network of a model."""
     if len(input_shape) not in (1, 3):
         raise Error(f"input_shape is (features,) or (C, H, W), not {input_shape}")
-    was_training = model.training
+    model = _unwrapped(model)
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if isinstance(model, tuple(_MODULES)):
         # A layer alone has no name.
         model = nn.Sequential(OrderedDict(layer=model))
         masks = {f"layer.{name}": mask for name, mask in masks.items()}
+        known = {f"layer.{name}" for name in known}
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         try:
@@ -49,31 +53,36 @@ def lower(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, An
         inputs = [node for node in traced.graph.nodes if node.op == "placeholder" and not node.args]
         if len(inputs) != 1:
             raise Error(f"a model of one input is expected, and {type(model).__name__} has {len(inputs)}")
+        types = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+        dtype = types[0] if types else torch.float32
         lowering = _Lowering(traced, input_shape, masks)
         with torch.no_grad():
             try:
-                lowering.run(torch.zeros(1, *input_shape))
+                lowering.run(torch.zeros(1, *input_shape, dtype=dtype))
+                network = lowering.network()
+                _compare(model, network, input_shape, dtype)
             except Error:
                 raise
             except RuntimeError as error:
                 raise Error(f"the model does not run on samples of {list(input_shape)}: {error}") from error
-            network = lowering.network()
-            _compare(model, network, input_shape)
     finally:
-        model.train(was_training)
-    unknown = sorted(set(masks) - lowering.used)
+        for module, mode in modes:
+            module.training = mode
+    unknown = sorted(set(masks) - known - lowering.used)
     if unknown:
-        raise Error(f"there are masks for parameters that the model does not run: {', '.join(unknown)}")
+        raise Error(f"there are masks for parameters that the model has not: {', '.join(unknown)}")
     return network
 
 
-def _compare(model: nn.Module, network: _native.Network, input_shape: tuple[int, ...]) -> None:
+def _compare(model: nn.Module, network: _native.Network, input_shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Refuses a network that computes something else than the model."""
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, *input_shape), dtype=np.float32))
-    expected = floats(model(x), "output")
-    got = _native.Engine(network, 1).run(2, floats(x, "x"))
-    if got.shape != expected.shape:
-        raise Error(f"the engine's results have {got.size} numbers, the model's {expected.size}")
+    result = model(x.to(dtype))
+    engine = _native.Engine(network, 1)
+    shape = (2, *engine.output_shape)
+    if tuple(result.shape) not in (shape, shape[:2] if shape[2:] == (1, 1) else shape):
+        raise Error(f"of two samples the model makes {list(result.shape)}, the engine {list(shape)}")
+    expected, got = floats(result, "output"), engine.run(2, floats(x, "x"))
     error, size = float(np.abs(got - expected).max()), float(np.abs(expected).max())
     if not error <= 1e-3 * size + 1e-6:
         raise Error(f"the engine's results differ from the model's by {error:.3g}, of at most {size:.3g}")
@@ -174,9 +183,15 @@ class _Lowering(fx.Interpreter):
         """The shape of a tensor of the trace."""
         return list(self.results[n].shape)
 
+    def unused(self, name: str) -> str:
+        """A name that no node has: of a layer that is run several times, say."""
+        taken = {node[0] for node in self.nodes}
+        names = [name, *(f"{name}#{i}" for i in range(2, len(taken) + 3))]
+        return next(name for name in names if name not in taken)
+
     def add(self, name: str, op: str, inputs: list[Value], layout: str, **args: Any) -> Value:
         """Writes an operation down."""
-        self.nodes.append((name, op, [value.node for value in inputs], args))
+        self.nodes.append((self.unused(name), op, [value.node for value in inputs], args))
         return Value(len(self.nodes) - 1, layout)
 
     def weight(self, module: nn.Module, name: str, key: str = "weight") -> dict[str, Any]:
@@ -198,8 +213,9 @@ class _Lowering(fx.Interpreter):
 
 
 def _args(n: fx.Node) -> list[Any]:
-    """Arguments by position."""
-    return list(n.args)
+    """Arguments by position, the input among them if it was given by name."""
+    named = n.kwargs.get("input", n.kwargs.get("x"))
+    return list(n.args) if n.args or named is None else [named]
 
 
 def _bias(bias: Optional[torch.Tensor], neurons: int) -> np.ndarray[Any, Any]:
@@ -325,6 +341,14 @@ def _plain(op: str) -> Callable[..., Value]:
         return low.add(n.name, op, [x], x.layout)
 
     return rule
+
+
+def _dropout(low: _Lowering, n: fx.Node) -> Value:
+    share, training = [*_args(n)[1:], 0.5, True][:2] if len(_args(n)) > 1 else (0.5, True)
+    share, training = n.kwargs.get("p", share), n.kwargs.get("training", training)
+    if training and share != 0:
+        raise low.refused("dropout", n.name, "that is on in evaluation: give it training=self.training")
+    return _same(low, n)
 
 
 def _same(low: _Lowering, n: fx.Node, _: Any = None) -> Value:
@@ -494,7 +518,7 @@ _FUNCTIONS: dict[Any, Callable[[_Lowering, fx.Node], Value]] = {
     F.gelu: _gelu,
     F.hardswish: _plain("hard_swish"),
     F.hardsigmoid: _plain("hard_sigmoid"),
-    F.dropout: _same,
+    F.dropout: _dropout,
     F.adaptive_avg_pool2d: _adaptive,
     F.max_pool2d: _max_pool_function,
 }

@@ -61,9 +61,11 @@ class Engine:
         return [dict(zip(names, layer)) for layer in self._network.layers()]
 
     def run(self, x: Any) -> Any:
-        """The results ``[batch, ...]`` of a batch ``[batch, ...]``: an array of the kind that was given (NumPy, PyTorch, JAX)."""
+        """The results ``[batch, ...]`` of a batch ``[batch, ...]``: an array of the kind that was given (NumPy, PyTorch, JAX). Samples of one
+        position are vectors, with or without their last two dimensions."""
+        x = x if hasattr(x, "shape") else np.asarray(x)
         shape, expected = tuple(x.shape), self.input_shape
-        if len(shape) != len(expected) + 1 or shape[1:] != expected:
+        if shape[1:] not in (expected, (*expected, 1, 1)):
             raise Error(f"the engine takes batches {['batch', *expected]}, not {list(shape)}".replace("'", ""))
         result = self._engine.run(shape[0], floats(x, "x")).reshape(shape[0], *self.output_shape)
         if hasattr(x, "detach"):
@@ -99,14 +101,14 @@ def load(path: Union[str, os.PathLike[str]], *, threads: Optional[int] = None) -
 
 def condense(
     model: torch.nn.Module,
-    input_shape: Sequence[int],
+    input_shape: Union[int, Sequence[int]],
     *,
     masks: Optional[Mapping[str, Any]] = None,
     threads: Optional[int] = None,
 ) -> Engine:
     """The engine of a PyTorch model for samples of ``input_shape``: ``(features,)`` or ``(C, H, W)``.
 
-    The model is traced with ``torch.fx`` in evaluation mode. Layers are condensed where ``masks`` (parameter name to boolean array, as
+    The model is traced with ``torch.fx`` in evaluation mode, and computes in float32. Layers are condensed where ``masks`` (parameter name to boolean array, as
     :meth:`srigl.torch.Sparse.masks` gives them) has one, or where at least half of a weight, but not all, is exactly 0; others stay
     dense. Batch normalisation is folded into the layer before it, and neurons without weights are removed. Before it is returned, the
     engine is run beside the model on random samples.
@@ -118,7 +120,8 @@ def condense(
     """
     from srigl._lowering import lower
 
-    return Engine(lower(model, tuple(input_shape), masks or {}), threads)
+    shape = (input_shape,) if isinstance(input_shape, int) else tuple(int(size) for size in input_shape)
+    return Engine(lower(model, shape, masks or {}), threads)
 
 
 class _Weight(NamedTuple):
@@ -138,7 +141,9 @@ def weight_and_mask(weight: Any, mask: Optional[Any], name: str) -> _Weight:
     array = as_numpy(mask)
     if array.shape != tuple(weight.shape):
         raise Error(f"`{name}`: a mask {list(array.shape)} for a weight {list(weight.shape)}")
-    return _Weight(values, np.ascontiguousarray(array != 0).reshape(-1).view(np.uint8))
+    active = np.ascontiguousarray(array != 0).reshape(-1)
+    # Where all are active, a layer that was kept dense.
+    return _Weight(values, None if bool(active.all()) else active.view(np.uint8))
 
 
 def __getattr__(name: str) -> Any:

@@ -143,6 +143,9 @@ class Method:
         """All settings."""
         return self._native.settings
 
+    def __reduce__(self) -> Any:
+        return _method_of, (self.name, self.settings)
+
     def __repr__(self) -> str:
         settings = "".join(f", {name}={value!r}" for name, value in self.settings.items())
         return f"Method({self.name!r}{settings})"
@@ -189,11 +192,66 @@ class CustomMethod:
         ablate: bool,
         rng: np.random.Generator,
     ) -> Any:
-        """The new mask. Arrays are rows ``[N, M]``; ``rng`` depends on seed, layer and step alone."""
+        """The new mask. Arrays are rows ``[N, M]``, and read-only; ``rng`` depends on seed, layer and step alone."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its masks change")
 
 
 AnyMethod = Union[Method, CustomMethod]
+
+
+def _method_of(name: str, settings: dict[str, Union[float, str]]) -> Method:
+    return Method(name, **settings)
+
+
+def _as_method(method: Union[str, AnyMethod], settings: Optional[dict[str, Any]] = None) -> AnyMethod:
+    """A method by name and settings, or as it is."""
+    if isinstance(method, str):
+        return Method(method, **(settings or {}))
+    if settings:
+        raise Error(f"settings of a method go with its name: {', '.join(settings)}")
+    if not isinstance(method, (Method, CustomMethod)):
+        raise Error(f"a method is a name, a Method or a CustomMethod, not {type(method).__name__}")
+    return method
+
+
+def _sparsity_for(method: AnyMethod, sparsity: Optional[float]) -> float:
+    """The global sparsity, which is given unless it follows from a pattern N:M."""
+    has_pattern = isinstance(method, Method) and "nm" in method.settings
+    if has_pattern and sparsity is not None:
+        raise Error(f"the sparsity is that of {method.settings['nm']}: leave out `sparsity`")  # type: ignore[union-attr]
+    if sparsity is None and not has_pattern and (isinstance(method, CustomMethod) or method._native.sparse):
+        raise Error("say how sparse the model is to be: `sparsity`, such as 0.9, or a pattern, such as nm=\"2:4\"")
+    return float(sparsity or 0.0)
+
+
+def _whole(name: str, number: Any) -> int:
+    if number != number or number < 0 or number >= 2**63:
+        raise Error(f"{name} is {number}, not a number of steps or a seed: 0 or more")
+    return int(number)
+
+
+def _schedule(
+    end_step: float, delta_t: int, drop_fraction: float, drop_schedule: str, grad_accumulation: int
+) -> UpdateSchedule:
+    return UpdateSchedule(
+        _whole("end_step", end_step),
+        delta_t=_whole("delta_t", delta_t),
+        drop_fraction=float(drop_fraction),
+        drop_schedule=drop_schedule,
+        grad_accumulation=_whole("grad_accumulation", grad_accumulation),
+    )
+
+
+def _patterns(patterns: Union[str, Sequence[str]]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _of_shape(x: Any, shape: Sequence[int], what: str) -> npt.NDArray[np.float32]:
+    """Numbers of a shape, flat."""
+    array = as_numpy(x)
+    if tuple(array.shape) != tuple(shape):
+        raise Error(f"{what} {list(array.shape)} do not fit {list(shape)}")
+    return floats(array, what)
 
 
 def methods() -> dict[str, dict[str, Any]]:
@@ -227,7 +285,7 @@ def layer_sparsities(
 
 
 def initial_masks(
-    method: AnyMethod,
+    method: Union[str, AnyMethod],
     layers: Sequence[Union[LayerSpec, tuple[Any, ...]]],
     sparsity: float = 0.0,
     *,
@@ -243,6 +301,7 @@ def initial_masks(
     ``sensitivity`` (the same; ``weights`` are then the products of weights and gradients). With a pattern N:M the sparsity follows from
     that.
     """
+    method = _as_method(method)
     specs = _specs(layers)
     initial = initial_mask or ("random" if weights is None else "magnitude")
     if initial != "random" and weights is None:
@@ -254,8 +313,11 @@ def initial_masks(
     if initial != "random" and weights is not None:
         if len(weights) != len(specs):
             raise Error(f"weights of {len(weights)} layers for {len(specs)}")
-        values = [None if keep_dense else floats(w, name) for (name, _, keep_dense), w in zip(specs, weights)]
-    made = _native.initial_masks(native, specs, values, initial, sparsity, distribution, seed)
+        values = [
+            None if keep_dense else _of_shape(w, shape, f"layer `{name}`: weights")
+            for (name, shape, keep_dense), w in zip(specs, weights)
+        ]
+    made = _native.initial_masks(native, specs, values, initial, sparsity, distribution, _whole("seed", seed))
     masks = [mask.view(np.bool_).reshape(shape) for (_, shape, _), (_, mask) in zip(specs, made)]
     sparsities = [sparsity for sparsity, _ in made]
     if isinstance(method, CustomMethod):
@@ -283,13 +345,13 @@ def initial_weights(
     array = as_numpy(mask)
     if init == "keep" and weights is None:
         raise Error("there are no weights to keep")
-    values = np.zeros(array.size, dtype=np.float32) if weights is None else floats(weights, "weights")
-    drawn = _native.initial_weights(bits(array), _neurons(array), values, init, seed, layer)
+    values = np.zeros(array.size, dtype=np.float32) if weights is None else _of_shape(weights, array.shape, "weights")
+    drawn = _native.initial_weights(bits(array), _neurons(array), values, init, _whole("seed", seed), layer)
     return drawn.reshape(array.shape)
 
 
 def update_topology(
-    method: AnyMethod,
+    method: Union[str, AnyMethod],
     layers: Sequence[Layer],
     *,
     drop_fraction: float,
@@ -304,7 +366,7 @@ def update_topology(
     Raises :class:`Error` for the first layer that does not fit, or whose values are not finite.
     """
     updates = []
-    for result in _update(method, [(index, layer) for index, layer in enumerate(layers)], drop_fraction, seed, step):
+    for result in _update(_as_method(method), [(index, layer) for index, layer in enumerate(layers)], drop_fraction, seed, step):
         if isinstance(result, Error):
             raise result
         updates.append(result)
@@ -312,10 +374,10 @@ def update_topology(
 
 
 def update_layer(
-    method: AnyMethod, layer: Layer, *, drop_fraction: float, seed: int = 0, index: int = 0, step: int = 1
+    method: Union[str, AnyMethod], layer: Layer, *, drop_fraction: float, seed: int = 0, index: int = 0, step: int = 1
 ) -> Update:
     """:func:`update_topology` of one layer, the ``index``-th of its model."""
-    [result] = _update(method, [(index, layer)], drop_fraction, seed, step)
+    [result] = _update(_as_method(method), [(index, layer)], drop_fraction, seed, step)
     if isinstance(result, Error):
         raise result
     return result
@@ -330,17 +392,17 @@ def _update(
     states = []
     for index, layer in layers:
         mask = as_numpy(layer.mask)
-        grads = None
+        neurons, grads = _neurons(mask), None
         if method._native.gradients != "none":
             if layer.grads is None:
                 raise Error(f"layer `{layer.name}`: method `{method.name}` looks at gradients, and there are none")
-            grads = floats(layer.grads, "grads")
+            grads = _of_shape(layer.grads, mask.shape, f"layer `{layer.name}`: grads")
         states.append(
             _State(
                 index=index,
                 name=layer.name,
-                neurons=_neurons(mask),
-                weights=floats(layer.weights, "weights"),
+                neurons=neurons,
+                weights=_of_shape(layer.weights, mask.shape, f"layer `{layer.name}`: weights"),
                 grads=grads,
                 mask=bits(mask),
                 sparsity=float(layer.sparsity),
@@ -387,16 +449,18 @@ def _update_custom(
     before = bits(layer.mask).view(np.bool_).reshape(_neurons(as_numpy(layer.mask)), -1)
     after = before
     if layer.sparsity > 0.0:
-        weights = floats(layer.weights, "weights").reshape(before.shape)
-        grads = np.zeros_like(weights) if layer.grads is None else floats(layer.grads, "grads").reshape(before.shape)
+        weights = _of_shape(layer.weights, shape, f"layer `{layer.name}`: weights").reshape(before.shape)
+        grads = np.zeros_like(weights)
+        if layer.grads is not None:
+            grads = _of_shape(layer.grads, shape, f"layer `{layer.name}`: grads").reshape(before.shape)
         for what, values in [("weight", weights), ("gradient", grads)]:
             if not np.isfinite(values).all():
                 return Error(f"layer `{layer.name}`: a {what} is not finite; masks need finite values")
         rng = np.random.default_rng([seed, index, step])
         new = method.update(
-            weights,
-            grads,
-            before,
+            _read_only(weights),
+            _read_only(grads),
+            _read_only(before),
             sparsity=layer.sparsity,
             drop_fraction=drop_fraction,
             ablate=layer.ablate,
@@ -406,6 +470,13 @@ def _update_custom(
     report = layer_stats(after)
     report["pruned"], report["grown"] = int((before & ~after).sum()), int((after & ~before).sum())
     return Update(after.reshape(shape), report)
+
+
+def _read_only(array: Any) -> Any:
+    """What belongs to the caller is not a method's to write to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _checked(method: CustomMethod, name: str, mask: Any, shape: tuple[int, ...]) -> Mask:

@@ -77,9 +77,9 @@ def masks(state: SparseState) -> Any:
 def sparsify(
     params: Any,
     optimizer: optax.GradientTransformation,
-    sparsity: float = 0.0,
+    sparsity: Optional[float] = None,
     *,
-    end_step: int,
+    end_step: float,
     method: Union[str, AnyMethod] = "srigl",
     distribution: str = "erk",
     delta_t: int = 100,
@@ -89,10 +89,10 @@ def sparsify(
     weight_init: str = "kaiming-normal",
     initial_mask: Optional[str] = None,
     seed: int = 0,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    keep_dense: Sequence[str] = (),
-    no_ablation: Optional[Sequence[str]] = None,
+    include: Union[str, Sequence[str]] = (),
+    exclude: Union[str, Sequence[str]] = (),
+    keep_dense: Union[str, Sequence[str]] = (),
+    no_ablation: Union[str, Sequence[str], None] = None,
     **settings: Union[float, str],
 ) -> tuple[Any, optax.GradientTransformation]:
     """Sparse parameters, and an optimizer that keeps them so.
@@ -102,22 +102,14 @@ def sparsify(
     anew** unless ``weight_init="keep"``. Methods that keep inactive weights (``top-kast``, ``sr-ste``) or choose by a first gradient
     (``snip``) are not there.
     """
-    if isinstance(method, str):
-        method = Method(method, **settings)
-    elif settings:
-        raise Error(f"settings of a method go with its name: {', '.join(settings)}")
-    schedule = UpdateSchedule(
-        end_step,
-        delta_t=delta_t,
-        drop_fraction=drop_fraction,
-        drop_schedule=drop_schedule,
-        grad_accumulation=grad_accumulation,
-    )
+    method = core._as_method(method, settings)
+    schedule = core._schedule(end_step, delta_t, drop_fraction, drop_schedule, grad_accumulation)
+    seed, target = core._whole("seed", seed), core._sparsity_for(method, sparsity)
     initial = initial_mask or ("random" if isinstance(method, CustomMethod) else method._native.initial_with(weight_init))
     if isinstance(method, Method):
         native = method._native
         if not native.sparse:
-            return params, optimizer
+            return params, _wrapped(optimizer, method, schedule, params, [], [], seed)
         if native.keeps_inactive_weights or native.updates == "each-step" or initial == "sensitivity":
             raise Error(f"method `{method.name}` is not there for JAX; see srigl.core for its masks")
         if native.starts_dense and schedule.last_update() is None:
@@ -131,17 +123,17 @@ def sparsify(
         if jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and "embed" not in name.lower()
     ]
     candidates = [names[place] for place in places]
-    included = _native.matching("include", list(include), candidates) if include else [True] * len(places)
-    excluded = _native.matching("exclude", list(exclude), candidates)
+    included = _native.matching("include", core._patterns(include), candidates) if include else [True] * len(places)
+    excluded = _native.matching("exclude", core._patterns(exclude), candidates)
     places = [place for place, is_in, is_out in zip(places, included, excluded) if is_in and not is_out]
     chosen = [names[place] for place in places]
-    dense = _native.matching("keep_dense", list(keep_dense), chosen)
+    dense = _native.matching("keep_dense", core._patterns(keep_dense), chosen)
     if all(dense):
         raise Error("no parameter is left that could be sparse")
     if no_ablation is None:
         spared = [name == candidates[-1] for name in chosen]
     else:
-        spared = _native.matching("no_ablation", list(no_ablation), chosen)
+        spared = _native.matching("no_ablation", core._patterns(no_ablation), chosen)
     rows = [_Sparse(place, "", 0, 0.0, True).rows(leaves[place]) for place in places]
     specs = [LayerSpec(name, tuple(row.shape), is_dense) for name, row, is_dense in zip(chosen, rows, dense)]
     starts_from_dense = isinstance(method, Method) and method._native.starts_from_dense_weights
@@ -153,7 +145,7 @@ def sparsify(
     sparsities, first = core.initial_masks(
         method,
         specs,
-        sparsity,
+        target,
         distribution=distribution,
         seed=seed,
         weights=None if initial == "random" else rows,
@@ -169,18 +161,25 @@ def sparsify(
         drawn = core.initial_weights(first[of.index], init, seed=seed, layer=of.index, weights=rows[of.index])
         leaves[of.place] = jnp.asarray(of.leaf(drawn), dtype=leaves[of.place].dtype)
     start = [of.leaf(first[of.index]) for of in sparse]
-    return jax.tree_util.tree_unflatten(structure, leaves), _wrapped(optimizer, method, schedule, sparse, start, seed)
+    drawn_params = jax.tree_util.tree_unflatten(structure, leaves)
+    return drawn_params, _wrapped(optimizer, method, schedule, params, sparse, start, seed)
 
 
 def _wrapped(
     optimizer: optax.GradientTransformation,
     method: AnyMethod,
     schedule: UpdateSchedule,
+    params: Any,
     sparse: list[_Sparse],
     start: list[np.ndarray[Any, Any]],
     seed: int,
 ) -> optax.GradientTransformation:
-    end_step, delta_t, accumulation = schedule.end_step, schedule.delta_t, schedule.grad_accumulation
+    optimizer = optax.with_extra_args_support(optimizer)
+    # Steps are counted in 32 bits.
+    end_step, delta_t = (min(number, 2**31 - 1) for number in (schedule.end_step, schedule.delta_t))
+    accumulation = min(schedule.grad_accumulation, delta_t)
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    warned: set[str] = set()
     changes = isinstance(method, CustomMethod) or method._native.updates == "scheduled"
     momentum = method._native.momentum if isinstance(method, Method) else 0.0
     needs_gradient = changes and (isinstance(method, CustomMethod) or method._native.gradients != "none")
@@ -212,7 +211,9 @@ def _wrapped(
         results = []
         for i, (of, result) in enumerate(zip(sparse, core._update_or_errors(method, layers, alpha, seed, step))):
             if isinstance(result, Error):
-                warnings.warn(f"step {step}: {result}; the layer keeps its mask", RuntimeWarning, stacklevel=2)
+                if of.name not in warned:
+                    warned.add(of.name)
+                    warnings.warn(f"step {step}: {result}; the layer keeps its mask", RuntimeWarning, stacklevel=2)
                 results.append(np.asarray(now[i]))
             else:
                 results.append(np.ascontiguousarray(of.leaf(result.mask)))
@@ -223,12 +224,24 @@ def _wrapped(
         gathered = [jnp.zeros(mask.shape, dtype=jnp.float32) for mask in start] if needs_gradient else []
         return SparseState(jnp.zeros((), dtype=jnp.int32), mask_tree(params, found), gathered, optimizer.init(params))
 
-    def update(grads: Any, state: SparseState, params: Any = None) -> tuple[Any, SparseState]:
+    def clear_moments(inner: Any, found: Sequence[Any]) -> Any:
+        """Zeros in what the optimizer keeps for each weight, wherever it keeps it: under the weight's own path, in its shape."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(inner)
+        cleared = []
+        for path, leaf in leaves:
+            for of, mask in zip(sparse, found):
+                own = paths[of.place]
+                if path[len(path) - len(own) :] == own and jnp.shape(leaf) == mask.shape:
+                    leaf = jnp.where(mask, leaf, 0).astype(leaf.dtype)
+            cleared.append(leaf)
+        return jax.tree_util.tree_unflatten(structure, cleared)
+
+    def update(grads: Any, state: SparseState, params: Any = None, **extra: Any) -> tuple[Any, SparseState]:
         if params is None:
             raise Error("sparse training needs the parameters: optimizer.update(grads, state, params)")
         step = state.step + 1
         masked = jax.tree.map(lambda g, mask: jnp.where(mask, g, 0).astype(g.dtype), grads, state.masks)
-        updates, inner = optimizer.update(masked, state.inner, params)
+        updates, inner = optimizer.update(masked, state.inner, params, **extra)
         gathered = state.gathered
         if needs_gradient:
             dense = [g.astype(jnp.float32) for g in of_sparse(grads)]
@@ -249,10 +262,7 @@ def _wrapped(
             shapes: Any = [jnp.zeros_like(mask) for mask in now]
             mean = [g * scale for g in gathered]
             found = jax.pure_callback(new_masks, shapes, step, of_sparse(moved), mean, now)
-            tree = mask_tree(params, found)
-            inner = optax.tree_utils.tree_map_params(
-                optimizer, lambda leaf, mask: jnp.where(mask, leaf, 0).astype(leaf.dtype), inner, tree
-            )
+            inner = clear_moments(inner, found)
             return found, inner, gathered if momentum > 0.0 else [jnp.zeros_like(g) for g in gathered]
 
         is_update = (step % delta_t == 0) & (step < end_step)
@@ -260,7 +270,7 @@ def _wrapped(
         tree = mask_tree(params, found)
         return _settled(updates, params, tree), SparseState(step, tree, gathered, inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _settled(updates: Any, params: Any, tree: Any) -> Any:

@@ -9,7 +9,9 @@ try:
 except ImportError:  # The same under its other name.
     from pytorch_lightning import Callback  # type: ignore[assignment, unused-ignore]
 
-from srigl.torch import Sparse, sparsify
+from srigl._callbacks import begin
+from srigl._native import Error
+from srigl.torch import Sparse
 
 __all__ = ["SparsityCallback"]
 
@@ -17,12 +19,13 @@ __all__ = ["SparsityCallback"]
 class SparsityCallback(Callback):  # type: ignore[misc, unused-ignore]
     """Makes the module sparse when training begins; options are those of :func:`srigl.torch.sparsify`.
 
-    ``end_step`` is 75 % of the training's steps if it is not given. Masks go into Lightning's checkpoints, and are taken up from there.
+    ``end_step`` is 75 % of the training's steps if it is not given. Masks go into Lightning's checkpoints, and are taken up from
+    there; a second ``fit`` goes on with those that the module has.
 
     ``Trainer(..., callbacks=[srigl.lightning.SparsityCallback(0.9)])``
     """
 
-    def __init__(self, sparsity: float = 0.0, *, end_step: Optional[int] = None, **options: Any) -> None:
+    def __init__(self, sparsity: Optional[float] = None, *, end_step: Optional[float] = None, **options: Any) -> None:
         self.sparsity, self.end_step, self.options = sparsity, end_step, options
         self.sparse: Optional[Sparse] = None
         """What keeps the module sparse, once training has begun."""
@@ -30,12 +33,25 @@ class SparsityCallback(Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Once module and optimizer are there."""
+        if len(trainer.optimizers) != 1:
+            raise Error(f"the module has {len(trainer.optimizers)} optimizers: call srigl.torch.sparsify for each instead")
         end_step = self.end_step
         if end_step is None:
-            end_step = int(trainer.estimated_stepping_batches) * 3 // 4
-        [optimizer] = trainer.optimizers
-        self.sparse = sparsify(
-            pl_module, optimizer, self.sparsity, end_step=end_step, state=self._state, **self.options
+            steps = trainer.estimated_stepping_batches
+            if not 0 < steps < float("inf"):
+                raise Error("give the callback an end_step: the trainer does not say how many steps there will be")
+            end_step = int(steps) * 3 // 4
+        saved, self._state = self._state, None
+        if saved is None and trainer.ckpt_path is not None and trainer.global_step > 0:
+            raise Error(f"`{trainer.ckpt_path}` has no masks: it was saved without this callback")
+        self.sparse = begin(
+            self.sparse,
+            saved,
+            pl_module,
+            trainer.optimizers[0],
+            sparsity=self.sparsity,
+            end_step=end_step,
+            **self.options,
         )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

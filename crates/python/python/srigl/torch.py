@@ -19,7 +19,8 @@ topology is updated on the CPU, from the weights and the dense gradients of that
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -31,19 +32,8 @@ from srigl.core import AnyMethod, CustomMethod, Error, LayerSpec, Method, Update
 
 __all__ = ["Sparse", "SparseLayer", "sparse_layers", "sparsify"]
 
-_ELEMENTWISE = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adamax,
-    torch.optim.Adagrad,
-    torch.optim.Adadelta,
-    torch.optim.RMSprop,
-)
-"""Optimizers under which a weight of 0 without gradient and moments stays 0."""
-
+_SPARSE: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
+"""Weights that a :class:`Sparse` keeps sparse, by identity."""
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a number."""
@@ -136,10 +126,11 @@ class SparseLayer:
         self._gathered: Optional[torch.Tensor] = None
         self._is_masked = False
         self._version = -1
+        self._moments: Any = None
         self._warned = False
         self._inactive: torch.Tensor = torch.empty(0)
         self._frozen: Optional[torch.Tensor] = None
-        self._bits: dict[torch.dtype, torch.Tensor] = {}
+        self._bits: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -186,19 +177,47 @@ class SparseLayer:
         grad = self.parameter.grad
         if grad is None or self._frozen is None:
             return
-        # All bits or none: many times as fast as filling, and NaN becomes 0, too, as it would not by multiplying.
-        if grad.dtype not in self._bits:
-            integer = _INTEGERS[grad.element_size()]
-            self._bits[grad.dtype] = (~self._frozen).to(integer).neg_()
-        bits = self._bits[grad.dtype]
-        grad.view(bits.dtype).bitwise_and_(bits)
+        try:
+            self._clear(grad, "frozen")
+        except RuntimeError:
+            # Several of its numbers are one in memory.
+            self.parameter.grad = grad.masked_fill(self._frozen, 0.0)
+
+    def _clear(self, tensor: torch.Tensor, where: str) -> None:
+        """Sets numbers to 0 where they are inactive, or get no gradient: by all bits or none, which is many times as fast as filling, and
+        makes 0 of NaN, too, as multiplying would not."""
+        off = self._inactive if where == "inactive" else self._frozen
+        key = (where if off is not self._inactive else "inactive", tensor.dtype)
+        if off is None:
+            return
+        if key not in self._bits:
+            self._bits[key] = (~off).to(_INTEGERS[tensor.element_size()]).neg_()
+        tensor.view(self._bits[key].dtype).bitwise_and_(self._bits[key])
+
+    def _clear_moments(self, state: Any) -> None:
+        """Zeros in an optimizer's moments where the weight gets no gradient."""
+        self._moments = state
+        for key, moment in (state or {}).items():
+            is_moment = isinstance(moment, torch.Tensor) and moment.shape == self.parameter.shape
+            # Rprop's step sizes are no moments.
+            if is_moment and moment.is_floating_point() and key != "step_size" and self._frozen is not None:
+                moment.masked_fill_(self._frozen.to(moment.device), 0.0)
+
+    def _take_up(self) -> None:
+        """Masks what somebody else has written to the weight since the last step."""
+        weight = self.parameter.data
+        if not self._inactive_weights_live():
+            self._clear(weight, "inactive")
+        elif bool((weight.masked_fill(~self._inactive, 0.0) != 0).any()):
+            # Weights of another moment, all of them.
+            self._hide()
 
     def _hide(self) -> None:
         """Leaves zeros in the place of inactive weights, and keeps what was there if the method wants that."""
         weight = self.parameter.data
         if self._inactive_weights_live():
             self._hidden = weight.masked_fill(~self._inactive, 0.0)
-        weight.masked_fill_(self._inactive, 0.0)
+        self._clear(weight, "inactive")
 
 
 class Sparse:
@@ -227,11 +246,12 @@ class Sparse:
         self.reports = {}
         self._optimizer = optimizer
         self._sparse = [layer for layer in layers if layer.sparsity > 0.0]
-        self._stays_zero = isinstance(optimizer, _ELEMENTWISE)
+        self._pending = self._skipped = False
         self._gathers = self._gathers_at(1)
         handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
         for layer in self._sparse:
             parameter: Any = layer.parameter
+            _SPARSE[id(parameter)] = parameter
             handles.append(parameter.register_post_accumulate_grad_hook(self._arrived(layer)))
         self._handles = handles
 
@@ -242,7 +262,7 @@ class Sparse:
     def sparsity(self) -> float:
         """The share of zeros over all layers."""
         total = sum(layer.mask.size for layer in self.layers)
-        return 1.0 - sum(int(layer.mask.sum()) for layer in self.layers) / max(total, 1)
+        return sum(int((~layer.mask).sum()) for layer in self.layers) / max(total, 1)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Counts of each layer's mask, by name."""
@@ -253,6 +273,8 @@ class Sparse:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        for layer in self._sparse:
+            _SPARSE.pop(id(layer.parameter), None)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly here, together with the states of model and optimizer."""
@@ -278,22 +300,31 @@ class Sparse:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where a :meth:`state_dict` was taken; load those of model and optimizer, too, in any order.
+        """Goes on where a :meth:`state_dict` was taken; load those of model and optimizer, too, in any order. Sparsities, step and seed are
+        the state's; the schedule is the one given to :func:`sparsify`.
 
         Raises :class:`srigl.Error` if it is of other layers or another method.
         """
-        if state.get("version") != 1 or "layers" not in state:
+        if not isinstance(state, Mapping) or state.get("version") != 1:
             raise Error("this is no state of srigl.torch")
-        if state["method"] != self.method.name:
-            raise Error(f"the state is of method `{state['method']}`, not of `{self.method.name}`")
+        settings = {} if isinstance(self.method, CustomMethod) else self.method.settings
+        if (state["method"], state["settings"]) != (self.method.name, settings):
+            theirs, ours = (f"`{name}` {of or ''}".strip() for name, of in [(state["method"], state["settings"]), (self.method.name, settings)])
+            raise Error(f"the state is of method {theirs}, not of {ours}")
         layers, names = state["layers"], {layer.parameter_name for layer in self._sparse}
         if set(layers) != names:
             odd = sorted(set(layers) ^ names)
             raise Error(f"the state is of other sparse layers: {', '.join(odd)} only there or only here")
+        keys = {"mask", "ever_active", "sparsity", "gets_gradient", "hidden", "gathered"}
         for layer in self._sparse:
-            expected, got = tuple(layer.parameter.shape), tuple(layers[layer.parameter_name]["mask"].shape)
-            if expected != got:
-                raise Error(f"layer `{layer.name}`: the state has a mask {list(got)} for a weight {list(expected)}")
+            of = layers[layer.parameter_name]
+            if not keys <= set(of):
+                raise Error(f"layer `{layer.name}`: the state lacks {', '.join(sorted(keys - set(of)))}")
+            expected = tuple(layer.parameter.shape)
+            for key in keys - {"sparsity"}:
+                if of[key] is not None and tuple(of[key].shape) != expected:
+                    got = list(of[key].shape)
+                    raise Error(f"layer `{layer.name}`: the state has a {key} {got} for a weight {list(expected)}")
         for layer in self._sparse:
             of, found = layers[layer.parameter_name], layer._found
             layer._set_mask(found.rows(of["mask"]).copy(), None)
@@ -320,6 +351,8 @@ class Sparse:
 
     def _arrived(self, layer: SparseLayer) -> Any:
         def hook(_: torch.Tensor) -> None:
+            # A step that failed between its two hooks is over.
+            self._pending = False
             layer._to_device()
             if not self._gathers:
                 layer._mask_gradient()
@@ -346,23 +379,31 @@ class Sparse:
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        """Between the gradients and the optimizer."""
-        self.step += 1
+        """Between the gradients and the optimizer. Optimizers that call the step of another come here several times."""
+        if self._pending:
+            return
+        self._pending = True
+        # A fused optimizer leaves unscaling, and skipping, to its own kernels.
+        found_inf: Any = getattr(self._optimizer, "found_inf", None)
+        scale: Any = getattr(self._optimizer, "grad_scale", None)
+        self._skipped = found_inf is not None and float(found_inf) > 0.0
+        scale = 1.0 if scale is None else float(scale)
+        if not self._skipped:
+            self.step += 1
         for layer in self._sparse:
             layer._to_device()
-            if layer.parameter._version != layer._version and not layer._inactive_weights_live():
-                # Somebody else has written to it, or this is the first step.
-                layer.parameter.data.masked_fill_(layer._inactive, 0.0)
+            if layer.parameter._version != layer._version:
+                layer._take_up()
             grad = layer.parameter.grad
             if grad is None:
                 continue
-            if self._gathers:
-                self._gather(layer, grad)
+            if self._gathers and not self._skipped:
+                self._gather(layer, grad if scale == 1.0 else grad / scale)
             if not layer._is_masked:
                 layer._mask_gradient()
             layer._is_masked = False
             if layer._hidden is not None:
-                self._decay(layer, grad)
+                self._decay(layer, grad, scale)
         for layer in self._sparse:
             if layer._hidden is not None:
                 layer.parameter.data.add_(layer._hidden)
@@ -378,13 +419,13 @@ class Sparse:
         else:
             layer._gathered.add_(grad)
 
-    def _decay(self, layer: SparseLayer, grad: torch.Tensor) -> None:
+    def _decay(self, layer: SparseLayer, grad: torch.Tensor, scale: float) -> None:
         """Adds ``λW`` of the inactive weights that get gradient."""
         assert isinstance(self.method, Method) and layer._hidden is not None
         decay = self.method._native.inactive_decay(layer._target())
         if decay > 0.0:
             hidden = layer._hidden if layer._frozen is None else layer._hidden.masked_fill(layer._frozen, 0.0)
-            grad.add_(hidden, alpha=decay)
+            grad.add_(hidden, alpha=decay * scale)
 
     def _park(self, layer: SparseLayer) -> None:
         """Weight decay would move values that get no gradient: the optimizer sees zeros in their place."""
@@ -398,19 +439,28 @@ class Sparse:
     @torch.no_grad()
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """After the optimizer."""
+        if not self._pending:
+            # An optimizer around another, whose step this was; it may have added something.
+            for layer in self._sparse:
+                layer._take_up()
+                layer._version = layer.parameter._version
+            return
+        self._pending = False
         for layer in self._sparse:
             if layer._hidden is not None:
                 # What was parked beside what the optimizer has moved.
                 frozen = layer._frozen
                 moved = layer.parameter.data if frozen is None else layer.parameter.data.masked_fill_(frozen, 0.0)
                 moved.add_(layer._hidden)
-            elif not self._stays_zero:
-                layer.parameter.data.masked_fill_(layer._inactive, 0.0)
-        updates = self._updates()
+            state = self._optimizer.state.get(layer.parameter)
+            if state is not layer._moments:
+                # Of before this training, or of a checkpoint.
+                layer._clear_moments(state)
+        updates = self._updates() and not self._skipped
         if updates:
             self._update()
         for layer in self._sparse:
-            if layer._hidden is not None and not updates:
+            if not updates:
                 layer._hide()
             layer._version = layer.parameter._version
         self._gathers = self._gathers_at(self.step + 1)
@@ -427,6 +477,8 @@ class Sparse:
         is_momentum = isinstance(self.method, Method) and self.method._native.gradients == "momentum"
         states, weights = [], {}
         for layer in self._sparse:
+            if not layer.parameter.requires_grad:
+                continue
             rows = layer._found.rows
             grads = None
             if needs_gradient:
@@ -448,31 +500,21 @@ class Sparse:
                 layer._set_mask(result.mask, weights[layer.index])
                 self.reports[layer.name] = result.report
         for layer in self._sparse:
-            self._settle(layer)
+            layer._hide()
+            layer._clear_moments(layer._moments)
 
     def _keeps(self, layer: SparseLayer, why: str) -> None:
         if not layer._warned:
             layer._warned = True
             warnings.warn(f"step {self.step}: {why}; the layer keeps its mask", RuntimeWarning, stacklevel=2)
 
-    def _settle(self, layer: SparseLayer) -> None:
-        """Zeros in weights and moments where the new mask has none."""
-        layer._hide()
-        if layer._frozen is None:
-            return
-        for key, moment in self._optimizer.state.get(layer.parameter, {}).items():
-            is_moment = isinstance(moment, torch.Tensor) and moment.shape == layer.parameter.shape
-            # Rprop's step sizes are no moments.
-            if is_moment and moment.is_floating_point() and key != "step_size":
-                moment.masked_fill_(layer._frozen.to(moment.device), 0.0)
-
 
 def sparsify(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    sparsity: float = 0.0,
+    sparsity: Optional[float] = None,
     *,
-    end_step: int,
+    end_step: float,
     method: Union[str, AnyMethod] = "srigl",
     distribution: str = "erk",
     delta_t: int = 100,
@@ -482,10 +524,10 @@ def sparsify(
     weight_init: str = "kaiming-normal",
     initial_mask: Optional[str] = None,
     seed: int = 0,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    keep_dense: Sequence[str] = (),
-    no_ablation: Optional[Sequence[str]] = None,
+    include: Union[str, Sequence[str]] = (),
+    exclude: Union[str, Sequence[str]] = (),
+    keep_dense: Union[str, Sequence[str]] = (),
+    no_ablation: Union[str, Sequence[str], None] = None,
     state: Optional[Mapping[str, Any]] = None,
     **settings: Union[float, str],
 ) -> Sparse:
@@ -514,31 +556,28 @@ def sparsify(
 
     Raises :class:`srigl.Error` for settings out of range, patterns that match nothing, or a layer that would be left without weights.
     """
-    if isinstance(method, str):
-        method = Method(method, **settings)
-    elif settings:
-        raise Error(f"settings of a method go with its name: {', '.join(settings)}")
-    schedule = UpdateSchedule(
-        end_step,
-        delta_t=delta_t,
-        drop_fraction=drop_fraction,
-        drop_schedule=drop_schedule,
-        grad_accumulation=grad_accumulation,
-    )
+    optimizer = _inner(optimizer)
+    if not isinstance(model, nn.Module) or not isinstance(optimizer, torch.optim.Optimizer):
+        raise Error(f"sparsify takes a module and an optimizer, not {type(model).__name__} and {type(optimizer).__name__}")
+    method = core._as_method(method, settings)
+    schedule = core._schedule(end_step, delta_t, drop_fraction, drop_schedule, grad_accumulation)
+    seed = core._whole("seed", seed)
+    if state is None:
+        sparsity = core._sparsity_for(method, sparsity)
     if isinstance(method, Method) and not method._native.sparse:
         return Sparse(optimizer, method, schedule, [], seed)
     if isinstance(method, Method) and method._native.starts_dense and schedule.last_update() is None:
         raise Error(f"method `{method.name}` becomes sparse by its updates, and there is none before step {end_step}")
     found = _chosen(_unwrapped(model), optimizer, include, exclude)
     names = [layer.name for layer in found]
-    dense = _native.matching("keep_dense", list(keep_dense), names)
+    dense = _native.matching("keep_dense", core._patterns(keep_dense), names)
     if all(dense):
         raise Error("no layer is left that could be sparse")
     if no_ablation is None:
         all_layers = [layer.name for layer in sparse_layers(_unwrapped(model))]
         spared = [name == all_layers[-1] for name in names]
     else:
-        spared = _native.matching("no_ablation", list(no_ablation), names)
+        spared = _native.matching("no_ablation", core._patterns(no_ablation), names)
     if state is not None:
         return _resumed(optimizer, method, schedule, found, spared, state)
     specs = [LayerSpec(layer.name, layer.shape, is_dense) for layer, is_dense in zip(found, dense)]
@@ -548,7 +587,7 @@ def sparsify(
     sparsities, masks = core.initial_masks(
         method,
         specs,
-        sparsity,
+        sparsity or 0.0,
         distribution=distribution,
         seed=seed,
         weights=None if initial == "random" else weights,
@@ -597,18 +636,31 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _chosen(
-    model: nn.Module, optimizer: torch.optim.Optimizer, include: Iterable[str], exclude: Iterable[str]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    include: Union[str, Sequence[str]],
+    exclude: Union[str, Sequence[str]],
 ) -> list[Found]:
     """The layers that count."""
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     found = sparse_layers(model)
     names = [layer.name for layer in found]
-    included = _native.matching("include", list(include), names) if list(include) else [True] * len(names)
-    excluded = _native.matching("exclude", list(exclude), names)
+    included = _native.matching("include", core._patterns(include), names) if include else [True] * len(names)
+    excluded = _native.matching("exclude", core._patterns(exclude), names)
     chosen = []
     for layer, is_in, is_out in zip(found, included, excluded):
         if is_in and not is_out and layer.parameter.requires_grad and id(layer.parameter) in trained:
             chosen.append(layer)
+    already = [layer.name for layer in chosen if id(layer.parameter) in _SPARSE]
+    if already:
+        raise Error(f"layer `{already[0]}` is sparse already: call remove() of what sparsify has returned before")
+    moved = [name for name, module in model.named_modules() if _is_layer(module) and not _weights_of(module)]
+    if moved:
+        # By weight normalisation, say, or pruning.
+        said = f"the weights of {', '.join(moved)} are computed from other parameters: these layers stay dense, and do not count"
+        if not chosen:
+            raise Error(f"no layer can be sparse: {said}")
+        warnings.warn(said, RuntimeWarning, stacklevel=3)
     if not chosen:
         raise Error(
             "no layer can be sparse: the model has no linear layer or convolution whose weight is trained by this optimizer"
@@ -616,6 +668,21 @@ def _chosen(
             else "no layer can be sparse: the model has no linear layer, convolution or attention"
         )
     return chosen
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return bool(_weights(module)) and not isinstance(module, nn.MultiheadAttention)
+
+
+def _weights_of(module: nn.Module) -> list[str]:
+    return [key for key in _weights(module) if module._parameters.get(key) is not None]
+
+
+def _inner(optimizer: Any) -> Any:
+    """The optimizer that another wraps, as Accelerate's do."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 class _Draw:
@@ -663,6 +730,10 @@ class _Draw:
     def initialise(self, layer: SparseLayer) -> None:
         """Gives a sparse layer its first weights."""
         found = layer._found
+        if self.init == "keep":
+            layer._set_mask(layer.mask, found.rows(found.parameter))
+            layer._hide()
+            return
         if self.starts_from_dense:
             rows = self.all_weights(found, layer.index)
         else:
