@@ -1,7 +1,7 @@
 """Trains a perceptron on Fashion-MNIST with PyTorch, 784-300-100-10 as `srigl train --model mlp` does, and runs what is left.
 
-    python examples/fashion_mnist.py --sparsity 0.95
-    python examples/fashion_mnist.py --sparsity 0.99 --method rigl --epochs 5 --data DIR
+python examples/fashion_mnist.py --sparsity 0.95
+python examples/fashion_mnist.py --sparsity 0.99 --method rigl --epochs 5 --data DIR
 """
 
 import argparse
@@ -10,11 +10,10 @@ import pathlib
 import struct
 
 import numpy as np
-import torch
-from torch import nn
-
 import srigl.condensed
 import srigl.torch
+import torch
+from torch import nn
 
 
 def read(folder, name):
@@ -66,7 +65,9 @@ def main():
         print(f"layer {name}: {stats['active']} of {stats['neurons']} neurons, fan-in {fan_in}, {stats['nnz']} weights")
     engine = srigl.condensed.condense(model, (784,), masks=sparse.masks())
     hits = (engine.run(test_x).argmax(1) == test_y).float().mean().item()
-    print(f"sparsity {100 * sparse.sparsity():.2f} %; in the engine: {100 * hits:.2f} %, {engine.nbytes} bytes of weights")
+    print(
+        f"sparsity {100 * sparse.sparsity():.2f} %; in the engine: {100 * hits:.2f} %, {engine.nbytes} bytes of weights"
+    )
 
 
 if __name__ == "__main__":

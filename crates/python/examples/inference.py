@@ -13,15 +13,16 @@ import statistics
 import time
 
 import numpy as np
+import srigl.condensed
 import torch
 import torchvision
-
-import srigl.condensed
 
 
 def pruned(net, sparsity):
     """The largest weights of each neuron, as many in each; the first and the last layer stay dense."""
-    layers = [m for m in net.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear, torch.nn.MultiheadAttention))]
+    layers = [
+        m for m in net.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear, torch.nn.MultiheadAttention))
+    ]
     for module in layers[1:-1]:
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() > 1:
@@ -56,8 +57,12 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    print(f"sparsity {args.sparsity}, batch {args.batch}, {args.threads} threads, medians of {args.rounds} rounds in turns\n")
-    print("| network | engine ms | PyTorch ms | torch.compile ms | ONNX Runtime ms | over PyTorch | over compile | over ONNX |")
+    print(
+        f"sparsity {args.sparsity}, batch {args.batch}, {args.threads} threads, medians of {args.rounds} rounds in turns\n"
+    )
+    print(
+        "| network | engine ms | PyTorch ms | torch.compile ms | ONNX Runtime ms | over PyTorch | over compile | over ONNX |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name in args.models:
         net = pruned(getattr(torchvision.models, name)(), args.sparsity)

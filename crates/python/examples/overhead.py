@@ -14,11 +14,10 @@ import sys
 import time
 import types
 
+import srigl.torch
 import torch
 import torchvision
 from torch import nn
-
-import srigl.torch
 
 DELTA_T = 10
 
@@ -64,7 +63,9 @@ class Authors(Dense):
 
 
 def networks():
-    mlp = nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    mlp = nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    )
     yield "mlp", mlp, (128, 1, 28, 28), 200
     yield "resnet18 at 32×32", torchvision.models.resnet18(num_classes=10), (32, 3, 32, 32), 40
     yield "vit_b_16", torchvision.models.vit_b_16(num_classes=10), (1, 3, 224, 224), 20
@@ -88,7 +89,9 @@ def main():
         config.DictConfig = dict
         sys.modules.setdefault("omegaconf", config)
         kinds["authors"] = lambda net: Authors(net, args.sparsity)
-    print("| network | contender | step ms | over dense | update ms | of 100 steps and an update |\n|---|---|---|---|---|---|")
+    print(
+        "| network | contender | step ms | over dense | update ms | of 100 steps and an update |\n|---|---|---|---|---|---|"
+    )
     for name, net, shape, steps in networks():
         if args.networks and name.split()[0] not in args.networks:
             continue

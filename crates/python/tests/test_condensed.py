@@ -4,16 +4,13 @@ import copy
 
 import numpy as np
 import pytest
-
 import srigl
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
-
-import torch.nn.utils.prune  # noqa: E402
-
 import srigl.condensed  # noqa: E402
 import srigl.torch  # noqa: E402
+import torch.nn.utils.prune  # noqa: E402
+from torch import nn  # noqa: E402
 
 
 def pruned(net, sparsity=0.9):
@@ -262,7 +259,9 @@ def test_files_of_the_command(srigl_command, tmp_path):
     models = pytest.importorskip("torchvision").models
     net = pruned(models.resnet18(num_classes=10))
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    srigl_command("condense", tmp_path / "net.pth", "--model", "resnet18", "--image", "64x64", "-o", tmp_path / "net.cond")
+    srigl_command(
+        "condense", tmp_path / "net.pth", "--model", "resnet18", "--image", "64x64", "-o", tmp_path / "net.cond"
+    )
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = net(x)
@@ -307,7 +306,9 @@ def same_gradients(layer, dense, x):
         (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
         results.append((y, inputs.grad))
     [(y, dx), (expected, expected_dx)] = results
-    close = lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-4 * (1 + float(b.detach().abs().max()) if b.numel() else 1))  # noqa: E731
+    close = lambda a, b: torch.allclose(
+        a, b, rtol=1e-4, atol=1e-4 * (1 + float(b.detach().abs().max()) if b.numel() else 1)
+    )  # noqa: E731
     assert close(y, expected) and close(dx, expected_dx)
     assert close(layer.values.grad, dense.weight.grad[layer.mask])
     assert (layer.bias is None) == (dense.bias is None)
@@ -346,7 +347,10 @@ def test_condensed_layers_train_copy_and_load():
     for wrong, message in [
         (lambda: srigl.condensed.CondensedLinear(dense, torch.zeros(4, 4)), "no active weight"),
         (lambda: srigl.condensed.CondensedLinear(dense, torch.ones(3, 4)), "a mask \\[3, 4\\] for a weight \\[4, 4\\]"),
-        (lambda: srigl.condensed.CondensedConv2d(nn.ConvTranspose2d(4, 4, 3)), "made of an nn.Conv2d, not of ConvTranspose2d"),
+        (
+            lambda: srigl.condensed.CondensedConv2d(nn.ConvTranspose2d(4, 4, 3)),
+            "made of an nn.Conv2d, not of ConvTranspose2d",
+        ),
         (lambda: net[0](torch.randn(2, 63)), "64 features are expected"),
         (lambda: net[0](torch.randn(2, 64).double()), "float32 on the CPU"),
     ]:

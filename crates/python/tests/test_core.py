@@ -7,9 +7,8 @@ import pickle
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
-
 import srigl
+from safetensors.numpy import load_file, save_file
 from srigl import core
 
 
@@ -139,7 +138,10 @@ def test_what_does_not_fit_is_refused_by_name():
         (lambda: core.Method("rigl", gamma_sal=0.3), "has no setting `gamma_sal`"),
         (lambda: core.layer_sparsities([("fc", (2, 3))], 1.5), "outside"),
         (lambda: core.layer_sparsities([("fc", (2,))], 0.5), "is not a weight"),
-        (lambda: core.layer_sparsities([("fc", (2, 3))], 0.5, distribution="odd"), "no distribution `odd`; known are erk"),
+        (
+            lambda: core.layer_sparsities([("fc", (2, 3))], 0.5, distribution="odd"),
+            "no distribution `odd`; known are erk",
+        ),
         (lambda: core.initial_masks(method, [("fc", (2, 3))], 0.5, initial_mask="magnitude"), "need weights"),
         (lambda: core.initial_weights([[1, 0]], "keep"), "no weights to keep"),
         (lambda: core.UpdateSchedule(10, drop_fraction=2.0), "drop_fraction is 2"),
@@ -208,7 +210,9 @@ def test_methods_and_schedules_can_be_pickled():
     method = core.Method("rigl", nm="2:4")
     schedule = core.UpdateSchedule(30, delta_t=5, drop_schedule="linear")
     same, again = pickle.loads(pickle.dumps((method, schedule)))
-    assert same == method and [again.drop_fraction_at(t) for t in range(40)] == [schedule.drop_fraction_at(t) for t in range(40)]
+    assert same == method and [again.drop_fraction_at(t) for t in range(40)] == [
+        schedule.drop_fraction_at(t) for t in range(40)
+    ]
 
 
 def _updated(sender=None):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 import srigl
 
 jax = pytest.importorskip("jax")
@@ -23,7 +22,9 @@ def model():
 
 
 def loss(params, x, y):
-    x = jax.lax.conv_general_dilated(x, params["conv"]["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = jax.lax.conv_general_dilated(
+        x, params["conv"]["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     x = jax.nn.relu(x + params["conv"]["bias"]).reshape(x.shape[0], -1)
     x = jax.nn.relu(x @ params["fc1"]["kernel"] + params["fc1"]["bias"])
     x = x @ params["fc2"]["kernel"] + params["fc2"]["bias"]
@@ -77,7 +78,14 @@ def test_training_is_sparse_and_learns(method):
 def test_a_state_goes_on_where_it_stopped():
     def start():
         return srigl.jax.sparsify(
-            model(), optax.sgd(0.05, momentum=0.9), 0.8, method="set", end_step=60, delta_t=5, grad_accumulation=2, seed=2
+            model(),
+            optax.sgd(0.05, momentum=0.9),
+            0.8,
+            method="set",
+            end_step=60,
+            delta_t=5,
+            grad_accumulation=2,
+            seed=2,
         )
 
     params, optimizer = start()
@@ -92,11 +100,21 @@ def test_a_state_goes_on_where_it_stopped():
 
 def test_updates_are_those_of_the_core():
     params, optimizer = srigl.jax.sparsify(
-        model(), optax.sgd(0.0), 0.8, method="srigl", gamma_sal=0.5, end_step=9, delta_t=1, seed=1, include=["fc*"],
-        distribution="uniform"
+        model(),
+        optax.sgd(0.0),
+        0.8,
+        method="srigl",
+        gamma_sal=0.5,
+        end_step=9,
+        delta_t=1,
+        seed=1,
+        include=["fc*"],
+        distribution="uniform",
     )
     state = optimizer.init(params)
-    grads = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(leaf.size).normal(size=leaf.shape), jnp.float32), params)
+    grads = jax.tree.map(
+        lambda leaf: jnp.asarray(np.random.default_rng(leaf.size).normal(size=leaf.shape), jnp.float32), params
+    )
     _, after = optimizer.update(grads, state, params)
     rows = lambda tree, name: np.asarray(tree[name]["kernel"]).T  # noqa: E731
     specs = [srigl.core.LayerSpec(name, rows(params, name).shape) for name in ["fc1", "fc2"]]
@@ -116,7 +134,8 @@ def test_optimizers_of_other_kinds(kind):
     labels = lambda tree: jax.tree.map(lambda leaf: "w" if leaf.ndim > 1 else "b", tree)  # noqa: E731
     optimizer = {
         "masked": lambda: optax.chain(
-            optax.masked(optax.trace(0.9), lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)), optax.scale(-0.01)
+            optax.masked(optax.trace(0.9), lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)),
+            optax.scale(-0.01),
         ),
         "multi": lambda: optax.multi_transform({"w": optax.adam(1e-3), "b": optax.sgd(1e-2)}, labels),
         "adafactor": lambda: optax.adafactor(1e-3),
@@ -128,7 +147,9 @@ def test_optimizers_of_other_kinds(kind):
     state = optimizer.init(params)
     extra = {"value": 1.0} if kind == "plateau" else {}
     for i in range(4):
-        grads = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(i).normal(size=leaf.shape), jnp.float32), params)
+        grads = jax.tree.map(
+            lambda leaf: jnp.asarray(np.random.default_rng(i).normal(size=leaf.shape), jnp.float32), params
+        )
         updates, state = jax.jit(optimizer.update)(grads, state, params, **extra)
         params = optax.apply_updates(params, updates)
     mask = np.broadcast_to(np.asarray(srigl.jax.masks(state)["fc1"]["kernel"]), (288, 24))
@@ -141,7 +162,10 @@ def test_optimizers_of_other_kinds(kind):
 def test_what_does_not_fit_is_refused():
     for call, message in [
         (lambda: srigl.jax.sparsify(model(), optax.sgd(0.1), method="sr-ste", end_step=9), "not there for JAX"),
-        (lambda: srigl.jax.sparsify(model(), optax.sgd(0.1), 0.8, end_step=9, exclude=["fc3"]), "`fc3` matches no layer"),
+        (
+            lambda: srigl.jax.sparsify(model(), optax.sgd(0.1), 0.8, end_step=9, exclude=["fc3"]),
+            "`fc3` matches no layer",
+        ),
         (lambda: srigl.jax.sparsify({"b": jnp.ones(3)}, optax.sgd(0.1), 0.8, end_step=9), "no parameter is left"),
     ]:
         with pytest.raises(srigl.Error, match=message):

@@ -6,14 +6,12 @@ import warnings
 
 import numpy as np
 import pytest
-
 import srigl
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
-
 import srigl.torch  # noqa: E402
 from srigl import core  # noqa: E402
+from torch import nn  # noqa: E402
 
 METHODS = [name for name in core.methods() if name != "dense"]
 
@@ -234,7 +232,10 @@ def test_patterns_and_settings_that_fit_nothing_are_refused():
         ([], "no state"),
         ({**sparse.state_dict(), "method": "set"}, "of method `set`, not of `rigl`"),
         ({**sparse.state_dict(), "settings": {"group": 4.0}}, "of method `rigl` {'group': 4.0}, not of `rigl`"),
-        ({**sparse.state_dict(), "layers": {name: {} for name in sparse.state_dict()["layers"]}}, "layer `0`: the state lacks"),
+        (
+            {**sparse.state_dict(), "layers": {name: {} for name in sparse.state_dict()["layers"]}},
+            "layer `0`: the state lacks",
+        ),
         ({**sparse.state_dict(), "layers": {}}, "of other sparse layers"),
     ]:
         with pytest.raises(srigl.Error, match=message):
@@ -269,6 +270,7 @@ def test_closures_and_accumulated_gradients():
     net, optimizer, sparse = sparsified("rigl")
     other, other_optimizer, _ = sparsified("rigl")
     for i in range(8):
+
         def closure():
             optimizer.zero_grad()
             loss = loss_of(net, i)
@@ -386,6 +388,7 @@ def test_an_optimizer_around_another_counts_each_step_once(with_closure):
     optimizer = Around(net.parameters(), lr=0.01)
     _, _, sparse = sparsified("rigl", optimizer, net)
     for i in range(11):
+
         def closure():
             optimizer.zero_grad()
             loss = loss_of(net, i)
@@ -569,7 +572,9 @@ def test_transformers_trainer(tmp_path):
             use_cpu=True,
             lr_scheduler_type="constant",
         )
-        return transformers.Trainer(transformers.GPT2LMHeadModel(config), arguments, train_dataset=data, callbacks=[callback])
+        return transformers.Trainer(
+            transformers.GPT2LMHeadModel(config), arguments, train_dataset=data, callbacks=[callback]
+        )
 
     callback = SparsityCallback(0.5, delta_t=2, end_step=20)
     trainer(callback, 4).train()
@@ -588,7 +593,9 @@ def test_transformers_trainer(tmp_path):
     # A second training goes on with the model's weights and masks; a checkpoint from elsewhere needs its masks.
     before = copy.deepcopy(callback.sparse.layers[0].mask)
     with pytest.raises(srigl.Error, match="have no srigl.pt"):
-        trainer(SparsityCallback(0.5, end_step=200), 6, tmp_path / "c").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        trainer(SparsityCallback(0.5, end_step=200), 6, tmp_path / "c").train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-4")
+        )
     saved = torch.load(tmp_path / "checkpoint-4" / "srigl.pt")
     callback = SparsityCallback(0.5, delta_t=100, end_step=200, state=saved)
     of = trainer(callback, 6, tmp_path / "d")
@@ -637,7 +644,9 @@ def test_lightning_trainer(tmp_path):
 
     sparse = fit(5)
     assert sparse.step == 5 and sparse.reports and sparse.schedule.end_step == 3
-    plain = lightning.Trainer(max_steps=2, accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
+    plain = lightning.Trainer(
+        max_steps=2, accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False
+    )
     plain.fit(Module(), loader)
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(srigl.Error, match="plain.ckpt` has no masks"):
@@ -665,7 +674,9 @@ def test_fashion_mnist_reaches_the_accuracy_of_the_command(method, sparsity, fas
     epochs, per_epoch = 15, len(x) // 128 + 1
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
     gamma = {"gamma_sal": 6.0 if sparsity == 0.99 else 0.3} if method == "srigl" else {}
-    sparse = srigl.torch.sparsify(net, optimizer, sparsity, method=method, end_step=epochs * per_epoch * 3 // 4, **gamma)
+    sparse = srigl.torch.sparsify(
+        net, optimizer, sparsity, method=method, end_step=epochs * per_epoch * 3 // 4, **gamma
+    )
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(128):
             loss = nn.functional.cross_entropy(net(x[rows]), y[rows])

@@ -13,7 +13,6 @@ from srigl import _native
 from srigl._arrays import as_numpy, bits, floats
 from srigl._native import Error
 
-
 Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
 """Kernel, stride, padding and dilation, each vertical and horizontal."""
 

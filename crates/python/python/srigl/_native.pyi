@@ -3,7 +3,25 @@ from typing import Any, Optional, Union, final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Engine", "Error", "Method", "Network", "TrainingLayer", "UpdateSchedule", "inference_cost", "initial_masks", "initial_weights", "layer_sparsities", "layer_stats", "matching", "methods", "sparsity_of_count", "target_sparsity", "training_flops", "update"]
+__all__ = [
+    "Engine",
+    "Error",
+    "Method",
+    "Network",
+    "TrainingLayer",
+    "UpdateSchedule",
+    "inference_cost",
+    "initial_masks",
+    "initial_weights",
+    "layer_sparsities",
+    "layer_stats",
+    "matching",
+    "methods",
+    "sparsity_of_count",
+    "target_sparsity",
+    "training_flops",
+    "update",
+]
 
 _Floats = npt.NDArray[np.float32]
 _Bits = npt.NDArray[np.uint8]
@@ -98,9 +116,7 @@ def initial_masks(
     distribution: str,
     seed: int,
 ) -> list[tuple[float, _Bits]]: ...
-def initial_weights(
-    mask: _Bits, neurons: int, weights: _Floats, init: str, seed: int, layer: int
-) -> _Floats: ...
+def initial_weights(mask: _Bits, neurons: int, weights: _Floats, init: str, seed: int, layer: int) -> _Floats: ...
 def update(
     method: Method, alpha: float, layers: list[Any], seed: int, step: int
 ) -> list[tuple[Optional[_Bits], str]]: ...

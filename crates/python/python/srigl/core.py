@@ -220,7 +220,7 @@ def _sparsity_for(method: AnyMethod, sparsity: Optional[float]) -> float:
     if has_pattern and sparsity is not None:
         raise Error(f"the sparsity is that of {method.settings['nm']}: leave out `sparsity`")  # type: ignore[union-attr]
     if sparsity is None and not has_pattern and (isinstance(method, CustomMethod) or method._native.sparse):
-        raise Error("say how sparse the model is to be: `sparsity`, such as 0.9, or a pattern, such as nm=\"2:4\"")
+        raise Error('say how sparse the model is to be: `sparsity`, such as 0.9, or a pattern, such as nm="2:4"')
     return float(sparsity or 0.0)
 
 
@@ -366,7 +366,9 @@ def update_topology(
     Raises :class:`Error` for the first layer that does not fit, or whose values are not finite.
     """
     updates = []
-    for result in _update(_as_method(method), [(index, layer) for index, layer in enumerate(layers)], drop_fraction, seed, step):
+    for result in _update(
+        _as_method(method), [(index, layer) for index, layer in enumerate(layers)], drop_fraction, seed, step
+    ):
         if isinstance(result, Error):
             raise result
         updates.append(result)
@@ -482,7 +484,9 @@ def _read_only(array: Any) -> Any:
 def _checked(method: CustomMethod, name: str, mask: Any, shape: tuple[int, ...]) -> Mask:
     array = bits(mask, f"layer `{name}`: a mask of method `{method.name}`").view(np.bool_)
     if as_numpy(mask).shape != shape:
-        raise Error(f"layer `{name}`: method `{method.name}` made a mask {list(as_numpy(mask).shape)} for weights {list(shape)}")
+        raise Error(
+            f"layer `{name}`: method `{method.name}` made a mask {list(as_numpy(mask).shape)} for weights {list(shape)}"
+        )
     return array.reshape(shape)
 
 

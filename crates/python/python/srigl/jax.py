@@ -105,7 +105,9 @@ def sparsify(
     method = core._as_method(method, settings)
     schedule = core._schedule(end_step, delta_t, drop_fraction, drop_schedule, grad_accumulation)
     seed, target = core._whole("seed", seed), core._sparsity_for(method, sparsity)
-    initial = initial_mask or ("random" if isinstance(method, CustomMethod) else method._native.initial_with(weight_init))
+    initial = initial_mask or (
+        "random" if isinstance(method, CustomMethod) else method._native.initial_with(weight_init)
+    )
     if isinstance(method, Method):
         native = method._native
         if not native.sparse:
@@ -113,10 +115,15 @@ def sparsify(
         if native.keeps_inactive_weights or native.updates == "each-step" or initial == "sensitivity":
             raise Error(f"method `{method.name}` is not there for JAX; see srigl.core for its masks")
         if native.starts_dense and schedule.last_update() is None:
-            raise Error(f"method `{method.name}` becomes sparse by its updates, and there is none before step {end_step}")
+            raise Error(
+                f"method `{method.name}` becomes sparse by its updates, and there is none before step {end_step}"
+            )
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     leaves = [leaf for _, leaf in paths]
-    names = [".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path) for path, _ in paths]
+    names = [
+        ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        for path, _ in paths
+    ]
     places = [
         place
         for place, (name, leaf) in enumerate(zip(names, leaves))

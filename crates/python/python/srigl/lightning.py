@@ -34,7 +34,9 @@ class SparsityCallback(Callback):  # type: ignore[misc, unused-ignore]
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Once module and optimizer are there."""
         if len(trainer.optimizers) != 1:
-            raise Error(f"the module has {len(trainer.optimizers)} optimizers: call srigl.torch.sparsify for each instead")
+            raise Error(
+                f"the module has {len(trainer.optimizers)} optimizers: call srigl.torch.sparsify for each instead"
+            )
         end_step = self.end_step
         if end_step is None:
             steps = trainer.estimated_stepping_batches

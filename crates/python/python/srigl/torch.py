@@ -86,7 +86,9 @@ def sparse_layers(model: nn.Module) -> list[Found]:
             if parameter is None or id(parameter) in found or id(parameter) in holders:
                 continue
             if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise Error(f"layer `{prefix}` has no shape yet: run a batch through the model before it is made sparse")
+                raise Error(
+                    f"layer `{prefix}` has no shape yet: run a batch through the model before it is made sparse"
+                )
             name = f"{prefix}.{key}".strip(".")
             layer = name.removesuffix("_weight") if name.endswith("_weight") else name.removesuffix(".weight")
             found[id(parameter)] = Found(layer, name, parameter, transposed)
@@ -186,10 +188,10 @@ class SparseLayer:
     def _clear(self, tensor: torch.Tensor, where: str) -> None:
         """Sets numbers to 0 where they are inactive, or get no gradient: by all bits or none, which is many times as fast as filling, and
         makes 0 of NaN, too, as multiplying would not."""
-        off = self._inactive if where == "inactive" else self._frozen
-        key = (where if off is not self._inactive else "inactive", tensor.dtype)
+        off = self._frozen if where == "frozen" else self._inactive
         if off is None:
             return
+        key = ("inactive" if off is self._inactive else where, tensor.dtype)
         if key not in self._bits:
             self._bits[key] = (~off).to(_INTEGERS[tensor.element_size()]).neg_()
         tensor.view(self._bits[key].dtype).bitwise_and_(self._bits[key])
@@ -278,6 +280,7 @@ class Sparse:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly here, together with the states of model and optimizer."""
+
         def state(layer: SparseLayer) -> dict[str, Any]:
             tensor = layer._found.tensor
             return {
@@ -309,7 +312,10 @@ class Sparse:
             raise Error("this is no state of srigl.torch")
         settings = {} if isinstance(self.method, CustomMethod) else self.method.settings
         if (state["method"], state["settings"]) != (self.method.name, settings):
-            theirs, ours = (f"`{name}` {of or ''}".strip() for name, of in [(state["method"], state["settings"]), (self.method.name, settings)])
+            theirs, ours = (
+                f"`{name}` {of or ''}".strip()
+                for name, of in [(state["method"], state["settings"]), (self.method.name, settings)]
+            )
             raise Error(f"the state is of method {theirs}, not of {ours}")
         layers, names = state["layers"], {layer.parameter_name for layer in self._sparse}
         if set(layers) != names:
@@ -331,7 +337,9 @@ class Sparse:
             layer.ever_active = found.rows(of["ever_active"]).copy()
             layer.sparsity = float(of["sparsity"])
             device = layer.parameter.device
-            moved = {key: None if of[key] is None else of[key].to(device) for key in ["gets_gradient", "hidden", "gathered"]}
+            moved = {
+                key: None if of[key] is None else of[key].to(device) for key in ["gets_gradient", "hidden", "gathered"]
+            }
             layer._frozen, layer._bits = None if moved["gets_gradient"] is None else ~moved["gets_gradient"], {}
             layer._hidden = None if moved["hidden"] is None else moved["hidden"].clone()
             layer._gathered = None if moved["gathered"] is None else moved["gathered"].clone()
@@ -491,7 +499,9 @@ class Sparse:
             sparsity = layer.sparsity
             if isinstance(self.method, Method) and self.method._native.starts_dense:
                 sparsity = self.method._native.sparsity_at(layer._target(), self.schedule.progress_at(self.step))
-            states.append((layer, core.Layer(layer.name, weights[layer.index], grads, layer.mask, sparsity, layer.ablate)))
+            states.append(
+                (layer, core.Layer(layer.name, weights[layer.index], grads, layer.mask, sparsity, layer.ablate))
+            )
         inputs = [(layer.index, state) for layer, state in states]
         for (layer, _), result in zip(states, core._update_or_errors(self.method, inputs, alpha, self.seed, self.step)):
             if isinstance(result, Error):
@@ -558,7 +568,9 @@ def sparsify(
     """
     optimizer = _inner(optimizer)
     if not isinstance(model, nn.Module) or not isinstance(optimizer, torch.optim.Optimizer):
-        raise Error(f"sparsify takes a module and an optimizer, not {type(model).__name__} and {type(optimizer).__name__}")
+        raise Error(
+            f"sparsify takes a module and an optimizer, not {type(model).__name__} and {type(optimizer).__name__}"
+        )
     method = core._as_method(method, settings)
     schedule = core._schedule(end_step, delta_t, drop_fraction, drop_schedule, grad_accumulation)
     seed = core._whole("seed", seed)
@@ -751,4 +763,3 @@ def _same_on_all_ranks(tensor: torch.Tensor) -> None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.broadcast(tensor, 0)
-
