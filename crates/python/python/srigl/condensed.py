@@ -24,6 +24,8 @@ from srigl._native import Error
 if TYPE_CHECKING:
     import torch
 
+    from srigl._layers import CondensedConv2d, CondensedLinear
+
 __all__ = ["CondensedConv2d", "CondensedLinear", "Engine", "condense", "load"]
 
 
