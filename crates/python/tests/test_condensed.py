@@ -148,6 +148,11 @@ class TwoInputs(nn.Module):
         return x + y
 
 
+class Halves(nn.Module):
+    def forward(self, x):
+        return torch.chunk(x, 2, dim=1)[0]
+
+
 class Branches(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -164,6 +169,7 @@ def test_what_the_engine_has_not_is_named():
         (TwoInputs(), (8,), "one input is expected, and TwoInputs has 2"),
         (nn.Linear(8, 4), (9,), "does not run on samples of \\[9\\]"),
         (Branches(), (8,), "torch.fx cannot trace Branches"),
+        (Halves(), (8,), "not one of its results"),
         (nn.Linear(8, 4), (8, 2), "input_shape is \\(features,\\) or \\(C, H, W\\)"),
     ]:
         with pytest.raises(srigl.Error, match=message):

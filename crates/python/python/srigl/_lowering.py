@@ -353,7 +353,9 @@ def _dropout(low: _Lowering, n: fx.Node) -> Value:
 
 def _same(low: _Lowering, n: fx.Node, _: Any = None) -> Value:
     """Nothing, in evaluation mode."""
-    value: Value = low.values[_args(n)[0]]
+    value = low.values.get(_args(n)[0])
+    if value is None:
+        raise low.refused(str(n.target), n.name, "of something that is not one of its results")
     return value
 
 
