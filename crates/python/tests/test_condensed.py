@@ -169,7 +169,7 @@ def test_what_the_engine_has_not_is_named():
         (TwoInputs(), (8,), "one input is expected, and TwoInputs has 2"),
         (nn.Linear(8, 4), (9,), "does not run on samples of \\[9\\]"),
         (Branches(), (8,), "torch.fx cannot trace Branches"),
-        (Halves(), (8,), "not one of its results"),
+        (Halves(), (8,), "`chunk`: the engine has no chunk"),
         (nn.Linear(8, 4), (8, 2), "input_shape is \\(features,\\) or \\(C, H, W\\)"),
     ]:
         with pytest.raises(srigl.Error, match=message):

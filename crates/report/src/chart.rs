@@ -155,7 +155,8 @@ impl Chart {
     fn axes(&self) -> Option<(Axis, Axis)> {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let (low, high) = range(points().filter_map(|point| point.y))?;
-        let mut widths: Vec<f64> = points().filter_map(|point| point.span).map(|(low, high)| high - low).collect();
+        let mut widths: Vec<f64> =
+            points().filter_map(|point| point.span).map(|(low, high)| high - low).collect();
         widths.sort_by(f64::total_cmp);
         // Some spans may be many times as wide as most: what is far out is cut off.
         let room = widths.get(widths.len() / 2).map_or(0.0, |middle| middle.max((high - low) / 2.0));
@@ -672,6 +673,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn one_wide_span_does_not_stretch_the_axis() {
+        let mut chart = chart(&[(1.0, Some(80.0)), (2.0, Some(84.0)), (3.0, Some(82.0))]);
+        let high = |chart: &Chart| chart.axes().unwrap().1.range.end;
+        let spans = [(79.0, 81.0), (83.0, 85.0), (-40.0, 204.0)];
+        chart.lines[0].points.iter_mut().zip(spans).for_each(|(point, span)| point.span = Some(span));
+        assert!((85.0..90.0).contains(&high(&chart)), "{}", high(&chart));
+        // What most are like is shown whole.
+        chart.lines[0].points.iter_mut().for_each(|point| point.span = Some((40.0, 120.0)));
+        assert_eq!(high(&chart), 120.0);
     }
 
     #[test]

@@ -153,6 +153,8 @@ class _Lowering(fx.Interpreter):
                 if isinstance(module, kind):
                     return rule(self, n, module)
             raise self.refused(type(module).__name__, str(n.target))
+        if isinstance(result, (tuple, list)) and any(isinstance(part, torch.Tensor) for part in result):
+            raise self.refused(getattr(n.target, "__name__", str(n.target)), n.name)
         if not isinstance(result, torch.Tensor):
             # Sizes, and comparisons of them.
             return None
@@ -353,9 +355,7 @@ def _dropout(low: _Lowering, n: fx.Node) -> Value:
 
 def _same(low: _Lowering, n: fx.Node, _: Any = None) -> Value:
     """Nothing, in evaluation mode."""
-    value = low.values.get(_args(n)[0])
-    if value is None:
-        raise low.refused(str(n.target), n.name, "of something that is not one of its results")
+    value: Value = low.values[_args(n)[0]]
     return value
 
 
