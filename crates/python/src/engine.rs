@@ -7,7 +7,8 @@ use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::process::id;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Kernel, stride, padding and dilation.
 pub fn window([kernel, stride, padding, dilation]: [[usize; 2]; 4]) -> Window {
@@ -150,27 +151,44 @@ impl Network {
 /// Runs a network.
 #[pyclass(frozen, module = "srigl.condensed")]
 pub struct Engine {
-    engine: Mutex<condensed::Engine>,
+    network: Py<Network>,
+    /// Of one process: a child would wait for a lock that a thread of its parent held when it was forked.
+    engine: Mutex<(u32, Arc<Mutex<condensed::Engine>>)>,
     input: Shape,
     output: Shape,
     /// Threads of its own; otherwise those that all share.
     threads: Option<Threads>,
 }
 
+impl Engine {
+    /// That of this process: planned anew in a child.
+    fn own(&self) -> Result<Arc<Mutex<condensed::Engine>>, condensed::Error> {
+        let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        if engine.0 != id() {
+            let plan = || condensed::Engine::new(&self.network.get().0);
+            let new = self.threads.as_ref().unwrap_or(&SHARED).run(plan)?;
+            // The parent's may be in the middle of something.
+            std::mem::forget(std::mem::replace(&mut *engine, (id(), Arc::new(Mutex::new(new)))));
+        }
+        Ok(engine.1.clone())
+    }
+}
+
 #[pymethods]
 impl Engine {
     #[new]
     #[pyo3(signature = (network, threads = None))]
-    fn new(py: Python<'_>, network: &Network, threads: Option<usize>) -> PyResult<Self> {
+    fn new(py: Python<'_>, network: Py<Network>, threads: Option<usize>) -> PyResult<Self> {
         if threads.is_some_and(|threads| !(1..=1024).contains(&threads)) {
             return Err(refused("threads must be from 1 to 1024"));
         }
         let threads = threads.map(|threads| Threads::new(Some(threads)));
-        let plan = || condensed::Engine::new(&network.0);
+        let plan = || condensed::Engine::new(&network.get().0);
         let engine = py.detach(|| threads.as_ref().unwrap_or(&SHARED).run(plan));
         let engine = engine.map_err(refused_network)?;
         let (input, output) = (engine.input_shape(), engine.output_shape());
-        Ok(Self { engine: Mutex::new(engine), input, output, threads })
+        let engine = Mutex::new((id(), Arc::new(Mutex::new(engine))));
+        Ok(Self { network, engine, input, output, threads })
     }
 
     #[getter]
@@ -185,8 +203,10 @@ impl Engine {
 
     /// Bytes that the weights take, as the kernels read them.
     #[getter]
-    fn bytes(&self) -> usize {
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner).bytes()
+    fn bytes(&self) -> PyResult<usize> {
+        let engine = self.own().map_err(refused_network)?;
+        let bytes = engine.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+        Ok(bytes)
     }
 
     /// Instruction set of the kernels.
@@ -218,7 +238,8 @@ impl Engine {
         let output = writer.as_slice_mut()?;
         let ran = py.detach(|| {
             // Locked here: a thread of the pool that waits for its others may take up another call meanwhile.
-            let mut guard = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+            let engine = self.own()?;
+            let mut guard = engine.lock().unwrap_or_else(PoisonError::into_inner);
             let engine = &mut *guard;
             self.threads.as_ref().unwrap_or(&SHARED).run(|| engine.run(batch, input, output))
         });

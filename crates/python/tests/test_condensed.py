@@ -137,6 +137,7 @@ def test_masks_say_what_is_sparse():
     assert agree(net, (16,)).layers()[1]["condensed"], "the mask of torch.nn.utils.prune"
     for masks, message in [
         ({"3.weight": np.ones((2, 2))}, "parameters that the model has not: 3.weight"),
+        ({"0.weight": np.zeros((8, 16))}, "`0.weight` has weights that are not 0 outside its mask"),
         ({"0.weight": np.ones((2, 2))}, "`0.weight`: a mask \\[2, 2\\] for a weight \\[8, 16\\]"),
     ]:
         with pytest.raises(srigl.Error, match=message):

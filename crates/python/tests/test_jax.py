@@ -159,6 +159,17 @@ def test_optimizers_of_other_kinds(kind):
         assert held and all((np.asarray(leaf)[~mask] == 0).all() for leaf in held)
 
 
+def test_moments_belong_to_one_parameter():
+    params = {"a": {"kernel": jnp.ones((16, 16))}, "kernel": jnp.ones((16, 16)), "z": {"kernel": jnp.ones((16, 8))}}
+    params, optimizer = srigl.jax.sparsify(params, optax.adam(1e-3), 0.7, method="set", end_step=20, delta_t=2)
+    state = optimizer.init(params)
+    for i in range(2):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        before, params = params, optax.apply_updates(params, updates)
+    kept = np.asarray(srigl.jax.masks(state)["a"]["kernel"]) & (np.asarray(before["a"]["kernel"]) != 0)
+    assert kept.any() and (np.asarray(state.inner[0].mu["a"]["kernel"])[kept] != 0).all()
+
+
 def test_what_does_not_fit_is_refused():
     for call, message in [
         (lambda: srigl.jax.sparsify(model(), optax.sgd(0.1), method="sr-ste", end_step=9), "not there for JAX"),

@@ -96,9 +96,10 @@ class _Condensed(nn.Module):
         # Another mask has other values, and other kernels.
         state, prefix = args[0], args[1]
         mask = state.get(prefix + "mask")
-        if mask is not None and mask.shape == self.mask.shape and not torch.equal(mask, self.mask):
+        has_both = mask is not None and prefix + "values" in state
+        if has_both and mask.shape == self.mask.shape and not torch.equal(mask, self.mask):
             # The parameter itself stays: an optimizer may have it.
-            self.values.data = torch.zeros(int(mask.sum()))
+            self.values.data = self.values.data.new_zeros(int(mask.sum()))
             self.values.grad = None
         super()._load_from_state_dict(*args, **kwargs)
         self._kernels = {}

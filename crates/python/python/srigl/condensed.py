@@ -144,6 +144,8 @@ def weight_and_mask(weight: Any, mask: Optional[Any], name: str) -> _Weight:
     if array.shape != tuple(weight.shape):
         raise Error(f"`{name}`: a mask {list(array.shape)} for a weight {list(weight.shape)}")
     active = np.ascontiguousarray(array != 0).reshape(-1)
+    if bool((values[~active] != 0).any()):
+        raise Error(f"`{name}` has weights that are not 0 outside its mask, which is of another moment")
     # Where all are active, a layer that was kept dense.
     return _Weight(values, None if bool(active.all()) else active.view(np.uint8))
 

@@ -487,7 +487,8 @@ def _checked(method: CustomMethod, name: str, mask: Any, shape: tuple[int, ...])
         raise Error(
             f"layer `{name}`: method `{method.name}` made a mask {list(as_numpy(mask).shape)} for weights {list(shape)}"
         )
-    return array.reshape(shape)
+    # The method may keep what it has returned.
+    return array.reshape(shape).copy()
 
 
 def _neurons(array: npt.NDArray[Any]) -> int:

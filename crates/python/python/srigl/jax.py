@@ -235,11 +235,13 @@ def _wrapped(
         """Zeros in what the optimizer keeps for each weight, wherever it keeps it: under the weight's own path, in its shape."""
         leaves, structure = jax.tree_util.tree_flatten_with_path(inner)
         cleared = []
+        by_place = {of.place: mask for of, mask in zip(sparse, found)}
         for path, leaf in leaves:
-            for of, mask in zip(sparse, found):
-                own = paths[of.place]
-                if path[len(path) - len(own) :] == own and jnp.shape(leaf) == mask.shape:
-                    leaf = jnp.where(mask, leaf, 0).astype(leaf.dtype)
+            # The whole path of one parameter may be the end of another's.
+            ends = [place for place, own in enumerate(paths) if path[len(path) - len(own) :] == own]
+            mask = by_place.get(max(ends, key=lambda place: len(paths[place]), default=-1))
+            if mask is not None and jnp.shape(leaf) == mask.shape:
+                leaf = jnp.where(mask, leaf, 0).astype(leaf.dtype)
             cleared.append(leaf)
         return jax.tree_util.tree_unflatten(structure, cleared)
 

@@ -126,9 +126,10 @@ class SparseLayer:
         self._method = method
         self._hidden: Optional[torch.Tensor] = None
         self._gathered: Optional[torch.Tensor] = None
+        self._fresh: Optional[torch.Tensor] = None
         self._is_masked = False
         self._version = -1
-        self._moments: Any = None
+        self._moments: list[Any] = []
         self._warned = False
         self._inactive: torch.Tensor = torch.empty(0)
         self._frozen: Optional[torch.Tensor] = None
@@ -196,10 +197,9 @@ class SparseLayer:
             self._bits[key] = (~off).to(_INTEGERS[tensor.element_size()]).neg_()
         tensor.view(self._bits[key].dtype).bitwise_and_(self._bits[key])
 
-    def _clear_moments(self, state: Any) -> None:
-        """Zeros in an optimizer's moments where the weight gets no gradient."""
-        self._moments = state
-        for key, moment in (state or {}).items():
+    def _clear_moments(self) -> None:
+        """Zeros in the moments of optimizers where the weight gets no gradient."""
+        for key, moment in (item for state in self._moments for item in (state or {}).items()):
             is_moment = isinstance(moment, torch.Tensor) and moment.shape == self.parameter.shape
             # Rprop's step sizes are no moments.
             if is_moment and moment.is_floating_point() and key != "step_size" and self._frozen is not None:
@@ -234,7 +234,7 @@ class Sparse:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizers: list[torch.optim.Optimizer],
         method: AnyMethod,
         schedule: UpdateSchedule,
         layers: list[SparseLayer],
@@ -246,11 +246,12 @@ class Sparse:
         self.step = 0
         self.layers = layers
         self.reports = {}
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._sparse = [layer for layer in layers if layer.sparsity > 0.0]
-        self._pending = self._skipped = False
+        self._pending = self._skipped = self._in_closure = False
         self._gathers = self._gathers_at(1)
-        handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
+        handles: list[Any] = [optimizer.register_step_pre_hook(self._before) for optimizer in optimizers]
+        handles += [optimizer.register_step_post_hook(self._after) for optimizer in optimizers]
         for layer in self._sparse:
             parameter: Any = layer.parameter
             _SPARSE[id(parameter)] = parameter
@@ -272,11 +273,11 @@ class Sparse:
 
     def remove(self) -> None:
         """Takes all hooks off. The model keeps the zeros that it has; what trains it from then on is the optimizer alone."""
+        for layer in self._sparse if self._handles else []:
+            _SPARSE.pop(id(layer.parameter), None)
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for layer in self._sparse:
-            _SPARSE.pop(id(layer.parameter), None)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly here, together with the states of model and optimizer."""
@@ -359,8 +360,8 @@ class Sparse:
 
     def _arrived(self, layer: SparseLayer) -> Any:
         def hook(_: torch.Tensor) -> None:
-            # A step that failed between its two hooks is over.
-            self._pending = False
+            if self._pending and not self._in_closure:
+                self._abandon()
             layer._to_device()
             if not self._gathers:
                 layer._mask_gradient()
@@ -377,7 +378,11 @@ class Sparse:
             raise Error("LBFGS computes gradients several times in a step; sparse training needs another optimizer")
 
         def prepared() -> Any:
-            loss = closure()
+            self._in_closure = True
+            try:
+                loss = closure()
+            finally:
+                self._in_closure = False
             self._prepare()
             return loss
 
@@ -387,45 +392,52 @@ class Sparse:
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        """Between the gradients and the optimizer. Optimizers that call the step of another come here several times."""
-        if self._pending:
-            return
-        self._pending = True
+        """Between the gradients and the optimizer. Optimizers that call the step of another come here several times, and those that compute
+        gradients several times in a step, too: of these the first count."""
+        is_first, self._pending = not self._pending, True
         # A fused optimizer leaves unscaling, and skipping, to its own kernels.
-        found_inf: Any = getattr(self._optimizer, "found_inf", None)
-        scale: Any = getattr(self._optimizer, "grad_scale", None)
+        found_inf: Any = getattr(self._optimizers[-1], "found_inf", None)
+        scale: Any = getattr(self._optimizers[-1], "grad_scale", None)
         self._skipped = found_inf is not None and float(found_inf) > 0.0
         scale = 1.0 if scale is None else float(scale)
-        if not self._skipped:
-            self.step += 1
         for layer in self._sparse:
             layer._to_device()
-            if layer.parameter._version != layer._version:
+            if is_first and layer.parameter._version != layer._version:
                 layer._take_up()
             grad = layer.parameter.grad
             if grad is None:
                 continue
-            if self._gathers and not self._skipped:
-                self._gather(layer, grad if scale == 1.0 else grad / scale)
+            if is_first and self._gathers and not self._skipped:
+                layer._fresh = (grad if scale == 1.0 else grad / scale).detach().to(torch.float32, copy=True)
             if not layer._is_masked:
                 layer._mask_gradient()
             layer._is_masked = False
-            if layer._hidden is not None:
+            if is_first and layer._hidden is not None:
                 self._decay(layer, grad, scale)
         for layer in self._sparse:
-            if layer._hidden is not None:
+            if is_first and layer._hidden is not None:
                 layer.parameter.data.add_(layer._hidden)
                 self._park(layer)
 
-    def _gather(self, layer: SparseLayer, grad: torch.Tensor) -> None:
+    @torch.no_grad()
+    def _abandon(self) -> None:
+        """After a step that has failed between its two hooks."""
+        self._pending = False
+        for layer in self._sparse:
+            layer._fresh = None
+            self._unpark(layer)
+            layer._hide()
+
+    def _gather(self, layer: SparseLayer) -> None:
+        """Adds the gradient of a step to what the next update looks at."""
         kept = self.method._native.momentum if isinstance(self.method, Method) else 0.0
-        grad = grad.detach().to(torch.float32)
-        if layer._gathered is None:
-            layer._gathered = grad.clone()
+        fresh, layer._fresh = layer._fresh, None
+        if layer._gathered is None or fresh is None:
+            layer._gathered = layer._gathered if fresh is None else fresh
         elif kept > 0.0:
-            layer._gathered.mul_(kept).add_(grad)
+            layer._gathered.mul_(kept).add_(fresh)
         else:
-            layer._gathered.add_(grad)
+            layer._gathered.add_(fresh)
 
     def _decay(self, layer: SparseLayer, grad: torch.Tensor, scale: float) -> None:
         """Adds ``λW`` of the inactive weights that get gradient."""
@@ -444,26 +456,31 @@ class Sparse:
         else:
             layer._hidden = torch.zeros_like(weight)
 
+    def _unpark(self, layer: SparseLayer) -> None:
+        """What was parked beside what the optimizer has moved."""
+        if layer._hidden is not None:
+            frozen, weight = layer._frozen, layer.parameter.data
+            (weight if frozen is None else weight.masked_fill_(frozen, 0.0)).add_(layer._hidden)
+
     @torch.no_grad()
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """After the optimizer."""
         if not self._pending:
             # An optimizer around another, whose step this was; it may have added something.
             for layer in self._sparse:
-                layer._take_up()
+                layer._clear(layer.parameter.data, "inactive")
                 layer._version = layer.parameter._version
             return
         self._pending = False
+        self.step += 0 if self._skipped else 1
         for layer in self._sparse:
-            if layer._hidden is not None:
-                # What was parked beside what the optimizer has moved.
-                frozen = layer._frozen
-                moved = layer.parameter.data if frozen is None else layer.parameter.data.masked_fill_(frozen, 0.0)
-                moved.add_(layer._hidden)
-            state = self._optimizer.state.get(layer.parameter)
-            if state is not layer._moments:
+            self._gather(layer)
+            self._unpark(layer)
+            states = [optimizer.state.get(layer.parameter) for optimizer in self._optimizers]
+            if len(states) != len(layer._moments) or any(a is not b for a, b in zip(states, layer._moments)):
                 # Of before this training, or of a checkpoint.
-                layer._clear_moments(state)
+                layer._moments = states
+                layer._clear_moments()
         updates = self._updates() and not self._skipped
         if updates:
             self._update()
@@ -511,7 +528,7 @@ class Sparse:
                 self.reports[layer.name] = result.report
         for layer in self._sparse:
             layer._hide()
-            layer._clear_moments(layer._moments)
+            layer._clear_moments()
 
     def _keeps(self, layer: SparseLayer, why: str) -> None:
         if not layer._warned:
@@ -566,8 +583,8 @@ def sparsify(
 
     Raises :class:`srigl.Error` for settings out of range, patterns that match nothing, or a layer that would be left without weights.
     """
-    optimizer = _inner(optimizer)
-    if not isinstance(model, nn.Module) or not isinstance(optimizer, torch.optim.Optimizer):
+    optimizers = _all_of(optimizer)
+    if not isinstance(model, nn.Module) or not optimizers:
         raise Error(
             f"sparsify takes a module and an optimizer, not {type(model).__name__} and {type(optimizer).__name__}"
         )
@@ -577,10 +594,10 @@ def sparsify(
     if state is None:
         sparsity = core._sparsity_for(method, sparsity)
     if isinstance(method, Method) and not method._native.sparse:
-        return Sparse(optimizer, method, schedule, [], seed)
+        return Sparse(optimizers, method, schedule, [], seed)
     if isinstance(method, Method) and method._native.starts_dense and schedule.last_update() is None:
         raise Error(f"method `{method.name}` becomes sparse by its updates, and there is none before step {end_step}")
-    found = _chosen(_unwrapped(model), optimizer, include, exclude)
+    found = _chosen(_unwrapped(model), optimizers, include, exclude)
     names = [layer.name for layer in found]
     dense = _native.matching("keep_dense", core._patterns(keep_dense), names)
     if all(dense):
@@ -591,7 +608,7 @@ def sparsify(
     else:
         spared = _native.matching("no_ablation", core._patterns(no_ablation), names)
     if state is not None:
-        return _resumed(optimizer, method, schedule, found, spared, state)
+        return _resumed(optimizers, method, schedule, found, spared, state)
     specs = [LayerSpec(layer.name, layer.shape, is_dense) for layer, is_dense in zip(found, dense)]
     draw = _Draw(method, weight_init, seed)
     initial = initial_mask or draw.initial()
@@ -611,11 +628,11 @@ def sparsify(
         if own > 0.0:
             draw.initialise(sparse)
         layers.append(sparse)
-    return Sparse(optimizer, method, schedule, layers, seed)
+    return Sparse(optimizers, method, schedule, layers, seed)
 
 
 def _resumed(
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     method: AnyMethod,
     schedule: UpdateSchedule,
     found: Sequence[Found],
@@ -628,9 +645,14 @@ def _resumed(
     for index, (layer, spare) in enumerate(zip(found, spared)):
         sparsity = float(known[layer.parameter_name]["sparsity"]) if layer.parameter_name in known else 0.0
         layers.append(SparseLayer(layer, index, sparsity, not spare, np.ones(layer.shape, dtype=np.bool_), method))
-    sparse = Sparse(optimizer, method, schedule, layers, 0)
+    sparse = Sparse(optimizers, method, schedule, layers, 0)
     try:
         sparse.load_state_dict(state)
+        for of in sparse._sparse:
+            if bool((of.parameter.data.masked_fill(~of._inactive, 0.0) != 0).any()):
+                raise Error(
+                    f"layer `{of.name}` has weights where the state's mask has none: they are of another moment"
+                )
     except Error:
         sparse.remove()
         raise
@@ -649,14 +671,16 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _chosen(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     include: Union[str, Sequence[str]],
     exclude: Union[str, Sequence[str]],
 ) -> list[Found]:
     """The layers that count."""
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
     found = sparse_layers(model)
-    names = [layer.name for layer in found]
+    moved = [name for name, module in model.named_modules() if _is_layer(module) and not _weights_of(module)]
+    names = [*(layer.name for layer in found), *moved]
     included = _native.matching("include", core._patterns(include), names) if include else [True] * len(names)
     excluded = _native.matching("exclude", core._patterns(exclude), names)
     chosen = []
@@ -666,7 +690,8 @@ def _chosen(
     already = [layer.name for layer in chosen if id(layer.parameter) in _SPARSE]
     if already:
         raise Error(f"layer `{already[0]}` is sparse already: call remove() of what sparsify has returned before")
-    moved = [name for name, module in model.named_modules() if _is_layer(module) and not _weights_of(module)]
+    ours = list(zip(names, included, excluded))[len(found) :]
+    moved = [name for name, is_in, is_out in ours if is_in and not is_out]
     if moved:
         # By weight normalisation, say, or pruning.
         said = f"the weights of {', '.join(moved)} are computed from other parameters: these layers stay dense, and do not count"
@@ -690,11 +715,14 @@ def _weights_of(module: nn.Module) -> list[str]:
     return [key for key in _weights(module) if module._parameters.get(key) is not None]
 
 
-def _inner(optimizer: Any) -> Any:
-    """The optimizer that another wraps, as Accelerate's do."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
+def _all_of(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """An optimizer and those that it wraps, innermost last; without wrappers that only pass on, as Accelerate's."""
+    chain = []
+    while optimizer is not None:
+        if isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            chain.append(optimizer)
+        optimizer = getattr(optimizer, "optimizer", getattr(optimizer, "base_optimizer", None))
+    return chain
 
 
 class _Draw:

@@ -77,6 +77,11 @@ class SparsityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             warnings.warn(f"{folder} is not there: this checkpoint has no masks", RuntimeWarning, stacklevel=2)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Takes the hooks off."""
-        if self.sparse is not None:
-            self.sparse.remove()
+        """Takes the hooks off; of the best checkpoint, if the trainer has loaded that, the masks, too."""
+        if self.sparse is None:
+            return
+        self.sparse.remove()
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            path = os.path.join(state.best_model_checkpoint, _FILE)
+            if os.path.exists(path):
+                self.sparse.load_state_dict(torch.load(path, map_location="cpu"))
