@@ -170,3 +170,17 @@ impl Method for GroupShared {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::methods::Rigl;
+
+    #[test]
+    fn a_smaller_last_group_counts_as_if_it_was_whole() {
+        let groups = GroupShared { method: Rigl.into(), group: 2 };
+        let mut sums = [f32::NAN; 4];
+        groups.add_up(&[1.0, -2.0, -3.0, 4.0, -5.0, 6.0], 2, &mut sums);
+        assert_eq!(sums, [4.0, 6.0, 10.0, 12.0]);
+    }
+}
