@@ -788,8 +788,10 @@ def test_fashion_mnist_reaches_the_accuracy_of_the_command(method, sparsity, fas
     with torch.no_grad():
         accuracy = 100 * (net(test_x).argmax(1) == test_y).float().mean().item()
     mean, half = INTERVALS[method, sparsity]
-    # The interval of one more run: of five runs, Student's t.
-    deviation = half * 5**0.5 / 2.776
-    margin = 2.776 * deviation * (1 + 1 / 5) ** 0.5
+    # The interval of one more run: of five runs, Student's t. Five runs may lie close together by chance, so the deviation is at least
+    # that of all rows together.
+    own = half * 5**0.5 / 2.776
+    pooled = np.mean([(half * 5**0.5 / 2.776) ** 2 for _, half in INTERVALS.values()]) ** 0.5
+    margin = 2.776 * max(own, pooled) * (1 + 1 / 5) ** 0.5
     print(f"{method} {sparsity}: {accuracy:.2f}, {mean} ± {margin:.2f}")
     assert accuracy >= mean - margin and abs(sparse.sparsity() - sparsity) < 1e-3
