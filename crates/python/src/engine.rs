@@ -160,13 +160,17 @@ pub struct Engine {
     threads: Option<Threads>,
 }
 
+/// Plans a network for these threads, or those that all share.
+fn planned(network: &Network, threads: Option<&Threads>) -> Result<condensed::Engine, condensed::Error> {
+    threads.unwrap_or(&SHARED).run(|| condensed::Engine::new(&network.0))
+}
+
 impl Engine {
     /// That of this process: planned anew in a child.
     fn own(&self) -> Result<Arc<Mutex<condensed::Engine>>, condensed::Error> {
         let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
         if engine.0 != id() {
-            let plan = || condensed::Engine::new(&self.network.get().0);
-            let new = self.threads.as_ref().unwrap_or(&SHARED).run(plan)?;
+            let new = planned(self.network.get(), self.threads.as_ref())?;
             // The parent's may be in the middle of something.
             std::mem::forget(std::mem::replace(&mut *engine, (id(), Arc::new(Mutex::new(new)))));
         }
@@ -183,9 +187,7 @@ impl Engine {
             return Err(refused("threads must be from 1 to 1024"));
         }
         let threads = threads.map(|threads| Threads::new(Some(threads)));
-        let plan = || condensed::Engine::new(&network.get().0);
-        let engine = py.detach(|| threads.as_ref().unwrap_or(&SHARED).run(plan));
-        let engine = engine.map_err(refused_network)?;
+        let engine = py.detach(|| planned(network.get(), threads.as_ref())).map_err(refused_network)?;
         let (input, output) = (engine.input_shape(), engine.output_shape());
         let engine = Mutex::new((id(), Arc::new(Mutex::new(engine))));
         Ok(Self { network, engine, input, output, threads })

@@ -41,6 +41,6 @@ mod _native {
     #[pymodule_export]
     use super::masks::{
         Method, UpdateSchedule, inference_cost, initial_masks, initial_weights, layer_sparsities,
-        layer_stats, matching, methods, sparsity_of_count, target_sparsity, training_flops, update,
+        layer_stats, matching, methods, target_sparsity, training_flops, update,
     };
 }

@@ -150,11 +150,6 @@ impl Method {
         self.0.starts_dense()
     }
 
-    #[getter]
-    fn redistributes(&self) -> bool {
-        self.0.redistribute(&[]).is_some()
-    }
-
     /// Where initial masks come from, with weights initialised so.
     fn initial_with(&self, init: &str) -> PyResult<&'static str> {
         let initial = self.0.info().initial_with(weight_init(init)?);
@@ -307,12 +302,6 @@ pub fn layer_sparsities(layers: Vec<Spec>, sparsity: f64, distribution: &str) ->
         .map_err(refused)
 }
 
-/// The sparsity of a layer of which so many weights are active.
-#[pyfunction]
-pub fn sparsity_of_count(positions: usize, count: usize) -> f64 {
-    sparsity_core::sparsity_of_count(positions, count)
-}
-
 /// The sparsity of the weights that a layer of this sparsity has: their number is whole.
 #[pyfunction]
 pub fn target_sparsity(positions: usize, sparsity: f64) -> f64 {
@@ -416,7 +405,7 @@ pub fn update<'py>(
     }
     let indices: Vec<u64> = layers.iter().map(|layer| layer.index).collect();
     let updates = detached(py, || {
-        let sparsities = match method.redistributes() {
+        let sparsities = match method.0.redistribute(&[]).is_some() {
             true => sparsity_core::redistributed_sparsities(&*method.0, alpha, &views)?,
             false => views.iter().map(|layer| layer.sparsity).collect(),
         };

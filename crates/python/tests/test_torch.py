@@ -50,6 +50,16 @@ def train(net, optimizer, steps, check=lambda: None):
         check()
 
 
+def closure_of(net, optimizer, i):
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(net, i)
+        loss.backward()
+        return loss
+
+    return closure
+
+
 def sparsified(method, optimizer=None, net=None, **options):
     net = net or model()
     optimizer = optimizer or torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.1)
@@ -270,14 +280,7 @@ def test_closures_and_accumulated_gradients():
     net, optimizer, sparse = sparsified("rigl")
     other, other_optimizer, _ = sparsified("rigl")
     for i in range(8):
-
-        def closure():
-            optimizer.zero_grad()
-            loss = loss_of(net, i)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+        optimizer.step(closure_of(net, optimizer, i))
         other_optimizer.zero_grad()
         for _ in range(2):
             (loss_of(other, i) / 2).backward()
@@ -388,13 +391,7 @@ def test_an_optimizer_around_another_counts_each_step_once(with_closure):
     optimizer = Around(net.parameters(), lr=0.01)
     _, _, sparse = sparsified("rigl", optimizer, net)
     for i in range(11):
-
-        def closure():
-            optimizer.zero_grad()
-            loss = loss_of(net, i)
-            loss.backward()
-            return loss
-
+        closure = closure_of(net, optimizer, i)
         if with_closure:
             optimizer.step(closure)
         else:
@@ -492,14 +489,7 @@ def test_optimizers_around_others(kind, method):
     optimizer = kind(net.parameters(), base)
     _, _, sparse = sparsified(method, optimizer, net, delta_t=2)
     for i in range(7):
-
-        def closure():
-            optimizer.zero_grad()
-            loss = loss_of(net, i)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+        optimizer.step(closure_of(net, optimizer, i))
         assert masked(sparse) and sparse.step == i + 1
     assert len(sparse.reports) == 4
     for of in sparse.layers:

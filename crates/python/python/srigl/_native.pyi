@@ -17,7 +17,6 @@ __all__ = [
     "layer_stats",
     "matching",
     "methods",
-    "sparsity_of_count",
     "target_sparsity",
     "training_flops",
     "update",
@@ -42,7 +41,6 @@ class Method:
     keeps_inactive_weights: bool
     starts_from_dense_weights: bool
     starts_dense: bool
-    redistributes: bool
     def __new__(cls, name: str, settings: dict[str, Any]) -> Method: ...
     def initial_with(self, init: str) -> str: ...
     def sparsity_at(self, sparsity: float, progress: float) -> float: ...
@@ -106,7 +104,6 @@ class Engine:
 def methods() -> list[tuple[str, str, list[tuple[str, str, Union[float, str]]]]]: ...
 def layer_sparsities(layers: list[_Spec], sparsity: float, distribution: str) -> list[float]: ...
 def target_sparsity(positions: int, sparsity: float) -> float: ...
-def sparsity_of_count(positions: int, count: int) -> float: ...
 def initial_masks(
     method: Method,
     layers: list[_Spec],

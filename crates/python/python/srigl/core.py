@@ -157,6 +157,37 @@ class Method:
         return hash((self.name, tuple(sorted(self.settings.items()))))
 
 
+class _CustomTraits:
+    """What adapters ask of a method's ``_native``, for methods of one's own: they look at dense gradients at scheduled updates, and keep active
+    weights alone."""
+
+    sparse = True
+    updates = "scheduled"
+    gradients = "dense"
+    momentum = 0.0
+    keeps_inactive_weights = False
+    starts_from_dense_weights = False
+    starts_dense = False
+
+    def initial_with(self, init: str) -> str:
+        """Masks are the method's own, whatever the weights."""
+        return "random"
+
+    def sparsity_at(self, sparsity: float, progress: float) -> float:
+        """The same at any time."""
+        return sparsity
+
+    def inactive_decay(self, sparsity: float) -> float:
+        """Inactive weights do not live."""
+        return 0.0
+
+    def gradient_positions(
+        self, mask: Any, neurons: int, sparsity: float, weights: Any
+    ) -> tuple[str, Optional[npt.NDArray[np.uint8]]]:
+        """Those of the mask."""
+        return "active", None
+
+
 class CustomMethod:
     """A method of your own, for experiments: override :meth:`update`, and :meth:`initial_mask` if it starts otherwise.
 
@@ -176,6 +207,9 @@ class CustomMethod:
     """For errors."""
     constant_fan_in: bool = False
     """Whether initial masks have the same number of weights in each neuron."""
+    settings: dict[str, Union[float, str]] = {}
+    """None; what a method is told goes into its own ``__init__``."""
+    _native = _CustomTraits()
 
     def initial_mask(self, spec: LayerSpec, sparsity: float, *, mask: Mask, rng: np.random.Generator) -> Any:
         """The first mask of a layer that is to have this ``sparsity``; ``mask`` is one drawn at random."""
@@ -216,10 +250,10 @@ def _as_method(method: Union[str, AnyMethod], settings: Optional[dict[str, Any]]
 
 def _sparsity_for(method: AnyMethod, sparsity: Optional[float]) -> float:
     """The global sparsity, which is given unless it follows from a pattern N:M."""
-    has_pattern = isinstance(method, Method) and "nm" in method.settings
-    if has_pattern and sparsity is not None:
-        raise Error(f"the sparsity is that of {method.settings['nm']}: leave out `sparsity`")  # type: ignore[union-attr]
-    if sparsity is None and not has_pattern and (isinstance(method, CustomMethod) or method._native.sparse):
+    pattern = method.settings.get("nm")
+    if pattern is not None and sparsity is not None:
+        raise Error(f"the sparsity is that of {pattern}: leave out `sparsity`")
+    if sparsity is None and pattern is None and method._native.sparse:
         raise Error('say how sparse the model is to be: `sparsity`, such as 0.9, or a pattern, such as nm="2:4"')
     return float(sparsity or 0.0)
 
@@ -231,19 +265,57 @@ def _whole(name: str, number: Any) -> int:
 
 
 def _schedule(
-    end_step: float, delta_t: int, drop_fraction: float, drop_schedule: str, grad_accumulation: int
+    method: AnyMethod,
+    end_step: float,
+    delta_t: int,
+    drop_fraction: float,
+    drop_schedule: str,
+    grad_accumulation: int,
 ) -> UpdateSchedule:
-    return UpdateSchedule(
+    schedule = UpdateSchedule(
         _whole("end_step", end_step),
         delta_t=_whole("delta_t", delta_t),
         drop_fraction=float(drop_fraction),
         drop_schedule=drop_schedule,
         grad_accumulation=_whole("grad_accumulation", grad_accumulation),
     )
+    if method._native.starts_dense and schedule.last_update() is None:
+        raise Error(f"method `{method.name}` becomes sparse by its updates, and there is none before step {end_step}")
+    return schedule
 
 
-def _patterns(patterns: Union[str, Sequence[str]]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+def _sparsity_now(method: AnyMethod, sparsity: float, positions: int, schedule: UpdateSchedule, step: int) -> float:
+    """The sparsity that a layer of so many positions, and this sparsity in the end, shall have after the update of a step."""
+    if not method._native.starts_dense:
+        return sparsity
+    target = _native.target_sparsity(positions, sparsity)
+    return method._native.sparsity_at(target, schedule.progress_at(step))
+
+
+_Patterns = Union[str, Sequence[str], None]
+
+
+def _matching(option: str, patterns: _Patterns, names: list[str]) -> list[bool]:
+    """Which names match."""
+    return _native.matching(option, [patterns] if isinstance(patterns, str) else list(patterns or ()), names)
+
+
+def _selected(include: _Patterns, exclude: _Patterns, names: list[str]) -> list[bool]:
+    """Which names are included, all of them if no pattern says otherwise, and not excluded."""
+    included = _matching("include", include, names) if include else [True] * len(names)
+    return [is_in and not is_out for is_in, is_out in zip(included, _matching("exclude", exclude, names))]
+
+
+def _spared(no_ablation: _Patterns, names: list[str], last: str) -> list[bool]:
+    """In which layers no neuron is ablated: by default in the last of the model, which is taken for the classifier."""
+    return [name == last for name in names] if no_ablation is None else _matching("no_ablation", no_ablation, names)
+
+
+def _dense_weights(method: AnyMethod, rows: npt.NDArray[Any], init: str, seed: int, layer: int) -> npt.NDArray[Any]:
+    """All weights of a layer that some are chosen of: those that it has, or drawn as those of a dense layer."""
+    if not method._native.starts_from_dense_weights or init == "keep":
+        return rows
+    return initial_weights(np.ones(rows.shape, dtype=np.bool_), init, seed=seed, layer=layer)
 
 
 def _of_shape(x: Any, shape: Sequence[int], what: str) -> npt.NDArray[np.float32]:

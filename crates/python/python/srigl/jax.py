@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from srigl import _native, core
-from srigl.core import AnyMethod, CustomMethod, Error, LayerSpec, Method, UpdateSchedule
+from srigl import core
+from srigl.core import AnyMethod, Error, LayerSpec, UpdateSchedule
 
 __all__ = ["SparseState", "masks", "sparsify"]
 
@@ -103,21 +103,14 @@ def sparsify(
     (``snip``) are not there.
     """
     method = core._as_method(method, settings)
-    schedule = core._schedule(end_step, delta_t, drop_fraction, drop_schedule, grad_accumulation)
+    schedule = core._schedule(method, end_step, delta_t, drop_fraction, drop_schedule, grad_accumulation)
     seed, target = core._whole("seed", seed), core._sparsity_for(method, sparsity)
-    initial = initial_mask or (
-        "random" if isinstance(method, CustomMethod) else method._native.initial_with(weight_init)
-    )
-    if isinstance(method, Method):
-        native = method._native
-        if not native.sparse:
-            return params, _wrapped(optimizer, method, schedule, params, [], [], seed)
-        if native.keeps_inactive_weights or native.updates == "each-step" or initial == "sensitivity":
-            raise Error(f"method `{method.name}` is not there for JAX; see srigl.core for its masks")
-        if native.starts_dense and schedule.last_update() is None:
-            raise Error(
-                f"method `{method.name}` becomes sparse by its updates, and there is none before step {end_step}"
-            )
+    native = method._native
+    initial = initial_mask or native.initial_with(weight_init)
+    if not native.sparse:
+        return params, _wrapped(optimizer, method, schedule, params, [], [], seed)
+    if native.keeps_inactive_weights or native.updates == "each-step" or initial == "sensitivity":
+        raise Error(f"method `{method.name}` is not there for JAX; see srigl.core for its masks")
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     leaves = [leaf for _, leaf in paths]
     names = [
@@ -130,25 +123,16 @@ def sparsify(
         if jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and "embed" not in name.lower()
     ]
     candidates = [names[place] for place in places]
-    included = _native.matching("include", core._patterns(include), candidates) if include else [True] * len(places)
-    excluded = _native.matching("exclude", core._patterns(exclude), candidates)
-    places = [place for place, is_in, is_out in zip(places, included, excluded) if is_in and not is_out]
+    selected = core._selected(include, exclude, candidates)
+    places = [place for place, is_ours in zip(places, selected) if is_ours]
     chosen = [names[place] for place in places]
-    dense = _native.matching("keep_dense", core._patterns(keep_dense), chosen)
+    dense = core._matching("keep_dense", keep_dense, chosen)
     if all(dense):
         raise Error("no parameter is left that could be sparse")
-    if no_ablation is None:
-        spared = [name == candidates[-1] for name in chosen]
-    else:
-        spared = _native.matching("no_ablation", core._patterns(no_ablation), chosen)
+    spared = core._spared(no_ablation, chosen, candidates[-1])
     rows = [_Sparse(place, "", 0, 0.0, True).rows(leaves[place]) for place in places]
     specs = [LayerSpec(name, tuple(row.shape), is_dense) for name, row, is_dense in zip(chosen, rows, dense)]
-    starts_from_dense = isinstance(method, Method) and method._native.starts_from_dense_weights
-    if starts_from_dense and weight_init != "keep":
-        rows = [
-            core.initial_weights(np.ones(row.shape, dtype=np.bool_), weight_init, seed=seed, layer=index)
-            for index, row in enumerate(rows)
-        ]
+    rows = [core._dense_weights(method, row, weight_init, seed, index) for index, row in enumerate(rows)]
     sparsities, first = core.initial_masks(
         method,
         specs,
@@ -164,7 +148,7 @@ def sparsify(
         if own > 0.0
     ]
     for of in sparse:
-        init = "keep" if starts_from_dense else weight_init
+        init = "keep" if native.starts_from_dense_weights else weight_init
         drawn = core.initial_weights(first[of.index], init, seed=seed, layer=of.index, weights=rows[of.index])
         leaves[of.place] = jnp.asarray(of.leaf(drawn), dtype=leaves[of.place].dtype)
     start = [of.leaf(first[of.index]) for of in sparse]
@@ -187,9 +171,9 @@ def _wrapped(
     accumulation = min(schedule.grad_accumulation, delta_t)
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     warned: set[str] = set()
-    changes = isinstance(method, CustomMethod) or method._native.updates == "scheduled"
-    momentum = method._native.momentum if isinstance(method, Method) else 0.0
-    needs_gradient = changes and (isinstance(method, CustomMethod) or method._native.gradients != "none")
+    changes = method._native.updates == "scheduled"
+    momentum = method._native.momentum
+    needs_gradient = changes and method._native.gradients != "none"
 
     def mask_tree(tree: Any, found: Sequence[Any]) -> Any:
         leaves, structure = jax.tree_util.tree_flatten(tree)
@@ -207,11 +191,7 @@ def _wrapped(
         step = int(step)
         layers = []
         for i, of in enumerate(sparse):
-            own = of.sparsity
-            if isinstance(method, Method) and method._native.starts_dense:
-                positions = int(np.asarray(now[i]).size)
-                target = _native.target_sparsity(positions, own)
-                own = method._native.sparsity_at(target, schedule.progress_at(step))
+            own = core._sparsity_now(method, of.sparsity, int(np.asarray(now[i]).size), schedule, step)
             grad = of.rows(grads[i]) if needs_gradient else None
             layers.append((of.index, core.Layer(of.name, of.rows(weights[i]), grad, of.rows(now[i]), own, of.ablate)))
         alpha = schedule.drop_fraction_at(step)

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from srigl import _native, core
-from srigl.core import AnyMethod, CustomMethod, Error, LayerSpec, Method, UpdateSchedule
+from srigl.core import AnyMethod, Error, LayerSpec, UpdateSchedule
 
 __all__ = ["Sparse", "SparseLayer", "sparse_layers", "sparsify"]
 
@@ -148,7 +148,7 @@ class SparseLayer:
         return _native.target_sparsity(self.mask.size, self.sparsity)
 
     def _inactive_weights_live(self) -> bool:
-        return isinstance(self._method, Method) and self._method._native.keeps_inactive_weights
+        return self._method._native.keeps_inactive_weights
 
     def _set_mask(self, mask: np.ndarray[Any, Any], weights: Optional[np.ndarray[Any, Any]]) -> None:
         """Takes a mask; ``weights`` are those with what is hidden."""
@@ -157,7 +157,7 @@ class SparseLayer:
         self.ever_active |= mask
         self._inactive = self._found.tensor(~mask)
         self._frozen = self._inactive
-        if isinstance(self._method, Method) and weights is not None:
+        if weights is not None:
             kind, positions = self._method._native.gradient_positions(
                 mask.reshape(-1).view(np.uint8), mask.shape[0], self.sparsity, weights.reshape(-1)
             )
@@ -207,12 +207,14 @@ class SparseLayer:
 
     def _take_up(self) -> None:
         """Masks what somebody else has written to the weight since the last step."""
-        weight = self.parameter.data
         if not self._inactive_weights_live():
-            self._clear(weight, "inactive")
-        elif bool((weight.masked_fill(~self._inactive, 0.0) != 0).any()):
+            self._clear(self.parameter.data, "inactive")
+        elif self._has_inactive_weights():
             # Weights of another moment, all of them.
             self._hide()
+
+    def _has_inactive_weights(self) -> bool:
+        return bool((self.parameter.data.masked_fill(~self._inactive, 0.0) != 0).any())
 
     def _hide(self) -> None:
         """Leaves zeros in the place of inactive weights, and keeps what was there if the method wants that."""
@@ -293,11 +295,10 @@ class Sparse:
                 "gathered": None if layer._gathered is None else layer._gathered.clone(),
             }
 
-        settings = {} if isinstance(self.method, CustomMethod) else dict(self.method.settings)
         return {
             "version": 1,
             "method": self.method.name,
-            "settings": settings,
+            "settings": dict(self.method.settings),
             "seed": self.seed,
             "step": self.step,
             "layers": {layer.parameter_name: state(layer) for layer in self._sparse},
@@ -311,12 +312,9 @@ class Sparse:
         """
         if not isinstance(state, Mapping) or state.get("version") != 1:
             raise Error("this is no state of srigl.torch")
-        settings = {} if isinstance(self.method, CustomMethod) else self.method.settings
-        if (state["method"], state["settings"]) != (self.method.name, settings):
-            theirs, ours = (
-                f"`{name}` {of or ''}".strip()
-                for name, of in [(state["method"], state["settings"]), (self.method.name, settings)]
-            )
+        named = [(state["method"], state["settings"]), (self.method.name, self.method.settings)]
+        if named[0] != named[1]:
+            theirs, ours = (f"`{name}` {settings or ''}".strip() for name, settings in named)
             raise Error(f"the state is of method {theirs}, not of {ours}")
         layers, names = state["layers"], {layer.parameter_name for layer in self._sparse}
         if set(layers) != names:
@@ -352,11 +350,8 @@ class Sparse:
 
     def _gathers_at(self, step: int) -> bool:
         """Whether the gradient of a step is needed at every position."""
-        if isinstance(self.method, CustomMethod):
-            return self.schedule.gathers_gradient(step)
-        if self.method._native.gradients == "momentum":
-            return True
-        return self.method._native.gradients != "none" and self.schedule.gathers_gradient(step)
+        gradients = self.method._native.gradients
+        return gradients == "momentum" or gradients != "none" and self.schedule.gathers_gradient(step)
 
     def _arrived(self, layer: SparseLayer) -> Any:
         def hook(_: torch.Tensor) -> None:
@@ -430,7 +425,7 @@ class Sparse:
 
     def _gather(self, layer: SparseLayer) -> None:
         """Adds the gradient of a step to what the next update looks at."""
-        kept = self.method._native.momentum if isinstance(self.method, Method) else 0.0
+        kept = self.method._native.momentum
         fresh, layer._fresh = layer._fresh, None
         if layer._gathered is None or fresh is None:
             layer._gathered = layer._gathered if fresh is None else fresh
@@ -441,7 +436,7 @@ class Sparse:
 
     def _decay(self, layer: SparseLayer, grad: torch.Tensor, scale: float) -> None:
         """Adds ``λW`` of the inactive weights that get gradient."""
-        assert isinstance(self.method, Method) and layer._hidden is not None
+        assert layer._hidden is not None
         decay = self.method._native.inactive_decay(layer._target())
         if decay > 0.0:
             hidden = layer._hidden if layer._frozen is None else layer._hidden.masked_fill(layer._frozen, 0.0)
@@ -492,14 +487,14 @@ class Sparse:
 
     def _updates(self) -> bool:
         """Whether the topology changes after this step."""
-        when = "scheduled" if isinstance(self.method, CustomMethod) else self.method._native.updates
+        when = self.method._native.updates
         return when == "each-step" or when == "scheduled" and self.schedule.is_update(self.step)
 
     def _update(self) -> None:
         alpha = self.schedule.drop_fraction_at(self.step)
         gathered = min(self.schedule.grad_accumulation, self.step)
-        needs_gradient = isinstance(self.method, CustomMethod) or self.method._native.gradients != "none"
-        is_momentum = isinstance(self.method, Method) and self.method._native.gradients == "momentum"
+        needs_gradient = self.method._native.gradients != "none"
+        is_momentum = self.method._native.gradients == "momentum"
         states, weights = [], {}
         for layer in self._sparse:
             if not layer.parameter.requires_grad:
@@ -513,9 +508,7 @@ class Sparse:
                 grads = rows(layer._gathered if is_momentum else layer._gathered / gathered)
                 layer._gathered = layer._gathered if is_momentum else None
             weights[layer.index] = rows(layer.parameter)
-            sparsity = layer.sparsity
-            if isinstance(self.method, Method) and self.method._native.starts_dense:
-                sparsity = self.method._native.sparsity_at(layer._target(), self.schedule.progress_at(self.step))
+            sparsity = core._sparsity_now(self.method, layer.sparsity, layer.mask.size, self.schedule, self.step)
             states.append(
                 (layer, core.Layer(layer.name, weights[layer.index], grads, layer.mask, sparsity, layer.ablate))
             )
@@ -589,29 +582,23 @@ def sparsify(
             f"sparsify takes a module and an optimizer, not {type(model).__name__} and {type(optimizer).__name__}"
         )
     method = core._as_method(method, settings)
-    schedule = core._schedule(end_step, delta_t, drop_fraction, drop_schedule, grad_accumulation)
+    schedule = core._schedule(method, end_step, delta_t, drop_fraction, drop_schedule, grad_accumulation)
     seed = core._whole("seed", seed)
     if state is None:
         sparsity = core._sparsity_for(method, sparsity)
-    if isinstance(method, Method) and not method._native.sparse:
+    if not method._native.sparse:
         return Sparse(optimizers, method, schedule, [], seed)
-    if isinstance(method, Method) and method._native.starts_dense and schedule.last_update() is None:
-        raise Error(f"method `{method.name}` becomes sparse by its updates, and there is none before step {end_step}")
     found = _chosen(_unwrapped(model), optimizers, include, exclude)
     names = [layer.name for layer in found]
-    dense = _native.matching("keep_dense", core._patterns(keep_dense), names)
+    dense = core._matching("keep_dense", keep_dense, names)
     if all(dense):
         raise Error("no layer is left that could be sparse")
-    if no_ablation is None:
-        all_layers = [layer.name for layer in sparse_layers(_unwrapped(model))]
-        spared = [name == all_layers[-1] for name in names]
-    else:
-        spared = _native.matching("no_ablation", core._patterns(no_ablation), names)
+    spared = core._spared(no_ablation, names, sparse_layers(_unwrapped(model))[-1].name)
     if state is not None:
         return _resumed(optimizers, method, schedule, found, spared, state)
     specs = [LayerSpec(layer.name, layer.shape, is_dense) for layer, is_dense in zip(found, dense)]
     draw = _Draw(method, weight_init, seed)
-    initial = initial_mask or draw.initial()
+    initial = initial_mask or method._native.initial_with(weight_init)
     weights = draw.dense_weights(found, specs, initial)
     sparsities, masks = core.initial_masks(
         method,
@@ -649,7 +636,7 @@ def _resumed(
     try:
         sparse.load_state_dict(state)
         for of in sparse._sparse:
-            if bool((of.parameter.data.masked_fill(~of._inactive, 0.0) != 0).any()):
+            if of._has_inactive_weights():
                 raise Error(
                     f"layer `{of.name}` has weights where the state's mask has none: they are of another moment"
                 )
@@ -681,17 +668,15 @@ def _chosen(
     found = sparse_layers(model)
     moved = [name for name, module in model.named_modules() if _is_layer(module) and not _weights_of(module)]
     names = [*(layer.name for layer in found), *moved]
-    included = _native.matching("include", core._patterns(include), names) if include else [True] * len(names)
-    excluded = _native.matching("exclude", core._patterns(exclude), names)
+    selected = core._selected(include, exclude, names)
     chosen = []
-    for layer, is_in, is_out in zip(found, included, excluded):
-        if is_in and not is_out and layer.parameter.requires_grad and id(layer.parameter) in trained:
+    for layer, is_ours in zip(found, selected):
+        if is_ours and layer.parameter.requires_grad and id(layer.parameter) in trained:
             chosen.append(layer)
     already = [layer.name for layer in chosen if id(layer.parameter) in _SPARSE]
     if already:
         raise Error(f"layer `{already[0]}` is sparse already: call remove() of what sparsify has returned before")
-    ours = list(zip(names, included, excluded))[len(found) :]
-    moved = [name for name, is_in, is_out in ours if is_in and not is_out]
+    moved = [name for name, is_ours in zip(moved, selected[len(found) :]) if is_ours]
     if moved:
         # By weight normalisation, say, or pruning.
         said = f"the weights of {', '.join(moved)} are computed from other parameters: these layers stay dense, and do not count"
@@ -730,13 +715,6 @@ class _Draw:
 
     def __init__(self, method: AnyMethod, init: str, seed: int) -> None:
         self.method, self.init, self.seed = method, init, seed
-        self.starts_from_dense = isinstance(method, Method) and method._native.starts_from_dense_weights
-
-    def initial(self) -> str:
-        """Where masks come from if nobody says."""
-        if isinstance(self.method, CustomMethod):
-            return "random"
-        return self.method._native.initial_with(self.init)
 
     def dense_weights(
         self, found: Sequence[Found], specs: Sequence[LayerSpec], initial: str
@@ -761,11 +739,7 @@ class _Draw:
 
     def all_weights(self, layer: Found, index: int) -> np.ndarray[Any, Any]:
         """Those that it has, or drawn as those of a dense layer."""
-        rows = layer.rows(layer.parameter)
-        if self.starts_from_dense and self.init != "keep":
-            everywhere = np.ones(rows.shape, dtype=np.bool_)
-            rows = core.initial_weights(everywhere, self.init, seed=self.seed, layer=index)
-        return rows
+        return core._dense_weights(self.method, layer.rows(layer.parameter), self.init, self.seed, index)
 
     def initialise(self, layer: SparseLayer) -> None:
         """Gives a sparse layer its first weights."""
@@ -774,7 +748,7 @@ class _Draw:
             layer._set_mask(layer.mask, found.rows(found.parameter))
             layer._hide()
             return
-        if self.starts_from_dense:
+        if self.method._native.starts_from_dense_weights:
             rows = self.all_weights(found, layer.index)
         else:
             rows = core.initial_weights(
