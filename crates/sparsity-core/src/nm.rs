@@ -233,6 +233,18 @@ mod tests {
     }
 
     #[test]
+    fn a_mask_fills_a_pattern_or_has_room() {
+        let pattern = NmPattern::new(2, 3).unwrap();
+        assert_eq!(pattern.n(), 2);
+        let fills =
+            |rows: &[[u8; 4]]| pattern.fills(&Mask::from_bytes(rows.len(), 4, rows.as_flattened()).unwrap());
+        assert!(fills(&[[1, 1, 0, 1], [0, 1, 1, 1]]));
+        assert!(fills(&[[1, 0, 1, 1], [0; 4]]), "a neuron without weights");
+        assert!(!fills(&[[1, 0, 0, 1], [0, 1, 1, 1]]), "room for one more");
+        assert!(!fills(&[[1, 1, 1, 0], [0, 1, 1, 1]]), "as many, but three of three");
+    }
+
+    #[test]
     fn each_group_keeps_its_largest() {
         let layer = LayerSpec::new("fc", [2, 5]).unwrap();
         let weights = [3.0, -4.0, 1.0, 2.0, 0.0, 1.0, 1.0, -1.0, 1.0, 9.0];

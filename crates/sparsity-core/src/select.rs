@@ -409,6 +409,15 @@ mod tests {
     }
 
     #[test]
+    fn of_nothing_nothing_is_the_largest() {
+        let mut largest = Largest::new(3);
+        largest.offer_rows(&[], &[], None);
+        let mut mask = Mask::empty(1, 4);
+        largest.mark(&mut mask);
+        assert_eq!(mask.nnz(), 0);
+    }
+
+    #[test]
     fn of_two_equal_values_at_the_boundary_the_first_is_in() {
         assert_eq!(by_selection(&[1.0 + f32::EPSILON, 1.0, -1.0], 1, 2), [1, 1, 0]);
         assert!(Key::new(-0.0, 3).is_zero() && !Key::new(f32::from_bits(1), 3).is_zero());

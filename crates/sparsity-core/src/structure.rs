@@ -155,6 +155,9 @@ mod tests {
         assert_eq!(Structure::of(&Mask::empty(0, 0)), none);
         // One group of all inputs is no pattern.
         assert_eq!(Structure::of(&mask(Srigl::default(), [50, 27], 0.8)), none);
+        // Three of the first four inputs.
+        let rows = [[1, 1, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 1, 1, 0, 0]];
+        assert_eq!(Structure::of(&Mask::from_bytes(2, 8, rows.as_flattened()).unwrap()), none);
         // All inputs of all neurons are no pattern, but a group.
         assert_eq!(Structure::of(&Mask::full(6, 8)), Structure { nm: None, group: 6 });
     }

@@ -591,7 +591,8 @@ pub fn itop_rate(ever_active: &Mask) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods::{Rigl, Srigl, StaticMask};
+    use crate::NmPattern;
+    use crate::methods::{AnyMethod, Rigl, Srigl, StaticMask};
 
     #[test]
     fn the_first_value_that_is_not_finite_is_found_wherever_it_lies() {
@@ -622,9 +623,55 @@ mod tests {
         let (values, mask) = ([1.0, 2.0, 3.0, 4.0], Mask::from_bytes(2, 2, &[1, 0, 0, 1]).unwrap());
         let layer =
             Layer { name: "fc", weights: &values, grads: &values, mask: &mask, sparsity: 0.0, ablate: true };
+        let active = ActiveLayer {
+            name: "fc",
+            values: &values[..2],
+            mask: &mask,
+            sparsity: 0.0,
+            ablate: true,
+            grads: &[],
+            members: Members::default(),
+        };
         for method in [&Srigl::default() as &dyn Method, &Rigl] {
             assert_eq!(update_layer(method, 1.0, &layer, STREAM).unwrap().mask, mask);
+            let update = update_active_layer(method, 1.0, &active, DenseGradient::All(&values), STREAM);
+            assert_eq!(update.unwrap().unwrap().mask, mask);
         }
+    }
+
+    /// The gradient of a layer of many neurons is asked for in blocks that stay small, and what is wrong in it is found.
+    #[test]
+    fn gradients_come_some_neurons_at_a_time() {
+        const INPUTS: usize = 1 << 12;
+        let (mask, neurons) = (Mask::full(300, INPUTS), (0..300).collect::<Vec<_>>());
+        let blocks = |each: usize, bad: Option<(usize, usize)>| {
+            let layer = ActiveLayer {
+                name: "fc",
+                values: &[],
+                mask: &mask,
+                sparsity: 0.5,
+                ablate: false,
+                grads: &[],
+                members: Members { each, last: 1 },
+            };
+            let mut write = |block: &[usize], rows: &mut [f32]| {
+                assert_eq!(rows.len(), block.len() * INPUTS);
+                rows.fill(1.0);
+                if let Some((row, input)) = bad
+                    && let Some(place) = block.iter().position(|neuron| *neuron == row)
+                {
+                    rows[place * INPUTS + input] = f32::NAN;
+                }
+            };
+            let mut sizes = Vec::new();
+            let each_block = |block: &[usize], _: &[f32]| sizes.push(block.len());
+            let done = layer.each_block(&mut DenseGradient::Rows(&mut write), &neurons, each_block);
+            done.map(|()| sizes)
+        };
+        assert_eq!(blocks(1, None).unwrap(), [64, 64, 64, 64, 44]);
+        assert_eq!(blocks(2, None).unwrap(), [vec![32; 9], vec![12]].concat(), "a row is two neurons");
+        let error = blocks(1, Some((70, 9))).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { what: "gradient", neuron: 70, input: 9, .. }), "{error}");
     }
 
     #[test]
@@ -673,6 +720,27 @@ mod tests {
             bytes(&masks(&StaticMask, InitialMask::GlobalMagnitude)),
             [[1; 8], [0, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
         );
+        // Weights that are 0 are as good as others, unless they are products.
+        let zeros =
+            [[1.0; 8], [0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]];
+        let zeros = zeros.map(|values| values.to_vec());
+        let from = |method: &dyn Method, from, sparsity| {
+            initial_masks(method, &layers, &zeros, from, (sparsity, Distribution::Uniform), 7)
+        };
+        assert!(from(&StaticMask, InitialMask::Magnitude, 0.25).is_ok());
+        assert!(from(&StaticMask, InitialMask::GlobalMagnitude, 0.25).is_ok());
+        let refused = |sparsity| from(&StaticMask, InitialMask::Sensitivity, sparsity).unwrap_err();
+        assert!(
+            matches!(refused(0.25), Error::Insensitive { sensitive: 7, target: 10 }),
+            "{}",
+            refused(0.25)
+        );
+        assert!(matches!(refused(1.0 / 3.0), Error::Insensitive { sensitive: 7, target: 8 }));
+        let seven = from(&StaticMask, InitialMask::Sensitivity, 0.375).unwrap();
+        assert_eq!(bytes(&seven), [[1; 8], [0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1, 1]]);
+        // Groups choose among what they have.
+        let nm = AnyMethod::from(Rigl).with_nm(NmPattern::TWO_OF_FOUR).unwrap();
+        assert!(from(&*nm, InitialMask::Sensitivity, 0.25).is_ok());
         let full = initial_mask_by_magnitude(&Srigl::default(), &layers[1], &weights[1], 0.0).unwrap();
         assert_eq!(full, Mask::full(2, 4));
     }

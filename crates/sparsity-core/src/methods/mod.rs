@@ -783,6 +783,124 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_says_how_weights_start() {
+        let all = |asked: fn(&AnyMethod) -> bool| -> Vec<&str> {
+            let asked = |info: &&&MethodInfo| asked(&info.build(&Settings::default()).unwrap());
+            METHODS.iter().filter(asked).map(|info| info.name).collect()
+        };
+        assert_eq!(
+            all(|method| method.starts_from_dense_weights()),
+            ["magnitude", "global-magnitude", "snip", "top-kast", "sr-ste"]
+        );
+        assert_eq!(all(|method| method.starts_dense()), ["gmp"]);
+        assert_eq!(all(|method| method.inactive_decay(0.5) != 0.0), ["top-kast", "sr-ste"]);
+        assert_eq!(all(|method| method.info().gradients.are_dense()), ["rigl", "srigl", "snfs"]);
+        let initial = |info: &MethodInfo, weights| info.initial_with(weights);
+        assert_eq!(initial(&rigl::INFO, WeightInit::Keep), InitialMask::Magnitude);
+        assert_eq!(initial(&rigl::INFO, WeightInit::KaimingNormal), InitialMask::Random);
+        assert_eq!(initial(&snip::INFO, WeightInit::Keep), InitialMask::Sensitivity);
+    }
+
+    /// A method of which one thing or another is different.
+    #[derive(Clone, Copy, Debug, Default)]
+    struct Own {
+        never_updates: bool,
+        remembers: bool,
+        keeps_inactive: bool,
+        starts_dense: bool,
+        redistributes: bool,
+        moves_all: bool,
+        /// What it drops and grows.
+        drops: bool,
+        /// It has an update of active weights.
+        sees_active: bool,
+    }
+
+    const OWN: MethodInfo = MethodInfo {
+        updates: Updates::Scheduled,
+        constant_fan_in: true,
+        nm: Nm::Allowed,
+        ..MethodInfo::new("own")
+    };
+    static SCHEDULED: MethodInfo = OWN;
+    static NEVER: MethodInfo = MethodInfo { updates: Updates::Never, ..OWN };
+    static REMEMBERS: MethodInfo = MethodInfo { gradients: Gradients::Momentum { beta: 0.5 }, ..OWN };
+
+    impl Method for Own {
+        fn info(&self) -> &'static MethodInfo {
+            match (self.never_updates, self.remembers) {
+                (true, _) => &NEVER,
+                (_, true) => &REMEMBERS,
+                _ => &SCHEDULED,
+            }
+        }
+        fn sparsity_at(&self, sparsity: f64, progress: f64) -> f64 {
+            if self.starts_dense { sparsity * progress } else { sparsity }
+        }
+        fn redistribute(&self, layers: &[LayerShare]) -> Option<Vec<usize>> {
+            self.redistributes.then(|| layers.iter().map(|layer| layer.active).collect())
+        }
+        fn keep(&self, layer: &ActiveLayer, _: f64) -> Option<Kept> {
+            self.drops.then(|| Kept { mask: layer.mask.clone(), growth: Growth::Random })
+        }
+        fn update_active(
+            &self,
+            layer: &ActiveLayer,
+            _: DenseGradient,
+            _: f64,
+            _: Stream,
+        ) -> Option<Result<Mask, Error>> {
+            self.sees_active.then(|| Ok(layer.mask.clone()))
+        }
+        fn gradient_positions(&self, _: &Mask, _: f64, _: &dyn Fn() -> Vec<f32>) -> GradientPositions {
+            if self.moves_all { GradientPositions::All } else { GradientPositions::Active }
+        }
+        fn keeps_inactive_weights(&self) -> bool {
+            self.keeps_inactive
+        }
+    }
+
+    /// Whether a method may have a pattern, may have groups, and may train active weights alone.
+    #[test]
+    fn what_a_method_may_have_follows_from_what_it_does() {
+        let may = |own: Own| {
+            let own = AnyMethod::from(own);
+            let (nm, group) = (own.clone().with_nm(NmPattern::TWO_OF_FOUR), own.clone().with_group(2));
+            for refused in [nm.as_ref().err(), group.as_ref().err()].into_iter().flatten() {
+                assert!(matches!(refused, Error::Structure { method: "own", .. }), "{refused}");
+            }
+            (nm.is_ok(), group.is_ok(), own.trains_active_weights_alone())
+        };
+        let plain = Own { drops: true, sees_active: true, ..Own::default() };
+        assert_eq!(may(plain), (true, true, true));
+        assert_eq!(may(Own { keeps_inactive: true, ..plain }), (false, false, false));
+        assert_eq!(may(Own { starts_dense: true, ..plain }), (false, false, false));
+        assert_eq!(may(Own { redistributes: true, ..plain }), (false, false, false));
+        assert_eq!(may(Own { remembers: true, ..plain }), (true, true, false));
+        assert_eq!(may(Own { moves_all: true, ..plain }), (true, true, false));
+        assert_eq!(may(Own { drops: false, ..plain }), (false, true, true));
+        assert_eq!(may(Own { sees_active: false, ..plain }), (true, false, false));
+        // What never updates need not say how.
+        assert_eq!(may(Own { never_updates: true, ..Own::default() }), (true, true, true));
+        assert_eq!(
+            may(Own { never_updates: true, starts_dense: true, ..Own::default() }),
+            (false, false, false)
+        );
+    }
+
+    #[test]
+    fn a_structure_is_given_once_and_groups_last() {
+        let rigl = || AnyMethod::from(Rigl).with_nm(NmPattern::TWO_OF_FOUR);
+        let srigl = || AnyMethod::from(Srigl::default()).with_group(4).unwrap();
+        assert!(matches!(rigl().unwrap().with_nm(NmPattern::TWO_OF_FOUR), Err(Error::Structure { .. })));
+        assert!(matches!(srigl().with_nm(NmPattern::TWO_OF_FOUR), Err(Error::Structure { .. })));
+        assert!(matches!(srigl().with_group(4), Err(Error::Structure { .. })));
+        // A method that always has a pattern takes another.
+        let sr_ste = AnyMethod::from(SrSte::default()).with_nm(NmPattern::new(1, 8).unwrap()).unwrap();
+        assert_eq!(sr_ste.nm(), NmPattern::new(1, 8).ok());
+    }
+
+    #[test]
     fn structures_are_settings_of_methods_that_may_have_them() {
         let layer = LayerSpec::new("fc", [8, 16]).unwrap();
         let stream = Stream { seed: 1, layer: 0, step: 0 };
