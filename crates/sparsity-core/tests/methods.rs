@@ -323,6 +323,26 @@ fn random_inputs_of_a_group_are_all_as_likely() {
     assert!((0..8).all(|i| usize::abs_diff(drawn[i], 1500) < 140) && drawn[8..] == [3000; 2], "{drawn:?}");
 }
 
+/// A layer whose dense gradient is looked at in two blocks.
+#[test]
+fn groups_of_all_neurons_are_filled() {
+    let (neurons, inputs) = (6, 1 << 16);
+    let mask = Mask::empty(neurons, inputs);
+    let weights = vec![0.0; neurons * inputs];
+    let grads: Vec<f32> =
+        (0..neurons * inputs).map(|position| ((position / inputs + position) % 4) as f32).collect();
+    let layer =
+        Layer { name: "fc", weights: &weights, grads: &grads, mask: &mask, sparsity: 0.5, ablate: false };
+    let method = AnyMethod::from(Rigl).with_nm(NmPattern::TWO_OF_FOUR).unwrap();
+    let mask = update_layer(&*method, 0.3, &layer, STREAM).unwrap().mask;
+    for neuron in 0..neurons {
+        assert!(
+            (0..inputs).all(|input| mask.is_active(neuron, input) == ((neuron + input) % 4 > 1)),
+            "{neuron}"
+        );
+    }
+}
+
 /// By |W · G| over both layers.
 #[test]
 fn sensitivity_is_shared_by_all_layers() {
@@ -371,6 +391,10 @@ fn settings_of_all_methods_are_checked() {
     }
     assert!(refused(&TopKast { backward: 0.99, ..TopKast::default() }));
     assert!(TopKast { backward: 1.0, decay: 0.0 }.check().is_ok());
+    // A structure around a method does not hide them.
+    let wrong = || AnyMethod::from(Srigl { gamma_sal: -1.0, ..Srigl::default() });
+    assert!(refused(&*wrong().with_group(2).unwrap()));
+    assert!(refused(&*wrong().with_nm(NmPattern::TWO_OF_FOUR).unwrap()));
     assert_eq!(TopKast::default().inactive_decay(0.9), 1e-4 / (1.0 - 0.9));
     assert_eq!(SrSte::default().inactive_decay(0.5), 2e-4);
 }

@@ -174,7 +174,7 @@ impl Method for GroupShared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods::Rigl;
+    use crate::methods::{Rigl, Srigl};
 
     #[test]
     fn a_smaller_last_group_counts_as_if_it_was_whole() {
@@ -182,5 +182,34 @@ mod tests {
         let mut sums = [f32::NAN; 4];
         groups.add_up(&[1.0, -2.0, -3.0, 4.0, -5.0, 6.0], 2, &mut sums);
         assert_eq!(sums, [4.0, 6.0, 10.0, 12.0]);
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_gradient_is_of_the_first_neuron_of_its_group() {
+        let mask = Mask::from_bytes(6, 2, &[1, 0].repeat(6)).unwrap();
+        let layer = ActiveLayer {
+            name: "fc",
+            values: &[1.0; 6],
+            mask: &mask,
+            sparsity: 0.5,
+            ablate: false,
+            grads: &[],
+            members: Members::default(),
+        };
+        let groups = GroupShared { method: Srigl::default().into(), group: 2 };
+        let update = |nan: Option<usize>| {
+            let mut write = |neurons: &[usize], rows: &mut [f32]| {
+                for (neuron, row) in neurons.iter().zip(rows.chunks_mut(2)) {
+                    row.fill(if Some(*neuron) == nan { f32::NAN } else { 1.0 });
+                }
+            };
+            let stream = Stream { seed: 1, layer: 0, step: 0 };
+            groups.update_active(&layer, DenseGradient::Rows(&mut write), 0.5, stream).unwrap()
+        };
+        assert!(update(None).is_ok());
+        for nan in [4, 5] {
+            let error = update(Some(nan)).unwrap_err();
+            assert!(matches!(error, Error::NotFinite { neuron: 4, input: 0, .. }), "{error}");
+        }
     }
 }
