@@ -890,11 +890,14 @@ mod tests {
 
     #[test]
     fn a_structure_is_given_once_and_groups_last() {
-        let rigl = || AnyMethod::from(Rigl).with_nm(NmPattern::TWO_OF_FOUR);
-        let srigl = || AnyMethod::from(Srigl::default()).with_group(4).unwrap();
-        assert!(matches!(rigl().unwrap().with_nm(NmPattern::TWO_OF_FOUR), Err(Error::Structure { .. })));
-        assert!(matches!(srigl().with_nm(NmPattern::TWO_OF_FOUR), Err(Error::Structure { .. })));
-        assert!(matches!(srigl().with_group(4), Err(Error::Structure { .. })));
+        let refused = |method: Result<AnyMethod, Error>| matches!(method, Err(Error::Structure { .. }));
+        for method in [AnyMethod::from(Srigl::default()), StructuredStatic.into()] {
+            let (nm, group) = (method.clone().with_nm(NmPattern::TWO_OF_FOUR), method.with_group(4).unwrap());
+            assert!(refused(nm.clone().unwrap().with_nm(NmPattern::TWO_OF_FOUR)));
+            assert!(refused(group.clone().with_nm(NmPattern::TWO_OF_FOUR)));
+            assert!(refused(group.with_group(4)));
+            assert_eq!(nm.unwrap().with_group(4).unwrap().group(), 4);
+        }
         // A method that always has a pattern takes another.
         let sr_ste = AnyMethod::from(SrSte::default()).with_nm(NmPattern::new(1, 8).unwrap()).unwrap();
         assert_eq!(sr_ste.nm(), NmPattern::new(1, 8).ok());
