@@ -324,14 +324,12 @@ pub(crate) fn add_matmul_in_tiles(
     let matrix = SharedPlanes::new(out, n);
     (0..down * across).into_par_iter().for_each(|tile| {
         let (row, column) = (tile / across * rows, tile % across * columns);
-        // Rounded up, so many may cover all before the last.
-        let size = [rows.min(m.saturating_sub(row)), columns.min(n.saturating_sub(column)), k];
-        if size[0] > 0 && size[1] > 0 {
-            let (a, b) = (&a[row * a_strides.row..], &b[column * b_strides.column..]);
-            let out = (matrix.at(row, column), Strides { row: n, column: 1 });
-            // SAFETY: all lie in the matrices, which lie in their slices, as checked; no other tile has these numbers of `out`.
-            unsafe { multiply(size, out, (a, a_strides), (b, b_strides), [1.0, 1.0], 1) };
-        }
+        // None is empty: tiles are no larger than those that their number comes from.
+        let size = [rows.min(m - row), columns.min(n - column), k];
+        let (a, b) = (&a[row * a_strides.row..], &b[column * b_strides.column..]);
+        let out = (matrix.at(row, column), Strides { row: n, column: 1 });
+        // SAFETY: all lie in the matrices, which lie in their slices, as checked; no other tile has these numbers of `out`.
+        unsafe { multiply(size, out, (a, a_strides), (b, b_strides), [1.0, 1.0], 1) };
     });
 }
 
@@ -438,5 +436,50 @@ mod tests {
             let middle = x + step / 2.0;
             cdf += step * (-middle * middle / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
         }
+    }
+
+    /// Three by three tiles, of matrices in either order.
+    #[test]
+    fn tiles_make_the_whole_product() {
+        let [m, n, k] = if cfg!(miri) { [3, 5, 2] } else { [400, 1100, 3] };
+        let number = |i: usize, j: usize| ((7 * i + 5 * j) % 11) as f32 - 5.0;
+        let matrix = |rows: usize, columns: usize, s: Strides| {
+            let mut numbers = vec![0.0; rows * columns];
+            (0..rows * columns).for_each(|place| {
+                let (i, j) = (place / columns, place % columns);
+                numbers[i * s.row + j * s.column] = number(i, j);
+            });
+            numbers
+        };
+        let by_rows = |columns| Strides { row: columns, column: 1 };
+        let by_columns = |rows| Strides { row: 1, column: rows };
+        for (a, b) in [(by_rows(k), by_rows(n)), (by_columns(m), by_columns(k))] {
+            let mut out = vec![1.0; m * n];
+            add_matmul_in_tiles([m, n, k], &mut out, (&matrix(m, k, a), a), (&matrix(k, n, b), b));
+            for (place, got) in out.iter().enumerate() {
+                let (i, j) = (place / n, place % n);
+                let want = 1.0 + (0..k).map(|l| number(i, l) * number(l, j)).sum::<f32>();
+                assert_eq!(*got, want, "{i}, {j}");
+            }
+        }
+    }
+
+    #[test]
+    fn matrices_lie_in_their_slices() {
+        let fits = |m: usize, n: usize, [out, a, b]: [usize; 3]| {
+            let (out, a, b) = (vec![0.0; out], vec![0.0; a], vec![0.0; b]);
+            let strides = |row| Strides { row, column: 2 };
+            std::panic::catch_unwind(|| {
+                check([m, n, 4], (&out, strides(10)), (&a, strides(8)), (&b, strides(7)))
+            })
+            .is_ok()
+        };
+        // Last numbers at 2 · 10 + 4 · 2, 2 · 8 + 3 · 2 and 3 · 7 + 4 · 2.
+        assert!(fits(3, 5, [29, 23, 30]));
+        for short in [[28, 23, 30], [29, 22, 30], [29, 23, 29]] {
+            assert!(!fits(3, 5, short), "{short:?}");
+        }
+        // Without rows or columns there is nothing to read.
+        assert!(fits(0, 5, [0, 0, 30]) && fits(3, 0, [0, 23, 0]));
     }
 }

@@ -1,7 +1,6 @@
 //! A network as a list of operations, each on the results of earlier ones.
 
 use crate::engine::Use;
-use crate::ops::Cost;
 use crate::shape::MAX_RESULT;
 use crate::{Error, NodeError, Op, Shape};
 use std::collections::BTreeSet;
@@ -85,15 +84,6 @@ impl Network {
         self.shapes[self.shapes.len() - 1]
     }
 
-    /// What each node costs for one sample.
-    pub fn costs(&self) -> Vec<Cost> {
-        let cost = |(node, &shape): (&Node, &Shape)| {
-            let input = node.inputs.first().map_or(shape, |&input| self.shapes[input]);
-            node.op.operation().cost(input, shape)
-        };
-        self.nodes.iter().zip(&self.shapes).map(cost).collect()
-    }
-
     /// Whether the [budget](srigl_tensors::memory::limit) allows to run a batch on something else than the
     /// [`Engine`](crate::Engine), which knows better: [`Engine::memory`](crate::Engine::memory).
     ///
@@ -105,6 +95,11 @@ impl Network {
     /// # Errors
     /// [`Error::Memory`] if not.
     pub fn check_memory(&self, batch: usize) -> Result<(), Error> {
+        self.needs(batch).check()
+    }
+
+    /// What [`check_memory`](Self::check_memory) counts.
+    fn needs(&self, batch: usize) -> Use<'_> {
         let mut last_reader: Vec<usize> = (0..self.nodes.len()).collect();
         for (index, node) in self.nodes.iter().enumerate() {
             node.inputs.iter().for_each(|&input| last_reader[input] = index);
@@ -126,7 +121,7 @@ impl Network {
         }
         let narrow = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
         let most = (&*self.nodes[most.1].name, narrow(most.0));
-        Use { all: narrow(all), most }.check()
+        Use { all: narrow(all), most }
     }
 
     /// The nodes that read each node; a node that reads one twice is there twice.
@@ -223,6 +218,9 @@ mod tests {
             (Op::Gelu, [2, 4, 4]),
             (Op::HardSwish, [2, 4, 4]),
             (Op::MaxPool(ops::MaxPool(Window { padding: [1; 2], stride: [2; 2], ..window(3) })), [2, 2, 2]),
+            // One tap never misses the image; of two the second lies in its last row.
+            (Op::MaxPool(ops::MaxPool(Window { dilation: [9; 2], ..window(1) })), [2, 4, 4]),
+            (Op::MaxPool(ops::MaxPool(Window { padding: [1; 2], dilation: [4; 2], ..window(2) })), [2, 2, 2]),
             (Op::GlobalAvgPool, [2, 1, 1]),
             (Op::ClassToken, [2, 1, 1]),
             (Op::Flatten, [32, 1, 1]),
@@ -238,6 +236,33 @@ mod tests {
         );
         assert_eq!(shapes(vec![tokens.clone(), (Op::Add, vec![0, 0])]), Ok([12, 1, 5]));
         assert_eq!(shapes(vec![tokens]), Ok([12, 1, 5]));
+    }
+
+    /// The convolution gathers nine taps of two features at four positions, and results that have been read are gone.
+    #[test]
+    fn memory_is_that_of_the_node_where_it_is_most() {
+        let needs = |batch: usize, relus: usize| {
+            let mut nodes =
+                vec![Node::new("input", ops::Input(IMAGE), []), Node::new("conv", conv(window(3), 1), [0])];
+            nodes.extend((0..relus).map(|i| Node::new(format!("relu{i}"), Op::Relu, [1 + i])));
+            let network = Network::new(nodes).unwrap();
+            let needs = network.needs(batch);
+            (needs.all, needs.most.0.to_string(), needs.most.1)
+        };
+        let (input, result, gathered) = (2 * 16, 6 * 4, 18 * 4u64);
+        let expected = |batch: u64| {
+            (batch * 4 * (input + result + gathered), "conv".to_string(), batch * 4 * (result + gathered))
+        };
+        for relus in [0, 1, 20] {
+            assert_eq!(needs(1, relus), expected(1));
+            assert_eq!(needs(5, relus), expected(5));
+        }
+        assert_eq!(needs(usize::MAX, 0), (u64::MAX, "conv".to_string(), u64::MAX));
+        // Without anything to gather: two results at a time.
+        let nodes = vec![Node::new("input", ops::Input(IMAGE), []), Node::new("relu", Op::Relu, [0])];
+        let needs = Network::new(nodes).unwrap();
+        let needs = needs.needs(1);
+        assert_eq!((needs.all, needs.most), (2 * 128, ("relu", 128)));
     }
 
     #[test]
@@ -296,6 +321,9 @@ mod tests {
             let error = shape(op.clone()).expect_err(expected);
             assert!(error.contains(expected) && error.contains("`n1`"), "{op:?}: {error}");
         }
+        let six = Op::Input(ops::Input(Shape { features: 6, height: 1, width: 5 }));
+        let error = shapes(vec![(six, vec![]), (Op::Attention(ops::Attention { heads: 6 }), vec![0])]);
+        assert!(error.unwrap_err().contains("6 features are not queries"), "two features of six heads");
         // The scores of attention are tokens squared.
         let tokens = Op::Input(ops::Input(Shape { features: 3, height: 1, width: 1 << 20 }));
         let error = shapes(vec![(tokens, vec![]), (Op::Attention(ops::Attention { heads: 1 }), vec![0])])

@@ -187,3 +187,46 @@ pub(crate) fn from_planes(planes: &[f32], shape: Shape, sample: &mut [f32]) {
         to.copy_from_slice(&plane[..shape.positions()]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Window = Window { kernel: [1; 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
+
+    fn image(height: usize, width: usize) -> Shape {
+        Shape { features: 1, height, width }
+    }
+
+    #[test]
+    fn windows_are_told_in_short() {
+        let window = Window { kernel: [3; 2], stride: [2, 1], ..ONE };
+        assert_eq!(window.to_string(), "a window of kernel 3, stride 2 × 1, padding 0 and dilation 1");
+    }
+
+    /// What is as large as allowed is taken, and one more refused.
+    #[test]
+    fn limits_are_exact() {
+        assert_eq!(ONE.output_size(image((1 << 24) - 1, 1)), Ok([(1 << 24) - 1, 1]));
+        assert!(matches!(ONE.output_size(image(1 << 24, 1)), Err(NodeError::Window { .. })));
+
+        let wide = Window { kernel: [1 << 10; 2], ..ONE };
+        assert_eq!(wide.check(image(1 << 10, 1 << 10)), Ok((MAX_TAPS, [1, 1])));
+        let wider = Window { kernel: [1 << 10, (1 << 10) + 1], ..ONE };
+        assert!(matches!(wider.check(image(1 << 10, 1 << 11)), Err(NodeError::Taps { .. })));
+
+        let padded = |padding: [usize; 2]| Window { padding, ..ONE }.check(image(1 << 13, 1 << 13));
+        let most = 1 << 12;
+        assert_eq!(padded([most; 2]), Ok((1, [1 << 14; 2])));
+        assert!(matches!(padded([most + 1, most]), Err(NodeError::Padded(_))));
+        assert!(matches!(padded([most, most + 1]), Err(NodeError::Padded(_))));
+
+        // Two sheets of rows, with four more rows than the result: those that the last taps read.
+        let gathers = Window { kernel: [3, 1], stride: [2, 1], dilation: [4, 1], ..ONE };
+        let rows = MAX_GATHERED / 2 / MOST_LANES;
+        let check = |window: Window, rows| window.check_gathered(image(8, 8), [rows, 1]);
+        assert_eq!(check(gathers, rows - 4), Ok(()));
+        assert!(matches!(check(gathers, rows - 3), Err(NodeError::Gathered(_))));
+        assert_eq!(check(ONE, usize::MAX), Ok(()), "what reads in place gathers nothing");
+    }
+}

@@ -484,3 +484,55 @@ impl CondensedWeight {
         self.values.len() * 4 + self.pattern.bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condensed(inputs: usize, rows: &[&[usize]]) -> CondensedWeight {
+        let mut mask = vec![false; rows.len() * inputs];
+        for (neuron, row) in rows.iter().enumerate() {
+            row.iter().for_each(|input| mask[neuron * inputs + input] = true);
+        }
+        CondensedWeight::from_masked(&vec![1.0; mask.len()], &mask, rows.len(), inputs).unwrap()
+    }
+
+    #[test]
+    fn bytes_are_those_of_values_indices_neurons_and_pointers() {
+        // Two active neurons of three.
+        let rows: [&[usize]; 3] = [&[0, 1, 2], &[], &[1, 2, 3]];
+        for (inputs, width) in [(200, 1), (300, 2), (70_000, 4)] {
+            let weight = condensed(inputs, &rows);
+            assert_eq!(weight.indices().width(), width);
+            assert_eq!(weight.bytes(), 6 * 4 + 6 * width + 2 * 4);
+            assert_eq!(Weight::Condensed(weight.clone()).bytes(), weight.bytes());
+        }
+        let varying = condensed(200, &[&[0, 1], &[7]]);
+        assert_eq!(varying.bytes(), 3 * 4 + 3 + 2 * 4 + 3 * 4);
+        assert_eq!(Weight::Dense(vec![0.0; 5]).bytes(), 20);
+    }
+
+    #[test]
+    fn two_rows_may_be_a_group() {
+        let weight = condensed(9, &[&[2, 5], &[2, 5]]);
+        assert_eq!((weight.pattern().group(), weight.indices()), (2, &Indices::U8(vec![2, 5])));
+        let apart = condensed(9, &[&[2, 5], &[2, 6]]);
+        assert_eq!((apart.pattern().group(), apart.indices().len()), (1, 4));
+        assert!(!apart.indices().is_empty() && condensed(9, &[&[]]).indices().is_empty());
+    }
+
+    #[test]
+    fn masks_and_weights_have_one_length() {
+        for (weights, bits) in [(4, 3), (3, 4), (3, 3)] {
+            let wrong = CondensedWeight::from_masked(&vec![1.0; weights], &vec![true; bits], 2, 2);
+            assert!(matches!(wrong, Err(Error::Weight(WeightError::Mask { .. }))), "{weights}, {bits}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_not_printed() {
+        let weight = condensed(200, &[&[0, 1], &[7, 9]]);
+        let text = format!("{:?} {:?}", Weight::Dense(vec![0.0; 5]), Weight::Condensed(weight));
+        assert!(text.starts_with("Dense { weights: 5 } CondensedWeight { neurons: 2, "), "{text}");
+    }
+}

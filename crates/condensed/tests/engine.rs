@@ -100,6 +100,62 @@ fn pools_of_any_window_agree() {
     }
 }
 
+/// Every operation on several samples at once: so many multiplications are in layers of vectors that the network runs in batches.
+#[test]
+fn operations_agree_in_batches() {
+    let rng = &mut SmallRng::seed_from_u64(8);
+    let window = |kernel, stride| Window { kernel, stride, padding: [0; 2], dilation: [1; 2] };
+    let linear = |n: usize, m: usize, rng: &mut SmallRng| {
+        Op::from(ops::Linear { weight: Weight::Dense(floats(n * m, rng)), bias: floats(n, rng) })
+    };
+    let sparse = |n: usize, m: usize, rng: &mut SmallRng| {
+        let mask: Vec<bool> = (0..n * m).map(|i| (i / m + i % m) % 3 == 0).collect();
+        let weight = CondensedWeight::from_masked(&floats(n * m, rng), &mask, n, m).unwrap();
+        Op::from(ops::Linear { weight: Weight::Condensed(weight), bias: floats(n, rng) })
+    };
+    let norm = |rng: &mut SmallRng| {
+        Op::from(ops::LayerNorm { scale: floats(4, rng), shift: floats(4, rng), epsilon: 1e-3 })
+    };
+    let conv = ops::Conv2d {
+        weight: Weight::Dense(floats(4 * 36, rng)),
+        bias: floats(4, rng),
+        window: Window { padding: [1; 2], ..window([3; 2], [1; 2]) },
+        groups: 1,
+    };
+    let nodes: Vec<(&str, Op, &[usize])> = vec![
+        ("conv", conv.into(), &[0]),
+        ("add", Op::Add, &[1, 0]),
+        ("relu", Op::Relu, &[2]),
+        ("affine", ops::Affine { scale: floats(4, rng), shift: floats(4, rng) }.into(), &[3]),
+        ("pool", ops::MaxPool(window([2; 2], [2; 2])).into(), &[4]),
+        ("mean", Op::GlobalAvgPool, &[5]),
+        ("gate", sparse(4, 4, rng), &[6]),
+        ("sigmoid", Op::HardSigmoid, &[7]),
+        ("scale", Op::Scale, &[5, 8]),
+        ("tokens", ops::Tokens { class: floats(4, rng), positions: floats(20, rng) }.into(), &[9]),
+        ("norm1", norm(rng), &[10]),
+        ("qkv", linear(12, 4, rng), &[11]),
+        ("attention", ops::Attention { heads: 2 }.into(), &[12]),
+        ("flatten", Op::Flatten, &[13]),
+        ("wide", sparse(300, 20, rng), &[14]),
+        ("gelu", Op::Gelu, &[15]),
+        ("narrow", linear(4, 300, rng), &[16]),
+        ("norm2", norm(rng), &[17]),
+        ("swish", Op::HardSwish, &[18]),
+        ("head", linear(3, 4, rng), &[19]),
+    ];
+    let input = ops::Input(Shape { features: 4, height: 4, width: 4 });
+    let nodes = nodes.into_iter().map(|(name, op, inputs)| Node::new(name, op, inputs));
+    let network =
+        Network::new(std::iter::once(Node::new("input", input, [])).chain(nodes).collect()).unwrap();
+    let mut engine = Engine::new(&network).unwrap();
+    assert!(engine.memory(5) > engine.memory(4), "the samples go through it together");
+    engine.run(1, &[0.5; 64], &mut [0.0; 3]).unwrap();
+    for batch in [1, 3, 17] {
+        check(&network, batch, rng, 1e-5);
+    }
+}
+
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let mut rng = SmallRng::seed_from_u64(3);

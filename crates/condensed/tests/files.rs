@@ -565,7 +565,7 @@ mod hostile {
         );
         case(
             "indices-shape",
-            "tensor `fc.indices`: it has shape [4, 1]",
+            "tensor `fc.indices`: it has shape [4, 1], but the values [2, 2]",
             parts().tensor("fc.indices", "U8", &[4, 1], &[0, 3, 1, 2]).bytes(),
         );
         let indices = |indices: [u8; 4]| parts().tensor("fc.indices", "U8", &[2, 2], &indices).bytes();

@@ -367,3 +367,47 @@ fn weights_that_break_their_promises_are_refused() {
         assert!(got.clone().is_err_and(|e| e.contains(want)), "{got:?} should say {want:?}");
     }
 }
+
+#[test]
+fn what_a_layer_takes_is_told() {
+    let rng = &mut SmallRng::seed_from_u64(3);
+    let (weight, bias) = (random_weight(96, 256, Some(32), 0.0, rng), floats(96, rng));
+    let layer = LinearKernel::new(&weight, &bias).unwrap();
+    assert_eq!(layer.bias(), bias);
+    let stored = weight.bytes() + 96 * 4;
+    assert_eq!(layer.bytes(), stored);
+    // One vector may have a form of its own, and a batch has: values, biases and offsets.
+    layer.run(1, &[1.0; 256], &mut [0.0; 96]);
+    let single = layer.bytes();
+    assert!(single == stored || single >= stored + 96 * 32 * 4);
+    layer.run(64, &[1.0; 64 * 256], &mut [0.0; 64 * 96]);
+    assert!(layer.bytes() >= single + 96 * 32 * 4);
+    assert!(
+        format!("{layer:?}").starts_with("LinearKernel { weight: CondensedWeight { neurons: 96, "),
+        "{layer:?}"
+    );
+
+    let weight = random_weight(8, 36, Some(9), 0.0, rng);
+    let window = Window { kernel: [3, 3], stride: [1; 2], padding: [1; 2], dilation: [1; 2] };
+    let image = Shape { features: 4, height: 6, width: 6 };
+    let conv = ConvKernel::new(&weight, &[0.0; 8], window, 1, image).unwrap();
+    assert!(conv.bytes() >= 8 * 9 * 4);
+    let text = format!("{conv:?}");
+    assert!(
+        text.starts_with("ConvKernel { input: Shape") && text.contains(&conv.bytes().to_string()),
+        "{text}"
+    );
+}
+
+/// Layers without inputs give their biases, those without neurons nothing.
+#[test]
+fn empty_layers_run() {
+    for batch in [1, 3, 64] {
+        let no_inputs = CondensedWeight::from_masked(&[], &[], 2, 0).unwrap();
+        let mut y = vec![0.0; batch * 2];
+        LinearKernel::new(&no_inputs, &[0.5, -2.0]).unwrap().run(batch, &[], &mut y);
+        assert_eq!(y, [0.5, -2.0].repeat(batch));
+        let no_neurons = CondensedWeight::from_masked(&[], &[], 0, 3).unwrap();
+        LinearKernel::new(&no_neurons, &[]).unwrap().run(batch, &vec![1.0; batch * 3], &mut []);
+    }
+}

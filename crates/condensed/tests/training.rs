@@ -457,3 +457,27 @@ fn patterns_are_checked() {
     assert_eq!(format!("{pattern:?}"), "{ neurons: 3, active: 2, fan_in: varies, inputs: 2, weights: 3 }");
     assert_eq!((pattern.active(), pattern.len(), pattern.bytes()), (&[0, 2][..], 3, 3 + 8 + 12));
 }
+
+#[test]
+fn what_does_not_fit_a_layer_panics() {
+    let rng = &mut SmallRng::seed_from_u64(9);
+    let case = Case::linear(pattern(4, 6, Some(2), rng), 3, rng);
+    let layer = case.layer(Isa::best());
+    let fits = |values: usize, x: usize, y: usize| {
+        let run = || {
+            let scratch = &mut Scratch::default();
+            layer.forward(&vec![1.0; values], None, 3, &vec![1.0; x], &mut vec![0.0; y], scratch).unwrap();
+        };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_ok()
+    };
+    let weights = layer.weights();
+    assert!(fits(weights, 18, 12));
+    assert!(!fits(weights + 1, 18, 12) && !fits(weights, 17, 12) && !fits(weights, 18, 13));
+    let pass = layer.lay_out(3, &case.x, &case.dy).unwrap();
+    let takes = |neurons: &[usize]| {
+        let run = || layer.add_dense_gradient(neurons, &pass, &mut vec![0.0; neurons.len() * 6]);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_ok()
+    };
+    assert!(takes(&[0, 3]) && takes(&[]));
+    assert!(!takes(&[0, 4]) && !takes(&[3, 0]) && !takes(&[2, 2]));
+}

@@ -32,7 +32,7 @@ use std::fmt::Debug;
 
 /// What an operation costs for one sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// Multiplications by weights. Activations, normalisations and pooling count as nothing.
     pub multiplications: u64,
     /// Bytes of weights, indices and other parameters.
@@ -363,3 +363,116 @@ macro_rules! activation {
     };
 }
 pub(crate) use activation;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CondensedWeight, Engine, Network, Node, Op, Weight, Window, ops, tuning};
+
+    /// Multiplications and bytes, of a sample of two features on 3 × 4 positions.
+    #[test]
+    fn weights_and_scores_cost() {
+        let input = Shape { features: 6, height: 3, width: 4 };
+        let cost = |op: Op| {
+            let output = op.operation().output_shape(&[input]).unwrap();
+            let Cost { multiplications, bytes } = op.operation().cost(input, output);
+            assert!(bytes <= op.operation().packed(input), "{op:?}");
+            (multiplications, bytes)
+        };
+        let dense = || Weight::Dense(vec![1.0; 12]);
+        let sparse = || {
+            let mask: Vec<bool> = (0..12).map(|i| [0, 3, 7, 10].contains(&i)).collect();
+            Weight::Condensed(CondensedWeight::from_masked(&[1.0; 12], &mask, 2, 6).unwrap())
+        };
+        let window = Window { kernel: [1, 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
+        let conv = |weight: Weight| Op::from(ops::Conv2d { weight, bias: vec![0.0; 2], window, groups: 2 });
+        let linear = |weight: Weight| Op::from(ops::Linear { weight, bias: vec![0.0; 2] });
+        // Twelve positions; values, and two biases.
+        assert_eq!(cost(linear(dense())), (12 * 12, 4 * (12 + 2)));
+        // Four values and indices, two active neurons.
+        assert_eq!(cost(linear(sparse())), (4 * 12, 4 * 4 + 4 + 2 * 4 + 2 * 4));
+        // Nine positions.
+        assert_eq!(cost(conv(dense())), (12 * 9, 4 * (12 + 2)));
+        assert_eq!(cost(conv(sparse())), (4 * 9, 4 * 4 + 4 + 2 * 4 + 2 * 4));
+        // Two features of twelve tokens, with keys and with values.
+        assert_eq!(cost(ops::Attention { heads: 2 }.into()), (2 * 12 * 12 * 2, 0));
+        assert_eq!(cost(ops::Affine { scale: vec![1.0; 6], shift: vec![0.0; 6] }.into()), (0, 48));
+        assert_eq!(
+            cost(ops::LayerNorm { scale: vec![1.0; 6], shift: vec![0.0; 6], epsilon: 0.0 }.into()),
+            (0, 48)
+        );
+        assert_eq!(cost(ops::Tokens { class: vec![0.0; 6], positions: vec![0.0; 78] }.into()), (0, 4 * 84));
+        for op in
+            [Op::Relu, Op::Gelu, Op::GlobalAvgPool, Op::Flatten, Op::ClassToken, ops::MaxPool(window).into()]
+        {
+            assert_eq!((cost(op.clone()), op.operation().packed(input)), ((0, 0), 0), "{op:?}");
+        }
+    }
+
+    /// Operations and what the engine makes of them are described by their sizes.
+    #[test]
+    fn numbers_are_not_printed() {
+        let image = Shape { features: 2, height: 3, width: 3 };
+        let both = |op: Op, input: Shape| {
+            let planning = Planning { input, isa: crate::Isa::Portable, threads: 1 };
+            format!("{op:?} {:?}", op.operation().plan(&planning).unwrap())
+        };
+        let linear = |input: Shape| {
+            let weight = Weight::Dense(vec![1.0; 6]);
+            both(ops::Linear { weight, bias: vec![0.0; 3] }.into(), input)
+        };
+        let window = Window { kernel: [1, 1], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
+        let conv = ops::Conv2d { weight: Weight::Dense(vec![1.0; 6]), bias: vec![0.0; 3], window, groups: 1 };
+        let vectors = || vec![1.5; 2];
+        for (text, expected) in [
+            (linear(image), ["features: 3", "PlaneLayer { neurons: 3, bytes: 36 }"]),
+            (linear(Shape { height: 1, width: 1, ..image }), ["features: 3", "DenseVector { features: 3 }"]),
+            (both(conv.into(), image), ["channels: 3", "PlaneLayer { neurons: 3, bytes: "]),
+            (
+                both(ops::Affine { scale: vectors(), shift: vectors() }.into(), image),
+                ["Affine { features: 2 }"; 2],
+            ),
+            (
+                both(ops::LayerNorm { scale: vectors(), shift: vectors(), epsilon: 0.0 }.into(), image),
+                ["LayerNorm { features: 2"; 2],
+            ),
+            (
+                both(ops::Tokens { class: vectors(), positions: vec![0.0; 20] }.into(), image),
+                ["Tokens { features: 2, tokens: 10 }", "Embeddings { tokens: 10 }"],
+            ),
+        ] {
+            assert!(expected.iter().all(|expected| text.contains(expected)), "{text}");
+        }
+    }
+
+    #[test]
+    fn parameters_take_bytes_in_the_engine() {
+        let bytes = |op: Op| {
+            let nodes = vec![
+                Node::new("input", ops::Input(Shape { features: 2, height: 3, width: 3 }), []),
+                Node::new("op", op, [0]),
+            ];
+            Engine::new(&Network::new(nodes).unwrap()).unwrap().bytes()
+        };
+        assert_eq!(bytes(Op::Relu), 0);
+        // Of all positions; a product of matrices for each tap; and of weights one by one.
+        let dense = |count: usize| Weight::Dense(vec![1.0; count]);
+        assert_eq!(bytes(ops::Linear { weight: dense(6), bias: vec![0.0; 3] }.into()), 4 * (6 + 3));
+        let window = Window { kernel: [2, 1], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
+        let conv = |features: usize| {
+            let conv = ops::Conv2d { weight: dense(3 * 2 * features), bias: vec![0.0; 3], window, groups: 1 };
+            let image = Shape { features, height: 3, width: 3 };
+            let nodes = vec![Node::new("input", ops::Input(image), []), Node::new("conv", conv, [0])];
+            Engine::new(&Network::new(nodes).unwrap()).unwrap().bytes()
+        };
+        assert_eq!(conv(tuning::GEMM), 4 * (6 * tuning::GEMM + 3));
+        assert!(conv(tuning::GEMM - 1) > 4 * (6 * (tuning::GEMM - 1) + 3));
+        assert_eq!(bytes(ops::Affine { scale: vec![2.0; 2], shift: vec![1.0; 2] }.into()), 16);
+        assert_eq!(
+            bytes(ops::LayerNorm { scale: vec![2.0; 2], shift: vec![1.0; 2], epsilon: 0.0 }.into()),
+            16
+        );
+        // The class is added to its position.
+        assert_eq!(bytes(ops::Tokens { class: vec![0.0; 2], positions: vec![0.0; 20] }.into()), 4 * 20);
+    }
+}

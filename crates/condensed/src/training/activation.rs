@@ -150,9 +150,13 @@ mod tests {
             let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
             0.5 + sum / (2.0 * std::f64::consts::PI).sqrt() + x * density
         };
-        for (x, slope) in x.iter().zip(slope) {
+        let mut y = vec![f32::NAN; x.len()];
+        gelu(&x, &mut y);
+        let differences = y.windows(2).zip(x.windows(2)).map(|(y, x)| (y[1] - y[0]) / (x[1] - x[0]));
+        for ((x, slope), difference) in x.iter().zip(slope).zip(differences.chain([1.0])) {
             let exact = exact(f64::from(*x));
             assert!((f64::from(slope) - exact).abs() < 1e-6, "{x}: {slope} for {exact}");
+            assert!((slope - difference).abs() < 0.01, "{x}: {slope}, and {difference} to the next");
         }
         let mut far = [2.0, 2.0, 2.0, f32::NAN];
         gelu_gradient(&[f32::INFINITY, f32::NEG_INFINITY, -80.0, f32::NAN], &mut far);

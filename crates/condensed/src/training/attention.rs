@@ -143,3 +143,75 @@ vectorised! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    /// `Σ weights · y` and `y`, in double precision and one number after the other.
+    fn plainly(attention: &Attention, qkv: &[f64], weights: &[f32]) -> (f64, Vec<f64>) {
+        let Attention { heads, tokens, features } = *attention;
+        let size = features / heads;
+        let samples = qkv.len() / (3 * tokens * features);
+        let mut y = vec![0.0; samples * tokens * features];
+        for sample in 0..samples {
+            let at = |part: usize, token: usize, feature: usize| {
+                qkv[((sample * tokens + token) * 3 + part) * features + feature]
+            };
+            for (head, query) in (0..heads).flat_map(|head| (0..tokens).map(move |query| (head, query))) {
+                let own = head * size..(head + 1) * size;
+                let score = |key: usize| own.clone().map(|f| at(0, query, f) * at(1, key, f)).sum::<f64>();
+                let scores: Vec<f64> =
+                    (0..tokens).map(|key| (score(key) / (size as f64).sqrt()).exp()).collect();
+                let sum: f64 = scores.iter().sum();
+                for feature in own.clone() {
+                    let mixed =
+                        scores.iter().enumerate().map(|(key, score)| score / sum * at(2, key, feature));
+                    y[(sample * tokens + query) * features + feature] = mixed.sum();
+                }
+            }
+        }
+        (y.iter().zip(weights).map(|(y, weight)| y * f64::from(*weight)).sum(), y)
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let mut random = StdRng::seed_from_u64(5);
+        let mut numbers =
+            |count: usize| -> Vec<f32> { (0..count).map(|_| random.random_range(-2.0..2.0)).collect() };
+        for (samples, heads, tokens, features) in [(1, 1, 1, 1), (1, 1, 3, 2), (3, 2, 4, 6), (2, 3, 5, 12)] {
+            let attention = Attention { heads, tokens, features };
+            let (qkv, dy) = (numbers(samples * tokens * 3 * features), numbers(samples * tokens * features));
+            let (mut y, mut softmax) =
+                (vec![f32::NAN; dy.len()], vec![f32::NAN; samples * heads * tokens * tokens]);
+            attention.forward(&qkv, &mut y, &mut softmax);
+            let wide: Vec<f64> = qkv.iter().map(|x| f64::from(*x)).collect();
+            let near = |ours: f32, exact: f64| (f64::from(ours) - exact).abs() < 1e-5 * exact.abs().max(1.0);
+            let (_, exact) = plainly(&attention, &wide, &dy);
+            assert!(y.iter().zip(exact).all(|(ours, exact)| near(*ours, exact)), "{attention:?}");
+            let mut dqkv = vec![f32::NAN; qkv.len()];
+            attention.backward(&qkv, &softmax, &dy, &mut dqkv);
+            for (place, ours) in dqkv.iter().enumerate() {
+                let at = |step: f64| {
+                    let mut qkv = wide.clone();
+                    qkv[place] += step;
+                    plainly(&attention, &qkv, &dy).0
+                };
+                let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+                assert!(near(*ours, slope), "{attention:?}, {place}: {ours} for {slope}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_must_fit() {
+        let fits = |heads: usize, qkv: usize, y: usize, softmax: usize| {
+            let attention = Attention { heads, tokens: 2, features: 4 };
+            let run = || attention.forward(&vec![0.0; qkv], &mut vec![0.0; y], &mut vec![0.0; softmax]);
+            std::panic::catch_unwind(run).is_ok()
+        };
+        assert!(fits(2, 48, 16, 16), "two samples");
+        assert!(!fits(3, 48, 16, 24) && !fits(2, 47, 16, 16) && !fits(2, 48, 17, 16) && !fits(2, 48, 16, 15));
+    }
+}

@@ -48,7 +48,7 @@ mod tests {
             dropout(&mut x, share, 7);
             let kept = x.iter().filter(|x| **x != 0.0).count() as f64 / 100_000.0;
             assert!((kept - (1.0 - share)).abs() < 0.01, "{kept} kept at {share}");
-            assert!(x.iter().all(|x| *x == 0.0 || f64::from(*x) * (1.0 - share) - 1.0 < 1e-6));
+            assert!(x.iter().all(|x| *x == 0.0 || (f64::from(*x) * (1.0 - share) - 1.0).abs() < 1e-6));
             let mut again = vec![1.0; 100_000];
             dropout(&mut again, share, 7);
             assert_eq!(x, again);

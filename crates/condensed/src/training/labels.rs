@@ -607,7 +607,7 @@ mod tests {
             let rng = &mut SmallRng::seed_from_u64(7);
             let x = (0..batch * inputs).map(|_| rng.random_range(-1.0..1.0)).collect();
             let has = (0..batch).map(|sample| {
-                let count = (sample % 4).min(labels);
+                let count = ((sample + 1) % 4).min(labels);
                 rand::seq::index::sample(rng, labels, count).into_iter().map(|label| label as u32).collect()
             });
             Self { layer, x, has: has.collect() }
@@ -795,6 +795,7 @@ mod tests {
             case.x.iter_mut().for_each(|x| *x = (*x * 2.0).round());
             for k in [1, 5, 1000] {
                 let best = case.layer.top(k, &case.x, &mut LabelScratch::default()).unwrap();
+                assert_eq!(best.len(), case.has.len());
                 for (sample, best) in best.iter().enumerate() {
                     let mut all: Vec<(u32, f32)> = (0..case.layer.sizes.labels)
                         // Zeros of both signs are equal.
@@ -846,10 +847,88 @@ mod tests {
         );
     }
 
+    /// Of several blocks, against a plain search in each label's row.
+    #[test]
+    fn each_group_gets_inputs_of_its_own() {
+        for size in [[30, 2 * BLOCK + 90, 4, 100, 1], [30, BLOCK + 5, 4, 1, 1], [9, 2 * BLOCK, 5, 256, 1]] {
+            let before = Case::new(size).layer;
+            let (sizes, mut layer) = (before.sizes, before.clone());
+            let mut moments = LabelMoments::new(&layer).unwrap();
+            assert_eq!((moments.labels(), layer.parameters()), (size[1], size[1] * (size[2] + 1)));
+            let moment =
+                |moment: usize, label: usize, place: usize| (moment * 100_000 + label * 10 + place) as f32;
+            moments.restore(|index, label, values| {
+                values.iter_mut().enumerate().for_each(|(place, value)| *value = moment(index, label, place));
+                -(label as f32)
+            });
+            let chosen = |group: usize| {
+                let mut row = before.inputs(group).to_vec();
+                // The first input that it does not have, instead of one that it has.
+                let other = (0..30).find(|input| !row.contains(input)).unwrap();
+                row[group % sizes.fan_in] = other;
+                row.sort_unstable();
+                row
+            };
+            let choose = |group: usize, row: &[u16], magnitudes: &[f32], next: &mut [u16]| {
+                assert_eq!(row, before.inputs(group));
+                let labels = group * sizes.group..sizes.labels.min((group + 1) * sizes.group);
+                let sum = |place: usize| {
+                    labels.clone().map(|label: usize| before.weights(label).0[place].abs()).sum::<f32>()
+                };
+                let sums = (0..sizes.fan_in).map(sum).collect::<Vec<_>>();
+                assert!(magnitudes.iter().zip(sums).all(|(ours, sum)| (ours - sum).abs() <= 1e-5 * sum));
+                next.copy_from_slice(&chosen(group));
+            };
+            layer.rewire(&mut moments, choose).unwrap();
+            for label in 0..sizes.labels {
+                let group = label / sizes.group;
+                assert_eq!(layer.inputs(group), chosen(group));
+                let (old, (values, bias)) = (before.weights(label), layer.weights(label));
+                assert_eq!(bias, old.1);
+                for (place, input) in layer.inputs(group).iter().enumerate() {
+                    let was = before.inputs(group).iter().position(|old| old == input);
+                    assert_eq!(values[place], was.map_or(0.0, |was| old.0[was]));
+                    for index in [0, 1] {
+                        let (of_values, of_bias) = moments.weights(index, label);
+                        assert_eq!(of_values[place], was.map_or(0.0, |was| moment(index, label, was)));
+                        assert_eq!(of_bias, -(label as f32));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "moments of another layer")]
+    fn moments_belong_to_their_layer() {
+        let other = Case::new([5, 4, 2, 2, 1]).layer;
+        let mut layer = Case::new([5, 3, 2, 2, 1]).layer;
+        let _ = layer.rewire(&mut LabelMoments::new(&other).unwrap(), |_, _, _, _| {});
+    }
+
+    #[test]
+    fn sizes_are_those_of_whole_groups() {
+        let sizes = |labels, group| LabelSizes { inputs: 1 << 16, labels, fan_in: 1, group };
+        let (most, one) = (u32::MAX as usize, sizes(7, 1));
+        assert_eq!(
+            [(7, 1), (7, 2), (8, 2), (9, 16)].map(|(labels, group)| sizes(labels, group).groups()),
+            [7, 4, 4, 1]
+        );
+        assert_eq!([1, 16, 100, 256].map(|group| sizes(7, group).block()), [256, 256, 200, 256]);
+        assert!(sizes(most, 1).check().is_ok() && sizes(most + 1, 1).check().is_err());
+        assert!(sizes(7, 256).check().is_ok() && sizes(7, 257).check().is_err());
+        assert!(LabelSizes { inputs: (1 << 16) + 1, ..one }.check().is_err());
+        assert!(LabelSizes { fan_in: 1 << 16, ..one }.check().is_ok());
+        for (name, _, loss) in LabelLoss::NAMES {
+            assert_eq!(loss.name(), name);
+        }
+    }
+
     #[test]
     fn gradients_of_labels_that_samples_have_are_those_of_dense_weights() {
-        for &size in if cfg!(miri) { &SIZES[..2] } else { SIZES } {
-            let case = Case::new(size);
+        let of_two_blocks = Case { has: vec![vec![1], vec![300]], ..Case::new([10, 700, 3, 1, 2]) };
+        let cases = if cfg!(miri) { &SIZES[..2] } else { SIZES }.iter().map(|&size| (size, Case::new(size)));
+        for (size, case) in cases.chain([([10, 700, 3, 1, 2], of_two_blocks)]) {
             let LabelSizes { inputs, group, labels, .. } = case.layer.sizes;
             // The same logits from weights of which most are 0.
             let dense = LabelSizes { fan_in: inputs, ..case.layer.sizes };
@@ -863,7 +942,8 @@ mod tests {
             };
             let all =
                 |_: usize, row: &mut [u16]| row.iter_mut().enumerate().for_each(|(k, to)| *to = k as u16);
-            let dense = Case { layer: LabelLayer::new(dense, all, fill).unwrap(), ..Case::new(size) };
+            let layer = LabelLayer::new(dense, all, fill).unwrap();
+            let dense = Case { layer, has: case.has.clone(), ..Case::new(size) };
             for loss in LOSSES {
                 let scratch = &mut LabelScratch::default();
                 let seen = case.layer.seen_gradients(loss, &case.x, &case.has(), scratch).unwrap();

@@ -188,15 +188,6 @@ impl Layer {
         self.geometry.output
     }
 
-    /// Bytes of what the kernels make of the pattern, which is not kept.
-    pub fn bytes(&self) -> usize {
-        let backward = match &self.backward {
-            Backward::Gathering(pass) => pass.bytes(),
-            Backward::Spreading(gradients) => gradients.layout.bytes(),
-        };
-        self.forward.bytes() + backward
-    }
-
     /// How inputs lie, laid out.
     fn inputs_field(&self) -> &Field {
         &self.forward.field

@@ -42,11 +42,6 @@ impl Layout {
         self.places.first().map_or(0, |&slot| slot as usize)
     }
 
-    /// Bytes that it takes.
-    pub fn bytes(&self) -> usize {
-        (self.places.len() + self.gaps.len()) * 4
-    }
-
     /// Lays out the planes of some images `[images, planes, positions]`, `unit` floats for each slot. Slots without a position,
     /// and images that are not there, are 0.
     pub fn fill(&self, isa: Isa, images: usize, from: &[f32], to: &mut [f32], unit: usize) {

@@ -460,4 +460,16 @@ mod tests {
             assert_near(&dbeta, &slopes(&beta, |beta| loss(&xs, &gammas, beta)));
         }
     }
+
+    #[test]
+    fn sizes_of_batch_norm_must_fit() {
+        let norm = BatchNorm { channels: 3, positions: 2, epsilon: 1e-2, relu: false };
+        let fits = |x: usize, y: usize, channels: usize| {
+            let (numbers, affine) = (vec![1.0; x], vec![1.0; channels]);
+            let run = || drop(norm.forward(&numbers, &affine, &affine, None, &mut vec![0.0; y]));
+            std::panic::catch_unwind(run).is_ok()
+        };
+        assert!(fits(12, 12, 3));
+        assert!(!fits(13, 13, 3) && !fits(12, 6, 3) && !fits(12, 12, 4));
+    }
 }

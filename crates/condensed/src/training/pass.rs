@@ -107,14 +107,6 @@ impl Places {
             false => Self::U32(near(places, parts, |place| place)),
         }
     }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Rows => 0,
-            Self::U16(places) => places.len() * 2,
-            Self::U32(places) => places.len() * 4,
-        }
-    }
 }
 
 /// A weight: the slot that it reads, and its place among the layer's values.
@@ -390,13 +382,6 @@ impl Pass {
         self.parts().iter().all(|part| part.reads.are_shared())
     }
 
-    /// Bytes that it takes.
-    pub fn bytes(&self) -> usize {
-        let parts = self.phases.iter().flat_map(|phase| &phase.parts);
-        let reads: usize = parts.map(|part| part.reads.bytes() + size_of::<Part>()).sum();
-        reads + self.places.bytes() + self.field.layout.bytes() + self.sums.bytes()
-    }
-
     /// Planes of the result, and slots of their sums.
     pub fn sums(&self) -> [usize; 2] {
         [self.result.features, self.sums.slots]
@@ -505,5 +490,43 @@ pub(super) fn each_part(parts: &[Part], numbers: &mut [f32], run: &(impl Fn(&Par
             let (of_left, of_right) = numbers.split_at_mut(right[0].weights.start - left[0].weights.start);
             rayon::join(|| each_part(left, of_left, run), || each_part(right, of_right, run));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(window: Window, input: Shape, filters: usize) -> Geometry {
+        let (output, _) = window.convolution(input, 1, filters).unwrap();
+        Geometry { window, groups: 1, input, output }
+    }
+
+    const ONE: Window = Window { kernel: [1; 2], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
+
+    #[test]
+    fn what_passes_take_while_they_are_made_is_counted() {
+        let window = Window { kernel: [2, 3], stride: [2, 5], ..ONE };
+        let geometry = geometry(window, Shape { features: 3, height: 4, width: 3 }, 5);
+        let pattern = Pattern::from_rows(5, 18, [vec![0, 1, 2], vec![], vec![4], vec![], vec![]]).unwrap();
+        // Rows of five filters, and of three channels for each of two by three phases; four weights, six taps, twelve
+        // positions of an image and two of a result, the other way, too.
+        let expected = 64 * (5 + 3 * 2 * 3) + 96 * (4 + 6 + 2 * 12 + 2 * 2);
+        assert_eq!(geometry.bytes(&pattern), expected);
+    }
+
+    /// 2^28 numbers, and one more column.
+    #[test]
+    fn planes_that_are_too_large_are_refused() {
+        let image = |features| Shape { features, height: 16, width: 16 };
+        let pattern = |neurons: usize, inputs| {
+            let rows = (0..neurons).map(|neuron| if neuron == 0 { vec![0] } else { vec![] });
+            Pattern::from_rows(neurons, inputs, rows).unwrap()
+        };
+        let many = 1 << 20;
+        let forward = geometry(ONE, image(many), 1).forward(Isa::Portable, &pattern(1, many), 16);
+        assert!(matches!(forward, Err(NodeError::Gathered(_))));
+        let backward = geometry(ONE, image(1), many).backward(Isa::Portable, &pattern(many, 1), 16);
+        assert!(matches!(backward, Err(NodeError::Gathered(_))));
     }
 }

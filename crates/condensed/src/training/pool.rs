@@ -243,4 +243,16 @@ mod tests {
         assert!(y[0].is_nan() && y[1].is_nan() && y[2] == low);
         assert_eq!(taps, [1, 0, 0]);
     }
+
+    #[test]
+    fn sizes_must_fit() {
+        let window = Window { kernel: [2; 2], stride: [2; 2], padding: [0; 2], dilation: [1; 2] };
+        let pool = MaxPool::new(window, Shape { features: 3, height: 2, width: 4 }).unwrap();
+        let fits = |x: usize, y: usize, taps: usize| {
+            let run = || pool.forward(&vec![0.0; x], &mut vec![0.0; y], &mut vec![0; taps]);
+            std::panic::catch_unwind(run).is_ok()
+        };
+        assert!(fits(48, 12, 12));
+        assert!(!fits(47, 12, 12) && !fits(49, 12, 12) && !fits(48, 6, 6) && !fits(48, 12, 11));
+    }
 }
