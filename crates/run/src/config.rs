@@ -826,6 +826,49 @@ mod tests {
     }
 
     #[test]
+    fn methods_that_start_dense_take_no_initial_mask() {
+        use sparsity_core::methods::{Gmp, Rigl};
+        let (gmp, rigl) = (AnyMethod::from(Gmp::default()), AnyMethod::from(Rigl));
+        let given = Some(InitialMaskFrom::Magnitude);
+        assert!(check_initial_mask(&rigl, given).is_ok() && check_initial_mask(&gmp, None).is_ok());
+        let error = check_initial_mask(&gmp, given).unwrap_err().to_string();
+        assert!(error.contains("--method gmp starts with all weights"), "{error}");
+    }
+
+    #[test]
+    fn runs_from_before_there_was_a_choice_are_masked() {
+        let mut old = serde_json::to_value(config("--storage condensed")).unwrap();
+        old.as_object_mut().unwrap().remove("storage").unwrap();
+        assert_eq!(serde_json::from_value::<Config>(old).unwrap().storage, Some(Storage::Masked));
+        assert_eq!([Storage::Masked, Storage::Condensed].map(Storage::name), ["masked", "condensed"]);
+        for storage in [Storage::Masked, Storage::Condensed] {
+            assert_eq!(config(&format!("--storage {}", storage.name())).storage, Some(storage));
+        }
+    }
+
+    #[test]
+    fn a_pattern_says_the_sparsity() {
+        let settled = |given: Option<f64>| {
+            let mut config = config("--method rigl --nm 1:4");
+            config.sparsity = given.unwrap_or(config.sparsity);
+            config.settle().map(|()| config.sparsity).map_err(|error| error.to_string())
+        };
+        assert_eq!(settled(None), Ok(0.75));
+        assert_eq!(settled(Some(0.75)), Ok(0.75));
+        assert!(settled(Some(0.8)).unwrap_err().contains("--sparsity is 0.8"));
+        let mut none = config("--sparsity 0.8");
+        none.settle().unwrap();
+        assert_eq!(none.sparsity, 0.8);
+    }
+
+    #[test]
+    fn settings_of_other_methods_do_not_count() {
+        let [srigl, rigl] = ["--method srigl", "--method rigl"].map(|flags| config(flags).own_settings());
+        assert!(srigl.contains_key("gamma_sal") && !rigl.contains_key("gamma_sal"));
+        assert!([&srigl, &rigl].iter().all(|own| own.contains_key("sparsity")));
+    }
+
+    #[test]
     fn learning_rates_follow_the_recipes() {
         // 10 steps an epoch.
         let imagenet =

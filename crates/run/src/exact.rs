@@ -27,3 +27,24 @@ pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> 
         Written::Number(number) => Ok(number),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Exact(#[serde(with = "super")] f64);
+
+    #[test]
+    fn numbers_come_back_as_they_were() {
+        for number in [0.1, f64::EPSILON / 3.0, f64::MIN_POSITIVE, -1e300, f64::INFINITY] {
+            let text = serde_json::to_string(&Exact(number)).unwrap();
+            assert!(text.starts_with('"'), "{text}");
+            assert_eq!(serde_json::from_str::<Exact>(&text).unwrap(), Exact(number));
+        }
+        assert_eq!(serde_json::from_str::<Exact>("0.25").unwrap(), Exact(0.25), "of an earlier version");
+        assert!(
+            serde_json::from_str::<Exact>("\"x\"").is_err() && serde_json::from_str::<Exact>("[1]").is_err()
+        );
+    }
+}

@@ -770,4 +770,110 @@ mod tests {
         assert!(error.contains("result.json: sparsity is 2e0"), "{error}");
         assert!(error.ends_with("`srigl train … --resume` makes it again"), "{error}");
     }
+
+    /// A folder with these checkpoints, the last one and the one before, and what is found in it: a checkpoint is whole if it has an
+    /// even number of bytes, and cannot be read if it is empty.
+    fn found(last: Option<&str>, before: Option<&str>) -> Result<Option<(String, Option<String>)>, String> {
+        let (_parent, path) = path();
+        fs::create_dir(&path).unwrap();
+        for (name, text) in [(file::CHECKPOINT, last), (file::PREVIOUS, before)] {
+            text.into_iter().for_each(|text| fs::write(path.join(name), text).unwrap());
+        }
+        let read = |path: &Path| match fs::read_to_string(path).unwrap() {
+            text if text.is_empty() => Err("unreadable".to_string()),
+            text if text.len() % 2 == 0 => Ok(Ok(text)),
+            text => Ok(Err(format!("{text} is damaged"))),
+        };
+        let found = RunFolder::at(&path).latest_checkpoint(read);
+        found
+            .map(|found| found.map(|(text, damage)| (text, damage.map(|damage| damage.to_string()))))
+            .map_err(|damage| damage.to_string())
+    }
+
+    #[test]
+    fn the_last_checkpoint_that_is_whole_is_found() {
+        let whole =
+            |text: &str, damage: Option<&str>| Ok(Some((text.to_string(), damage.map(str::to_string))));
+        assert_eq!(found(None, None), Ok(None));
+        assert_eq!(found(Some("22"), None), whole("22", None));
+        assert_eq!(found(Some("22"), Some("1")), whole("22", None));
+        assert_eq!(found(Some("2"), Some("11")), whole("11", Some("2 is damaged")));
+        let missing = format!("{} is missing", file::CHECKPOINT);
+        assert_eq!(found(None, Some("11")), whole("11", Some(&missing)));
+        let refused = |last, before| found(last, before).unwrap_err();
+        assert!(refused(Some("2"), None).contains("the only checkpoint"));
+        let all = refused(Some("2"), Some("1"));
+        assert!(
+            all.contains("no checkpoint of the run can be used") && all.contains("2 is damaged"),
+            "{all}"
+        );
+        assert!(refused(None, Some("1")).contains("1 is damaged"));
+        // It may be whole, so the one before does not take its place.
+        assert_eq!(refused(Some(""), Some("11")), "unreadable");
+        assert_eq!(refused(Some("2"), Some("")), "unreadable");
+    }
+
+    #[test]
+    fn two_checkpoints_are_kept() {
+        let (_parent, path) = path();
+        fs::create_dir(&path).unwrap();
+        let folder = RunFolder::at(&path);
+        let save = |text: &str| folder.save_checkpoint(|file| file.write_all(text.as_bytes()));
+        let texts = |names: &[&str]| -> Vec<Option<String>> {
+            names.iter().map(|name| fs::read_to_string(path.join(name)).ok()).collect()
+        };
+        let kept = || texts(&[file::CHECKPOINT, file::PREVIOUS, file::DAMAGED]);
+        let some = |text: &str| Some(text.to_string());
+        folder.put_checkpoint_aside().unwrap();
+        save("one").unwrap();
+        assert_eq!(kept(), [some("one"), None, None]);
+        save("two").unwrap();
+        save("three").unwrap();
+        assert_eq!(kept(), [some("three"), some("two"), None]);
+        // A write that fails changes nothing.
+        let failed = folder.save_checkpoint(|_| Err(io::Error::other("full")));
+        assert!(matches!(failed, Err(Error::Write { .. })));
+        assert_eq!(kept(), [some("three"), some("two"), None]);
+        folder.put_checkpoint_aside().unwrap();
+        assert_eq!(kept(), [None, some("two"), some("three")]);
+        save("four").unwrap();
+        assert_eq!(kept(), [some("four"), some("two"), some("three")]);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 3, "nothing else is left");
+    }
+
+    /// Either of the two may be a link to where people want their checkpoints.
+    #[test]
+    #[cfg(unix)]
+    fn links_to_checkpoints_stay() {
+        for linked in [file::CHECKPOINT, file::PREVIOUS] {
+            let (parent, path) = path();
+            fs::create_dir(&path).unwrap();
+            let elsewhere = parent.path().join("elsewhere");
+            fs::write(&elsewhere, "one").unwrap();
+            std::os::unix::fs::symlink(&elsewhere, path.join(linked)).unwrap();
+            let folder = RunFolder::at(&path);
+            let save = |text: &str| folder.save_checkpoint(|file| file.write_all(text.as_bytes())).unwrap();
+            save("two");
+            save("three");
+            let text = |name: &str| fs::read_to_string(path.join(name)).unwrap();
+            assert_eq!([text(file::CHECKPOINT), text(file::PREVIOUS)], ["three", "two"], "{linked}");
+            assert!(path.join(linked).is_symlink(), "{linked}");
+            assert_eq!(fs::read_to_string(&elsewhere).unwrap(), text(linked));
+        }
+    }
+
+    #[test]
+    fn files_of_writes_that_were_cut_off_are_known_by_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_temporary = |name: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, "").unwrap();
+            is_temporary(&path)
+        };
+        assert!(is_temporary(".tmpaB3xY9") && is_temporary(&format!(".{}.aB3", file::CHECKPOINT)));
+        for other in [".tmpaB3xY", ".tmpaB3xY-", ".tmpaB3xY90", "tmpaB3xY9", ".other.aB3", file::CHECKPOINT] {
+            assert!(!is_temporary(other), "{other}");
+        }
+        assert!(!super::is_temporary(folder.path()), "a folder");
+    }
 }

@@ -293,5 +293,10 @@ mod tests {
         let error = JsonLines::open(path.clone(), &end).unwrap_err().to_string();
         assert!(error.contains("it is missing") && !path.exists(), "{error}");
         assert!(JsonLines::open("/dev/null".into(), &LogEnd::default()).is_err(), "no regular file");
+        // A log that was empty is not missed, and one that cannot be opened is not missing.
+        let new = JsonLines::open(folder.path().join("none/log"), &LogEnd::default()).unwrap_err();
+        assert!(matches!(new, Error::Write { .. }), "{new}");
+        let there = JsonLines::open(folder.path().into(), &end).unwrap_err();
+        assert!(matches!(there, Error::Write { .. }), "{there}");
     }
 }

@@ -81,6 +81,9 @@ mod tests {
     #[ignore = "run by another test, in a process of its own"]
     fn prints() {
         line("a result").unwrap();
+        json(&[1, 2]).unwrap();
+        either(true, &3, |_| "not this".into()).unwrap();
+        either(false, &3, |three| format!("three is {three}")).unwrap();
         notes(&["a guess".into(), "another".into()]);
     }
 
@@ -92,6 +95,7 @@ mod tests {
         let (out, err) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         assert!(output.status.success() && out.contains("a result\n") && !out.contains("guess"), "{out}");
+        assert!(out.contains("a result\n[\n  1,\n  2\n]\n3\nthree is 3\n"), "{out}");
         assert!(err.contains("note: a guess\nnote: another\n") && !err.contains("result"), "{err}");
     }
 

@@ -28,3 +28,21 @@ fn a_pickle_may_hold_fewer_values_where_there_is_little_memory() {
     let error = Store::open(&path).unwrap_err().to_string();
     assert!(error.contains("pickle"), "{error}");
 }
+
+#[test]
+fn a_tensor_counts_the_bytes_of_its_numbers() {
+    srigl_tensors::memory::set_limit(200);
+    let mut store = Store::empty("weights".as_ref());
+    for (name, dtype, count, each) in [
+        ("bytes", Dtype::U8, 200, 1),
+        ("more bytes", Dtype::U8, 201, 1),
+        ("halves", Dtype::F16, 100, 2),
+        ("more halves", Dtype::F16, 101, 2),
+        ("doubles", Dtype::F64, 25, 8),
+        ("more doubles", Dtype::F64, 26, 8),
+    ] {
+        store.insert(name, dtype, vec![count], vec![0; count * each]);
+        let bytes = store.get(name).unwrap().bytes();
+        assert_eq!(bytes.is_ok(), !name.starts_with("more"), "{name}");
+    }
+}

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use sparsity_core::Mask;
+use sparsity_core::{Mask, NmPattern, Structure};
 use srigl_run::{Error, FileLayer, LayerNames, Store, read_file, zeros_tell_a_mask};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -181,6 +181,60 @@ fn masks_and_gradients_are_those_of_their_layer() {
     let written = files.written(&store);
     assert_eq!(written["other.mask"], (Dtype::BOOL, vec![2, 3], vec![1, 0, 1, 0, 0, 0]));
     assert!(!written.contains_key("fc.grad") && written.contains_key("fc.mask"));
+}
+
+/// Of a mask if there is one, of what is not 0 otherwise, in whatever form that is.
+#[test]
+fn structures_are_those_of_masks_or_of_zeros() {
+    let files = Files::new();
+    let (rows, inputs) = (6, 70);
+    // 1:5, and groups of three.
+    let active = |neuron: usize, input: usize| input % 5 == neuron / 3;
+    let bytes: Vec<u8> = (0..rows * inputs).map(|at| u8::from(active(at / inputs, at % inputs))).collect();
+    let turned: Vec<u8> = (0..inputs * rows).map(|at| u8::from(active(at % rows, at / rows))).collect();
+    let shape = [rows, inputs];
+    // Numbers of which each byte may be the one that is not 0, and zeros of both signs.
+    let numbers = |bytes: &[u8]| -> Vec<f32> {
+        let number = |(at, active): (usize, &u8)| match (active, at % 3) {
+            (0, sign) => {
+                if sign == 0 {
+                    -0.0
+                } else {
+                    0.0
+                }
+            }
+            (_, 0) => f32::from_bits(1),
+            (_, 1) => 2.0,
+            _ => -1.5,
+        };
+        bytes.iter().enumerate().map(number).collect()
+    };
+    let halves = |dtype: Dtype, values: &[f32]| -> Tensor {
+        let half = |value: &f32| match dtype {
+            Dtype::F16 => f16::from_f32(*value).to_le_bytes(),
+            _ => bf16::from_f32(*value).to_le_bytes(),
+        };
+        (dtype, shape.to_vec(), values.iter().flat_map(half).collect())
+    };
+    let large: Vec<f32> = bytes.iter().map(|active| if *active == 1 { 2.0 } else { -0.0 }).collect();
+    let store = files.store(&[
+        ("a.weight", f32s(&shape, &vec![1.0; rows * inputs])),
+        ("a.mask", u8s(&shape, &bytes)),
+        ("b.weight", f32s(&shape, &numbers(&bytes))),
+        ("c.weight", halves(Dtype::F16, &large)),
+        ("d.weight", halves(Dtype::BF16, &large)),
+        ("e.weight", f32s(&[inputs, rows], &numbers(&turned))),
+        ("f.weight", f32s(&[inputs, rows], &vec![1.0; rows * inputs])),
+        ("f.mask", u8s(&[inputs, rows], &turned)),
+        ("g.weight", f32s(&shape, &vec![1.0; rows * inputs])),
+    ]);
+    let found = layers(&store, &["e", "f"]);
+    let structures: Vec<Structure> =
+        found.iter().map(|layer| store.structure(layer).unwrap().unwrap()).collect();
+    let expected = Structure { nm: NmPattern::new(1, 5).ok(), group: 3 };
+    assert_eq!(expected, Structure::of(&Mask::from_bytes(rows, inputs, &bytes).unwrap()));
+    assert_eq!(structures[..6], [expected; 6]);
+    assert_eq!(structures[6], Structure { nm: None, group: rows });
 }
 
 #[test]

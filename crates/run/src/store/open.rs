@@ -268,3 +268,28 @@ fn from_pytorch(path: &Path, size: usize) -> Result<Store, String> {
     }
     Ok(store)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_known_by_their_bytes_and_those_of_shards() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let file = put("a.safetensors", "abc");
+        let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(weights_digest(&file).unwrap(), sha, "that of `abc` in FIPS 180");
+        let index = put("model.safetensors.index.json", r#"{"weight_map":{"x":"a.safetensors"}}"#);
+        let before = weights_digest(&index).unwrap();
+        assert_ne!(before, weights_digest(&put("other", r#"{"weight_map":{"x":"a.safetensors"}}"#)).unwrap());
+        put("a.safetensors", "abd");
+        assert_ne!(weights_digest(&index).unwrap(), before);
+        std::fs::remove_file(file).unwrap();
+        assert!(matches!(weights_digest(&index), Err(Error::Read { .. })));
+    }
+}
