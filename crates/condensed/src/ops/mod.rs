@@ -402,6 +402,18 @@ mod tests {
             (0, 48)
         );
         assert_eq!(cost(ops::Tokens { class: vec![0.0; 6], positions: vec![0.0; 78] }.into()), (0, 4 * 84));
+        // As a matrix, or one by one, with what is known of neurons and taps.
+        let packed = |op: Op, features: usize| op.operation().packed(Shape { features, ..input });
+        assert_eq!(packed(linear(dense()), 6), 12 * 4 + 2 * 96);
+        assert_eq!(packed(linear(sparse()), 6), 4 * 48 + 2 * 96);
+        assert_eq!(packed(conv(dense()), 6), 12 * 48 + 2 * 96 + 2 * 64);
+        let whole = |features: usize| {
+            let weight = Weight::Dense(vec![1.0; 2 * 2 * features]);
+            Op::from(ops::Conv2d { weight, bias: vec![0.0; 2], window, groups: 1 })
+        };
+        let few = tuning::GEMM - 1;
+        assert_eq!(packed(whole(16), tuning::GEMM), 4 * 16 * 4 + 2 * 96 + 2 * 64);
+        assert_eq!(packed(whole(few), few), 4 * few as u64 * 48 + 2 * 96 + 2 * 64);
         for op in
             [Op::Relu, Op::Gelu, Op::GlobalAvgPool, Op::Flatten, Op::ClassToken, ops::MaxPool(window).into()]
         {
@@ -449,15 +461,24 @@ mod tests {
     fn parameters_take_bytes_in_the_engine() {
         let bytes = |op: Op| {
             let nodes = vec![
-                Node::new("input", ops::Input(Shape { features: 2, height: 3, width: 3 }), []),
+                Node::new("input", ops::Input(Shape { features: 3, height: 3, width: 3 }), []),
                 Node::new("op", op, [0]),
             ];
             Engine::new(&Network::new(nodes).unwrap()).unwrap().bytes()
         };
         assert_eq!(bytes(Op::Relu), 0);
+        let weight =
+            CondensedWeight::from_masked(&[1.0; 6], &[true, false, true, false, true, true], 2, 3).unwrap();
+        let stored = weight.bytes();
+        let vectors = ops::Linear { weight: Weight::Condensed(weight), bias: vec![0.0; 2] };
+        let nodes = vec![
+            Node::new("input", ops::Input(Shape { features: 3, height: 1, width: 1 }), []),
+            Node::new("fc", vectors, [0]),
+        ];
+        assert_eq!(Engine::new(&Network::new(nodes).unwrap()).unwrap().bytes(), stored + 4 * 2);
         // Of all positions; a product of matrices for each tap; and of weights one by one.
         let dense = |count: usize| Weight::Dense(vec![1.0; count]);
-        assert_eq!(bytes(ops::Linear { weight: dense(6), bias: vec![0.0; 3] }.into()), 4 * (6 + 3));
+        assert_eq!(bytes(ops::Linear { weight: dense(9), bias: vec![0.0; 3] }.into()), 4 * (9 + 3));
         let window = Window { kernel: [2, 1], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
         let conv = |features: usize| {
             let conv = ops::Conv2d { weight: dense(3 * 2 * features), bias: vec![0.0; 3], window, groups: 1 };
@@ -467,12 +488,12 @@ mod tests {
         };
         assert_eq!(conv(tuning::GEMM), 4 * (6 * tuning::GEMM + 3));
         assert!(conv(tuning::GEMM - 1) > 4 * (6 * (tuning::GEMM - 1) + 3));
-        assert_eq!(bytes(ops::Affine { scale: vec![2.0; 2], shift: vec![1.0; 2] }.into()), 16);
+        assert_eq!(bytes(ops::Affine { scale: vec![2.0; 3], shift: vec![1.0; 3] }.into()), 24);
         assert_eq!(
-            bytes(ops::LayerNorm { scale: vec![2.0; 2], shift: vec![1.0; 2], epsilon: 0.0 }.into()),
-            16
+            bytes(ops::LayerNorm { scale: vec![2.0; 3], shift: vec![1.0; 3], epsilon: 0.0 }.into()),
+            24
         );
         // The class is added to its position.
-        assert_eq!(bytes(ops::Tokens { class: vec![0.0; 2], positions: vec![0.0; 20] }.into()), 4 * 20);
+        assert_eq!(bytes(ops::Tokens { class: vec![0.0; 3], positions: vec![0.0; 30] }.into()), 4 * 30);
     }
 }

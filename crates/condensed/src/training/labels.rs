@@ -898,6 +898,19 @@ mod tests {
         }
     }
 
+    /// The last group is alone in the last of two blocks.
+    #[test]
+    fn what_is_wrong_is_of_its_group() {
+        let mut layer = Case::new([30, 2 * 200 + 1, 4, 100, 1]).layer;
+        let mut moments = LabelMoments::new(&layer).unwrap();
+        let choose = |group: usize, row: &[u16], _: &[f32], next: &mut [u16]| match group {
+            4 => next.fill(1),
+            _ => next.copy_from_slice(row),
+        };
+        let error = layer.rewire(&mut moments, choose).unwrap_err().to_string();
+        assert!(error.contains("input indices of neuron 4 do not ascend"), "{error}");
+    }
+
     #[test]
     #[should_panic(expected = "moments of another layer")]
     fn moments_belong_to_their_layer() {
