@@ -109,7 +109,7 @@ fn operations_agree_in_batches() {
         Op::from(ops::Linear { weight: Weight::Dense(floats(n * m, rng)), bias: floats(n, rng) })
     };
     let sparse = |n: usize, m: usize, rng: &mut SmallRng| {
-        let mask: Vec<bool> = (0..n * m).map(|i| (i / m + i % m) % 3 == 0).collect();
+        let mask: Vec<bool> = (0..n * m).map(|i| (i / m + i % m).is_multiple_of(3)).collect();
         let weight = CondensedWeight::from_masked(&floats(n * m, rng), &mask, n, m).unwrap();
         Op::from(ops::Linear { weight: Weight::Condensed(weight), bias: floats(n, rng) })
     };

@@ -828,7 +828,7 @@ mod tests {
     #[test]
     fn methods_that_start_dense_take_no_initial_mask() {
         use sparsity_core::methods::{Gmp, Rigl};
-        let (gmp, rigl) = (AnyMethod::from(Gmp::default()), AnyMethod::from(Rigl));
+        let (gmp, rigl) = (AnyMethod::from(Gmp), AnyMethod::from(Rigl));
         let given = Some(InitialMaskFrom::Magnitude);
         assert!(check_initial_mask(&rigl, given).is_ok() && check_initial_mask(&gmp, None).is_ok());
         let error = check_initial_mask(&gmp, given).unwrap_err().to_string();
