@@ -2,7 +2,8 @@
 //! of their own, and all set the same.
 
 use condensed::{
-    CondensedWeight, Engine, Error, FanIn, LinearKernel, Network, Node, Op, Shape, Weight, Window, load, ops,
+    CondensedWeight, ConvKernel, Engine, Error, FanIn, LinearKernel, Network, Node, Op, Shape, Weight,
+    Window, load, ops,
 };
 use srigl_tensors::memory;
 use std::path::Path;
@@ -231,6 +232,17 @@ fn weights_are_packed_in_time_in_proportion() {
             assert!(layer.bytes() < 10 * weight.bytes(), "{} of {}", layer.bytes(), weight.bytes());
         });
     }
+}
+
+/// Images of 4 MB are copied once.
+#[test]
+fn a_convolution_by_itself_takes_memory_in_proportion() {
+    let image = Shape { features: 16, height: 256, width: 256 };
+    let Weight::Condensed(weight) = sparse(1, 16) else { unreachable!() };
+    let layer = ConvKernel::new(&weight, &[1.0], window([1; 2], [0; 2]), 1, image).unwrap();
+    let mut y = vec![0.0; 1 << 16];
+    at_once("conv", || layer.run(1, &vec![2.0; 16 << 16], &mut y));
+    assert!(y.iter().all(|y| *y == 3.0));
 }
 
 #[test]

@@ -267,6 +267,22 @@ def test_gradients_are_masked_when_they_are_clipped():
         assert (of.parameter[~torch.from_numpy(of.mask)] == 0).all()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_whose_numbers_share_memory(method):
+    def weights(expanded):
+        net, optimizer, sparse = sparsified(method)
+        train(net, optimizer, range(2))
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, 0.5)
+            if expanded:
+                parameter.grad = torch.tensor(0.5).expand(parameter.shape)
+        optimizer.step()
+        return [of.parameter.detach() for of in sparse.layers]
+
+    for shared, apart in zip(weights(True), weights(False)):
+        assert torch.equal(shared, apart)
+
+
 def test_gradients_that_are_not_finite_do_not_leak():
     net, optimizer, sparse = sparsified("rigl")
     for of in sparse.layers:

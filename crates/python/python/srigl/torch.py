@@ -408,7 +408,7 @@ class Sparse:
                 layer._mask_gradient()
             layer._is_masked = False
             if is_first and layer._hidden is not None:
-                self._decay(layer, grad, scale)
+                self._decay(layer, scale)
         for layer in self._sparse:
             if is_first and layer._hidden is not None:
                 layer.parameter.data.add_(layer._hidden)
@@ -434,13 +434,17 @@ class Sparse:
         else:
             layer._gathered.add_(fresh)
 
-    def _decay(self, layer: SparseLayer, grad: torch.Tensor, scale: float) -> None:
-        """Adds ``λW`` of the inactive weights that get gradient."""
-        assert layer._hidden is not None
-        decay = self.method._native.inactive_decay(layer._target())
+    def _decay(self, layer: SparseLayer, scale: float) -> None:
+        """Adds ``λW`` of the inactive weights that get gradient, which masking may have replaced."""
+        grad, decay = layer.parameter.grad, self.method._native.inactive_decay(layer._target())
+        assert grad is not None and layer._hidden is not None
         if decay > 0.0:
             hidden = layer._hidden if layer._frozen is None else layer._hidden.masked_fill(layer._frozen, 0.0)
-            grad.add_(hidden, alpha=decay * scale)
+            try:
+                grad.add_(hidden, alpha=decay * scale)
+            except RuntimeError:
+                # Several of its numbers are one in memory.
+                layer.parameter.grad = grad.add(hidden, alpha=decay * scale)
 
     def _park(self, layer: SparseLayer) -> None:
         """Weight decay would move values that get no gradient: the optimizer sees zeros in their place."""
