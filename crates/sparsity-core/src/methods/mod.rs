@@ -783,7 +783,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_says_how_weights_start() {
+    fn methods_are_told_apart() {
         let all = |asked: fn(&AnyMethod) -> bool| -> Vec<&str> {
             let asked = |info: &&&MethodInfo| asked(&info.build(&Settings::default()).unwrap());
             METHODS.iter().filter(asked).map(|info| info.name).collect()
@@ -793,6 +793,7 @@ mod tests {
             ["magnitude", "global-magnitude", "snip", "top-kast", "sr-ste"]
         );
         assert_eq!(all(|method| method.starts_dense()), ["gmp"]);
+        assert_eq!(all(|method| method.info().ablates), ["srigl"]);
         assert_eq!(all(|method| method.inactive_decay(0.5) != 0.0), ["top-kast", "sr-ste"]);
         assert_eq!(all(|method| method.info().gradients.are_dense()), ["rigl", "srigl", "snfs"]);
         let initial = |info: &MethodInfo, weights| info.initial_with(weights);
