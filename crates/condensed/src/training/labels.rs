@@ -898,17 +898,17 @@ mod tests {
         }
     }
 
-    /// The last group is alone in the last of two blocks.
+    /// The second group of the second of three blocks.
     #[test]
     fn what_is_wrong_is_of_its_group() {
         let mut layer = Case::new([30, 2 * 200 + 1, 4, 100, 1]).layer;
         let mut moments = LabelMoments::new(&layer).unwrap();
         let choose = |group: usize, row: &[u16], _: &[f32], next: &mut [u16]| match group {
-            4 => next.fill(1),
+            3 => next.fill(1),
             _ => next.copy_from_slice(row),
         };
         let error = layer.rewire(&mut moments, choose).unwrap_err().to_string();
-        assert!(error.contains("input indices of neuron 4 do not ascend"), "{error}");
+        assert!(error.contains("input indices of neuron 3 do not ascend"), "{error}");
     }
 
     #[test]
