@@ -267,7 +267,7 @@ def test_gradients_are_masked_when_they_are_clipped():
         assert (of.parameter[~torch.from_numpy(of.mask)] == 0).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["rigl", "top-kast", "sr-ste"])
 def test_gradients_whose_numbers_share_memory(method):
     def weights(expanded):
         net, optimizer, sparse = sparsified(method)
