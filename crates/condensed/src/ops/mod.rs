@@ -369,7 +369,7 @@ mod tests {
     use super::*;
     use crate::{CondensedWeight, Engine, Network, Node, Op, Weight, Window, ops, tuning};
 
-    /// Multiplications and bytes, of a sample of two features on 3 × 4 positions.
+    /// Multiplications and bytes, of a sample of six features on 3 × 4 positions.
     #[test]
     fn weights_and_scores_cost() {
         let input = Shape { features: 6, height: 3, width: 4 };
@@ -459,32 +459,25 @@ mod tests {
 
     #[test]
     fn parameters_take_bytes_in_the_engine() {
-        let bytes = |op: Op| {
-            let nodes = vec![
-                Node::new("input", ops::Input(Shape { features: 3, height: 3, width: 3 }), []),
-                Node::new("op", op, [0]),
-            ];
+        let bytes_for = |features: usize, side: usize, op: Op| {
+            let input = ops::Input(Shape { features, height: side, width: side });
+            let nodes = vec![Node::new("input", input, []), Node::new("op", op, [0])];
             Engine::new(&Network::new(nodes).unwrap()).unwrap().bytes()
         };
+        let bytes = |op: Op| bytes_for(3, 3, op);
         assert_eq!(bytes(Op::Relu), 0);
         let weight =
             CondensedWeight::from_masked(&[1.0; 6], &[true, false, true, false, true, true], 2, 3).unwrap();
         let stored = weight.bytes();
         let vectors = ops::Linear { weight: Weight::Condensed(weight), bias: vec![0.0; 2] };
-        let nodes = vec![
-            Node::new("input", ops::Input(Shape { features: 3, height: 1, width: 1 }), []),
-            Node::new("fc", vectors, [0]),
-        ];
-        assert_eq!(Engine::new(&Network::new(nodes).unwrap()).unwrap().bytes(), stored + 4 * 2);
+        assert_eq!(bytes_for(3, 1, vectors.into()), stored + 4 * 2);
         // Of all positions; a product of matrices for each tap; and of weights one by one.
         let dense = |count: usize| Weight::Dense(vec![1.0; count]);
         assert_eq!(bytes(ops::Linear { weight: dense(9), bias: vec![0.0; 3] }.into()), 4 * (9 + 3));
         let window = Window { kernel: [2, 1], stride: [1; 2], padding: [0; 2], dilation: [1; 2] };
         let conv = |features: usize| {
             let conv = ops::Conv2d { weight: dense(3 * 2 * features), bias: vec![0.0; 3], window, groups: 1 };
-            let image = Shape { features, height: 3, width: 3 };
-            let nodes = vec![Node::new("input", ops::Input(image), []), Node::new("conv", conv, [0])];
-            Engine::new(&Network::new(nodes).unwrap()).unwrap().bytes()
+            bytes_for(features, 3, conv.into())
         };
         assert_eq!(conv(tuning::GEMM), 4 * (6 * tuning::GEMM + 3));
         assert!(conv(tuning::GEMM - 1) > 4 * (6 * (tuning::GEMM - 1) + 3));

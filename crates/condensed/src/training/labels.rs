@@ -939,9 +939,10 @@ mod tests {
 
     #[test]
     fn gradients_of_labels_that_samples_have_are_those_of_dense_weights() {
-        let of_two_blocks = Case { has: vec![vec![1], vec![300]], ..Case::new([10, 700, 3, 1, 2]) };
+        let blocks = [10, 700, 3, 1, 2];
+        let of_two_blocks = Case { has: vec![vec![1], vec![300]], ..Case::new(blocks) };
         let cases = if cfg!(miri) { &SIZES[..2] } else { SIZES }.iter().map(|&size| (size, Case::new(size)));
-        for (size, case) in cases.chain([([10, 700, 3, 1, 2], of_two_blocks)]) {
+        for (size, case) in cases.chain([(blocks, of_two_blocks)]) {
             let LabelSizes { inputs, group, labels, .. } = case.layer.sizes;
             // The same logits from weights of which most are 0.
             let dense = LabelSizes { fan_in: inputs, ..case.layer.sizes };
